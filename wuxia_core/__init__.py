@@ -1,0 +1,28 @@
+"""Teach a causal language model to write 武侠 prose by masked reconstruction.
+
+The public names load what they need when they are first used.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Book": "corpus",
+    "CorpusError": "errors",
+    "Mixture": "mixing",
+    "SpanMasker": "masking",
+    "bits_per_char": "evaluate",
+    "load_adapter": "model",
+    "load_config": "config",
+    "mix": "mixing",
+    "read_book": "corpus",
+    "show_masks": "show",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,54 @@
+"""What can go wrong for a user, each with the exit status that `launch_ddp.py` ends with.
+
+The message of every one of these says what, where and what to do; no traceback is shown for them.
+"""
+
+
+class WuxiaError(Exception):
+    """A failure that is the user's or the machine's to mend, not a bug."""
+
+    exit_status = 1
+
+
+class ConfigError(WuxiaError):
+    """Usage or configuration: an unknown key, a value out of range, a finished output_dir."""
+
+    exit_status = 2
+
+
+class DataError(WuxiaError):
+    """The texts, or a run folder, do not hold what is needed."""
+
+    exit_status = 3
+
+
+class CorpusError(DataError):
+    """A file that cannot be read as text.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    offset : int or None
+        Byte at which decoding failed.
+    tried : tuple of str
+        Encodings that were tried.
+    """
+
+    def __init__(
+        self, message: str, path: str, offset: int | None = None, tried: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.path, self.offset, self.tried = path, offset, tried
+
+
+class NonFiniteError(WuxiaError):
+    """The loss or a gradient is not a finite number."""
+
+    exit_status = 4
+
+
+class MachineError(WuxiaError):
+    """The machine or the network: hub, memory, disk, port."""
+
+    exit_status = 5

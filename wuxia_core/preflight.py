@@ -1,0 +1,129 @@
+"""What is checked and said before a run: processes, batch, the run folder, the cards."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from wuxia_core.config import Config
+from wuxia_core.errors import ConfigError
+
+
+def process_count(asked: int | None) -> int:
+    """Choose how many processes to start: one a GPU, two on a machine without any.
+
+    Raises
+    ------
+    ConfigError
+        Where more are asked for than there are GPUs.
+    """
+    import torch
+
+    cards = torch.cuda.device_count()
+    if asked is not None and (asked < 1 or 0 < cards < asked):
+        has = f"; this machine has {cards} GPUs" if cards else ""
+        raise ConfigError(f"--nproc {asked}: must be at least 1, and one a GPU{has}")
+    return asked or cards or 2
+
+
+def effective_batch(config: Config, processes: int) -> int:
+    """Windows an optimizer step: a device's batch times accumulation times processes."""
+    training = config.training
+    return (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
+    )
+
+
+def check_windows(config: Config, windows: int, processes: int) -> None:
+    """Refuse a mixture that cannot give each process a window.
+
+    Raises
+    ------
+    ConfigError
+        Naming both numbers.
+    """
+    if windows < processes:
+        raise ConfigError(
+            f"{processes} processes for {windows} training windows of {config.data.max_length} "
+            f"tokens: lower --nproc or data.max_length, or add text to {config.data.data_dir}"
+        )
+
+
+def check_precision(config: Config) -> None:
+    """Refuse fp16 where there is no GPU.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key.
+    """
+    import torch
+
+    if config.training.fp16 and not torch.cuda.is_available():
+        raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run folder already holds an adapter or a checkpoint."""
+    return (folder / "adapter_model.safetensors").exists() or any(folder.glob("checkpoint-*"))
+
+
+def claim_output_dir(config: Config, named: bool) -> Path:
+    """Choose the run folder: the one named, or the first free one of `sample`, `sample-2`, …
+
+    Raises
+    ------
+    ConfigError
+        Where the named folder already holds a run, or cannot be written to.
+    """
+    folder = Path(config.training.output_dir)
+    if named and finished(folder):
+        raise ConfigError(
+            f"training.output_dir {folder}: already holds a run, which is never overwritten; "
+            "name another folder with --set training.output_dir=..."
+        )
+    candidate, number = folder, 1
+    while finished(candidate):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    try:
+        candidate.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"training.output_dir {candidate}: cannot be made ({error.strerror})"
+        ) from None
+    return candidate
+
+
+def card_precautions() -> list[str]:
+    """Switch off what RTX 40 cards get wrong over NCCL, unless the user decided; say what was set.
+
+    They have no peer-to-peer copy, and some drivers offer it all the same.
+    """
+    import torch
+
+    names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
+    if not any("GeForce RTX 40" in name for name in names):
+        return []
+    wanted = [key for key in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if key not in os.environ]
+    os.environ.update(dict.fromkeys(wanted, "1"))
+    return [f"{key}=1 (GeForce RTX 40)" for key in wanted]
+
+
+def summary(config: Config, processes: int, report: pd.DataFrame, windows: int) -> str:
+    """Describe the run in a few lines, the effective batch first."""
+    training = config.training
+    batch = effective_batch(config, processes)
+    shares = ", ".join(
+        f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in report.itertuples()
+    )
+    per_epoch = -(-windows // batch)
+    epochs = int(per_epoch * training.num_train_epochs)
+    steps = training.max_steps if training.max_steps > 0 else epochs
+    return (
+        f"effective batch {batch} = {training.per_device_train_batch_size} a process "
+        f"× {training.gradient_accumulation_steps} accumulated × {processes} processes\n"
+        f"training text: {shares}\n"
+        f"about {steps} steps of {windows} windows of at most {config.data.max_length} tokens "
+        f"({per_epoch} steps an epoch)"
+    )

@@ -1,0 +1,122 @@
+"""Run a notebook with parameters and export it as one HTML file that opens offline.
+
+    python -m wuxia_core.report 05_evaluate_adapter -p output_dir output/sample
+
+papermill accepts a misspelt parameter in silence, and pastes its name in as code: names are
+checked against the notebook first.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wuxia_core.config import PROJECT
+from wuxia_core.errors import ConfigError, DataError, WuxiaError
+
+NOTEBOOKS = PROJECT / "notebooks"
+PAGE = """<!DOCTYPE html>
+<html lang="zh-Hans"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<style>
+:root {{ color-scheme: light dark }}
+body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "Noto Sans SC",
+ "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", system-ui, sans-serif }}
+pre {{ overflow-x: auto; font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12);
+ white-space: pre-wrap }}
+img {{ max-width: 100%; background: white }}
+table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }}
+td, th {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid rgba(128,128,128,.4) }}
+.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
+</style></head><body>{body}</body></html>
+"""
+
+
+def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
+    """Execute a notebook and write `NAME.ipynb` and `NAME.html` into a folder.
+
+    Parameters
+    ----------
+    name : str
+        Stem of a file in `notebooks/`.
+    parameters : dict
+        Values for the notebook's `parameters` cell.
+    folder : Path
+        Made if it is missing.
+
+    Returns
+    -------
+    Path of the HTML file.
+
+    Raises
+    ------
+    ConfigError
+        Where the notebook or one of its parameters does not exist.
+    DataError
+        Where a cell fails, with its error.
+    """
+    import papermill
+
+    source = NOTEBOOKS / f"{name}.ipynb"
+    if not source.is_file():
+        there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+        raise ConfigError(f"no notebook {name}; there are: {there}")
+    _check_names(source, parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / f"{name}.ipynb"
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        papermill.execute_notebook(str(source), str(executed), parameters, kernel_name="python3")
+    except papermill.PapermillExecutionError as error:
+        raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
+    return _export(executed)
+
+
+def _check_names(source: Path, parameters: dict[str, Any]) -> None:
+    import papermill
+
+    known = papermill.inspect_notebook(str(source))
+    for name in parameters:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(known)}"
+            raise ConfigError(f"{source.name} has no parameter {name}{hint}")
+
+
+def _export(executed: Path) -> Path:
+    """Write HTML without scripts, under a policy that would refuse them."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True)
+    body, _ = exporter.from_filename(str(executed))
+    page = executed.with_suffix(".html")
+    page.write_text(PAGE.format(title=executed.stem, body=body), encoding="utf-8")
+    return page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m wuxia_core.report", description=__doc__)
+    parser.add_argument("notebook", help="stem of a file in notebooks/, such as 02_see_masks")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--out", default="output/reports", help="folder (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        parameters = {name: yaml.safe_load(value) for name, value in options.p}
+        print(run(options.notebook, parameters, Path(options.out)))
+    except WuxiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
