@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
@@ -41,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def prepare(options: argparse.Namespace) -> tuple[Config, Path, int]:
+def prepare(options: argparse.Namespace) -> tuple[Path, int]:
     """Check everything that can be checked without a model, mix, and write the run's config."""
     from wuxia_core import preflight
     from wuxia_core.mixing import mix, train_windows
@@ -59,7 +59,7 @@ def prepare(options: argparse.Namespace) -> tuple[Config, Path, int]:
     for precaution in preflight.card_precautions():
         print(precaution)
     config.save(folder / "config.yaml")
-    return config, folder, processes
+    return folder, processes
 
 
 def torchrun(folder: Path, processes: int) -> None:
@@ -106,7 +106,7 @@ def launch(options: argparse.Namespace) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    config, folder, processes = prepare(options)
+    folder, processes = prepare(options)
     try:
         torchrun(folder, processes)
     except ChildFailedError as error:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wuxia_core.errors import ConfigError
 
@@ -231,9 +239,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{path}: cannot be read ({error.strerror}); give --config a YAML file"
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
-        ) from None
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     for section, values in tree.items():
@@ -248,7 +254,9 @@ def _places(root: yaml.Node, path: Path) -> dict[str, str]:
     def walk(node: yaml.Node, prefix: str) -> None:
         if not isinstance(node, yaml.MappingNode):
             if prefix == "":
-                raise ConfigError(f"{path}: must hold sections such as `training:`, not a {node.id}")
+                raise ConfigError(
+                    f"{path}: must hold sections such as `training:`, not {node.value!r:.40}"
+                )
             return
         for key, value in node.value:
             name = f"{prefix}{key.value}"
@@ -313,7 +321,9 @@ def _nearest(name: str) -> str:
         by_key[key]
         for key in difflib.get_close_matches(name.rpartition(".")[2], by_key, n=1, cutoff=0.6)
     ]
-    return f"; did you mean {close[0]}?" if close else f"; sections: {', '.join(Config.model_fields)}"
+    return (
+        f"; did you mean {close[0]}?" if close else f"; sections: {', '.join(Config.model_fields)}"
+    )
 
 
 def _keys(section: Any) -> list[str]:

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +27,8 @@ PASSAGE = 200  # characters: shorter lines of general text are gathered up to th
 
 NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅]+"
 HEADING = re.compile(
-    rf"^(?:第{NUMERAL}[回章节卷](?![^\s　]*[。！？”]$).{{0,40}}|楔子|引首|引子|序|序章|序言|自序|尾声|后记)$",
+    rf"^(?:第{NUMERAL}[回章节卷](?![^\s　]*[。！？”]$).{{0,40}}"
+    r"|楔子|引首|引子|序|序章|序言|自序|尾声|后记)$",
     re.MULTILINE,
 )
 
@@ -133,7 +135,9 @@ def _decode(data: bytes, encoding: str, path: Path) -> str:
                 str(path), error.start, ("utf-8", *CANDIDATES),
             ) from None  # fmt: skip
         log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
-    strange = sum(character < " " and character not in "\t\n\r\f\x1a" for character in text[:100_000])
+    strange = sum(
+        character < " " and character not in "\t\n\r\f\x1a" for character in text[:100_000]
+    )
     if strange > MOST_BROKEN * min(len(text), 100_000):
         raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
     return text
@@ -155,8 +159,8 @@ def chapters(text: str) -> list[tuple[str, str]]:
     starts = [match.start() for match in HEADING.finditer(text)]
     if not starts:
         return [(str(n), part) for n, part in enumerate(_gather(text.split("\n"), SECTION), 1)]
-    edges = sorted({0, *starts}) + [len(text) + 1]
-    parts = [text[a : b - 1] for a, b in zip(edges, edges[1:], strict=False)]
+    edges = [*sorted({0, *starts}), len(text) + 1]
+    parts = [text[a : b - 1] for a, b in pairwise(edges)]
     return [(_heading(part), part) for part in _join_short(parts)]
 
 
@@ -205,8 +209,8 @@ def find_novels(data_dir: Path, general: Path | None) -> list[Path]:
     novels = [path for path in files if path.is_file() and _is_novel(path, data_dir, general)]
     if not novels:
         raise DataError(
-            f"data.data_dir {data_dir}: no novel in it ({len(files)} .txt files, all of them general "
-            "text or in a folder of this project's own); put novels as .txt files there"
+            f"data.data_dir {data_dir}: no novel in it ({len(files)} .txt files, all of them "
+            "general text or in this project's own folders); put novels as .txt files there"
         )
     return novels
 

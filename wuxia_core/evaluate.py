@@ -147,7 +147,7 @@ def _score_all(model: "PreTrainedModel", batches: Any) -> dict[str, Floats]:
 
 def _score(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> dict[str, Floats]:
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = batch.pop("labels")
@@ -216,9 +216,7 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     mixture = mixing.open_mixture(mixing.mixture_folder(config.data.processed_data_file))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tuned, tokenizer = model.load_adapter(folder, device)
-    collate = MaskCollator.from_config(
-        config, tokenizer, model.adapter_mask_id(folder), "masked"
-    )
+    collate = MaskCollator.from_config(config, tokenizer, model.adapter_mask_id(folder), "masked")
     rows = []
     for source in ("wuxia", "general"):
         with tuned.disable_adapter():

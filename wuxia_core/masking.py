@@ -62,7 +62,9 @@ class SpanMasker:
         if not 0 <= self.span_ratio <= 1:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
-            raise ConfigError(f"masking.span_length {list(self.span_length)}: must be [short, long]")
+            raise ConfigError(
+                f"masking.span_length {list(self.span_length)}: must be [short, long]"
+            )
         if not 0 < self.mask_ratio <= self.largest_ratio:
             raise ConfigError(
                 f"masking.mask_ratio {self.mask_ratio}: must lie in (0, {self.largest_ratio:.2f}]; "
@@ -122,7 +124,9 @@ class SpanMasker:
         seen, dither = 0, rng.random()
         for start, end in _runs(maskable):
             n = end - start
-            count = _share(seen + n, self.mask_ratio, dither) - _share(seen, self.mask_ratio, dither)
+            count = _share(seen + n, self.mask_ratio, dither) - _share(
+                seen, self.mask_ratio, dither
+            )
             seen += n
             if words is None:
                 kinds[start:end] = self._arrange(n, count, rng)

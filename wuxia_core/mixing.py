@@ -2,7 +2,7 @@
 
 The folder is written atomically and used again while its inputs and settings are unchanged:
 `documents.parquet` (source, book, chapter, split, text), `windows.parquet` (document, start, end,
-source, split; offsets into the tokens), `tokens.npy` (int32), `word_starts.npy` (bool, a token each)
+source, split; offsets into the tokens), `tokens.npy` (int32), `word_starts.npy` (bool)
 and `manifest.json`.
 """
 
@@ -300,7 +300,9 @@ def tokenize(
             split_special_tokens=True,
             return_offsets_mapping=True,
         )
-        for text, ids, offsets in zip(batch, encoded.input_ids, encoded.offset_mapping, strict=True):
+        for text, ids, offsets in zip(
+            batch, encoded.input_ids, encoded.offset_mapping, strict=True
+        ):
             tokens.append(np.array([tokenizer.eos_token_id, *ids], np.int32))
             word_starts.append(_word_starts(text, np.array(offsets, np.int64).reshape(-1, 2)))
     return tokens, word_starts
@@ -352,7 +354,8 @@ def _choose_general(
     wanted = ratio / (1 - ratio) * lengths[train["source"] == "wuxia"].sum()
     general = train[train["source"] == "general"]
     order = sorted(
-        general.index, key=lambda row: (draw(config.training.seed, general.at[row, "document"]), row)
+        general.index,
+        key=lambda row: (draw(config.training.seed, general.at[row, "document"]), row),
     )
     reached = np.concatenate([[0], np.cumsum(lengths[order])])
     unused = order[int(np.abs(reached - wanted).argmin()) :]
@@ -390,5 +393,3 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
         if len(rows):
             chosen[source] = Windows(mixture, rows)
     return chosen
-
-

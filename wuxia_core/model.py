@@ -67,8 +67,8 @@ def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
         raise MachineError(
             f"cannot load the model {name}: tried the folder {path} "
             f"({'present' if Path(path).is_dir() else 'missing'}) and {where} ({first}).\n"
-            "Download it where there is a network and point model.model_name_or_path at its folder, "
-            "or set HF_ENDPOINT to a mirror you can reach."
+            "Download it where there is a network and point model.model_name_or_path at its "
+            "folder, or set HF_ENDPOINT to a mirror you can reach."
         ) from None
 
 
@@ -85,7 +85,7 @@ def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:
     known = tokenizer.get_vocab()
     if MASK_TOKEN in known:
         return int(known[MASK_TOKEN])
-    spare = max(known.values()) + 1
+    spare = int(max(known.values())) + 1
     if spare >= vocab_size:
         raise ConfigError(
             f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for the "

@@ -28,7 +28,7 @@ def asked_cross_entropy(
     -------
     Scalar, nats per asked token once summed over accumulation steps and ranks.
     """
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
     total = F.cross_entropy(outputs.logits.float(), targets, reduction="sum")

@@ -29,9 +29,7 @@ def process_count(asked: int | None) -> int:
 def effective_batch(config: Config, processes: int) -> int:
     """Windows an optimizer step: a device's batch times accumulation times processes."""
     training = config.training
-    return (
-        training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
-    )
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
 
 def check_windows(config: Config, windows: int, processes: int) -> None:
@@ -69,7 +67,7 @@ def finished(folder: Path) -> bool:
 
 
 def claim_output_dir(config: Config, named: bool) -> Path:
-    """Choose the run folder: the one named, or the first free one of `sample`, `sample-2`, …
+    """Choose the run folder: the named one, else the first free of `sample`, `sample-2` and so on.
 
     Raises
     ------

@@ -8,6 +8,7 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ class MaskView:
         shown = html.escape(self.text[piece.start : piece.end])
         if piece.kind == KEPT:
             return shown
-        tip = html.escape(f"{NAMES[piece.kind]}: {len(piece.tokens)} tokens {' '.join(piece.tokens)}")
+        tip = html.escape(
+            f"{NAMES[piece.kind]}: {len(piece.tokens)} tokens {' '.join(piece.tokens)}"
+        )
         style = f"background:{FILL[piece.kind]};border-bottom:{LINE[piece.kind]};color:inherit"
         return f'<span title="{tip}" style="{style}">{shown}</span>'
 
@@ -141,7 +144,7 @@ def _pieces(
             int(by_character[start]),
             tuple(n for n, (a, b) in zip(names, offsets, strict=True) if a < end and b > start),
         )
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     ]
 
 
@@ -204,7 +207,9 @@ def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -
         label = f"{row.source} {row.share:.1%}"
         ax.barh(0, row.tokens, left=left, color=PLACE_COLOURS[row.source], label=label)
         left += row.tokens
-    ax.axvline(left * (1 - asked), color="black", linestyle="--", label=f"asked: {asked:.1%} general")
+    ax.axvline(
+        left * (1 - asked), color="black", linestyle="--", label=f"asked: {asked:.1%} general"
+    )
     ax.set_yticks([])
     ax.set_xlabel("training tokens")
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=3)
@@ -247,7 +252,9 @@ def plot_metric(
     for column, colour, line in styles:
         if column in metrics:
             rows = metrics[metrics[column].notna()]
-            ax.plot(rows["step"], rows[column], line, color=colour, label=columns[column], marker=".")
+            ax.plot(
+                rows["step"], rows[column], line, color=colour, label=columns[column], marker="."
+            )
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(ylabel)
     ax.legend(frameon=False)

@@ -129,9 +129,7 @@ def train(folder: Path) -> None:
     base = load_base(name, weights_dtype(config))
     mask_id = mask_token_id(tokenizer, base.config.vocab_size)
     mixture = open_mixture(mixture_folder(config.data.processed_data_file))
-    held_out = held_out_windows(
-        mixture, config.evaluation.max_documents, config.training.seed
-    )
+    held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     trainer = SpanTrainer(
