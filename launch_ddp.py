@@ -97,7 +97,7 @@ def finish(folder: Path) -> None:
 
     card = evaluate.evaluate(folder)
     page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")
-    print(evaluate.closing_table(card))
+    print(report.closing_table(card))
     print(f"\nadapter    {folder}\nscorecard  {folder / 'scorecard.json'}\nreport     {page}")
 
 

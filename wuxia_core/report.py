@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from wuxia_core.config import PROJECT
@@ -37,6 +38,35 @@ td, th {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid rgba
 .anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
 </style></head><body>{body}</body></html>
 """
+
+
+def closing_table(card: dict[str, Any]) -> str:
+    """Say what fell and what rose, worst news first, then show the two passages."""
+    table = pd.DataFrame(card["metrics"])
+    lines = [_verdict(table)]
+    for row in table.itertuples():
+        label = f"  {row.source:8}{row.name:16}"
+        if pd.isna(row.delta):
+            lines.append(f"{label}not measured: {row.reason}")
+            continue
+        way = "fell" if row.delta < 0 else "rose"
+        lines.append(
+            f"{label}{row.base:8.3f} → {row.tuned:8.3f}  {way} by {abs(row.delta):.3f} "
+            f"[{row.low:+.3f}, {row.high:+.3f}] {row.unit}, n = {row.n}"
+        )
+    passages = card["passages"]
+    return "\n".join([*lines, "", f"base:  {passages['base']}", "", f"tuned: {passages['tuned']}"])
+
+
+def _verdict(table: pd.DataFrame) -> str:
+    """Say first whether left-to-right prediction got worse, then whether masks are recovered."""
+    bits = table[(table["name"] == "bits_per_char") & table["delta"].notna()]
+    rose = [f"{row.source} by {row.delta:.3f}" for row in bits.itertuples() if row.delta > 0]
+    if rose:
+        return f"bits per character ROSE (worse left to right): {', '.join(rose)}"
+    if bits.empty:
+        return "bits per character were not measured: too little held-out text"
+    return "bits per character fell on every held-out source"
 
 
 def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:

@@ -1,151 +1,22 @@
-"""What a person looks at: masked text as HTML, and plots with a font that has the characters.
-
-Plots take `ax=None` and return the Axes. Text is always escaped before it becomes HTML.
-"""
+"""Plots with a font that has the characters: `ax=None` in, Axes out."""
 
 import functools
-import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from wuxia_core.config import TINY_BASE
 from wuxia_core.errors import DataError
-from wuxia_core.masking import KEPT, SINGLE, SPAN, Kinds, SpanMasker
+from wuxia_core.masking import Kinds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from transformers import PreTrainedTokenizerBase
 
-FONT = Path(__file__).parent / "fonts" / "NotoSansSC-Regular-GBK.otf"
+FONT = Path(__file__).parents[1] / "fonts" / "NotoSansSC-Regular-GBK.otf"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe & Ito 2008
-FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
-LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
-NAMES = {SINGLE: "single", SPAN: "span"}
-TERMINAL = {SINGLE: "〔{}〕", SPAN: "【{}】"}
-PLACE_COLOURS = {"wuxia": ORANGE, "general": BLUE}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of text that is shown in one way: `[start, end)` in characters."""
-
-    start: int
-    end: int
-    kind: int
-    tokens: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MaskView:
-    """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals."""
-
-    text: str
-    pieces: tuple[Piece, ...]
-    kinds: Kinds
-
-    def __str__(self) -> str:
-        """Mark singles 〔so〕 and spans 【so】."""
-        return "".join(
-            TERMINAL.get(piece.kind, "{}").format(self.text[piece.start : piece.end])
-            for piece in self.pieces
-        )
-
-    def _repr_html_(self) -> str:
-        body = "".join(self._piece_html(piece) for piece in self.pieces)
-        return (
-            '<div lang="zh-Hans" style="white-space:pre-wrap;line-height:2;font-size:16px">'
-            f"{body}</div>{self._legend()}"
-        )
-
-    def _piece_html(self, piece: Piece) -> str:
-        shown = html.escape(self.text[piece.start : piece.end])
-        if piece.kind == KEPT:
-            return shown
-        tip = html.escape(
-            f"{NAMES[piece.kind]}: {len(piece.tokens)} tokens {' '.join(piece.tokens)}"
-        )
-        style = f"background:{FILL[piece.kind]};border-bottom:{LINE[piece.kind]};color:inherit"
-        return f'<span title="{tip}" style="{style}">{shown}</span>'
-
-    def _legend(self) -> str:
-        total = len(self.kinds)
-        parts = []
-        for kind, name in NAMES.items():
-            count = int((self.kinds == kind).sum())
-            style = f"background:{FILL[kind]};border-bottom:{LINE[kind]};color:inherit"
-            parts.append(f'<span style="{style}">{name}</span> {count} ({count / total:.1%})')
-        return f'<p style="font-size:13px">{" · ".join(parts)} of {total} tokens</p>'
-
-
-def show_masks(
-    text: str,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-    masker: SpanMasker | None = None,
-    key: int = 0,
-    epoch: int = 0,
-) -> MaskView:
-    """Show which tokens of a text would be masked.
-
-    Parameters
-    ----------
-    text : str
-        Any text; it is escaped wherever it becomes HTML.
-    tokenizer : optional
-        By default the bundled one.
-    masker : SpanMasker, optional
-        By default the recipe's: 15 %, half of it in spans of 3 to 5.
-    key, epoch : int
-        Another key or epoch, another draw.
-
-    Raises
-    ------
-    DataError
-        Where the text has no token.
-    """
-    if tokenizer is None:
-        from wuxia_core.model import load_tokenizer
-
-        tokenizer = load_tokenizer(str(TINY_BASE))
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    if not encoded.input_ids:
-        raise DataError("show_masks: the text is empty")
-    maskable = np.ones((1, len(encoded.input_ids)), np.bool_)
-    maskable[0, 0] = False
-    kinds = (masker or SpanMasker()).kinds(maskable, [key], epoch)[0]
-    names = [f"#{number}" for number in encoded.input_ids]
-    return MaskView(text, tuple(_pieces(text, encoded.offset_mapping, kinds, names)), kinds)
-
-
-def _pieces(
-    text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds, names: Sequence[str]
-) -> list[Piece]:
-    """Join tokens to stretches of one kind, by characters.
-
-    Tokens of a byte-level vocabulary may share a character; it takes the strongest kind of its
-    tokens. Characters that no token covers are shown as kept.
-    """
-    by_character = np.zeros(len(text), np.int8)
-    for (start, end), kind in zip(offsets, kinds, strict=True):
-        by_character[start:end] = np.maximum(by_character[start:end], kind)
-    edges = np.flatnonzero(np.diff(by_character, prepend=-1, append=-1))
-    return [
-        Piece(
-            int(start),
-            int(end),
-            int(by_character[start]),
-            tuple(n for n, (a, b) in zip(names, offsets, strict=True) if a < end and b > start),
-        )
-        for start, end in pairwise(edges)
-    ]
+SOURCE_COLOURS = {"wuxia": ORANGE, "general": BLUE}
 
 
 @functools.cache
@@ -192,7 +63,7 @@ def plot_lengths(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     for source, rows in documents.groupby("source"):
         lengths = rows["text"].str.len()
         label = f"{source}, n = {len(rows)}"
-        ax.hist(lengths, bins=30, alpha=0.6, color=PLACE_COLOURS[str(source)], label=label)
+        ax.hist(lengths, bins=30, alpha=0.6, color=SOURCE_COLOURS[str(source)], label=label)
     ax.set_xlabel("characters a document")
     ax.set_ylabel("documents")
     ax.legend(frameon=False)
@@ -205,7 +76,7 @@ def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -
     left = 0
     for row in report.itertuples():
         label = f"{row.source} {row.share:.1%}"
-        ax.barh(0, row.tokens, left=left, color=PLACE_COLOURS[row.source], label=label)
+        ax.barh(0, row.tokens, left=left, color=SOURCE_COLOURS[row.source], label=label)
         left += row.tokens
     ax.axvline(
         left * (1 - asked), color="black", linestyle="--", label=f"asked: {asked:.1%} general"
@@ -267,7 +138,7 @@ def plot_scorecard(card: dict[str, Any], name: str, ax: "Axes | None" = None) ->
     ax = axes(ax, size=(7.5, 1.4 + 0.4 * len(rows)))
     for place, row in enumerate(rows):
         error = [[row["delta"] - row["low"]], [row["high"] - row["delta"]]]
-        colour = PLACE_COLOURS[row["source"]]
+        colour = SOURCE_COLOURS[row["source"]]
         ax.errorbar(row["delta"], place, xerr=error, fmt="o", color=colour, capsize=4)
     ax.axvline(0, color="black", linewidth=1)
     labels = [f"{row['source']} (n = {row['n']})" for row in rows]

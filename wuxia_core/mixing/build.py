@@ -1,10 +1,4 @@
-"""From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
-
-The folder is written atomically and used again while its inputs and settings are unchanged:
-`documents.parquet` (source, book, chapter, split, text), `windows.parquet` (document, start, end,
-source, split; offsets into the tokens), `tokens.npy` (int32), `word_starts.npy` (bool)
-and `manifest.json`.
-"""
+"""From files to the mixture folder: split by book, tokenize, cut windows, mix by tokens."""
 
 import hashlib
 import json
@@ -12,16 +6,25 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
 from wuxia_core import corpus
 from wuxia_core.config import Config, locate
 from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.mixing.store import (
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    Mixture,
+    draw,
+    mixture_folder,
+    open_mixture,
+    read_manifest,
+)
+from wuxia_core.mixing.tokens import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,92 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the folder's content changes, so that older ones are built again
-BATCH = 64  # documents a call of the tokenizer
-TRAIN, VALIDATION, UNUSED = "train", "validation", "unused"
-
-Tokens = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
-
-
-class Window(NamedTuple):
-    """A stretch of one document, as the collator takes it."""
-
-    input_ids: Tokens  # (T,)
-    word_ids: Tokens  # (T,)
-    key: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What a run trains and is judged on.
-
-    Attributes
-    ----------
-    tokens : (N,) int32
-        All documents, each behind an end-of-text token, memory-mapped.
-    word_starts : (N,) bool
-        Where a token begins a word, memory-mapped.
-    windows, documents : DataFrame
-        As in the module's docstring.
-    report : DataFrame
-        `source`, `documents`, `tokens`, `share` of the training windows.
-    folder : Path
-        Where it lies.
-    """
-
-    tokens: Tokens
-    word_starts: Flags
-    windows: pd.DataFrame
-    documents: pd.DataFrame
-    folder: Path
-
-    @property
-    def report(self) -> pd.DataFrame:
-        """Training windows by source."""
-        train = self.windows[self.windows["split"] == TRAIN]
-        lengths = train["end"] - train["start"]
-        table = pd.DataFrame(
-            {
-                "documents": train.groupby("source")["document"].nunique(),
-                "tokens": lengths.groupby(train["source"]).sum(),
-            }
-        )
-        table["share"] = table["tokens"] / table["tokens"].sum()
-        return table.sort_index(ascending=False).reset_index()
-
-    def held_out(self, source: str, limit: int, seed: int) -> pd.DataFrame:
-        """At most `limit` held-out documents of a source, drawn by key, in their own order."""
-        rows = self.documents.query("split == @VALIDATION and source == @source")
-        drawn = sorted(rows.index, key=lambda number: draw(seed, "held out", number))[:limit]
-        return rows.loc[sorted(drawn)]
-
-
-class Windows:
-    """Windows as a dataset: `windows[3]` at epoch 0, `windows[2, 3]` at epoch 2.
-
-    The epoch travels with the index, so that a worker or a resumed run needs to be told nothing.
-    """
-
-    def __init__(self, mixture: Mixture, rows: pd.DataFrame) -> None:
-        self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self.documents = rows["document"].to_numpy()  # (windows,) which document each is from
-        self._keys = rows.index.to_numpy()
-        self._starts, self._ends = rows["start"].to_numpy(), rows["end"].to_numpy()
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, index: int | tuple[int, int]) -> Window:
-        epoch, row = index if isinstance(index, tuple) else (0, index)
-        place = slice(self._starts[row], self._ends[row])
-        word_ids = np.cumsum(self._word_starts[place], dtype=np.int32)
-        return Window(self._tokens[place], word_ids, int(self._keys[row]), epoch)
-
-
-def draw(seed: int, *names: object) -> str:
-    """Turn a seed and names into a key to sort by: the same order on any machine."""
-    return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
 
 
 def mix(config: Config) -> Mixture:
@@ -133,37 +50,12 @@ def mix(config: Config) -> Mixture:
     inputs = _inputs(config)
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     manifest = _manifest(config, inputs, tokenizer)
-    if _written(folder) != manifest:
+    if read_manifest(folder) != manifest:
         documents = _split(_read(inputs), config.data.val_ratio, config.training.seed)
         _build(folder, documents, tokenizer, config, manifest)
     mixture = open_mixture(folder)
     _warn_about_general(mixture, config.data.general_ratio)
     return mixture
-
-
-def open_mixture(folder: Path) -> Mixture:
-    """Map a mixture folder into memory.
-
-    Raises
-    ------
-    DataError
-        Where the folder holds none.
-    """
-    if _written(folder) is None:
-        raise DataError(f"{folder}: no mixture there (manifest.json is missing); mix again")
-    return Mixture(
-        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-        word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
-        windows=pd.read_parquet(folder / "windows.parquet"),
-        documents=pd.read_parquet(folder / "documents.parquet"),
-        folder=folder,
-    )
-
-
-def mixture_folder(processed_data_file: str) -> Path:
-    """Turn `data/processed.jsonl`, as older files have it, into the folder `data/processed`."""
-    path = Path(processed_data_file)
-    return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 @dataclass(frozen=True)
@@ -217,11 +109,6 @@ def _manifest(
     }
 
 
-def _written(folder: Path) -> dict[str, Any] | None:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def _split(documents: list[corpus.Document], val_ratio: float, seed: int) -> pd.DataFrame:
     """Add the split: novels by whole books, or by chapters where there is one; general by text."""
     table = pd.DataFrame(documents)
@@ -260,7 +147,7 @@ def _build(
     manifest: dict[str, Any],
 ) -> None:
     """Write the folder beside its place and move it there when it is whole."""
-    if folder.exists() and _written(folder) is None and any(folder.iterdir()):
+    if folder.exists() and read_manifest(folder) is None and any(folder.iterdir()):
         raise ConfigError(
             f"data.processed_data_file {folder}: a folder that is not a mixture; name another one"
         )
@@ -279,49 +166,6 @@ def _build(
     if folder.exists():
         shutil.rmtree(folder)
     staging.replace(folder)
-
-
-def tokenize(
-    texts: list[str], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Tokens], list[Flags]]:
-    """Encode texts, each behind one end-of-text token, and flag the tokens that begin a word.
-
-    A novel that happens to contain the letters of a special token does not make one.
-    """
-    tokens: list[Tokens] = []
-    word_starts: list[Flags] = []
-    for start in tqdm(
-        range(0, len(texts), BATCH), desc="tokenizing", unit="batch", disable=len(texts) <= BATCH
-    ):
-        batch = texts[start : start + BATCH]
-        encoded = tokenizer(
-            batch,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
-        for text, ids, offsets in zip(
-            batch, encoded.input_ids, encoded.offset_mapping, strict=True
-        ):
-            tokens.append(np.array([tokenizer.eos_token_id, *ids], np.int32))
-            word_starts.append(_word_starts(text, np.array(offsets, np.int64).reshape(-1, 2)))
-    return tokens, word_starts
-
-
-def _word_starts(text: str, offsets: npt.NDArray[np.int64]) -> Flags:
-    """Flag tokens that begin a word, from their (T, 2) character offsets; (T + 1,) with the first.
-
-    A token that holds the end of one word and the start of the next counts as a start.
-    """
-    import rjieba
-
-    edges = np.cumsum([0, *map(len, rjieba.cut(text))])
-    is_edge = np.zeros(len(text) + 1, np.int64)
-    is_edge[edges] = 1
-    before = np.concatenate([[0], np.cumsum(is_edge)])  # edges before each character
-    inside = before[offsets[:, 1]] - before[offsets[:, 0]] > 0
-    new_character = np.diff(offsets[:, 0], prepend=-1) > 0  # not a later byte of the same one
-    return np.concatenate([[True], inside & new_character])
 
 
 def _cut(documents: pd.DataFrame, lengths: list[int], config: Config) -> pd.DataFrame:
@@ -377,19 +221,3 @@ def _warn_about_general(mixture: Mixture, asked: float) -> None:
     elif got < asked * 0.9:
         log.warning("general text is %.1f %% of the tokens, not %.1f %%: there is no more of it",
                     100 * got, 100 * asked)  # fmt: skip
-
-
-def train_windows(mixture: Mixture) -> Windows:
-    """All training windows."""
-    return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
-
-
-def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windows]:
-    """Windows of the held-out documents by source, for the loss during training."""
-    chosen = {}
-    for source in sorted(set(mixture.windows["source"])):
-        documents = mixture.held_out(source, limit, seed).index
-        rows = mixture.windows[mixture.windows["document"].isin(documents)]
-        if len(rows):
-            chosen[source] = Windows(mixture, rows)
-    return chosen

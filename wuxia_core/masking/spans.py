@@ -1,30 +1,18 @@
-"""What is hidden from the model: spans and single tokens, keyed so that every draw can be repeated.
-
-A row's mask hangs on (seed, epoch, key of the window) alone, never on its neighbours in the batch,
-the rank or the worker. This module draws and applies masks; it knows nothing of text or models.
-"""
+"""Which tokens are masked: spans and singles, arranged exactly and keyed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.errors import ConfigError
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from wuxia_core.config import Config
-    from wuxia_core.mixing import Window
-
 KEPT, SINGLE, SPAN = 0, 1, 2
-IGNORE_INDEX = -100
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.int32]
 Kinds = npt.NDArray[np.int8]
 
 
@@ -85,7 +73,7 @@ class SpanMasker:
         maskable: Bools,
         keys: Sequence[int] | Ints,
         epoch: int = 0,
-        word_ids: npt.NDArray[np.int32] | None = None,
+        word_ids: Words | None = None,
     ) -> Kinds:
         """Draw one mask a row.
 
@@ -117,7 +105,7 @@ class SpanMasker:
         self,
         kinds: Kinds,
         maskable: Bools,
-        words: npt.NDArray[np.int32] | None,
+        words: Words | None,
         rng: np.random.Generator,
     ) -> None:
         """Share the row's masked tokens among its runs of maskable tokens and fill each run."""
@@ -162,9 +150,7 @@ class SpanMasker:
         kinds[np.repeat(places, blocks) + np.arange(blocks.sum())] = np.repeat(kind, blocks)
         return kinds
 
-    def _arrange_words(
-        self, words: npt.NDArray[np.int32], count: int, rng: np.random.Generator
-    ) -> Kinds:
+    def _arrange_words(self, words: Words, count: int, rng: np.random.Generator) -> Kinds:
         """Place spans of whole words first, then singles where nothing touches them."""
         kinds = np.zeros(len(words), np.int8)
         spans = _whole_words(words, self.span_length)
@@ -191,7 +177,7 @@ def _runs(maskable: Bools) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def _whole_words(words: npt.NDArray[np.int32], span_length: tuple[int, int]) -> Ints:
+def _whole_words(words: Words, span_length: tuple[int, int]) -> Ints:
     """List every span of whole words of an allowed length.
 
     Words `[0, 0, 1, 2, 2]` and lengths 3 to 5 give `[[0, 3], [0, 5], [2, 5]]`.
@@ -206,100 +192,3 @@ def _place(kinds: Kinds, start: int, end: int, kind: int) -> None:
     """Mark `[start, end)` unless a masked token lies in it or beside it."""
     if not kinds[max(0, start - 1) : end + 1].any():
         kinds[start:end] = kind
-
-
-def model_inputs(input_ids: Ints, labels: Ints) -> "dict[str, torch.Tensor]":
-    """Add the positions whose logits are needed: (B, T) `input_ids`, `labels`, `logits_to_keep`.
-
-    `labels` is -100 where nothing is asked. The logit that scores token i stands at i - 1, so
-    `logits_to_keep` (bool) is the asked positions moved left by one:
-    labels `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. Position 0 cannot be asked. No attention mask
-    is needed: padding stands behind the text, where causal attention never looks.
-    """
-    import torch
-
-    keep = np.zeros(labels.shape, np.bool_)
-    keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "labels": torch.from_numpy(labels),
-        "logits_to_keep": torch.from_numpy(keep),
-    }
-
-
-@dataclass(frozen=True)
-class MaskCollator:
-    """Make a batch of windows into model inputs, for any objective.
-
-    Parameters
-    ----------
-    masker : SpanMasker
-        Draws the masks.
-    mask_token_id, pad_token_id : int
-        Put in place of masked tokens, and behind short windows.
-    special_ids : frozenset of int
-        Tokens that are never masked.
-    objective : {"masked", "mixed", "clm"}
-        `masked` hides tokens and asks for them; `clm` hides nothing and asks for every token;
-        `mixed` does the one or the other by turns, window by window and epoch by epoch.
-    span_unit : {"token", "word"}
-        Whether spans start and end anywhere, or on word boundaries.
-    """
-
-    masker: SpanMasker
-    mask_token_id: int
-    pad_token_id: int
-    special_ids: frozenset[int]
-    objective: str = "masked"
-    span_unit: str = "token"
-
-    @classmethod
-    def from_config(
-        cls,
-        config: "Config",
-        tokenizer: "PreTrainedTokenizerBase",
-        mask_token_id: int,
-        objective: str,
-    ) -> Self:
-        """Build the collator of a run; `mask_token_id` is the row that its adapter trains."""
-        masking = config.masking
-        return cls(
-            SpanMasker(
-                masking.mask_ratio, masking.span_ratio, masking.span_length, config.training.seed
-            ),
-            mask_token_id=mask_token_id,
-            pad_token_id=int(tokenizer.eos_token_id),
-            special_ids=frozenset(tokenizer.all_special_ids),
-            objective=objective,
-            span_unit=masking.span_unit,
-        )
-
-    def __call__(self, windows: Sequence["Window"]) -> "dict[str, torch.Tensor]":
-        """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
-        input_ids, maskable, word_ids = self._pad(windows)
-        keys = [window.key for window in windows]
-        words = word_ids if self.span_unit == "word" else None
-        masked = self.masker.kinds(maskable, keys, windows[0].epoch, words) > KEPT
-        hides = np.array([self._hides(window) for window in windows])[:, None]
-        asked = np.where(hides, masked, maskable)
-        labels = np.where(asked, input_ids, IGNORE_INDEX)
-        corrupted = np.where(asked & hides, self.mask_token_id, input_ids)
-        return model_inputs(corrupted, labels)
-
-    def _hides(self, window: "Window") -> bool:
-        if self.objective == "mixed":
-            return (window.key + window.epoch) % 2 == 0
-        return self.objective == "masked"
-
-    def _pad(self, windows: Sequence["Window"]) -> tuple[Ints, Bools, npt.NDArray[np.int32]]:
-        """Stack windows to (B, T): token ids, which may be masked, word numbers."""
-        shape = len(windows), max(len(window.input_ids) for window in windows)
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        maskable = np.zeros(shape, np.bool_)
-        word_ids = np.zeros(shape, np.int32)
-        for row, window in enumerate(windows):
-            n = len(window.input_ids)
-            input_ids[row, :n] = window.input_ids
-            maskable[row, 1:n] = ~np.isin(window.input_ids[1:], list(self.special_ids))
-            word_ids[row, :n] = window.word_ids
-        return input_ids, maskable, word_ids

@@ -1,0 +1,114 @@
+"""Decode a text file by what its bytes say, never by the first encoding that does not fail."""
+
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from wuxia_core.errors import CorpusError
+
+log = logging.getLogger(__name__)
+
+CANDIDATES = ("gb18030", "cp950", "utf-16-le", "utf-16-be")
+BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
+
+
+@dataclass(frozen=True)
+class Book:
+    """A file, decoded and not yet cleaned."""
+
+    title: str
+    text: str
+    path: Path
+    encoding: str
+
+
+def read_book(path: str | Path, encoding: str | None = None) -> Book:
+    """Decode a text file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; its stem is the title.
+    encoding : str, optional
+        Python's name of the encoding; by default it is detected.
+
+    Raises
+    ------
+    CorpusError
+        With `path`, `offset` (byte) and `tried`, where the file cannot be read, is not text, or
+        more than 0.1 % of its characters cannot be decoded.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
+    chosen = encoding or _detect(data)
+    text = _decode(data, chosen, path)
+    return Book(path.stem, text, path, chosen)
+
+
+def _detect(data: bytes) -> str:
+    """Name the encoding: by byte-order mark, as UTF-8, else by common characters."""
+    for bom, name in BOMS.items():
+        if data.startswith(bom):
+            return name
+    as_utf8 = data.decode("utf-8", errors="replace")
+    if as_utf8.count("\ufffd") <= MOST_BROKEN * len(as_utf8):
+        return "utf-8"
+    return max(CANDIDATES, key=lambda name: _plausibility(_sample(data), name))
+
+
+def _sample(data: bytes) -> bytes:
+    """Head, middle and tail, cut at multiples of four bytes so that UTF-16 stays in step."""
+    part = 16384
+    if len(data) <= 3 * part:
+        return data
+    middle, tail = len(data) // 8 * 4, (len(data) - part) // 4 * 4
+    return data[:part] + data[middle : middle + part] + data[tail:]
+
+
+def _plausibility(sample: bytes, encoding: str) -> float:
+    """Share of everyday characters, less five times the share of undecodable ones."""
+    text = sample.decode(encoding, errors="replace")
+    common = sum(character in _everyday() for character in text)
+    return (common - 5 * text.count("\ufffd")) / max(1, len(text))
+
+
+@functools.cache
+def _everyday() -> frozenset[str]:
+    """ASCII text, Chinese punctuation and the level-1 characters of GB2312 and Big5."""
+    gb = bytes(b for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for b in (row, cell))
+    big5 = bytes(b for row in range(0xA4, 0xC7) for cell in _big5_cells() for b in (row, cell))
+    han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
+    ascii_text = "".join(map(chr, range(0x20, 0x7F))) + "\n\r\t"
+    return frozenset(han + ascii_text + "，。：；？！、“”‘’「」『』《》（）…—　") - {"\ufffd"}
+
+
+def _big5_cells() -> list[int]:
+    return [*range(0x40, 0x7F), *range(0xA1, 0xFF)]
+
+
+def _decode(data: bytes, encoding: str, path: Path) -> str:
+    try:
+        text = data.decode(encoding)
+    except LookupError:
+        raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
+    except UnicodeDecodeError as error:
+        text = data.decode(encoding, errors="replace")
+        broken = text.count("\ufffd")
+        if broken > MOST_BROKEN * len(text):
+            raise CorpusError(
+                f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at "
+                f"byte {error.start}; tried {', '.join(('utf-8', *CANDIDATES))}: save it as UTF-8",
+                str(path), error.start, ("utf-8", *CANDIDATES),
+            ) from None  # fmt: skip
+        log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
+    strange = sum(
+        character < " " and character not in "\t\n\r\f\x1a" for character in text[:100_000]
+    )
+    if strange > MOST_BROKEN * min(len(text), 100_000):
+        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
+    return text

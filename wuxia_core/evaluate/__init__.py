@@ -1,0 +1,10 @@
+"""Judge an adapter against its base on text neither was trained on.
+
+Every figure is measured for the base and for the tuned model on the same documents; the interval
+of a difference comes from resampling documents, never tokens.
+"""
+
+from wuxia_core.evaluate.scorecard import continuation, evaluate, scorecard
+from wuxia_core.evaluate.scoring import bits_per_char
+
+__all__ = ["bits_per_char", "continuation", "evaluate", "scorecard"]

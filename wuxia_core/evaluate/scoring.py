@@ -1,0 +1,139 @@
+"""What a model makes of a text: bits per character, and how well it recovers masked tokens."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from wuxia_core import mixing
+from wuxia_core.errors import DataError
+from wuxia_core.masking import IGNORE_INDEX, MaskCollator, model_inputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Floats = npt.NDArray[np.float64]
+
+
+def bits_per_char(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    window: int = 256,
+    batch_size: int = 8,
+) -> float:
+    r"""Measure how well a model predicts texts, left to right: lower is better.
+
+    :math:`-\sum_t \log_2 p(x_t \mid x_{<t}) / C` over Unicode code points C after NFC, so that
+    tokenizers compare. Each token is scored once, with at least half a window before it where the
+    text is that long; an end-of-text token stands in front of each text.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        At least one character in all.
+    window : int
+        Context, tokens; windows overlap by half.
+    batch_size : int
+        Windows a forward pass.
+
+    Returns
+    -------
+    Bits per character over all texts together.
+
+    Raises
+    ------
+    DataError
+        Where there is no character.
+    """
+    table = document_bits(model, tokenizer, texts, window, batch_size)
+    if not table["chars"].sum():
+        raise DataError("bits_per_char: the texts are empty")
+    return float(table["bits"].sum() / table["chars"].sum())
+
+
+def document_bits(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    window: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """Score each text: columns `bits` and `chars`, a row a text."""
+    normal = [unicodedata.normalize("NFC", text) for text in texts]
+    tokens, _ = mixing.tokenize(normal, tokenizer)
+    rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
+    batches = (
+        _asked_batch(rows[start : start + batch_size], int(tokenizer.eos_token_id))
+        for start in range(0, len(rows), batch_size)
+    )
+    total = -(-len(rows) // batch_size)
+    scores = _score_all(model, tqdm(batches, desc="bits per character", total=total, leave=False))
+    owner = np.array([n for n, _, labels in rows for _ in range((labels != IGNORE_INDEX).sum())])
+    bits = np.bincount(owner, scores["nats"] / np.log(2), minlength=len(normal))
+    return pd.DataFrame({"bits": bits, "chars": [len(text) for text in normal]})
+
+
+def _sliding(
+    number: int, tokens: mixing.Tokens, window: int
+) -> Iterator[tuple[int, mixing.Tokens, mixing.Tokens]]:
+    """Cut windows that overlap by half; `labels` asks for each token but the first exactly once."""
+    scored = 1
+    for start in range(0, max(1, len(tokens) - window // 2), window // 2):
+        ids = tokens[start : start + window]
+        labels = ids.copy()
+        labels[: scored - start] = IGNORE_INDEX
+        scored = start + len(ids)
+        yield number, ids, labels
+
+
+def _asked_batch(
+    rows: Sequence[tuple[int, mixing.Tokens, mixing.Tokens]], pad: int
+) -> "dict[str, torch.Tensor]":
+    shape = len(rows), max(len(ids) for _, ids, _ in rows)
+    input_ids = np.full(shape, pad, np.int64)
+    labels = np.full(shape, IGNORE_INDEX, np.int64)
+    for row, (_, ids, asked) in enumerate(rows):
+        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, asked
+    return model_inputs(input_ids, labels)
+
+
+def _score_all(model: "PreTrainedModel", batches: Any) -> dict[str, Floats]:
+    """Score every asked token, in order: `nats` and whether the best guess was `right`."""
+    parts = [_score(model, batch) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("nats", "right")}
+
+
+def _score(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> dict[str, Floats]:
+    import torch
+    import torch.nn.functional as F
+
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        logits = model(**batch, use_cache=False).logits.float()  # (N, V)
+        targets = labels[labels != IGNORE_INDEX]
+        nats = F.cross_entropy(logits, targets, reduction="none")
+    right = logits.argmax(-1) == targets
+    return {"nats": nats.double().cpu().numpy(), "right": right.double().cpu().numpy()}
+
+
+def masked_recovery(
+    model: "PreTrainedModel", collate: MaskCollator, windows: mixing.Windows, batch_size: int
+) -> pd.DataFrame:
+    """Score the masks of epoch 0: columns `nats`, `right`, `asked`, a row a document."""
+    starts = range(0, len(windows), batch_size)
+    scores, asked = [], []
+    for start in tqdm(starts, desc="masked recovery", leave=False):
+        stop = min(start + batch_size, len(windows))
+        batch = collate([windows[row] for row in range(start, stop)])
+        asked += (batch["labels"] != IGNORE_INDEX).sum(1).tolist()
+        scores.append(_score(model, batch))
+    owner = np.repeat(windows.documents, asked)
+    table = pd.DataFrame({key: np.concatenate([s[key] for s in scores]) for key in scores[0]})
+    return table.assign(asked=1).groupby(owner).sum()

@@ -1,0 +1,33 @@
+"""From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
+
+The folder is written atomically and used again while its inputs and settings are unchanged:
+`documents.parquet` (source, book, chapter, split, text), `windows.parquet` (document, start, end,
+source, split; offsets into the tokens), `tokens.npy` (int32), `word_starts.npy` (bool)
+and `manifest.json`.
+"""
+
+from wuxia_core.mixing.build import mix
+from wuxia_core.mixing.store import (
+    Mixture,
+    Tokens,
+    Window,
+    Windows,
+    held_out_windows,
+    mixture_folder,
+    open_mixture,
+    train_windows,
+)
+from wuxia_core.mixing.tokens import tokenize
+
+__all__ = [
+    "Mixture",
+    "Tokens",
+    "Window",
+    "Windows",
+    "held_out_windows",
+    "mix",
+    "mixture_folder",
+    "open_mixture",
+    "tokenize",
+    "train_windows",
+]
