@@ -1,0 +1,163 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from wuxia_core import mix
+from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.mixing import held_out_windows, train_windows
+
+SENTENCE = "那人使一招{}，剑光到处，落叶纷飞，众人齐声喝彩，却不知他已受了内伤。"
+
+
+@pytest.fixture
+def library(tmp_path, config):
+    """Three books of ten chapters, the middle one shortest, and plenty of general text."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for title, lines in (("长", 30), ("中", 20), ("短", 12)):
+        chapters = [
+            f"第{n}章 {title}\n" + "\n".join(SENTENCE.format(f"{title}{n}之{k}") for k in range(lines))
+            for n in range(1, 11)
+        ]
+        (folder / f"{title}.txt").write_text("\n".join(chapters), encoding="utf-8")
+    general = "\n".join(f"第{k}条说明：先关上电源，再拧开螺丝，最后换上新的零件。" * 8 for k in range(60))
+    (folder / "general.txt").write_text(general, encoding="utf-8")
+    config.data.data_dir = str(folder)
+    config.data.general_file = None
+    return folder
+
+
+def digest(folder):
+    names = ("tokens.npy", "word_starts.npy", "windows.parquet", "documents.parquet", "manifest.json")
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
+def test_novels_are_split_by_whole_books(library, config):
+    documents = mix(config).documents.query("source == 'wuxia'")
+    splits = documents.groupby("book")["split"].unique().map(list).to_dict()
+    assert splits == {"长": ["train"], "中": ["train"], "短": ["validation"]}
+
+
+def test_a_single_book_is_split_by_chapters(library, config):
+    (library / "中.txt").unlink()
+    (library / "短.txt").unlink()
+    documents = mix(config).documents.query("source == 'wuxia'")
+    assert documents.groupby("split").size().to_dict() == {"train": 8, "validation": 2}
+
+
+def test_windows_do_not_overlap_and_nothing_is_lost(library, config, tokenizer):
+    mixture = mix(config)
+    windows = mixture.windows.query("source == 'wuxia'")
+    for number, rows in windows.groupby("document"):
+        assert np.array_equal(rows["start"].to_numpy()[1:], rows["end"].to_numpy()[:-1])
+        tokens = mixture.tokens[rows["start"].iloc[0] : rows["end"].iloc[-1]]
+        assert tokens[0] == tokenizer.eos_token_id
+        assert tokenizer.decode(tokens[1:]) == mixture.documents.at[number, "text"]
+    assert (windows["end"] - windows["start"]).max() == config.data.max_length
+
+
+def test_a_stride_makes_windows_overlap(library, config):
+    config.data.stride = 200
+    mixture = mix(config)
+    for _, rows in mixture.windows.query("source == 'wuxia'").groupby("document"):
+        assert set(np.diff(rows["start"])) <= {200}
+        assert (rows["end"].to_numpy()[:-1] > rows["start"].to_numpy()[1:]).all()
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2])
+def test_the_general_ratio_is_met_within_one_window(library, config, ratio):
+    config.data.general_ratio = ratio
+    report = mix(config).report.set_index("source")
+    wanted = ratio / (1 - ratio) * report.at["wuxia", "tokens"]
+    assert abs(report.at["general", "tokens"] - wanted) <= config.data.max_length
+    assert report["share"].sum() == pytest.approx(1)
+
+
+def test_without_general_text_it_says_so_and_goes_on(library, config, caplog):
+    (library / "general.txt").unlink()
+    assert list(mix(config).report["source"]) == ["wuxia"]
+    assert "nothing protects" in caplog.text
+
+
+def test_too_little_general_text_is_said_not_repeated(library, config, caplog):
+    config.data.general_ratio = 0.8
+    mixture = mix(config)
+    assert "there is no more of it" in caplog.text
+    used = mixture.windows.query("source == 'general'")
+    assert not used.duplicated(["start"]).any()
+
+
+def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library, config):
+    first = mix(config)
+    written = (first.folder / "tokens.npy").stat().st_mtime_ns
+    assert (mix(config).folder / "tokens.npy").stat().st_mtime_ns == written
+    with (library / "长.txt").open("a", encoding="utf-8") as file:
+        file.write("\n从此江湖上再没有人见过他。")
+    assert mix(config).tokens.size > first.tokens.size
+    config.data.max_length = 128
+    lengths = mix(config).windows.eval("end - start")
+    assert lengths.max() == 128
+
+
+def test_the_same_inputs_give_the_same_bytes(library, config, tmp_path):
+    one = digest(mix(config).folder)
+    config.data.processed_data_file = str(tmp_path / "again")
+    assert digest(mix(config).folder) == one
+
+
+def test_a_folder_that_is_no_mixture_is_left_alone(library, config, tmp_path):
+    (tmp_path / "mixture").mkdir()
+    (tmp_path / "mixture" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not a mixture"):
+        mix(config)
+    assert (tmp_path / "mixture" / "mine.txt").read_text() == "mine"
+
+
+def test_an_old_jsonl_is_read_as_input_and_its_folder_lies_beside_it(library, config, tmp_path):
+    old = tmp_path / "processed_wuxia.jsonl"
+    texts = [SENTENCE.format(f"旧{n}") * 9 for n in range(12)]
+    old.write_text(
+        "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), encoding="utf-8"
+    )
+    config.data.processed_data_file = str(old)
+    mixture = mix(config)
+    assert mixture.folder == tmp_path / "processed_wuxia"
+    assert list(mixture.documents["text"]) == texts
+
+
+def test_missing_general_file_is_named(library, config):
+    config.data.general_file = str(library / "absent.txt")
+    with pytest.raises(DataError, match=r"general_file .*absent.txt"):
+        mix(config)
+
+
+def test_windows_carry_their_epoch_key_and_words(library, config):
+    mixture = mix(config)
+    windows = train_windows(mixture)
+    plain, later = windows[3], windows[2, 3]
+    assert (plain.epoch, later.epoch) == (0, 2)
+    assert plain.key == later.key == mixture.windows.query("split == 'train'").index[3]
+    assert np.array_equal(plain.input_ids, later.input_ids)
+    assert len(plain.word_ids) == len(plain.input_ids)
+    assert set(np.diff(plain.word_ids)) == {0, 1}
+
+
+def test_held_out_windows_come_from_held_out_documents(library, config):
+    mixture = mix(config)
+    held_out = held_out_windows(mixture, limit=3, seed=0)
+    for source, windows in held_out.items():
+        rows = mixture.documents.loc[sorted(set(windows.documents))]
+        assert set(rows["split"]) == {"validation"}
+        assert set(rows["source"]) == {source}
+        assert len(rows) <= 3
+
+
+def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tokenizer):
+    (library / "中.txt").write_text("他说<|endoftext|>便走了。\n" * 99, encoding="utf-8")
+    mixture = mix(config)
+    documents = mixture.documents["book"] == "中"
+    rows = mixture.windows[mixture.windows["document"].isin(mixture.documents.index[documents])]
+    tokens = np.concatenate([mixture.tokens[a:b] for a, b in zip(rows["start"], rows["end"], strict=True)])
+    assert (tokens == tokenizer.eos_token_id).sum() == documents.sum()
