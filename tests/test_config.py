@@ -3,10 +3,11 @@ import pytest
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import ConfigError
 
-OLD_FILE = """
+OLD_FILE = """\
 model: {model_name_or_path: "Qwen/Qwen3-8B", lora_r: 16}
 data: {data_dir: "./data", max_length: 1024}
-training: {num_train_epochs: 3, per_device_train_batch_size: 4, gradient_accumulation_steps: 8, learning_rate: 5.0e-5, bf16: true}
+training: {num_train_epochs: 3, per_device_train_batch_size: 4, gradient_accumulation_steps: 8,
+           learning_rate: 5.0e-5, bf16: true}
 """
 
 
@@ -78,9 +79,11 @@ def test_a_mistake_is_named_with_its_place(read, text, said):
 
 def test_overrides_win_and_are_checked(read):
     assert read(OLD_FILE, ["training.seed=7", "data.data_dir=小说"]).training.seed == 7
-    with pytest.raises(ConfigError, match=r"--set training.sed=7: unknown key training.sed; .*seed"):
+    with pytest.raises(
+        ConfigError, match=r"--set training.sed=7: unknown key training.sed; .*seed"
+    ):
         read(OLD_FILE, ["training.sed=7"])
-    with pytest.raises(ConfigError, match="section.key=value"):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
         read(OLD_FILE, ["seed 7"])
 
 
@@ -93,7 +96,7 @@ def test_retired_keys_are_accepted_with_one_warning_each(read, caplog):
 
 
 def test_missing_and_non_utf8_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="absent.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot be read"):
         load_config(tmp_path / "absent.yaml")
     (tmp_path / "gbk.yaml").write_bytes("data: {data_dir: 武侠}".encode("gbk"))
     with pytest.raises(ConfigError, match="not UTF-8 at byte 17"):
@@ -110,9 +113,17 @@ def test_shipped_configs_load_and_survive_being_saved(tmp_path, name):
 def test_the_real_recipe_is_the_published_one():
     config = load_config(PROJECT / "configs" / "qwen3_8b_2x4090.yaml")
     training = config.training
-    assert (config.model.lora_r, config.model.lora_alpha, config.model.lora_dropout) == (16, 32, 0.05)
+    assert (config.model.lora_r, config.model.lora_alpha, config.model.lora_dropout) == (
+        16,
+        32,
+        0.05,
+    )
     assert len(config.model.lora_target_modules) == 7
     assert (config.data.max_length, training.num_train_epochs, training.seed) == (1024, 3, 42)
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 2 == 64
-    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (5e-5, 0.01, 100)
+    assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (
+        5e-5,
+        0.01,
+        100,
+    )
     assert training.bf16 and training.gradient_checkpointing

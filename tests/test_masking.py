@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ MASK, PAD = 1, 0
 def blocks(row):
     """Masked blocks of a row as (start, end, kind)."""
     edges = np.flatnonzero(np.diff(row, prepend=0, append=0))
-    return [(a, b, row[a]) for a, b in zip(edges, edges[1:], strict=False) if row[a]]
+    return [(a, b, row[a]) for a, b in pairwise(edges) if row[a]]
 
 
 def window(ids, key=0, epoch=0):
@@ -38,7 +38,7 @@ def test_blocks_stand_apart_and_spans_are_three_to_five():
     lengths = Counter()
     for row in SpanMasker().kinds(np.ones((300, 512), bool), range(300)):
         found = blocks(row)
-        assert all(b[0] > a[1] for a, b in zip(found, found[1:], strict=False))
+        assert all(b[0] > a[1] for a, b in pairwise(found))
         assert all(end - start == 1 for start, end, kind in found if kind == SINGLE)
         lengths.update(int(end - start) for start, end, kind in found if kind == SPAN)
     assert set(lengths) == {3, 4, 5}

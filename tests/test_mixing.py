@@ -18,11 +18,14 @@ def library(tmp_path, config):
     folder.mkdir()
     for title, lines in (("长", 30), ("中", 20), ("短", 12)):
         chapters = [
-            f"第{n}章 {title}\n" + "\n".join(SENTENCE.format(f"{title}{n}之{k}") for k in range(lines))
+            f"第{n}章 {title}\n"
+            + "\n".join(SENTENCE.format(f"{title}{n}之{k}") for k in range(lines))
             for n in range(1, 11)
         ]
         (folder / f"{title}.txt").write_text("\n".join(chapters), encoding="utf-8")
-    general = "\n".join(f"第{k}条说明：先关上电源，再拧开螺丝，最后换上新的零件。" * 8 for k in range(60))
+    general = "\n".join(
+        f"第{k}条说明：先关上电源，再拧开螺丝，最后换上新的零件。" * 8 for k in range(60)
+    )
     (folder / "general.txt").write_text(general, encoding="utf-8")
     config.data.data_dir = str(folder)
     config.data.general_file = None
@@ -30,7 +33,13 @@ def library(tmp_path, config):
 
 
 def digest(folder):
-    names = ("tokens.npy", "word_starts.npy", "windows.parquet", "documents.parquet", "manifest.json")
+    names = (
+        "tokens.npy",
+        "word_starts.npy",
+        "windows.parquet",
+        "documents.parquet",
+        "manifest.json",
+    )
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
 
 
@@ -119,7 +128,8 @@ def test_an_old_jsonl_is_read_as_input_and_its_folder_lies_beside_it(library, co
     old = tmp_path / "processed_wuxia.jsonl"
     texts = [SENTENCE.format(f"旧{n}") * 9 for n in range(12)]
     old.write_text(
-        "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), encoding="utf-8"
+        "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts),
+        encoding="utf-8",
     )
     config.data.processed_data_file = str(old)
     mixture = mix(config)
@@ -159,5 +169,7 @@ def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tok
     mixture = mix(config)
     documents = mixture.documents["book"] == "中"
     rows = mixture.windows[mixture.windows["document"].isin(mixture.documents.index[documents])]
-    tokens = np.concatenate([mixture.tokens[a:b] for a, b in zip(rows["start"], rows["end"], strict=True)])
+    tokens = np.concatenate(
+        [mixture.tokens[a:b] for a, b in zip(rows["start"], rows["end"], strict=True)]
+    )
     assert (tokens == tokenizer.eos_token_id).sum() == documents.sum()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,27 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone."""
+    """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone.
 
-    def __init__(self, size: int, seed: int) -> None:
+    The last step of an epoch is filled up from the epoch's first rows, so that every step has the
+    effective batch, however many processes share it.
+    """
+
+    def __init__(self, size: int, seed: int, effective_batch: int) -> None:
         self._size, self._seed, self._epoch = size, seed, 0
+        self._length = -(-size // effective_batch) * effective_batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; accelerate calls this."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._size
+        return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        for row in torch.randperm(self._size, generator=generator).tolist():
+        order = torch.randperm(self._size, generator=generator).tolist()
+        for row in islice(cycle(order), self._length):
             yield self._epoch, row
 
 
@@ -56,7 +63,9 @@ class SpanTrainer(Trainer):
     """Trainer whose samples know their epoch."""
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
-        return EpochSampler(len(self.train_dataset), self.args.seed)
+        args = self.args
+        each = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return EpochSampler(len(self.train_dataset), args.seed, each * args.world_size)
 
 
 class MetricsFile(TrainerCallback):

