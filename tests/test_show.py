@@ -69,7 +69,7 @@ def test_plots_write_chinese_and_return_their_axes():
         for ax in axes:
             assert ax.figure.get_facecolor() == (1, 1, 1, 1)
             ax.figure.canvas.draw()
-    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["鏢局", "百科", "九两八钱"]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["百科", "九两八钱", "鏢局"]
     assert axes[4].lines[0].get_ydata().tolist() == [3.0, 2.0]
     plt.close("all")
 

@@ -33,8 +33,9 @@ body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "No
 pre {{ overflow-x: auto; font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12);
  white-space: pre-wrap }}
 img {{ max-width: 100%; background: white }}
-table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }}
-td, th {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid rgba(128,128,128,.4) }}
+table {{ border-collapse: collapse; border: 0; font-size: 14px; display: block; overflow-x: auto }}
+td, th {{ padding: .2rem .6rem; text-align: right; border: 0;
+ border-bottom: 1px solid rgba(128,128,128,.4) }}
 .anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
 </style></head><body>{body}</body></html>
 """
@@ -104,7 +105,13 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
     logging.getLogger("papermill").setLevel(logging.WARNING)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        papermill.execute_notebook(str(source), str(executed), parameters, kernel_name="python3")
+        papermill.execute_notebook(
+            str(source),
+            str(executed),
+            parameters,
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )
     except papermill.PapermillExecutionError as error:
         raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
     return _export(executed)
@@ -124,8 +131,11 @@ def _check_names(source: Path, parameters: dict[str, Any]) -> None:
 def _export(executed: Path) -> Path:
     """Write HTML without scripts, under a policy that would refuse them."""
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     body, _ = exporter.from_filename(str(executed))
     page = executed.with_suffix(".html")
     page.write_text(PAGE.format(title=executed.stem, body=body), encoding="utf-8")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from wuxia_core import mixing, model
 from wuxia_core.config import Config, load_config
+from wuxia_core.corpus import clean
 from wuxia_core.evaluate.scoring import document_bits, masked_recovery
 from wuxia_core.evaluate.statistics import METRICS, compare
 from wuxia_core.masking import MaskCollator
@@ -103,7 +104,7 @@ def _passages(
 def continuation(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str, seed: int
 ) -> str:
-    """Sample 80 tokens after a prompt (temperature 0.9, nucleus 0.95); the global RNG is kept."""
+    """Sample 80 tokens after a prompt (temperature 0.9, nucleus 0.95), without blank lines."""
     import torch
 
     inputs = tokenizer(tokenizer.eos_token + prompt, return_tensors="pt").to(model.device)
@@ -117,4 +118,4 @@ def continuation(
             max_new_tokens=PASSAGE_TOKENS,
             pad_token_id=tokenizer.eos_token_id,
         )
-    return str(tokenizer.decode(output[0], skip_special_tokens=True))
+    return clean(tokenizer.decode(output[0], skip_special_tokens=True))

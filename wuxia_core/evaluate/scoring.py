@@ -66,7 +66,8 @@ def document_bits(
 ) -> pd.DataFrame:
     """Score each text: columns `bits` and `chars`, a row a text."""
     normal = [unicodedata.normalize("NFC", text) for text in texts]
-    tokens, _ = mixing.tokenize(normal, tokenizer)
+    encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
+    tokens = [np.array([tokenizer.eos_token_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
     batches = (
         _asked_batch(rows[start : start + batch_size], int(tokenizer.eos_token_id))
@@ -74,7 +75,8 @@ def document_bits(
     )
     total = -(-len(rows) // batch_size)
     scores = _score_all(model, tqdm(batches, desc="bits per character", total=total, leave=False))
-    owner = np.array([n for n, _, labels in rows for _ in range((labels != IGNORE_INDEX).sum())])
+    asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
+    owner = np.repeat([number for number, _, _ in rows], asked)
     bits = np.bincount(owner, scores["nats"] / np.log(2), minlength=len(normal))
     return pd.DataFrame({"bits": bits, "chars": [len(text) for text in normal]})
 

@@ -40,17 +40,23 @@ def axes(ax: "Axes | None" = None, *, size: tuple[float, float] = (7.5, 3.6)) ->
 
 
 def plot_books(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Draw the characters of each book, held-out books hatched.
+    """Draw the characters of each book by split, general text below.
 
-    `documents` has the columns `book`, `split` and `text`, as in a mixture.
+    `documents` has the columns `source`, `book`, `split` and `text`, as in a mixture.
     """
-    lengths = documents["text"].str.len().groupby([documents["book"], documents["split"]]).sum()
-    table = lengths.unstack(fill_value=0).sort_index(ascending=False)
+    keys = [documents["source"], documents["book"], documents["split"]]
+    table = documents["text"].str.len().groupby(keys).sum().unstack(fill_value=0)
     ax = axes(ax, size=(7.5, 1.2 + 0.3 * len(table)))
     left = np.zeros(len(table))
     colours = {"train": ORANGE, "validation": BLUE, "unused": GREY}
     for split in table.columns:
-        ax.barh(table.index, table[split], left=left, color=colours[split], label=split)
+        ax.barh(
+            table.index.get_level_values("book"),
+            table[split],
+            left=left,
+            color=colours[split],
+            label=split,
+        )
         left += table[split].to_numpy()
     ax.set_xlabel("characters")
     ax.legend(frameon=False)
@@ -72,7 +78,7 @@ def plot_lengths(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -> "Axes":
     """Draw the tokens by source of `Mixture.report`, with the share that was asked for."""
-    ax = axes(ax, size=(7.5, 1.8))
+    ax = axes(ax, size=(7.5, 2))
     left = 0
     for row in report.itertuples():
         label = f"{row.source} {row.share:.1%}"
@@ -83,7 +89,7 @@ def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -
     )
     ax.set_yticks([])
     ax.set_xlabel("training tokens")
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=3)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
 
 
