@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wuxia_core.config import PROJECT, load_config
-from wuxia_core.errors import WuxiaError
+from wuxia_core.errors import MachineError, WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 STOPPED, BUG = 75, 1
@@ -83,10 +83,14 @@ def failure(error: Any, folder: Path) -> int:
     if first.exitcode > BUG:
         print(f"error: {first.message.partition(': ')[2]}", file=sys.stderr)
         return int(first.exitcode)
-    checkpoints = sorted(folder.glob("checkpoint-*"))
-    if first.exitcode < 0 and checkpoints:
-        print(f"error: {first.message}; {checkpoints[-1]} is whole", file=sys.stderr)
-        return STOPPED
+    if first.exitcode < 0:
+        saved = any(folder.glob("checkpoint-*"))
+        print(
+            f"error: {first.message}; perhaps the machine ran out of memory. "
+            f"{'Its checkpoints are' if saved else 'No checkpoint is'} in {folder}.",
+            file=sys.stderr,
+        )
+        return STOPPED if saved else MachineError.exit_status
     print("error: this is a bug; the traceback of the failed process is above", file=sys.stderr)
     return BUG
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from wuxia_core.config import Config
-from wuxia_core.errors import ConfigError
+from wuxia_core.errors import ConfigError, MachineError
 
 
 def process_count(asked: int | None) -> int:
@@ -72,7 +72,9 @@ def claim_output_dir(config: Config, named: bool) -> Path:
     Raises
     ------
     ConfigError
-        Where the named folder already holds a run, or cannot be written to.
+        Where the named folder already holds a run.
+    MachineError
+        Where the folder cannot be made.
     """
     folder = Path(config.training.output_dir)
     if named and finished(folder):
@@ -87,8 +89,8 @@ def claim_output_dir(config: Config, named: bool) -> Path:
     try:
         candidate.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"training.output_dir {candidate}: cannot be made ({error.strerror})"
+        raise MachineError(
+            f"training.output_dir {candidate}: cannot be made ({error.strerror}); name another"
         ) from None
     return candidate
 

@@ -62,7 +62,11 @@ def closing_table(card: dict[str, Any]) -> str:
 def _verdict(table: pd.DataFrame) -> str:
     """Say first whether left-to-right prediction got worse, then whether masks are recovered."""
     bits = table[(table["name"] == "bits_per_char") & table["delta"].notna()]
-    rose = [f"{row.source} by {row.delta:.3f}" for row in bits.itertuples() if row.delta > 0]
+    rose = [
+        f"{row.source} by {row.delta:.3f}" + (" (the interval holds 0)" if row.low <= 0 else "")
+        for row in bits.itertuples()
+        if row.delta > 0
+    ]
     if rose:
         return f"bits per character ROSE (worse left to right): {', '.join(rose)}"
     if bits.empty:

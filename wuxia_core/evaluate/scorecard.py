@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from wuxia_core import mixing, model
-from wuxia_core.config import Config, load_config
+from wuxia_core.config import Config, load_config, locate
 from wuxia_core.corpus import clean
 from wuxia_core.evaluate.scoring import document_bits, masked_recovery
 from wuxia_core.evaluate.statistics import METRICS, compare
@@ -34,7 +34,9 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     folder = Path(output_dir)
     base_name = model.adapter_base(folder)
     config = load_config(folder / "config.yaml")
-    mixture = mixing.open_mixture(mixing.mixture_folder(config.data.processed_data_file))
+    mixture = mixing.open_mixture(
+        locate(str(mixing.mixture_folder(config.data.processed_data_file)))
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tuned, tokenizer = model.load_adapter(folder, device)
     collate = MaskCollator.from_config(config, tokenizer, model.adapter_mask_id(folder), "masked")

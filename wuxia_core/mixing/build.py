@@ -61,12 +61,11 @@ def mix(config: Config) -> Mixture:
 @dataclass(frozen=True)
 class _Inputs:
     data_dir: Path
-    novels: list[Path]
+    novels: list[Path]  # or the JSONL of an older recipe, which stands in for them
     general: list[Path]
 
 
 def _inputs(config: Config) -> _Inputs:
-    """Find the input files; an existing JSONL of an older recipe stands in for `data_dir`."""
     data_dir = locate(config.data.data_dir)
     general = None if config.data.general_file is None else locate(config.data.general_file)
     if general is not None and not general.exists():
@@ -74,17 +73,17 @@ def _inputs(config: Config) -> _Inputs:
     old = Path(config.data.processed_data_file)
     if old.suffix == ".jsonl" and old.is_file():
         log.info("%s is read as input in place of the novels in %s", old, data_dir)
-        return _Inputs(old.parent, [old], [])
-    novels = corpus.find_novels(data_dir, general)
+        novels = [old]
+    else:
+        novels = corpus.find_novels(data_dir, general)
     return _Inputs(data_dir, novels, corpus.find_general(data_dir, general))
 
 
 def _read(inputs: _Inputs) -> list[corpus.Document]:
-    texts = [path for path in inputs.novels if path.suffix.lower() == ".txt"]
-    documents = corpus.read_novels(texts, inputs.data_dir) if texts else []
-    for path in inputs.novels:
-        if path not in texts:
-            documents += corpus.read_general(path, source="wuxia")
+    if inputs.novels[0].suffix == ".jsonl":
+        documents = corpus.read_general(inputs.novels[0], source="wuxia")
+    else:
+        documents = corpus.read_novels(inputs.novels, inputs.data_dir)
     for path in inputs.general:
         documents += corpus.read_general(path)
     return documents
