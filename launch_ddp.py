@@ -81,7 +81,7 @@ def failure(error: Any, folder: Path) -> int:
     failures = sorted(error.failures.values(), key=lambda f: (f.exitcode <= 1, f.timestamp))
     first = failures[0]
     if first.exitcode > BUG:
-        print(f"error: {first.message.partition(': ')[2]}", file=sys.stderr)
+        print(f"error: {first.message['message'].partition(': ')[2]}", file=sys.stderr)
         return int(first.exitcode)
     if first.exitcode < 0:
         saved = any(folder.glob("checkpoint-*"))
