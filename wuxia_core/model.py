@@ -24,12 +24,8 @@ Loaded = TypeVar("Loaded")
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Load a fast tokenizer from a folder or the hub.
 
-    Raises
-    ------
-    MachineError
-        Where the folder is missing and the hub cannot be reached.
-    ConfigError
-        Where it is not a fast tokenizer with an end-of-text token.
+    Raises `MachineError` where the folder is missing and the hub cannot be reached; `ConfigError`
+    where it is not a fast tokenizer with an end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -44,10 +40,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 def load_base(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
     """Load a causal language model from a folder or the hub.
 
-    Raises
-    ------
-    MachineError
-        Where the folder is missing and the hub cannot be reached.
+    Raises `MachineError` where the folder is missing and the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM
 
@@ -77,10 +70,7 @@ def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:
 
     Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
 
-    Raises
-    ------
-    ConfigError
-        Where the table has no spare row.
+    Raises `ConfigError` where the table has no spare row.
     """
     known = tokenizer.get_vocab()
     if MASK_TOKEN in known:
@@ -97,10 +87,7 @@ def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
     """Put LoRA on the base, and train the embedding row of the mask token with it.
 
-    Raises
-    ------
-    ConfigError
-        Where `lora_target_modules` names no layer of the model.
+    Raises `ConfigError` where `lora_target_modules` names no layer of the model.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -12,10 +12,7 @@ from wuxia_core.errors import ConfigError, MachineError
 def process_count(asked: int | None) -> int:
     """Choose how many processes to start: one a GPU, two on a machine without any.
 
-    Raises
-    ------
-    ConfigError
-        Where more are asked for than there are GPUs.
+    Raises `ConfigError` where more are asked for than there are GPUs.
     """
     import torch
 
@@ -35,10 +32,7 @@ def effective_batch(config: Config, processes: int) -> int:
 def check_windows(config: Config, windows: int, processes: int) -> None:
     """Refuse a mixture that cannot give each process a window.
 
-    Raises
-    ------
-    ConfigError
-        Naming both numbers.
+    Raises `ConfigError` naming both numbers.
     """
     if windows < processes:
         raise ConfigError(
@@ -50,10 +44,7 @@ def check_windows(config: Config, windows: int, processes: int) -> None:
 def check_precision(config: Config) -> None:
     """Refuse fp16 where there is no GPU.
 
-    Raises
-    ------
-    ConfigError
-        Naming the key.
+    Raises `ConfigError` naming the key.
     """
     import torch
 
@@ -69,12 +60,8 @@ def finished(folder: Path) -> bool:
 def claim_output_dir(config: Config, named: bool) -> Path:
     """Choose the run folder: the named one, else the first free of `sample`, `sample-2` and so on.
 
-    Raises
-    ------
-    ConfigError
-        Where the named folder already holds a run.
-    MachineError
-        Where the folder cannot be made.
+    Raises `ConfigError` where the named folder already holds a run; `MachineError` where the folder
+    cannot be made.
     """
     folder = Path(config.training.output_dir)
     if named and finished(folder):

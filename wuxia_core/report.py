@@ -9,7 +9,6 @@ checked against the notebook first.
 import argparse
 import difflib
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,27 +74,10 @@ def _verdict(table: pd.DataFrame) -> str:
 
 
 def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
-    """Execute a notebook and write `NAME.ipynb` and `NAME.html` into a folder.
+    """Execute `notebooks/NAME.ipynb` and write it and its HTML into a folder; return the HTML.
 
-    Parameters
-    ----------
-    name : str
-        Stem of a file in `notebooks/`.
-    parameters : dict
-        Values for the notebook's `parameters` cell.
-    folder : Path
-        Made if it is missing.
-
-    Returns
-    -------
-    Path of the HTML file.
-
-    Raises
-    ------
-    ConfigError
-        Where the notebook or one of its parameters does not exist.
-    DataError
-        Where a cell fails, with its error.
+    Raises `ConfigError` where the notebook or one of its parameters does not exist; `DataError`
+    where a cell fails, with its error.
     """
     import papermill
 
@@ -107,15 +89,9 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / f"{name}.ipynb"
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(executed),
-            parameters,
-            kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        )
+        papermill.execute_notebook(str(source), str(executed), parameters, **quiet)
     except papermill.PapermillExecutionError as error:
         raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
     return _export(executed)

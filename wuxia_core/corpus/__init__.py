@@ -14,13 +14,6 @@ from wuxia_core.corpus.documents import (
 from wuxia_core.corpus.encodings import Book, read_book
 
 __all__ = [
-    "Book",
-    "Document",
-    "chapters",
-    "clean",
-    "find_general",
-    "find_novels",
-    "read_book",
-    "read_general",
-    "read_novels",
-]
+    "Book", "Document", "chapters", "clean", "find_general", "find_novels", "read_book",
+    "read_general", "read_novels",
+]  # fmt: skip

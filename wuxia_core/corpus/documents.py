@@ -31,10 +31,7 @@ class Document:
 def find_novels(data_dir: Path, general: Path | None) -> list[Path]:
     """List the .txt files below `data_dir` that are novels, in order of their paths.
 
-    Raises
-    ------
-    DataError
-        Where the folder is missing or holds no .txt file.
+    Raises `DataError` where the folder is missing or holds no .txt file.
     """
     if not data_dir.is_dir():
         raise DataError(f"data.data_dir {data_dir}: no such folder; put novels (.txt) there")
@@ -60,10 +57,7 @@ def _is_novel(path: Path, data_dir: Path, general: Path | None) -> bool:
 def find_general(data_dir: Path, general: Path | None) -> list[Path]:
     """List the files of general text: what `general` names and any general.txt below `data_dir`.
 
-    Raises
-    ------
-    DataError
-        Where `general` does not exist or holds neither .txt nor .jsonl.
+    Raises `DataError` where `general` does not exist or holds neither .txt nor .jsonl.
     """
     files = [p for p in data_dir.rglob("*.txt") if p.name.lower() == "general.txt"]
     files = [p for p in files if p.relative_to(data_dir).parts[0] not in OWN_FOLDERS]
@@ -78,10 +72,7 @@ def find_general(data_dir: Path, general: Path | None) -> list[Path]:
 def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
     """Read, clean and cut novels; a file that cannot be read is named in a warning and left out.
 
-    Raises
-    ------
-    DataError
-        Where no file could be read, with the reason for each.
+    Raises `DataError` where no file could be read, with the reason for each.
     """
     documents: list[Document] = []
     refused: list[str] = []
@@ -103,10 +94,7 @@ def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
 def read_general(path: Path, source: str = "general") -> list[Document]:
     """Read general text: JSONL with a `text` field, or text with a paragraph a line.
 
-    Raises
-    ------
-    DataError
-        Naming the file and the line that is not an object with a `text` string.
+    Raises `DataError` naming the file and the line that is not an object with a `text` string.
     """
     if path.suffix.lower() == ".jsonl":
         passages = list(_jsonl_texts(path))

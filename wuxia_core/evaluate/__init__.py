@@ -7,4 +7,6 @@ of a difference comes from resampling documents, never tokens.
 from wuxia_core.evaluate.scorecard import continuation, evaluate, scorecard
 from wuxia_core.evaluate.scoring import bits_per_char
 
-__all__ = ["bits_per_char", "continuation", "evaluate", "scorecard"]
+__all__ = [
+    "bits_per_char", "continuation", "evaluate", "scorecard",
+]  # fmt: skip

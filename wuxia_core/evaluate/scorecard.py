@@ -24,10 +24,7 @@ PASSAGE_TOKENS = 80
 def evaluate(output_dir: str | Path) -> dict[str, Any]:
     """Score a run folder and write `scorecard.json` into it.
 
-    Raises
-    ------
-    DataError
-        Where the folder holds no finished adapter, or its mixture is gone.
+    Raises `DataError` where the folder holds no finished adapter, or its mixture is gone.
     """
     import torch
 
@@ -58,10 +55,7 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
 def scorecard(output_dir: str | Path) -> dict[str, Any]:
     """Read a run folder's `scorecard.json`; measure it first where there is none.
 
-    Raises
-    ------
-    DataError
-        Where the folder holds no finished adapter.
+    Raises `DataError` where the folder holds no finished adapter.
     """
     path = Path(output_dir) / "scorecard.json"
     if path.is_file():

@@ -8,12 +8,6 @@ from wuxia_core.masking.collator import IGNORE_INDEX, MaskCollator, model_inputs
 from wuxia_core.masking.spans import KEPT, SINGLE, SPAN, Kinds, SpanMasker
 
 __all__ = [
-    "IGNORE_INDEX",
-    "KEPT",
-    "SINGLE",
-    "SPAN",
-    "Kinds",
-    "MaskCollator",
-    "SpanMasker",
+    "IGNORE_INDEX", "KEPT", "SINGLE", "SPAN", "Kinds", "MaskCollator", "SpanMasker",
     "model_inputs",
-]
+]  # fmt: skip

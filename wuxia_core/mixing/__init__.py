@@ -20,14 +20,6 @@ from wuxia_core.mixing.store import (
 from wuxia_core.mixing.tokens import tokenize
 
 __all__ = [
-    "Mixture",
-    "Tokens",
-    "Window",
-    "Windows",
-    "held_out_windows",
-    "mix",
-    "mixture_folder",
-    "open_mixture",
-    "tokenize",
-    "train_windows",
-]
+    "Mixture", "Tokens", "Window", "Windows", "held_out_windows", "mix", "mixture_folder",
+    "open_mixture", "tokenize", "train_windows",
+]  # fmt: skip

@@ -97,10 +97,7 @@ class Windows:
 def open_mixture(folder: Path) -> Mixture:
     """Map a mixture folder into memory.
 
-    Raises
-    ------
-    DataError
-        Where the folder holds none.
+    Raises `DataError` where the folder holds none.
     """
     if read_manifest(folder) is None:
         raise DataError(f"{folder}: no mixture there (manifest.json is missing); mix again")

@@ -108,10 +108,7 @@ def plot_kinds(kinds: Kinds, ax: "Axes | None" = None) -> "Axes":
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:
     """Read a run's `metrics.jsonl`, a row a logged step.
 
-    Raises
-    ------
-    DataError
-        Where there is none.
+    Raises `DataError` where there is none.
     """
     path = Path(output_dir) / "metrics.jsonl"
     if not path.is_file():
