@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def prepare(options: argparse.Namespace) -> tuple[Path, int]:
     mixture = mix(config)
     windows = len(train_windows(mixture))
     preflight.check_windows(config, windows, processes)
-    print(preflight.summary(config, processes, mixture.report, windows))
+    print(preflight.summary(config, processes, mixture, windows))
     for precaution in preflight.card_precautions():
         print(precaution)
-    config.save(folder / "config.yaml")
+    preflight.open_run_folder(config, folder)
+    print(f"training into {folder}")
     return folder, processes
 
 
@@ -76,6 +78,12 @@ def torchrun(folder: Path, processes: int) -> None:
     )
 
 
+def saved(folder: Path) -> str:
+    """Say what a stopped run leaves behind."""
+    steps = sorted(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
+    return f"saved: {folder}/checkpoint-{steps[-1]}" if steps else f"no checkpoint in {folder} yet"
+
+
 def failure(error: Any, folder: Path) -> int:
     """Say what stopped torchrun and choose the exit status."""
     failures = sorted(error.failures.values(), key=lambda f: (f.exitcode <= 1, f.timestamp))
@@ -84,13 +92,9 @@ def failure(error: Any, folder: Path) -> int:
         print(f"error: {first.message['message'].partition(': ')[2]}", file=sys.stderr)
         return int(first.exitcode)
     if first.exitcode < 0:
-        saved = any(folder.glob("checkpoint-*"))
-        print(
-            f"error: {first.message}; perhaps the machine ran out of memory. "
-            f"{'Its checkpoints are' if saved else 'No checkpoint is'} in {folder}.",
-            file=sys.stderr,
-        )
-        return STOPPED if saved else MachineError.exit_status
+        said = f"{first.message}, perhaps for want of memory; {saved(folder)}"
+        print(f"error: {said}", file=sys.stderr)
+        return STOPPED if "checkpoint-" in said else MachineError.exit_status
     print("error: this is a bug; the traceback of the failed process is above", file=sys.stderr)
     return BUG
 
@@ -99,6 +103,7 @@ def finish(folder: Path) -> None:
     """Evaluate, write the report and say what came out."""
     from wuxia_core import evaluate, report
 
+    print("evaluating base and tuned on held-out text")
     card = evaluate.evaluate(folder)
     page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")
     print(report.closing_table(card))
@@ -116,7 +121,7 @@ def launch(options: argparse.Namespace) -> int:
     except ChildFailedError as error:
         return failure(error, folder)
     except SignalException as error:
-        print(f"stopped by {error.sigval.name}; what was saved is in {folder}", file=sys.stderr)
+        print(f"stopped by {error.sigval.name}; {saved(folder)}", file=sys.stderr)
         return STOPPED
     finish(folder)
     return 0
@@ -126,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Launch; a user's mistake gets one message, never a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse(arguments)
     try:
         return launch(options)
@@ -133,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C before or after training; start again", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         return STOPPED
 
 

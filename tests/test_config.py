@@ -69,6 +69,7 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("training:\n  seed: 1\n  seed: 2", ["my.yaml:3", "training.seed is set twice"]),
         ("training:\n\tseed: 1", ["not valid YAML"]),
         ("- a\n- b", ["sections"]),
+        ("training: 5", ["my.yaml:1", "training must be a section with keys"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place(read, text, said):

@@ -45,6 +45,9 @@ def test_what_is_not_text_is_refused_by_name(tmp_path):
     with pytest.raises(CorpusError) as error:
         read_book(tmp_path / "a.txt")
     assert error.value.path == str(tmp_path / "a.txt")
+    (tmp_path / "docx.txt").write_bytes(b"PK\x03\x04 and the rest")
+    with pytest.raises(CorpusError, match="Word"):
+        read_book(tmp_path / "docx.txt")
     with pytest.raises(CorpusError, match="cannot be read"):
         read_book(tmp_path / "absent.txt")
 

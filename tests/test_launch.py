@@ -46,7 +46,7 @@ def test_the_sample_run_leaves_the_whole_folder(sample_run):
     assert list((folder / "logs").rglob("events.*"))
     assert list(folder.glob("checkpoint-*/adapter_model.safetensors"))
     assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["seed"] == 42
-    assert "effective batch 8 = 4 a process × 1 accumulated × 2 processes" in printed
+    assert "effective batch 8 = 4 a process × 1 accumulated × 2 in parallel" in printed
     assert json.loads((folder / "environment.json").read_text())["effective_batch"] == 8
 
 
@@ -72,7 +72,11 @@ def test_the_closing_table_says_first_what_got_worse():
     row = {"name": "bits_per_char", "unit": "bits/character", "source": "general", "base": 6.0,
            "tuned": 6.1, "delta": 0.1, "low": 0.05, "high": 0.15, "n": 9}  # fmt: skip
     card = {"metrics": [row], "passages": {"base": "a", "tuned": "b"}}
-    assert closing_table(card).startswith("bits per character ROSE (worse left to right): general")
+    assert closing_table(card).startswith(
+        "bits per character ROSE (lower is better): general +0.100"
+    )
+    row["low"] = -0.01
+    assert "may be chance" in closing_table(card).splitlines()[0]
     row.update(dict.fromkeys(("base", "tuned", "delta", "low", "high")), reason="2 documents")
     assert "not measured: 2 documents" in closing_table(card)
 

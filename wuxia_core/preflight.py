@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-import pandas as pd
-
 from wuxia_core.config import Config
 from wuxia_core.errors import ConfigError, MachineError
+from wuxia_core.mixing import Mixture
 
 
 def process_count(asked: int | None) -> int:
@@ -52,34 +51,41 @@ def check_precision(config: Config) -> None:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
 
 
-def finished(folder: Path) -> bool:
-    """Whether a run folder already holds an adapter or a checkpoint."""
-    return (folder / "adapter_model.safetensors").exists() or any(folder.glob("checkpoint-*"))
+def occupied(folder: Path) -> bool:
+    """Whether a folder already holds a run, finished or not."""
+    return (folder / "metrics.jsonl").exists() or (folder / "adapter_model.safetensors").exists()
 
 
 def claim_output_dir(config: Config, named: bool) -> Path:
     """Choose the run folder: the named one, else the first free of `sample`, `sample-2` and so on.
 
-    Raises `ConfigError` where the named folder already holds a run; `MachineError` where the folder
-    cannot be made.
+    Raises `ConfigError` where the named folder already holds a run.
     """
     folder = Path(config.training.output_dir)
-    if named and finished(folder):
+    if named and occupied(folder):
         raise ConfigError(
             f"training.output_dir {folder}: already holds a run, which is never overwritten; "
             "name another folder with --set training.output_dir=..."
         )
     candidate, number = folder, 1
-    while finished(candidate):
+    while occupied(candidate):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def open_run_folder(config: Config, folder: Path) -> None:
+    """Make the run folder and write the resolved config into it.
+
+    Raises `MachineError` where that cannot be done.
+    """
     try:
-        candidate.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / "config.yaml")
     except OSError as error:
         raise MachineError(
-            f"training.output_dir {candidate}: cannot be made ({error.strerror}); name another"
+            f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"
         ) from None
-    return candidate
 
 
 def card_precautions() -> list[str]:
@@ -97,20 +103,23 @@ def card_precautions() -> list[str]:
     return [f"{key}=1 (GeForce RTX 40)" for key in wanted]
 
 
-def summary(config: Config, processes: int, report: pd.DataFrame, windows: int) -> str:
+def summary(config: Config, processes: int, mixture: Mixture, windows: int) -> str:
     """Describe the run in a few lines, the effective batch first."""
     training = config.training
     batch = effective_batch(config, processes)
     shares = ", ".join(
-        f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in report.itertuples()
+        f"{row.source} {row.tokens:,} tokens ({row.share:.1%})"
+        for row in mixture.report.itertuples()
     )
+    books = mixture.documents.query("source == 'wuxia' and split == 'validation'")["book"].unique()
     per_epoch = -(-windows // batch)
     epochs = int(per_epoch * training.num_train_epochs)
     steps = training.max_steps if training.max_steps > 0 else epochs
     return (
         f"effective batch {batch} = {training.per_device_train_batch_size} a process "
-        f"× {training.gradient_accumulation_steps} accumulated × {processes} processes\n"
-        f"training text: {shares}\n"
+        f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
+        f"training text: {shares}; general text from {config.data.general_file or 'nowhere'}\n"
+        f"held out: {', '.join(books) or 'nothing'}\n"
         f"about {steps} steps of {windows} windows of at most {config.data.max_length} tokens "
         f"({per_epoch} steps an epoch)"
     )

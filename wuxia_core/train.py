@@ -10,8 +10,10 @@ each window, the loss over asked tokens only, and a stop when a gradient is not 
 import json
 import os
 import platform
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import cycle, islice
@@ -21,7 +23,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from wuxia_core.config import Config, load_config
 from wuxia_core.errors import MachineError, NonFiniteError, WuxiaError
@@ -66,6 +74,21 @@ class SpanTrainer(Trainer):
         args = self.args
         each = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return EpochSampler(len(self.train_dataset), args.seed, each * args.world_size)
+
+
+class Progress(ProgressCallback):
+    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, str] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Show the losses."""
+        losses = {name: f"{value:.3f}" for name, value in logs.items() if name.endswith("loss")}
+        if self.training_bar is not None and "train_loss" not in losses:
+            self._shown.update(losses)
+            self.training_bar.set_postfix(self._shown)
 
 
 class MetricsFile(TrainerCallback):
@@ -150,13 +173,15 @@ def train(folder: Path) -> None:
         train_dataset=train_windows(mixture),
         eval_dataset=held_out or None,
         compute_loss_func=asked_cross_entropy,
-        callbacks=[MetricsFile(folder), StopOnNonFinite()],
+        callbacks=[MetricsFile(folder), StopOnNonFinite(), Progress()],
     )
+    trainer.remove_callback(ProgressCallback)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
     trainer.train()
     if trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
@@ -176,6 +201,8 @@ def write_environment(config: Config, folder: Path, world_size: int) -> None:
 
 def main() -> None:
     """Train; a failure that is not a bug ends with its message and exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         train(Path(sys.argv[1]))
     except torch.cuda.OutOfMemoryError as error:

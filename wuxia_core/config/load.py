@@ -122,6 +122,8 @@ def _explain(error: Any, places: dict[str, str], path: str) -> str:
     place = places.get(name, path)
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key {name}{_nearest(name)}"
+    if error["type"] == "model_type":
+        return f"{place}: {name} must be a section with keys (got {_short(error['input'])})"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {name}: {message} (got {_short(error['input'])})"
 

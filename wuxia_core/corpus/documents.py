@@ -38,9 +38,10 @@ def find_novels(data_dir: Path, general: Path | None) -> list[Path]:
     files = sorted(path for path in data_dir.rglob("*") if path.suffix.lower() == ".txt")
     novels = [path for path in files if path.is_file() and _is_novel(path, data_dir, general)]
     if not novels:
+        why = "general text or in this project's own folders" if files else "none"
         raise DataError(
-            f"data.data_dir {data_dir}: no novel in it ({len(files)} .txt files, all of them "
-            "general text or in this project's own folders); put novels as .txt files there"
+            f"data.data_dir {data_dir}: no novel in it ({len(files)} .txt files, {why}); "
+            "put novels there as .txt files"
         )
     return novels
 
@@ -80,7 +81,6 @@ def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
         try:
             text = clean(read_book(path).text)
         except CorpusError as error:
-            log.warning("left out: %s", error)
             refused.append(str(error))
             continue
         book = str(path.relative_to(data_dir).with_suffix(""))
@@ -88,6 +88,8 @@ def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
     if not documents:
         reasons = "\n".join(refused) or "every file is empty"
         raise DataError(f"data.data_dir {data_dir}: nothing to train on\n{reasons}")
+    for reason in refused:
+        log.warning("left out: %s", reason)
     return documents
 
 

@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 CANDIDATES = ("gb18030", "cp950", "utf-16-le", "utf-16-be")
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 
 
@@ -45,6 +46,8 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
         data = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
+    if data.startswith(OTHER_FORMATS):
+        raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
     chosen = encoding or _detect(data)
     text = _decode(data, chosen, path)
     return Book(path.stem, text, path, chosen)
@@ -56,9 +59,14 @@ def _detect(data: bytes) -> str:
         if data.startswith(bom):
             return name
     as_utf8 = data.decode("utf-8", errors="replace")
-    if as_utf8.count("\ufffd") <= MOST_BROKEN * len(as_utf8):
+    if _broken(as_utf8) <= MOST_BROKEN * len(as_utf8):
         return "utf-8"
     return max(CANDIDATES, key=lambda name: _plausibility(_sample(data), name))
+
+
+def _broken(text: str) -> int:
+    """Count undecodable characters, but not a last one that the file's end cuts through."""
+    return text.removesuffix("\ufffd").count("\ufffd")
 
 
 def _sample(data: bytes) -> bytes:
@@ -74,7 +82,7 @@ def _plausibility(sample: bytes, encoding: str) -> float:
     """Share of everyday characters, less five times the share of undecodable ones."""
     text = sample.decode(encoding, errors="replace")
     common = sum(character in _everyday() for character in text)
-    return (common - 5 * text.count("\ufffd")) / max(1, len(text))
+    return (common - 5 * _broken(text)) / max(1, len(text))
 
 
 @functools.cache
@@ -98,7 +106,7 @@ def _decode(data: bytes, encoding: str, path: Path) -> str:
         raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
     except UnicodeDecodeError as error:
         text = data.decode(encoding, errors="replace")
-        broken = text.count("\ufffd")
+        broken = _broken(text)
         if broken > MOST_BROKEN * len(text):
             raise CorpusError(
                 f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at "
