@@ -129,8 +129,8 @@ def test_a_bare_launch_takes_the_next_free_folder(tmp_path, monkeypatch):
     config = load_config(PROJECT / "configs" / "sample.yaml")
     assert preflight.claim_output_dir(config, named=False) == Path("output/sample")
     for number in ("", "-2"):
-        (tmp_path / f"output/sample{number}").mkdir(exist_ok=True)
-        (tmp_path / f"output/sample{number}" / "adapter_model.safetensors").touch()
+        (tmp_path / f"output/sample{number}").mkdir(parents=True)
+        (tmp_path / f"output/sample{number}" / "metrics.jsonl").touch()
     assert preflight.claim_output_dir(config, named=False) == Path("output/sample-3")
     with pytest.raises(ConfigError):
         preflight.claim_output_dir(config, named=True)
