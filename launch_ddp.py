@@ -8,6 +8,7 @@ python launch_ddp.py --config my.yaml --set data.data_dir=novels --nproc 1
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,10 @@ from wuxia_core.errors import MachineError, WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 STOPPED, BUG = 75, 1
+LATER = (
+    *("--plan", "--measure", "--doctor", "--resume", "--allow-changed"),
+    *("--nnodes", "--rdzv-endpoint", "--max-restarts"),
+)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -28,17 +33,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="YAML file (default: configs/sample.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--nproc", type=int, help="processes (default: one a GPU, 2 without)")
-    later = parser.add_argument_group("not yet")
-    for flag in ("--plan", "--measure", "--doctor", "--resume", "--allow-changed"):
-        later.add_argument(flag, action="store_true")
-    later.add_argument("--nnodes")
-    later.add_argument("--rdzv-endpoint")
-    later.add_argument("--max-restarts", type=int)
+    for flag in LATER:
+        parser.add_argument(flag, nargs="?", const="", help="not yet")
     options = parser.parse_args(arguments)
-    for name in ("plan", "measure", "doctor", "resume", "allow_changed", "nnodes",
-                 "rdzv_endpoint", "max_restarts"):  # fmt: skip
-        if getattr(options, name):
-            parser.error(f"--{name.replace('_', '-')}: not yet in this version; leave it out")
+    for flag in LATER:
+        if getattr(options, flag[2:].replace("-", "_")) is not None:
+            parser.error(f"{flag}: not yet in this version; leave it out")
     return options
 
 
@@ -59,7 +59,7 @@ def prepare(options: argparse.Namespace) -> tuple[Path, int]:
     print(preflight.summary(config, processes, mixture, windows))
     for precaution in preflight.card_precautions():
         print(precaution)
-    preflight.open_run_folder(config, folder)
+    preflight.open_run_folder(config, mixture, folder)
     print(f"training into {folder}")
     return folder, processes
 
@@ -71,30 +71,31 @@ def torchrun(folder: Path, processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    run(
-        parse_args(
-            ["--standalone", f"--nproc-per-node={processes}", "-m", "wuxia_core.train", str(folder)]
-        )
-    )
+    where = ["--standalone", f"--nproc-per-node={processes}"]
+    run(parse_args([*where, "-m", "wuxia_core.train", str(folder)]))
 
 
 def saved(folder: Path) -> str:
     """Say what a stopped run leaves behind."""
-    steps = sorted(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
-    return f"saved: {folder}/checkpoint-{steps[-1]}" if steps else f"no checkpoint in {folder} yet"
+    from wuxia_core import preflight
+
+    if (folder / "adapter_model.safetensors").exists():
+        return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
+    checkpoint = preflight.newest_checkpoint(folder)
+    return f"saved: {checkpoint}" if checkpoint else f"no checkpoint in {folder} yet"
 
 
 def failure(error: Any, folder: Path) -> int:
     """Say what stopped torchrun and choose the exit status."""
-    failures = sorted(error.failures.values(), key=lambda f: (f.exitcode <= 1, f.timestamp))
-    first = failures[0]
-    if first.exitcode > BUG:
-        print(f"error: {first.message['message'].partition(': ')[2]}", file=sys.stderr)
-        return int(first.exitcode)
-    if first.exitcode < 0:
-        said = f"{first.message}, perhaps for want of memory; {saved(folder)}"
-        print(f"error: {said}", file=sys.stderr)
-        return STOPPED if "checkpoint-" in said else MachineError.exit_status
+    from wuxia_core import preflight
+
+    rank = min(error.failures.values(), key=lambda f: (f.exitcode == BUG, f.exitcode < 0))
+    if rank.exitcode > BUG and isinstance(rank.message, dict):
+        print(f"error: {rank.message['message'].partition(': ')[2]}", file=sys.stderr)
+        return int(rank.exitcode)
+    if rank.exitcode < 0:
+        print(f"error: {rank.message}, for want of memory? {saved(folder)}", file=sys.stderr)
+        return STOPPED if preflight.newest_checkpoint(folder) else MachineError.exit_status
     print("error: this is a bug; the traceback of the failed process is above", file=sys.stderr)
     return BUG
 
@@ -106,7 +107,7 @@ def finish(folder: Path) -> None:
     print("evaluating base and tuned on held-out text")
     card = evaluate.evaluate(folder)
     page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")
-    print(report.closing_table(card))
+    print(evaluate.closing_table(card))
     print(f"\nadapter    {folder}\nscorecard  {folder / 'scorecard.json'}\nreport     {page}")
 
 
@@ -118,12 +119,12 @@ def launch(options: argparse.Namespace) -> int:
     folder, processes = prepare(options)
     try:
         torchrun(folder, processes)
+        finish(folder)
     except ChildFailedError as error:
         return failure(error, folder)
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; {saved(folder)}", file=sys.stderr)
         return STOPPED
-    finish(folder)
     return 0
 
 
@@ -133,13 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until torchrun takes it over
     try:
         return launch(options)
     except WuxiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        print("stopped before training; nothing is lost", file=sys.stderr)
         return STOPPED
 
 

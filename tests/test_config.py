@@ -69,6 +69,10 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("training:\n  seed: 1\n  seed: 2", ["my.yaml:3", "training.seed is set twice"]),
         ("training:\n\tseed: 1", ["not valid YAML"]),
         ("- a\n- b", ["sections"]),
+        ("training:\n  max_steps: 0", ["my.yaml:1", "max_steps is 0"]),
+        ("training:\n  learning_rate: .inf", ["my.yaml:2", "finite"]),
+        ("data:\n  data_dir: 2024-13-01", ["my.yaml", "month"]),
+        ("? [a]\n: 1", ["my.yaml"]),
         ("training: 5", ["my.yaml:1", "training must be a section with keys"]),
     ],
 )

@@ -94,7 +94,9 @@ def test_chapters_of_real_novels(novels, name, count):
 
 
 def test_general_text_and_own_folders_are_never_novels(tmp_path):
-    files = "书.txt 子/书.TXT general.txt 子/general.txt sample/x.txt 通用/y.txt .git/z.txt"
+    files = (
+        "书.txt 子/书.TXT General.TXT general.txt 子/general.txt sample/x.txt 通用/y.txt .git/z.txt"
+    )
     for name in [*files.split(), "mixed/w.txt", "说明.md"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(PROSE, encoding="utf-8")
@@ -102,7 +104,7 @@ def test_general_text_and_own_folders_are_never_novels(tmp_path):
     found = [str(path.relative_to(tmp_path)) for path in find_novels(tmp_path, general)]
     assert sorted(found) == sorted(["书.txt", "子/书.TXT"])
     texts = {str(path.relative_to(tmp_path)) for path in find_general(tmp_path, general)}
-    assert texts == {"general.txt", "子/general.txt", "通用/y.txt"}
+    assert texts == {"General.TXT", "general.txt", "子/general.txt", "通用/y.txt"}
 
 
 def test_an_empty_folder_says_so(tmp_path):
@@ -130,7 +132,9 @@ def test_short_lines_of_general_text_are_gathered(tmp_path):
     assert all(len(text) >= 200 for text in texts)
 
 
-@pytest.mark.parametrize("line", ['{"text": 5}', '{"txt": "甲"}', '["甲"]', '{"text": "甲"'])
+@pytest.mark.parametrize(
+    "line", ['{"text": "\\ud800"}', '{"text": 5}', '{"txt": "甲"}', '["甲"]', '{"text": "甲"']
+)
 def test_a_bad_line_of_jsonl_is_numbered(tmp_path, line):
     path = tmp_path / "g.jsonl"
     path.write_text('{"text": "甲"}\n' + line + "\n", encoding="utf-8")

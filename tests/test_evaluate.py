@@ -56,6 +56,8 @@ def test_characters_are_counted_after_composition(base, tokenizer):
 def test_empty_texts_are_refused(base, tokenizer):
     with pytest.raises(DataError, match="empty"):
         bits_per_char(base, tokenizer, [""])
+    with pytest.raises(DataError, match="empty"):
+        bits_per_char(base, tokenizer, [])
 
 
 def scores(bits):

@@ -15,7 +15,7 @@ import launch_ddp
 from wuxia_core import preflight
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import ConfigError
-from wuxia_core.report import closing_table
+from wuxia_core.evaluate import closing_table
 
 
 @pytest.fixture
@@ -92,6 +92,8 @@ def test_the_closing_table_says_first_what_got_worse():
         (settings("data.data_dir=notes"), 3, "notes: no novel in it"),
         (settings("data.data_dir=blank"), 3, "nothing to train on"),
         (settings("data.general_file=absent.txt"), 3, "absent.txt: no such file"),
+        (settings("data.general_file=empty"), 3, "empty: no .txt or .jsonl"),
+        (settings("training.output_dir=/proc/none"), 5, "/proc/none: cannot be written"),
         (settings("model.model_name_or_path=Qwen/Qwen3-8B"), 5, "model.model_name_or_path"),
         (["--nproc", "0"], 2, "--nproc 0"),
         (["--nproc", "500"], 2, "500 processes for"),
@@ -134,6 +136,18 @@ def test_a_bare_launch_takes_the_next_free_folder(tmp_path, monkeypatch):
     assert preflight.claim_output_dir(config, named=False) == Path("output/sample-3")
     with pytest.raises(ConfigError):
         preflight.claim_output_dir(config, named=True)
+
+
+def test_what_a_stopped_run_leaves_is_named(tmp_path):
+    run = tmp_path / "checkpoint-run"
+    for name in ("checkpoint-8", "checkpoint-20", "checkpoint-100", "checkpoint-foo"):
+        (run / name).mkdir(parents=True)
+    assert "no checkpoint in" in launch_ddp.saved(run)
+    for name in ("checkpoint-8", "checkpoint-20", "checkpoint-foo"):
+        (run / name / "trainer_state.json").touch()
+    assert preflight.newest_checkpoint(run) == run / "checkpoint-20"
+    (run / "adapter_model.safetensors").touch()
+    assert "wuxia_core.evaluate" in launch_ddp.saved(run)
 
 
 def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
@@ -190,7 +204,7 @@ def test_a_gradient_that_is_not_a_number_ends_with_4(launch, tmp_path):
 def test_sigterm_reaches_the_processes_and_ends_with_75(tmp_path):
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "launch_ddp.py"),
-         *settings("training.output_dir=run", "data.processed_data_file=mixture",
+         *settings(f"training.output_dir={tmp_path / 'run'}", "data.processed_data_file=mixture",
                    "training.max_steps=5000", "training.save_steps=2")],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -6,7 +6,8 @@ import pytest
 
 from wuxia_core import mix
 from wuxia_core.errors import ConfigError, DataError
-from wuxia_core.mixing import held_out_windows, train_windows
+from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.preflight import open_run_folder
 
 SENTENCE = "那人使一招{}，剑光到处，落叶纷飞，众人齐声喝彩，却不知他已受了内伤。"
 
@@ -116,8 +117,34 @@ def test_the_same_inputs_give_the_same_bytes(library, config, tmp_path):
     assert digest(mix(config).folder) == one
 
 
+def test_the_end_of_each_general_file_is_held_out(library, config):
+    general = mix(config).documents.query("source == 'general'")
+    held_out = (general["split"] == "validation").tolist()
+    assert held_out == sorted(held_out) and 0.1 < sum(held_out) / len(held_out) <= 0.25
+
+
+def test_a_run_refuses_another_mixture_than_its_own(library, config, tmp_path):
+    run = tmp_path / "run"
+    open_run_folder(config, mix(config), run)
+    place = config.data.processed_data_file
+    assert open_run_mixture(run, place).tokens.size
+    config.training.seed = 7
+    mix(config)
+    with pytest.raises(DataError, match="not the mixture"):
+        open_run_mixture(run, place)
+
+
+def test_where_the_mixture_is_made_from_does_not_matter(library, config, monkeypatch):
+    one = mix(config)
+    written = (one.folder / "tokens.npy").stat().st_mtime_ns
+    monkeypatch.chdir(library.parent)
+    config.data.data_dir = library.name
+    assert (mix(config).folder / "tokens.npy").stat().st_mtime_ns == written
+
+
 def test_a_folder_that_is_no_mixture_is_left_alone(library, config, tmp_path):
     (tmp_path / "mixture").mkdir()
+    (tmp_path / "mixture" / "manifest.json").write_text('{"name": "my web app"}')
     (tmp_path / "mixture" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not a mixture"):
         mix(config)
@@ -134,7 +161,7 @@ def test_an_old_jsonl_is_read_as_input_and_its_folder_lies_beside_it(library, co
     config.data.processed_data_file = str(old)
     mixture = mix(config)
     assert mixture.folder == tmp_path / "processed_wuxia"
-    assert list(mixture.documents["text"]) == texts
+    assert list(mixture.documents.query("source == 'wuxia'")["text"]) == texts
 
 
 def test_missing_general_file_is_named(library, config):

@@ -76,9 +76,10 @@ def test_accumulated_parts_sum_to_the_whole_with_unequal_counts(model):
         assert accumulated == pytest.approx(loss_of(model, whole, items).item(), abs=1e-5)
 
 
-def test_a_batch_that_asks_nothing_has_a_zero_gradient(model):
+@pytest.mark.parametrize("items", [0, 7])
+def test_a_batch_that_asks_nothing_has_a_zero_gradient(model, items):
     inputs = batch(np.random.default_rng(4), 1, 16, 0.0)
-    loss = loss_of(model, inputs, torch.tensor(7))
+    loss = loss_of(model, inputs, torch.tensor(items))
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert loss.item() == 0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from safetensors import SafetensorError
+
 from wuxia_core.config import Config, ModelConfig, locate
 from wuxia_core.errors import ConfigError, DataError, MachineError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MASK_TOKEN = "<|mask|>"
+DOCUMENT_START = "<|endoftext|>"
 Loaded = TypeVar("Loaded")
 
 
@@ -37,7 +40,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_base(name: str, dtype: "torch.dtype") -> "PreTrainedModel":
+def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":
     """Load a causal language model from a folder or the hub.
 
     Raises `MachineError` where the folder is missing and the hub cannot be reached.
@@ -54,7 +57,7 @@ def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
     path = str(locate(name))
     try:
         return load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         first = str(error).strip().splitlines()[0]
         raise MachineError(
@@ -63,6 +66,14 @@ def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
             "Download it where there is a network and point model.model_name_or_path at its "
             "folder, or set HF_ENDPOINT to a mirror you can reach."
         ) from None
+
+
+def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Choose what stands before a text: `<|endoftext|>`, else the end-of-text token.
+
+    Chat models end a turn, not a text, with their end-of-text token.
+    """
+    return int(tokenizer.get_vocab().get(DOCUMENT_START, tokenizer.eos_token_id))
 
 
 def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:
@@ -115,7 +126,7 @@ def load_adapter(
     """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
 
     `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere they
-    keep the precision they are stored in.
+    keep the precision that the base is stored in.
 
     Raises
     ------
@@ -129,7 +140,7 @@ def load_adapter(
 
     folder = Path(output_dir)
     name = adapter_base(folder)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device == "cpu" else "auto"
     model = PeftModel.from_pretrained(load_base(name, dtype).to(device), str(folder))
     model.eval()
     return model, load_tokenizer(name)

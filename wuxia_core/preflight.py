@@ -1,6 +1,7 @@
 """What is checked and said before a run: processes, batch, the run folder, the cards."""
 
 import os
+import shutil
 from pathlib import Path
 
 from wuxia_core.config import Config
@@ -61,7 +62,7 @@ def claim_output_dir(config: Config, named: bool) -> Path:
 
     Raises `ConfigError` where the named folder already holds a run.
     """
-    folder = Path(config.training.output_dir)
+    folder = Path(config.training.output_dir).expanduser()
     if named and occupied(folder):
         raise ConfigError(
             f"training.output_dir {folder}: already holds a run, which is never overwritten; "
@@ -74,18 +75,27 @@ def claim_output_dir(config: Config, named: bool) -> Path:
     return candidate
 
 
-def open_run_folder(config: Config, folder: Path) -> None:
-    """Make the run folder and write the resolved config into it.
+def open_run_folder(config: Config, mixture: Mixture, folder: Path) -> None:
+    """Make the run folder and write into it the resolved config, and which mixture it is for.
 
     Raises `MachineError` where that cannot be done.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder / "config.yaml")
+        shutil.copyfile(mixture.folder / "manifest.json", folder / "mixture.json")
     except OSError as error:
         raise MachineError(
             f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"
         ) from None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest whole checkpoint; its `trainer_state.json` is written last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    steps = {path.name.partition("-")[2]: path for path in whole}
+    numbers = [int(step) for step in steps if step.isdigit()]
+    return steps[str(max(numbers))] if numbers else None
 
 
 def card_precautions() -> list[str]:

@@ -64,7 +64,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     for section, values in tree.items():
         if values is None:
@@ -98,7 +98,7 @@ def _apply(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
         raise ConfigError(f"--set {override}: must read section.key=value")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         parsed = value  # a path, say, that YAML would read as something else
     values = tree.setdefault(section, {})
     if not isinstance(values, dict):
@@ -113,7 +113,7 @@ def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
         values = tree.get(section)
         if isinstance(values, dict) and key in values:
             del values[key]
-            log.warning("%s: %s has no effect: %s", places[name], name, instead)
+            log.warning("%s: %s has no effect: %s", places.get(name, "--config"), name, instead)
 
 
 def _explain(error: Any, places: dict[str, str], path: str) -> str:

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from wuxia_core.errors import ConfigError
+
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NUMBER = re.compile(r"[+-]?[0-9.]+[eE][+-]?[0-9]+")
 
@@ -30,7 +32,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(_Section):
@@ -83,7 +87,10 @@ class MaskingConfig(_Section):
     def _arrangeable(self) -> Self:
         from wuxia_core.masking import SpanMasker
 
-        SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
+        try:
+            SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -110,7 +117,9 @@ class TrainingConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # everything random hangs on it
 
     @model_validator(mode="after")
-    def _one_precision(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0: give a number of steps, or -1 for num_train_epochs")
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true: choose one (bf16 on RTX 30 and later)")
         return self

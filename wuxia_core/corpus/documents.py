@@ -60,14 +60,15 @@ def find_general(data_dir: Path, general: Path | None) -> list[Path]:
 
     Raises `DataError` where `general` does not exist or holds neither .txt nor .jsonl.
     """
-    files = [p for p in data_dir.rglob("*.txt") if p.name.lower() == "general.txt"]
-    files = [p for p in files if p.relative_to(data_dir).parts[0] not in OWN_FOLDERS]
+    files = [path for path in data_dir.rglob("*") if path.name.lower() == "general.txt"]
+    files = [path for path in files if path.relative_to(data_dir).parts[0] not in OWN_FOLDERS]
     if general is not None:
-        named = [general] if general.is_file() else general.rglob("*")
-        files += [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
-        if not files:
+        named = [general] if general.is_file() else list(general.rglob("*"))
+        named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
+        if not named:
             raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
-    return sorted(set(files))
+        files += named
+    return sorted({path.resolve(): path for path in files if path.is_file()}.values())
 
 
 def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
@@ -117,5 +118,7 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise DataError(f'{path}:{number}: must be an object like {{"text": "…"}}')
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{path}:{number}: half a character (a lone surrogate) in the text")
         if text.strip():
             yield clean(text)

@@ -4,9 +4,8 @@ import argparse
 import logging
 import sys
 
-from wuxia_core import report
 from wuxia_core.errors import ConfigError, WuxiaError
-from wuxia_core.evaluate import evaluate
+from wuxia_core.evaluate import closing_table, evaluate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.gate:
             raise ConfigError("--gate: not yet; leave it out")
-        print(report.closing_table(evaluate(options.output_dir)))
+        print(closing_table(evaluate(options.output_dir)))
     except WuxiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from wuxia_core import mixing, model
-from wuxia_core.config import Config, load_config, locate
+from wuxia_core.config import Config, load_config
 from wuxia_core.corpus import clean
 from wuxia_core.evaluate.scoring import document_bits, masked_recovery
 from wuxia_core.evaluate.statistics import METRICS, compare
 from wuxia_core.masking import MaskCollator
+from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,9 +32,7 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     folder = Path(output_dir)
     base_name = model.adapter_base(folder)
     config = load_config(folder / "config.yaml")
-    mixture = mixing.open_mixture(
-        locate(str(mixing.mixture_folder(config.data.processed_data_file)))
-    )
+    mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tuned, tokenizer = model.load_adapter(folder, device)
     collate = MaskCollator.from_config(config, tokenizer, model.adapter_mask_id(folder), "masked")
@@ -103,11 +102,11 @@ def continuation(
     """Sample 80 tokens after a prompt (temperature 0.9, nucleus 0.95), without blank lines."""
     import torch
 
-    inputs = tokenizer(tokenizer.eos_token + prompt, return_tensors="pt").to(model.device)
+    ids = [document_start_id(tokenizer), *tokenizer(prompt, add_special_tokens=False).input_ids]
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         output = model.generate(
-            **inputs,
+            torch.tensor([ids], device=model.device),
             do_sample=True,
             temperature=0.9,
             top_p=0.95,

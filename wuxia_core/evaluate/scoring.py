@@ -12,6 +12,7 @@ from tqdm import tqdm
 from wuxia_core import mixing
 from wuxia_core.errors import DataError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator, model_inputs
+from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +52,9 @@ def bits_per_char(
     DataError
         Where there is no character.
     """
-    table = document_bits(model, tokenizer, texts, window, batch_size)
-    if not table["chars"].sum():
+    if not any(texts):
         raise DataError("bits_per_char: the texts are empty")
+    table = document_bits(model, tokenizer, texts, window, batch_size)
     return float(table["bits"].sum() / table["chars"].sum())
 
 
@@ -66,11 +67,12 @@ def document_bits(
 ) -> pd.DataFrame:
     """Score each text: columns `bits` and `chars`, a row a text."""
     normal = [unicodedata.normalize("NFC", text) for text in texts]
+    start_id = document_start_id(tokenizer)
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
-    tokens = [np.array([tokenizer.eos_token_id, *ids], np.int32) for ids in encoded]
+    tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
     batches = (
-        _asked_batch(rows[start : start + batch_size], int(tokenizer.eos_token_id))
+        _asked_batch(rows[start : start + batch_size], start_id)
         for start in range(0, len(rows), batch_size)
     )
     total = -(-len(rows) // batch_size)

@@ -78,7 +78,7 @@ class MaskCollator:
                 masking.mask_ratio, masking.span_ratio, masking.span_length, config.training.seed
             ),
             mask_token_id=mask_token_id,
-            pad_token_id=int(tokenizer.eos_token_id),
+            pad_token_id=int(tokenizer.pad_token_id or 0),
             special_ids=frozenset(tokenizer.all_special_ids),
             objective=objective,
             span_unit=masking.span_unit,

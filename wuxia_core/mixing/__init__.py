@@ -15,11 +15,11 @@ from wuxia_core.mixing.store import (
     held_out_windows,
     mixture_folder,
     open_mixture,
+    open_run_mixture,
     train_windows,
 )
-from wuxia_core.mixing.tokens import tokenize
 
 __all__ = [
     "Mixture", "Tokens", "Window", "Windows", "held_out_windows", "mix", "mixture_folder",
-    "open_mixture", "tokenize", "train_windows",
+    "open_mixture", "open_run_mixture", "train_windows",
 ]  # fmt: skip

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import pandas as pd
 
 from wuxia_core import corpus
 from wuxia_core.config import Config, locate
-from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.mixing.store import (
     TRAIN,
     UNUSED,
@@ -25,12 +27,20 @@ from wuxia_core.mixing.store import (
     read_manifest,
 )
 from wuxia_core.mixing.tokens import tokenize
+from wuxia_core.model import document_start_id, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
+FILES = {
+    "tokens.npy",
+    "word_starts.npy",
+    "windows.parquet",
+    "documents.parquet",
+    "manifest.json",
+}
 FORMAT = 1  # raise it when the folder's content changes, so that older ones are built again
 
 
@@ -44,13 +54,12 @@ def mix(config: Config) -> Mixture:
     ConfigError
         Where `data.processed_data_file` is a folder that is not a mixture.
     """
-    from wuxia_core.model import load_tokenizer
-
     folder = mixture_folder(config.data.processed_data_file)
     inputs = _inputs(config)
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     manifest = _manifest(config, inputs, tokenizer)
     if read_manifest(folder) != manifest:
+        _refuse_strangers(folder)
         documents = _split(_read(inputs), config.data.val_ratio, config.training.seed)
         _build(folder, documents, tokenizer, config, manifest)
     mixture = open_mixture(folder)
@@ -93,8 +102,12 @@ def _manifest(
     config: Config, inputs: _Inputs, tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, Any]:
     """Everything the content hangs on."""
+    root = inputs.data_dir.resolve()
     files = [
-        {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        {
+            "path": os.path.relpath(path.resolve(), root),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
         for path in inputs.novels + inputs.general
     ]
     settings = config.data.model_dump(exclude={"data_dir", "general_file", "processed_data_file"})
@@ -104,22 +117,33 @@ def _manifest(
         "seed": config.training.seed,
         "data": settings,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "document_start": document_start_id(tokenizer),
         "inputs": files,
     }
 
 
 def _split(documents: list[corpus.Document], val_ratio: float, seed: int) -> pd.DataFrame:
-    """Add the split: novels by whole books, or by chapters where there is one; general by text."""
+    """Add the split: novels by whole books, or by chapters where there is one.
+
+    Of general text the end of each file is held out, so that neighbouring passages stay together.
+    """
     table = pd.DataFrame(documents)
+    novels = table[table["source"] == "wuxia"]
+    unit = novels["book"] + ("\n" + novels["chapter"] if novels["book"].nunique() == 1 else "")
+    lengths = novels["text"].str.len().groupby(unit).sum()
+    held_out = unit.index[unit.isin(_held_out(lengths.to_dict(), val_ratio, seed))].tolist()
+    for _, rows in table[table["source"] == "general"].groupby("book"):
+        held_out += _tail(rows["text"].str.len(), val_ratio)
     table["split"] = TRAIN
-    if val_ratio > 0:
-        for source, rows in table.groupby("source"):
-            one_book = source == "general" or rows["book"].nunique() == 1
-            unit = rows["book"] + ("\n" + rows["chapter"] if one_book else "")
-            lengths = rows["text"].str.len().groupby(unit).sum()
-            held_out = _held_out(lengths.to_dict(), val_ratio, seed)
-            table.loc[unit.index[unit.isin(held_out)], "split"] = VALIDATION
+    table.loc[held_out, "split"] = VALIDATION
     return table[["source", "book", "chapter", "split", "text"]]
+
+
+def _tail(lengths: pd.Series, val_ratio: float) -> list[int]:
+    """Choose the last texts, up to `val_ratio` of the characters; one at least, never all."""
+    from_end = lengths[::-1].cumsum()
+    tail = from_end.index[from_end <= val_ratio * lengths.sum()].tolist()
+    return tail or ([lengths.index[-1]] if val_ratio and len(lengths) > 1 else [])
 
 
 def _held_out(lengths: dict[str, int], val_ratio: float, seed: int) -> set[str]:
@@ -133,9 +157,18 @@ def _held_out(lengths: dict[str, int], val_ratio: float, seed: int) -> set[str]:
         if lengths[unit] <= budget:
             chosen.add(unit)
             budget -= lengths[unit]
-    if not chosen and len(lengths) > 1:
+    if not chosen and val_ratio and len(lengths) > 1:
         chosen = {min(lengths, key=lambda unit: (lengths[unit], unit))}
     return chosen
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse to replace a folder that holds anything but a mixture."""
+    strangers = folder.is_file() or {path.name for path in folder.glob("*")} - FILES
+    if strangers:
+        raise ConfigError(
+            f"data.processed_data_file {folder}: not a mixture, so it is left alone; name another"
+        )
 
 
 def _build(
@@ -146,25 +179,29 @@ def _build(
     manifest: dict[str, Any],
 ) -> None:
     """Write the folder beside its place and move it there when it is whole."""
-    if folder.exists() and read_manifest(folder) is None and any(folder.iterdir()):
-        raise ConfigError(
-            f"data.processed_data_file {folder}: a folder that is not a mixture; name another one"
-        )
     tokens, word_starts = tokenize(list(documents["text"]), tokenizer)
     windows = _cut(documents, [len(sequence) for sequence in tokens], config)
     windows, documents = _choose_general(windows, documents, config)
-    staging = folder.with_name(folder.name + ".staging")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    np.save(staging / "tokens.npy", np.concatenate(tokens))
-    np.save(staging / "word_starts.npy", np.concatenate(word_starts))
-    windows.to_parquet(staging / "windows.parquet")
-    documents.to_parquet(staging / "documents.parquet")
-    text = json.dumps(manifest, ensure_ascii=False, indent=1)
-    (staging / "manifest.json").write_text(text, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.replace(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mixture-") as name:
+            staging = Path(name) / folder.name
+            staging.mkdir()
+            np.save(staging / "tokens.npy", np.concatenate(tokens))
+            np.save(staging / "word_starts.npy", np.concatenate(word_starts))
+            windows.to_parquet(staging / "windows.parquet")
+            documents.to_parquet(staging / "documents.parquet")
+            text = json.dumps(manifest, ensure_ascii=False, indent=1)
+            (staging / "manifest.json").write_text(text, encoding="utf-8")
+            if folder.exists():
+                log.info("%s: the texts or settings have changed, so it is built anew", folder)
+                shutil.rmtree(folder)
+            staging.replace(folder)
+    except OSError as error:
+        raise MachineError(
+            f"data.processed_data_file {folder}: cannot be written ({error.strerror}); free some "
+            "space or name another folder"
+        ) from None
 
 
 def _cut(documents: pd.DataFrame, lengths: list[int], config: Config) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from wuxia_core.config import locate
 from wuxia_core.errors import DataError
 
 TRAIN, VALIDATION, UNUSED = "train", "validation", "unused"
@@ -110,16 +111,35 @@ def open_mixture(folder: Path) -> Mixture:
     )
 
 
+def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
+    """Open the mixture that a run folder was made for.
+
+    Raises `DataError` where another one lies there by now: what was trained on then would be held
+    out now.
+    """
+    folder = locate(str(mixture_folder(processed_data_file)))
+    wanted = json.loads((run / "mixture.json").read_text(encoding="utf-8"))
+    if read_manifest(folder) != wanted:
+        raise DataError(
+            f"{folder}: not the mixture that {run} was trained on; mix again from the same texts "
+            f"with the settings of {run / 'config.yaml'}"
+        )
+    return open_mixture(folder)
+
+
 def mixture_folder(processed_data_file: str) -> Path:
     """Turn `data/processed.jsonl`, as older files have it, into the folder `data/processed`."""
-    path = Path(processed_data_file)
+    path = Path(processed_data_file).expanduser()
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read what a mixture was built from; None where there is no whole mixture."""
-    path = folder / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
 
 
 def train_windows(mixture: Mixture) -> Windows:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from wuxia_core.mixing.store import Flags, Tokens
+from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,10 +18,11 @@ BATCH = 64  # texts a call of the tokenizer
 def tokenize(
     texts: list[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Tokens], list[Flags]]:
-    """Encode texts, each behind one end-of-text token, and flag the tokens that begin a word.
+    """Encode texts, each behind `<|endoftext|>`, and flag the tokens that begin a word.
 
     A novel that happens to contain the letters of a special token does not make one.
     """
+    start_id = document_start_id(tokenizer)
     tokens: list[Tokens] = []
     word_starts: list[Flags] = []
     for start in tqdm(
@@ -36,7 +38,7 @@ def tokenize(
         for text, ids, offsets in zip(
             batch, encoded.input_ids, encoded.offset_mapping, strict=True
         ):
-            tokens.append(np.array([tokenizer.eos_token_id, *ids], np.int32))
+            tokens.append(np.array([start_id, *ids], np.int32))
             word_starts.append(_word_starts(text, np.array(offsets, np.int64).reshape(-1, 2)))
     return tokens, word_starts
 
