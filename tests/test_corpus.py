@@ -9,6 +9,7 @@ from wuxia_core.corpus import (
     read_general,
     read_novels,
 )
+from wuxia_core.corpus.chapters import _number
 from wuxia_core.errors import CorpusError, DataError
 
 PROSE = "话说那日天色将晚，老镖师独自坐在门前磨刀，忽听得远处马蹄声急，心中一惊。" * 3
@@ -87,10 +88,52 @@ def test_a_book_without_headings_is_cut_into_sections():
     assert "\n".join(part for _, part in parts) == text
 
 
-@pytest.mark.parametrize(("name", "count"), [("三侠五义", 120), ("绿牡丹", 64)])
+@pytest.mark.parametrize(
+    ("numeral", "number"),
+    [("一百二十", 120), ("一二〇", 120), ("一二○", 120), ("廿三", 23), ("十五", 15), ("001", 1),
+     ("二五", 25), ("一百零八", 108), ("一百一十九", 119), ("４２", 42), ("百二十", 120)],
+)  # fmt: skip
+def test_numerals(numeral, number):
+    assert _number(numeral) == number
+
+
+def test_contents_doubled_headings_and_volumes_open_no_chapter():
+    body = "\n".join(f"第{n}句话说他拔剑而起，众人无不变色。" for n in "甲乙丙丁戊己庚辛")
+    contents = "\n".join(f"第{n}回 风起云涌{n}　剑气纵横{n}" for n in "一二三四五六七八九")
+    text = f"{contents}\n上卷\n" + "\n".join(
+        f"正文 第{n}回 风起云涌{n}　剑气纵横{n}\n第{n}回 风起云涌{n}　剑气纵横{n}\n{body}"
+        for n in "一二三四五六七八九"
+    )
+    text += f"\n第九回 (2)\n{body}"
+    parts = chapters(text)
+    assert "\n".join(part for _, part in parts) == text
+    assert [heading[:3] for heading, _ in parts] == [
+        "",
+        *(f"第{n}回" for n in "一二三四五六七八九"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("wuxia/三侠五义", 120),
+        ("wuxia/七剑十三侠", 180),
+        ("wuxia/绿牡丹", 64),
+        ("wuxia/儿女英雄传", 40),
+        ("wuxia/续小五义", 124),
+        ("wuxia/水浒传", 120),
+        ("messy/三俠五義_big5", 120),
+        ("messy/七劍十三俠_big5", 180),
+        ("messy/水浒传_gbk_硬换行_广告", 120),
+        ("messy/水浒传_utf8_网站广告", 120),
+        ("messy/三国演义_gbk_站点模板", 120),
+    ],
+)
 def test_chapters_of_real_novels(novels, name, count):
-    text = clean(read_book(novels / "wuxia" / f"{name}.txt").text)
-    assert len(chapters(text)) == count
+    text = clean(read_book(novels / f"{name}.txt").text)
+    parts = chapters(text)
+    assert sum("第" in heading for heading, _ in parts) == count
+    assert "\n".join(part for _, part in parts) == text
 
 
 def test_general_text_and_own_folders_are_never_novels(tmp_path):
