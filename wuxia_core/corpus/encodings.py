@@ -10,6 +10,8 @@ from wuxia_core.errors import CorpusError
 log = logging.getLogger(__name__)
 
 CANDIDATES = ("gb18030", "cp950", "utf-16-le", "utf-16-be")
+LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
+CLEAR, FAR_MORE = 0.8, 0.3  # plausibility of a line that is fine; a difference that decides
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
@@ -33,7 +35,7 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
     path : str or Path
         The file; its stem is the title.
     encoding : str, optional
-        Python's name of the encoding; by default it is detected.
+        Python's name of the encoding; by default it is detected, for each line where lines differ.
 
     Raises
     ------
@@ -48,9 +50,12 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
     if data.startswith(OTHER_FORMATS):
         raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
-    chosen = encoding or _detect(data)
-    text = _decode(data, chosen, path)
-    return Book(path.stem, text, path, chosen)
+    try:
+        text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
+    except LookupError:
+        raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
+    _refuse_what_is_no_text(text, name, data, path)
+    return Book(path.stem, text, path, name)
 
 
 def _detect(data: bytes) -> str:
@@ -99,24 +104,38 @@ def _big5_cells() -> list[int]:
     return [*range(0x40, 0x7F), *range(0xA1, 0xFF)]
 
 
-def _decode(data: bytes, encoding: str, path: Path) -> str:
-    try:
-        text = data.decode(encoding)
-    except LookupError:
-        raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
-    except UnicodeDecodeError as error:
-        text = data.decode(encoding, errors="replace")
-        broken = _broken(text)
-        if broken > MOST_BROKEN * len(text):
-            raise CorpusError(
-                f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at "
-                f"byte {error.start}; tried {', '.join(('utf-8', *CANDIDATES))}: save it as UTF-8",
-                str(path), error.start, ("utf-8", *CANDIDATES),
-            ) from None  # fmt: skip
+def _decode(data: bytes) -> tuple[str, str]:
+    """Decode, line by line unless all is UTF-8 or UTF-16, and name the encodings that were used."""
+    chosen = _detect(data)
+    as_a_whole = data.decode(chosen, errors="replace")
+    if chosen not in LINE_ENCODINGS or (chosen == "utf-8" and not _broken(as_a_whole)):
+        return as_a_whole, chosen
+    lines = data.split(b"\n")
+    names = [_line_encoding(line, chosen) for line in lines]
+    text = "\n".join(x.decode(n, errors="replace") for x, n in zip(lines, names, strict=True))
+    return text, "+".join(dict.fromkeys([chosen, *names]))
+
+
+def _line_encoding(line: bytes, chosen: str) -> str:
+    """Choose another encoding than the file's where it makes far more sense of a line."""
+    if line.isascii() or (score := _plausibility(line, chosen)) >= CLEAR:
+        return chosen
+    best = max(LINE_ENCODINGS, key=lambda name: _plausibility(line, name))
+    return best if _plausibility(line, best) > score + FAR_MORE else chosen
+
+
+def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, path: Path) -> None:
+    broken = _broken(text)
+    if broken > MOST_BROKEN * len(text):
+        offset = len(text[: text.index("\ufffd")].encode(encoding.split("+")[0], "replace"))
+        raise CorpusError(
+            f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at about "
+            f"byte {offset}; read as {encoding}, which fitted best: save it as UTF-8",
+            str(path), offset, ("utf-8", *CANDIDATES),
+        )  # fmt: skip
+    if broken:
         log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
-    strange = sum(
-        character < " " and character not in "\t\n\r\f\x1a" for character in text[:100_000]
-    )
-    if strange > MOST_BROKEN * min(len(text), 100_000):
+    head = text[:100_000]
+    strange = sum(character < " " and character not in "\t\n\r\f\x1a" for character in head)
+    if strange > MOST_BROKEN * len(head):
         raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
-    return text

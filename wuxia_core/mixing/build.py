@@ -140,10 +140,12 @@ def _split(documents: list[corpus.Document], val_ratio: float, seed: int) -> pd.
 
 
 def _tail(lengths: pd.Series, val_ratio: float) -> list[int]:
-    """Choose the last texts, up to `val_ratio` of the characters; one at least, never all."""
-    from_end = lengths[::-1].cumsum()
-    tail = from_end.index[from_end <= val_ratio * lengths.sum()].tolist()
-    return tail or ([lengths.index[-1]] if val_ratio and len(lengths) > 1 else [])
+    """Choose the last texts, about `val_ratio` of the characters; one at least, never all."""
+    from_end = lengths[::-1].cumsum()[: len(lengths) - 1]
+    if not val_ratio or from_end.empty:
+        return []
+    last = int((from_end - val_ratio * lengths.sum()).abs().to_numpy().argmin())
+    return [int(number) for number in from_end.index[: last + 1]]
 
 
 def _held_out(lengths: dict[str, int], val_ratio: float, seed: int) -> set[str]:
