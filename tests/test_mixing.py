@@ -164,6 +164,16 @@ def test_an_old_jsonl_is_read_as_input_and_its_folder_lies_beside_it(library, co
     assert list(mixture.documents.query("source == 'wuxia'")["text"]) == texts
 
 
+def test_an_encoding_can_be_named_by_file(library, config):
+    (library / "生.txt").write_bytes(("殳漏殳漏殳" * 9).encode("big5hkscs"))
+    config.data.encoding = {"生.txt": "big5hkscs"}
+    texts = mix(config).documents.query("book == '生'")["text"]
+    assert texts.tolist() == ["殳漏殳漏殳" * 9]
+    config.data.encoding = {"absent.txt": "gbk"}
+    with pytest.raises(ConfigError, match=r"no file is called absent\.txt"):
+        mix(config)
+
+
 def test_missing_general_file_is_named(library, config):
     config.data.general_file = str(library / "absent.txt")
     with pytest.raises(DataError, match=r"general_file .*absent.txt"):

@@ -53,6 +53,7 @@ class DataConfig(_Section):
 
     data_dir: str = "./data"  # folder of novels, read recursively
     general_file: str | None = None  # folder, text with a paragraph a line, or JSONL
+    encoding: dict[str, str] = {}  # file name → Python's name of its encoding, where detection errs
     general_ratio: Float = Field(0.1, ge=0, lt=1)  # share of the training tokens
     processed_data_file: str = "./data/mixed/wuxia"  # the mixture folder
     max_length: Annotated[int, Field(ge=8)] = 1024  # window, tokens

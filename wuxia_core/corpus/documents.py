@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tqdm import tqdm
 
@@ -71,7 +72,9 @@ def find_general(data_dir: Path, general: Path | None) -> list[Path]:
     return sorted({path.resolve(): path for path in files if path.is_file()}.values())
 
 
-def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
+def read_novels(
+    paths: list[Path], data_dir: Path, encodings: Mapping[str, str] = MappingProxyType({})
+) -> list[Document]:
     """Read, clean and cut novels; a file that cannot be read is named in a warning and left out.
 
     Raises `DataError` where no file could be read, with the reason for each.
@@ -80,7 +83,7 @@ def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
     refused: list[str] = []
     for path in tqdm(paths, desc="reading novels", unit="book"):
         try:
-            text = clean(read_book(path).text)
+            text = clean(read_book(path, encodings.get(path.name)).text)
         except CorpusError as error:
             refused.append(str(error))
             continue
@@ -94,21 +97,23 @@ def read_novels(paths: list[Path], data_dir: Path) -> list[Document]:
     return documents
 
 
-def read_general(path: Path, source: str = "general") -> list[Document]:
+def read_general(
+    path: Path, encoding: str | None = None, source: str = "general"
+) -> list[Document]:
     """Read general text: JSONL with a `text` field, or text with a paragraph a line.
 
     Raises `DataError` naming the file and the line that is not an object with a `text` string.
     """
     if path.suffix.lower() == ".jsonl":
-        passages = list(_jsonl_texts(path))
+        passages = list(_jsonl_texts(path, encoding))
     else:
-        lines = clean(read_book(path).text).split("\n")
+        lines = clean(read_book(path, encoding).text).split("\n")
         passages = [passage for passage in gather(lines, PASSAGE) if passage]
     return [Document(source, path.stem, str(n), text) for n, text in enumerate(passages, 1)]
 
 
-def _jsonl_texts(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read_book(path).text.split("\n"), 1):
+def _jsonl_texts(path: Path, encoding: str | None) -> Iterator[str]:
+    for number, line in enumerate(read_book(path, encoding).text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -9,9 +9,9 @@ from wuxia_core.errors import CorpusError
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = ("gb18030", "cp950", "utf-16-le", "utf-16-be")
+CHINESE, UTF_16 = ("gb18030", "cp950"), ("utf-16-le", "utf-16-be")
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
-CLEAR, FAR_MORE = 0.8, 0.3  # plausibility of a line that is fine; a difference that decides
+CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
@@ -59,14 +59,18 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
 
 
 def _detect(data: bytes) -> str:
-    """Name the encoding: by byte-order mark, as UTF-8, else by common characters."""
+    """Name the encoding: by byte-order mark, else by what makes most sense.
+
+    What is valid UTF-8 is never GB18030 or Big5, but a few characters of UTF-16 can look like it.
+    """
     for bom, name in BOMS.items():
         if data.startswith(bom):
             return name
     as_utf8 = data.decode("utf-8", errors="replace")
-    if _broken(as_utf8) <= MOST_BROKEN * len(as_utf8):
-        return "utf-8"
-    return max(CANDIDATES, key=lambda name: _plausibility(_sample(data), name))
+    valid = _broken(as_utf8) <= MOST_BROKEN * len(as_utf8)
+    names = ("utf-8", *UTF_16) if valid else (*CHINESE, *UTF_16)
+    sample = _sample(data)
+    return max(names, key=lambda name: _plausibility(sample, name))
 
 
 def _broken(text: str) -> int:
@@ -85,19 +89,22 @@ def _sample(data: bytes) -> bytes:
 
 def _plausibility(sample: bytes, encoding: str) -> float:
     """Share of everyday characters, less five times the share of undecodable ones."""
-    text = sample.decode(encoding, errors="replace")
-    common = sum(character in _everyday() for character in text)
+    text = sample.decode(encoding, errors="replace").removesuffix("\ufffd")
+    weights = _everyday()
+    common = sum(weights.get(character, 0.0) for character in text)
     return (common - 5 * _broken(text)) / max(1, len(text))
 
 
 @functools.cache
-def _everyday() -> frozenset[str]:
-    """ASCII text, Chinese punctuation and the level-1 characters of GB2312 and Big5."""
+def _everyday() -> dict[str, float]:
+    """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
     gb = bytes(b for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for b in (row, cell))
     big5 = bytes(b for row in range(0xA4, 0xC7) for cell in _big5_cells() for b in (row, cell))
     han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
-    ascii_text = "".join(map(chr, range(0x20, 0x7F))) + "\n\r\t"
-    return frozenset(han + ascii_text + "，。：；？！、“”‘’「」『』《》（）…—　") - {"\ufffd"}
+    ascii_text = "".join(map(chr, range(0x20, 0x7F)))
+    weights = dict.fromkeys(ascii_text, 0.5)
+    weights |= dict.fromkeys(han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t ", 1.0)
+    return {character: weight for character, weight in weights.items() if character != "\ufffd"}
 
 
 def _big5_cells() -> list[int]:
@@ -131,7 +138,7 @@ def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, path: Path) -
         raise CorpusError(
             f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at about "
             f"byte {offset}; read as {encoding}, which fitted best: save it as UTF-8",
-            str(path), offset, ("utf-8", *CANDIDATES),
+            str(path), offset, ("utf-8", *CHINESE, *UTF_16),
         )  # fmt: skip
     if broken:
         log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)

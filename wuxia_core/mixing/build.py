@@ -60,7 +60,9 @@ def mix(config: Config) -> Mixture:
     manifest = _manifest(config, inputs, tokenizer)
     if read_manifest(folder) != manifest:
         _refuse_strangers(folder)
-        documents = _split(_read(inputs), config.data.val_ratio, config.training.seed)
+        documents = _split(
+            _read(inputs, config.data.encoding), config.data.val_ratio, config.training.seed
+        )
         _build(folder, documents, tokenizer, config, manifest)
     mixture = open_mixture(folder)
     _warn_about_general(mixture, config.data.general_ratio)
@@ -88,13 +90,16 @@ def _inputs(config: Config) -> _Inputs:
     return _Inputs(data_dir, novels, corpus.find_general(data_dir, general))
 
 
-def _read(inputs: _Inputs) -> list[corpus.Document]:
+def _read(inputs: _Inputs, encodings: dict[str, str]) -> list[corpus.Document]:
+    unused = set(encodings) - {path.name for path in inputs.novels + inputs.general}
+    if unused:
+        raise ConfigError(f"data.encoding: no file is called {', '.join(sorted(unused))}")
     if inputs.novels[0].suffix == ".jsonl":
         documents = corpus.read_general(inputs.novels[0], source="wuxia")
     else:
-        documents = corpus.read_novels(inputs.novels, inputs.data_dir)
+        documents = corpus.read_novels(inputs.novels, inputs.data_dir, encodings)
     for path in inputs.general:
-        documents += corpus.read_general(path)
+        documents += corpus.read_general(path, encodings.get(path.name))
     return documents
 
 
