@@ -9,13 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.model import (
-    add_adapter,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    mask_token_id,
-)
+from wuxia_core.model import add_adapter, load_adapter, load_base, load_tokenizer, mask_token_id
 
 PLAIN = """
 import sys

@@ -23,17 +23,7 @@ class DataError(WuxiaError):
 
 
 class CorpusError(DataError):
-    """A file that cannot be read as text.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    offset : int or None
-        Byte at which decoding failed.
-    tried : tuple of str
-        Encodings that were tried.
-    """
+    """A file that is not text: `path`, `offset` (byte) and `tried` (encodings) tell of it."""
 
     def __init__(
         self, message: str, path: str, offset: int | None = None, tried: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -139,25 +139,20 @@ def load_adapter(
     from peft import PeftModel
 
     folder = Path(output_dir)
-    name = adapter_base(folder)
+    name = adapter_settings(folder)["base_model_name_or_path"]
     dtype = torch.float32 if device == "cpu" else "auto"
     model = PeftModel.from_pretrained(load_base(name, dtype).to(device), str(folder))
     model.eval()
     return model, load_tokenizer(name)
 
 
-def adapter_base(folder: Path) -> str:
-    """Name the base model that a run folder's adapter belongs to."""
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
     path = folder / "adapter_config.json"
     if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder}: no finished adapter there (adapter_model.safetensors)")
-    return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
-def adapter_mask_id(folder: Path) -> int:
-    """Read which row the adapter trained as its mask token."""
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return int(settings["trainable_token_indices"][0])
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
 
 
 def weights_dtype(config: Config) -> "torch.dtype":

@@ -12,8 +12,3 @@ from wuxia_core.corpus.documents import (
     read_novels,
 )
 from wuxia_core.corpus.encodings import Book, read_book
-
-__all__ = [
-    "Book", "Document", "chapters", "clean", "find_general", "find_novels", "read_book",
-    "read_general", "read_novels",
-]  # fmt: skip

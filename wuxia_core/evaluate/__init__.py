@@ -7,7 +7,3 @@ of a difference comes from resampling documents, never tokens.
 from wuxia_core.evaluate.closing import closing_table
 from wuxia_core.evaluate.scorecard import evaluate, scorecard
 from wuxia_core.evaluate.scoring import bits_per_char
-
-__all__ = [
-    "bits_per_char", "closing_table", "evaluate", "scorecard",
-]  # fmt: skip

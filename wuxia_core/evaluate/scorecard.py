@@ -30,12 +30,14 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     import torch
 
     folder = Path(output_dir)
-    base_name = model.adapter_base(folder)
+    adapter = model.adapter_settings(folder)
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tuned, tokenizer = model.load_adapter(folder, device)
-    collate = MaskCollator.from_config(config, tokenizer, model.adapter_mask_id(folder), "masked")
+    collate = MaskCollator.from_config(
+        config, tokenizer, adapter["trainable_token_indices"][0], "masked"
+    )
     rows = []
     for source in ("wuxia", "general"):
         with tuned.disable_adapter():
@@ -45,7 +47,12 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
             row = compare(base_scores, scores, metric, config.training.seed)
             rows.append({"source": source, **row})
     passages = _passages(tuned, tokenizer, config.training.seed)
-    card = {"base": base_name, "adapter": str(folder), "metrics": rows, "passages": passages}
+    card = {
+        "base": adapter["base_model_name_or_path"],
+        "adapter": str(folder),
+        "metrics": rows,
+        "passages": passages,
+    }
     text = json.dumps(card, ensure_ascii=False, indent=1)
     (folder / "scorecard.json").write_text(text, encoding="utf-8")
     return card
@@ -89,11 +96,7 @@ def _passages(
     """Let base and tuned continue the same prompt from the same seed."""
     with model.disable_adapter():
         base = continuation(model, tokenizer, PROMPT, seed)
-    return {
-        "prompt": PROMPT,
-        "base": base,
-        "tuned": continuation(model, tokenizer, PROMPT, seed),
-    }
+    return {"prompt": PROMPT, "base": base, "tuned": continuation(model, tokenizer, PROMPT, seed)}
 
 
 def continuation(

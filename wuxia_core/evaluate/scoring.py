@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from wuxia_core import mixing
 from wuxia_core.errors import DataError
-from wuxia_core.masking import IGNORE_INDEX, MaskCollator, model_inputs
+from wuxia_core.masking import IGNORE_INDEX, MaskCollator, model_inputs, padded
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def document_bits(
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
     batches = (
-        _asked_batch(rows[start : start + batch_size], start_id)
+        _batch(rows[start : start + batch_size], start_id)
         for start in range(0, len(rows), batch_size)
     )
     total = -(-len(rows) // batch_size)
@@ -96,15 +96,11 @@ def _sliding(
         yield number, ids, labels
 
 
-def _asked_batch(
+def _batch(
     rows: Sequence[tuple[int, mixing.Tokens, mixing.Tokens]], pad: int
 ) -> "dict[str, torch.Tensor]":
-    shape = len(rows), max(len(ids) for _, ids, _ in rows)
-    input_ids = np.full(shape, pad, np.int64)
-    labels = np.full(shape, IGNORE_INDEX, np.int64)
-    for row, (_, ids, asked) in enumerate(rows):
-        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, asked
-    return model_inputs(input_ids, labels)
+    _, ids, labels = zip(*rows, strict=True)
+    return model_inputs(padded(ids, pad), padded(labels, IGNORE_INDEX))
 
 
 def _score_all(model: "PreTrainedModel", batches: Any) -> dict[str, Floats]:

@@ -4,10 +4,5 @@ A row's mask hangs on (seed, epoch, key of the window) alone, never on its neigh
 the rank or the worker. This stage draws and applies masks; it knows nothing of text or models.
 """
 
-from wuxia_core.masking.collator import IGNORE_INDEX, MaskCollator, model_inputs
+from wuxia_core.masking.collator import IGNORE_INDEX, MaskCollator, model_inputs, padded
 from wuxia_core.masking.spans import KEPT, SINGLE, SPAN, Kinds, SpanMasker
-
-__all__ = [
-    "IGNORE_INDEX", "KEPT", "SINGLE", "SPAN", "Kinds", "MaskCollator", "SpanMasker",
-    "model_inputs",
-]  # fmt: skip

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from wuxia_core.masking.spans import KEPT, Bools, Ints, SpanMasker, Words
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from wuxia_core.mixing import Window
 
 IGNORE_INDEX = -100
+
+
+def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> Ints:
+    """Stack rows of unequal lengths to (B, T) int64, filled up at the end."""
+    stacked = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row
+    return stacked
 
 
 def model_inputs(input_ids: Ints, labels: Ints) -> "dict[str, torch.Tensor]":
@@ -41,19 +50,9 @@ def model_inputs(input_ids: Ints, labels: Ints) -> "dict[str, torch.Tensor]":
 class MaskCollator:
     """Make a batch of windows into model inputs, for any objective.
 
-    Parameters
-    ----------
-    masker : SpanMasker
-        Draws the masks.
-    mask_token_id, pad_token_id : int
-        Put in place of masked tokens, and behind short windows.
-    special_ids : frozenset of int
-        Tokens that are never masked.
-    objective : {"masked", "mixed", "clm"}
-        `masked` hides tokens and asks for them; `clm` hides nothing and asks for every token;
-        `mixed` does the one or the other by turns, window by window and epoch by epoch.
-    span_unit : {"token", "word"}
-        Whether spans start and end anywhere, or on word boundaries.
+    `masked` hides tokens and asks for them; `clm` hides nothing and asks for every token; `mixed`
+    does the one or the other by turns, window by window and epoch by epoch. Tokens in `special_ids`
+    are never hidden or asked for. With `span_unit` "word" spans cover whole words.
     """
 
     masker: SpanMasker
@@ -103,13 +102,9 @@ class MaskCollator:
 
     def _pad(self, windows: Sequence["Window"]) -> tuple[Ints, Bools, Words]:
         """Stack windows to (B, T): token ids, which may be masked, word numbers."""
-        shape = len(windows), max(len(window.input_ids) for window in windows)
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        maskable = np.zeros(shape, np.bool_)
-        word_ids = np.zeros(shape, np.int32)
-        for row, window in enumerate(windows):
-            n = len(window.input_ids)
-            input_ids[row, :n] = window.input_ids
-            maskable[row, 1:n] = ~np.isin(window.input_ids[1:], list(self.special_ids))
-            word_ids[row, :n] = window.word_ids
-        return input_ids, maskable, word_ids
+        ids = [window.input_ids for window in windows]
+        special = list(self.special_ids)
+        maskable = padded([~np.isin(row, special) for row in ids], 0).astype(np.bool_)
+        maskable[:, 0] = False  # nothing predicts it
+        words = padded([window.word_ids for window in windows], 0).astype(np.int32)
+        return padded(ids, self.pad_token_id), maskable, words

@@ -102,11 +102,7 @@ class SpanMasker:
         return kinds
 
     def _fill_row(
-        self,
-        kinds: Kinds,
-        maskable: Bools,
-        words: Words | None,
-        rng: np.random.Generator,
+        self, kinds: Kinds, maskable: Bools, words: Words | None, rng: np.random.Generator
     ) -> None:
         """Share the row's masked tokens among its runs of maskable tokens and fill each run."""
         seen, dither = 0, rng.random()

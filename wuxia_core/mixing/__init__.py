@@ -18,8 +18,3 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     train_windows,
 )
-
-__all__ = [
-    "Mixture", "Tokens", "Window", "Windows", "held_out_windows", "mix", "mixture_folder",
-    "open_mixture", "open_run_mixture", "train_windows",
-]  # fmt: skip

@@ -32,18 +32,9 @@ class Window(NamedTuple):
 class Mixture:
     """What a run trains and is judged on.
 
-    Attributes
-    ----------
-    tokens : (N,) int32
-        All documents, each behind an end-of-text token, memory-mapped.
-    word_starts : (N,) bool
-        Where a token begins a word, memory-mapped.
-    windows, documents : DataFrame
-        As in the module's docstring.
-    report : DataFrame
-        `source`, `documents`, `tokens`, `share` of the training windows.
-    folder : Path
-        Where it lies.
+    `tokens` (N,) int32 are all documents, each behind `<|endoftext|>`, and `word_starts` (N,) bool
+    flags the tokens that begin a word, both memory-mapped; `windows` and `documents` are as in the
+    package's docstring.
     """
 
     tokens: Tokens

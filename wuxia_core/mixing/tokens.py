@@ -30,10 +30,7 @@ def tokenize(
     ):
         batch = texts[start : start + BATCH]
         encoded = tokenizer(
-            batch,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
+            batch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         for text, ids, offsets in zip(
             batch, encoded.input_ids, encoded.offset_mapping, strict=True

@@ -12,8 +12,3 @@ from wuxia_core.show.plots import (
     read_metrics,
     scorecard_table,
 )
-
-__all__ = [
-    "MaskView", "axes", "plot_books", "plot_kinds", "plot_lengths", "plot_metric",
-    "plot_mixture", "plot_scorecard", "read_metrics", "scorecard_table", "show_masks",
-]  # fmt: skip
