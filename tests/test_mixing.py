@@ -128,6 +128,8 @@ def test_a_run_refuses_another_mixture_than_its_own(library, config, tmp_path):
     open_run_folder(config, mix(config), run)
     place = config.data.processed_data_file
     assert open_run_mixture(run, place).tokens.size
+    with pytest.raises(DataError, match="no run folder"):
+        open_run_mixture(tmp_path, place)
     config.training.seed = 7
     mix(config)
     with pytest.raises(DataError, match="not the mixture"):

@@ -109,7 +109,9 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     out now.
     """
     folder = locate(str(mixture_folder(processed_data_file)))
-    wanted = json.loads((run / "mixture.json").read_text(encoding="utf-8"))
+    wanted = read_manifest(run, "mixture.json")
+    if wanted is None:
+        raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if read_manifest(folder) != wanted:
         raise DataError(
             f"{folder}: not the mixture that {run} was trained on; mix again from the same texts "
@@ -124,10 +126,10 @@ def mixture_folder(processed_data_file: str) -> Path:
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, name: str = "manifest.json") -> dict[str, Any] | None:
     """Read what a mixture was built from; None where there is no whole mixture."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
