@@ -38,15 +38,18 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     collate = MaskCollator.from_config(
         config, tokenizer, adapter["trainable_token_indices"][0], "masked"
     )
+    limit, seed = config.evaluation.max_documents, config.training.seed
+    held_out = mixing.held_out_windows(mixture, limit, seed)
     rows = []
     for source in ("wuxia", "general"):
+        windows = held_out.get(source)
         with tuned.disable_adapter():
-            base_scores = _documents(tuned, tokenizer, collate, mixture, source, config)
-        scores = _documents(tuned, tokenizer, collate, mixture, source, config)
+            base_scores = _documents(tuned, tokenizer, collate, mixture, windows, config)
+        scores = _documents(tuned, tokenizer, collate, mixture, windows, config)
         for metric in METRICS:
-            row = compare(base_scores, scores, metric, config.training.seed)
+            row = compare(base_scores, scores, metric, seed)
             rows.append({"source": source, **row})
-    passages = _passages(tuned, tokenizer, config.training.seed)
+    passages = _passages(tuned, tokenizer, seed)
     card = {
         "base": adapter["base_model_name_or_path"],
         "adapter": str(folder),
@@ -75,12 +78,10 @@ def _documents(
     tokenizer: "PreTrainedTokenizerBase",
     collate: MaskCollator,
     mixture: mixing.Mixture,
-    source: str,
+    windows: mixing.Windows | None,
     config: Config,
 ) -> pd.DataFrame:
     """Score a source's held-out documents in every way: a row a document that has windows."""
-    limit, seed = config.evaluation.max_documents, config.training.seed
-    windows = mixing.held_out_windows(mixture, limit, seed).get(source)
     if windows is None:
         return pd.DataFrame(columns=["bits", "chars", "nats", "right", "asked"])
     batch_size = config.training.per_device_eval_batch_size

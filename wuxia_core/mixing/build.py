@@ -80,7 +80,8 @@ def _read(inputs: _Inputs, encodings: dict[str, str]) -> list[corpus.Document]:
     if unused:
         raise ConfigError(f"data.encoding: no file is called {', '.join(sorted(unused))}")
     if inputs.novels[0].suffix == ".jsonl":
-        documents = corpus.read_general(inputs.novels[0], source="wuxia")
+        (old,) = inputs.novels
+        documents = corpus.read_general(old, encodings.get(old.name), source="wuxia")
     else:
         documents = corpus.read_novels(inputs.novels, inputs.data_dir, encodings)
     for path in inputs.general:

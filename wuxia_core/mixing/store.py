@@ -57,12 +57,6 @@ class Mixture:
         table["share"] = table["tokens"] / table["tokens"].sum()
         return table.sort_index(ascending=False).reset_index()
 
-    def held_out(self, source: str, limit: int, seed: int) -> pd.DataFrame:
-        """At most `limit` held-out documents of a source, drawn by key, in their own order."""
-        rows = self.documents.query("split == @VALIDATION and source == @source")
-        drawn = sorted(rows.index, key=lambda number: draw(seed, "held out", number))[:limit]
-        return rows.loc[sorted(drawn)]
-
 
 class Windows:
     """Windows as a dataset: `windows[3]` at epoch 0, `windows[2, 3]` at epoch 2.
@@ -141,11 +135,12 @@ def train_windows(mixture: Mixture) -> Windows:
 
 
 def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windows]:
-    """Windows of the held-out documents by source, for the loss during training."""
+    """Windows by source of at most `limit` held-out documents each, drawn by key."""
     chosen = {}
-    for source in sorted(set(mixture.windows["source"])):
-        documents = mixture.held_out(source, limit, seed).index
-        rows = mixture.windows[mixture.windows["document"].isin(documents)]
+    held_out = mixture.documents[mixture.documents["split"] == VALIDATION]
+    for source, documents in held_out.groupby("source"):
+        drawn = sorted(documents.index, key=lambda number: draw(seed, "held out", number))[:limit]
+        rows = mixture.windows[mixture.windows["document"].isin(drawn)]
         if len(rows):
             chosen[source] = Windows(mixture, rows)
     return chosen

@@ -3,8 +3,8 @@
     python launch_ddp.py                                        # does all of it, from novels on
     torchrun --nproc-per-node 2 -m wuxia_core.train RUN_FOLDER  # only this stage
 
-The loop is transformers' `Trainer`. This file adds what it cannot know: an epoch that travels with
-each window, the loss over asked tokens only, and a stop when a gradient is not a number.
+The loop is transformers' `Trainer`; the files beside this add what it cannot know: an epoch that
+travels with each window, the loss over asked tokens only, and a stop at a bad gradient.
 """
 
 import json
