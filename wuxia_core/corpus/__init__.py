@@ -3,7 +3,8 @@
 It does not split, mix or tokenize. A document is a chapter of a novel, or one general text.
 """
 
-from wuxia_core.corpus.chapters import chapters, clean
+from wuxia_core.corpus.chapters import chapters
+from wuxia_core.corpus.cleaning import clean
 from wuxia_core.corpus.documents import (
     Document,
     find_general,

@@ -1,4 +1,4 @@
-"""Clean a text and cut it into chapters, or into passages where it has none."""
+"""Cut a text into chapters, or into passages where it has none."""
 
 import re
 from collections.abc import Iterator
@@ -11,19 +11,13 @@ FRONT = 100  # characters: less than that without a chapter of its own goes to t
 
 NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅]+"
 HEADING = re.compile(
-    rf"^(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
+    rf"^[ \t　]*(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
     rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$).{{0,40}}"
     r"|楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記)$",
     re.MULTILINE,
 )
 DIGITS = dict(zip("〇一二三四五六七八九", range(10), strict=True)) | {"零": 0, "○": 0, "两": 2}
 UNITS = {"十": 10, "百": 100, "千": 1000}
-
-
-def clean(text: str) -> str:
-    r"""Strip lines and drop empty ones: `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"`."""
-    lines = (line.strip(" \t　\ufeff\xa0") for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
 
 
 def chapters(text: str) -> list[tuple[str, str]]:
@@ -69,7 +63,7 @@ def _join(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _heading(part: str) -> str:
     match = HEADING.match(part)
-    return match.group() if match else ""
+    return match.group().strip() if match else ""
 
 
 def _number_of(heading: str) -> int | None:

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from tqdm import tqdm
 
-from wuxia_core.corpus.chapters import chapters, clean, gather
+from wuxia_core.corpus.chapters import chapters, gather
+from wuxia_core.corpus.cleaning import clean
 from wuxia_core.corpus.encodings import read_book
 from wuxia_core.errors import CorpusError, DataError
 

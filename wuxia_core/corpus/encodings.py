@@ -5,6 +5,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from wuxia_core.errors import CorpusError
 
 log = logging.getLogger(__name__)
@@ -90,21 +93,21 @@ def _sample(data: bytes) -> bytes:
 def _plausibility(sample: bytes, encoding: str) -> float:
     """Share of everyday characters, less five times the share of undecodable ones."""
     text = sample.decode(encoding, errors="replace").removesuffix("\ufffd")
-    weights = _everyday()
-    common = sum(weights.get(character, 0.0) for character in text)
-    return (common - 5 * _broken(text)) / max(1, len(text))
+    units = np.frombuffer(text.encode("utf-16-le"), np.uint16)
+    return float(_everyday()[units].sum() - 5 * _broken(text)) / max(1, len(text))
 
 
 @functools.cache
-def _everyday() -> dict[str, float]:
+def _everyday() -> npt.NDArray[np.float64]:
     """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
     gb = bytes(b for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for b in (row, cell))
     big5 = bytes(b for row in range(0xA4, 0xC7) for cell in _big5_cells() for b in (row, cell))
     han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
-    ascii_text = "".join(map(chr, range(0x20, 0x7F)))
-    weights = dict.fromkeys(ascii_text, 0.5)
-    weights |= dict.fromkeys(han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t ", 1.0)
-    return {character: weight for character, weight in weights.items() if character != "\ufffd"}
+    weights = np.zeros(0x10000)  # by UTF-16 unit
+    weights[0x20:0x7F] = 0.5
+    weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
+    weights[ord("\ufffd")] = 0.0
+    return weights
 
 
 def _big5_cells() -> list[int]:
