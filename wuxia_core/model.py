@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 MASK_TOKEN = "<|mask|>"
 DOCUMENT_START = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 Loaded = TypeVar("Loaded")
 
 
@@ -38,6 +40,26 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
             f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
         )
     return tokenizer
+
+
+def tokenizer_files(name: str) -> list[Path]:
+    """List the files that make a tokenizer: in a folder, or in the hub's cache.
+
+    Raises `MachineError` as `load_tokenizer` does, which fills the cache.
+    """
+    folder = locate(name)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
+        if not any(isinstance(path, str) for path in cached):
+            load_tokenizer(name)
+            cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
+        return [Path(path) for path in cached if isinstance(path, str)]
+    files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not files:
+        load_tokenizer(name)
+    return files
 
 
 def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":

@@ -121,7 +121,7 @@ def summary(config: Config, processes: int, mixture: Mixture, windows: int) -> s
         f"{row.source} {row.tokens:,} tokens ({row.share:.1%})"
         for row in mixture.report.itertuples()
     )
-    books = mixture.documents.query("source == 'wuxia' and split == 'validation'")["book"].unique()
+    books = mixture.outline.query("source == 'wuxia' and split == 'validation'")["book"].unique()
     per_epoch = -(-windows // batch)
     epochs = int(per_epoch * training.num_train_epochs)
     steps = training.max_steps if training.max_steps > 0 else epochs

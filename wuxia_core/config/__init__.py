@@ -5,4 +5,4 @@ wrong type is a `ConfigError` that names the key, its file and line, and the nea
 """
 
 from wuxia_core.config.load import PROJECT, TINY_BASE, load_config, locate
-from wuxia_core.config.schema import Config, ModelConfig
+from wuxia_core.config.schema import Config, DataConfig, ModelConfig

@@ -47,12 +47,28 @@ class DataConfig(_Section):
     data_dir: str = "./data"  # folder of novels, read recursively
     general_file: str | None = None  # folder, text with a paragraph a line, or JSONL
     encoding: dict[str, str] = {}  # file name → Python's name of its encoding, where detection errs
+    skip_cleaning: list[str] = []  # rules of wuxia_core/corpus/rules.py to leave out
+    to_simplified: bool = False  # turn traditional characters into simplified ones
+    deduplicate: bool = True  # leave out books and paragraphs that are there twice
+    weights: dict[
+        str, Annotated[Float, Field(ge=0)]
+    ] = {}  # file name → copies of its training text
     general_ratio: Float = Field(0.1, ge=0, lt=1)  # share of the training tokens
+    max_general_epochs: Float = Field(1.0, gt=0)  # passes over the general text in one of novels
     processed_data_file: str = "./data/mixed/wuxia"  # the mixture folder
     max_length: Annotated[int, Field(ge=8)] = 1024  # window, tokens
     min_length: Annotated[int, Field(ge=0)] = 0  # shorter documents are left out, tokens
     stride: Count | None = None  # from window to window, tokens; null: max_length, no overlap
     val_ratio: Float = Field(0.1, ge=0, lt=1)  # share of the characters held out, by whole books
+
+    @field_validator("skip_cleaning")
+    @classmethod
+    def _rules(cls, names: list[str]) -> list[str]:
+        from wuxia_core.corpus.rules import RULES
+
+        if unknown := sorted(set(names) - set(RULES)):
+            raise ValueError(f"no rule is called {', '.join(unknown)}; rules: {', '.join(RULES)}")
+        return names
 
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 SECTION = 3000  # characters: length of a part where a book has no chapters
@@ -11,13 +12,23 @@ FRONT = 100  # characters: less than that without a chapter of its own goes to t
 
 NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅]+"
 HEADING = re.compile(
-    rf"^[ \t　]*(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
-    rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$).{{0,40}}"
-    r"|楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記)$",
+    rf"(?:^[ \t　]*|(?<=[。！？”」])[ 　]+(?=第))(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
+    rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$)(?:.{{0,40}}$|[ 　].{{2,40}}(?=　　))"
+    r"|(?:楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記)$)",
     re.MULTILINE,
+)
+LISTED = re.compile(
+    rf"^[ \t　]*(?P<number>{NUMERAL})(?:[、.．:：][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
 )
 DIGITS = dict(zip("〇一二三四五六七八九", range(10), strict=True)) | {"零": 0, "○": 0, "两": 2}
 UNITS = {"十": 10, "百": 100, "千": 1000}
+
+
+@dataclass
+class _Part:
+    heading: str
+    number: int | None
+    text: str
 
 
 def chapters(text: str) -> list[tuple[str, str]]:
@@ -26,49 +37,52 @@ def chapters(text: str) -> list[tuple[str, str]]:
     A heading without text behind it (a table of contents, the name of a volume, a doubled one)
     opens no chapter, nor does one that stands again before a longer text; neighbours with the same
     number are one. What stands before the first chapter is a part without heading, or goes to the
-    first chapter if it is under 100 characters. A book without headings is cut between paragraphs
-    into parts of about 3,000 characters. Joined by newlines the parts are the text.
+    first chapter if it is under 100 characters. Where nothing is called a chapter, headings such as
+    一、二、三、 that count up from one are. A book without headings is cut between paragraphs into
+    parts of about 3,000 characters. Joined by newlines the parts are the text.
     """
-    starts = [match.start() for match in HEADING.finditer(text)]
-    if not starts:
+    headings = list(HEADING.finditer(text)) or _counted(LISTED.finditer(text))
+    if not headings:
         return [(str(n), part) for n, part in enumerate(gather(text.split("\n"), SECTION), 1)]
-    edges = [*sorted({0, *starts}), len(text) + 1]
-    parts = [text[a : b - 1] for a, b in pairwise(edges)]
-    return _join([(_heading(part), part) for part in parts if part])
+    starts = [match.start() for match in headings] + [len(text) + 1]
+    parts = [_Part("", None, text[: starts[0] - 1])] if starts[0] else []
+    for match, (start, end) in zip(headings, pairwise(starts), strict=True):
+        number = match["number"] and _number(match["number"])
+        parts.append(_Part(match.group().strip(), number or None, text[start : end - 1]))
+    return _join(parts)
 
 
-def _join(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _counted(matches: Iterator[re.Match[str]]) -> list[re.Match[str]]:
+    """Keep the headings that count up from one; none where there are fewer than three."""
+    kept: list[re.Match[str]] = []
+    for match in matches:
+        if _number(match["number"]) == len(kept) + 1:
+            kept.append(match)
+    return kept if len(kept) >= 3 else []
+
+
+def _join(parts: list[_Part]) -> list[tuple[str, str]]:
     """Join what belongs to one chapter; see `chapters`."""
-    joined: list[tuple[str, str]] = []
+    joined: list[_Part] = []
     pending: list[str] = []
     longest: dict[int | None, int] = {}
-    for heading, part in parts:
-        number = _number_of(heading)
-        longest[number] = max(len(part), longest.get(number, 0))
-    for heading, part in parts:
-        number = _number_of(heading)
-        listed = number is not None and len(part) * TEASER < longest[number]
-        if len(part) - len(heading) < (LONE if heading else FRONT) or listed:
-            pending.append(part)
+    for part in parts:
+        longest[part.number] = max(len(part.text), longest.get(part.number, 0))
+    for part in parts:
+        listed = part.number is not None and len(part.text) * TEASER < longest[part.number]
+        if len(part.text) - len(part.heading) < (LONE if part.heading else FRONT) or listed:
+            pending.append(part.text)
             continue
-        if joined and number is not None and _number_of(joined[-1][0]) == number:
-            joined[-1] = (joined[-1][0], "\n".join([joined[-1][1], *pending, part]))
+        if joined and part.number is not None and joined[-1].number == part.number:
+            joined[-1].text = "\n".join([joined[-1].text, *pending, part.text])
         elif sum(map(len, pending)) >= FRONT:
-            joined += [("", "\n".join(pending)), (heading, part)]
+            joined += [_Part("", None, "\n".join(pending)), part]
         else:
-            joined.append((heading, "\n".join([*pending, part])))
+            part.text = "\n".join([*pending, part.text])
+            joined.append(part)
         pending = []
-    return joined + ([("", "\n".join(pending))] if pending else [])
-
-
-def _heading(part: str) -> str:
-    match = HEADING.match(part)
-    return match.group().strip() if match else ""
-
-
-def _number_of(heading: str) -> int | None:
-    match = HEADING.match(heading)
-    return _number(match["number"]) if match and match["number"] else None
+    joined += [_Part("", None, "\n".join(pending))] if pending else []
+    return [(part.heading, part.text) for part in joined]
 
 
 def _number(numeral: str) -> int:
@@ -91,10 +105,12 @@ def _number(numeral: str) -> int:
 def gather(lines: list[str], length: int) -> Iterator[str]:
     """Join consecutive lines to passages of at least `length` characters."""
     passage: list[str] = []
+    gathered = 0
     for line in lines:
         passage.append(line)
-        if sum(map(len, passage)) >= length:
+        gathered += len(line)
+        if gathered >= length:
             yield "\n".join(passage)
-            passage = []
+            passage, gathered = [], 0
     if passage:
         yield "\n".join(passage)

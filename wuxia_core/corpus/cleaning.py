@@ -22,11 +22,18 @@ class Tally:
     inserted: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)  # before and after
 
+    def add(self, other: "Tally") -> None:
+        """Count what the rule did to another text too."""
+        self.count += other.count
+        self.removed += other.removed
+        self.inserted += other.inserted
+        self.examples += other.examples[: EXAMPLES - len(self.examples)]
+
 
 def clean(text: str, skip: Container[str] = ()) -> tuple[str, list[Tally]]:
     r"""Apply every rule but those in `skip`; list the ones that did something.
 
-    `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"`: two line ends, two indents and an empty line.
+    `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"`: two line ends, two indents, an empty line.
     """
     tallies = []
     for name in RULES:

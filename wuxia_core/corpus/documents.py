@@ -1,23 +1,26 @@
-"""Find the files, and read them into documents: a chapter of a novel, or one general text."""
+"""Read a file into documents: a chapter of a novel, or one general text; say what became of it."""
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-
-from tqdm import tqdm
 
 from wuxia_core.corpus.chapters import chapters, gather
-from wuxia_core.corpus.cleaning import clean
-from wuxia_core.corpus.encodings import read_book
+from wuxia_core.corpus.cleaning import Tally, clean
+from wuxia_core.corpus.encodings import read_blocks
+from wuxia_core.corpus.files import File
+from wuxia_core.corpus.rules import NOVELS_ONLY
+from wuxia_core.corpus.script import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 
 log = logging.getLogger(__name__)
 
-OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
 PASSAGE = 200  # characters: shorter lines of general text are gathered up to this length
+SHORTEST = 20  # characters: less than that is no book
+LONGEST_LINE = 6000  # characters: a longer one is cut at sentence ends
+LONG = re.compile(rf"(.{{{LONGEST_LINE // 2},}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)")
 
 
 @dataclass(frozen=True)
@@ -30,101 +33,130 @@ class Document:
     text: str
 
 
-def find_novels(data_dir: Path, general: Path | None) -> list[Path]:
-    """List the .txt files below `data_dir` that are novels, in order of their paths.
+@dataclass
+class Account:
+    """What became of a file. `characters` and `kept` count before and after cleaning."""
 
-    Raises `DataError` where the folder is missing or holds no .txt file.
+    path: Path
+    source: str
+    book: str
+    encoding: str = ""
+    characters: int = 0
+    kept: int = 0
+    documents: int = 0
+    cleaning: dict[str, Tally] = field(default_factory=dict)  # by rule
+    refused: str = ""  # why the file, or what is left of it, was left out
+
+
+def read_documents(
+    file: File,
+    account: Account,
+    encoding: str | None = None,
+    skip: frozenset[str] = frozenset(),
+    simplify: bool = False,
+) -> Iterator[Document]:
+    """Read, clean and cut a file; one that is no text, or has none left, is refused in its account.
+
+    Parameters
+    ----------
+    file : File
+        A novel, or general text: lines, or JSONL with a `text` field.
+    account : Account
+        Is filled in.
+    encoding : str, optional
+        Python's name; detected by default.
+    skip : frozenset of str
+        Cleaning rules to leave out.
+    simplify : bool
+        Turn traditional characters into simplified ones.
+
+    Raises
+    ------
+    DataError
+        Naming file and line, where a line of JSONL is not an object with a `text` string.
     """
-    if not data_dir.is_dir():
-        raise DataError(f"data.data_dir {data_dir}: no such folder; put novels (.txt) there")
-    files = sorted(path for path in data_dir.rglob("*") if path.suffix.lower() == ".txt")
-    novels = [path for path in files if path.is_file() and _is_novel(path, data_dir, general)]
-    if not novels:
-        why = "general text or in this project's own folders" if files else "none"
-        raise DataError(
-            f"data.data_dir {data_dir}: no novel in it ({len(files)} .txt files, {why}); "
-            "put novels there as .txt files"
-        )
-    return novels
+    jsonl = file.path.suffix.lower() == ".jsonl"
+    cut = _jsonl_texts if jsonl else _parts
+    skip = skip | NOVELS_ONLY if jsonl or file.source == "general" else skip
+    encodings: dict[str, None] = {}
+    lines = 0
+    try:
+        for block in read_blocks(file.path, encoding):
+            encodings |= dict.fromkeys(block.encoding.split("+"))
+            account.encoding = "+".join(encodings)
+            for name, text in cut(block.text, account, skip, lines):
+                account.documents += 1
+                text = to_simplified(text) if simplify else text
+                yield Document(file.source, file.book, name, text)
+            lines += block.text.count("\n")
+    except CorpusError as error:
+        account.refused = str(error)
+    if not account.documents and not account.refused:
+        account.refused = _nothing_left(account)
 
 
-def _is_novel(path: Path, data_dir: Path, general: Path | None) -> bool:
-    folders = path.relative_to(data_dir).parts[:-1]
-    if folders and (folders[0] in OWN_FOLDERS or any(name.startswith(".") for name in folders)):
-        return False
-    resolved = path.resolve()
-    named = general is not None and resolved.is_relative_to(general.resolve())
-    return not named and path.name.lower() != "general.txt"
+def _cleaned(text: str, account: Account, skip: frozenset[str]) -> str:
+    """Clean a text and put that into the account."""
+    cleaned, tallies = clean(text, skip)
+    account.characters += len(text)
+    account.kept += len(cleaned)
+    for tally in tallies:
+        account.cleaning.setdefault(tally.rule, Tally(tally.rule)).add(tally)
+    return cleaned
 
 
-def find_general(data_dir: Path, general: Path | None) -> list[Path]:
-    """List the files of general text: what `general` names and any general.txt below `data_dir`.
-
-    Raises `DataError` where `general` does not exist or holds neither .txt nor .jsonl.
-    """
-    files = [path for path in data_dir.rglob("*") if path.name.lower() == "general.txt"]
-    files = [path for path in files if path.relative_to(data_dir).parts[0] not in OWN_FOLDERS]
-    if general is not None:
-        named = [general] if general.is_file() else list(general.rglob("*"))
-        named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
-        if not named:
-            raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
-        files += named
-    return sorted({path.resolve(): path for path in files if path.is_file()}.values())
-
-
-def read_novels(
-    paths: list[Path], data_dir: Path, encodings: Mapping[str, str] = MappingProxyType({})
-) -> list[Document]:
-    """Read, clean and cut novels; a file that cannot be read is named in a warning and left out.
-
-    Raises `DataError` where no file could be read, with the reason for each.
-    """
-    documents: list[Document] = []
-    refused: list[str] = []
-    for path in tqdm(paths, desc="reading novels", unit="book"):
-        try:
-            text = clean(read_book(path, encodings.get(path.name)).text)
-        except CorpusError as error:
-            refused.append(str(error))
-            continue
-        book = str(path.relative_to(data_dir).with_suffix(""))
-        documents += [Document("wuxia", book, name, part) for name, part in chapters(text) if part]
-    if not documents:
-        reasons = "\n".join(refused) or "every file is empty"
-        raise DataError(f"data.data_dir {data_dir}: nothing to train on\n{reasons}")
-    for reason in refused:
-        log.warning("left out: %s", reason)
-    return documents
-
-
-def read_general(
-    path: Path, encoding: str | None = None, source: str = "general"
-) -> list[Document]:
-    """Read general text: JSONL with a `text` field, or text with a paragraph a line.
-
-    Raises `DataError` naming the file and the line that is not an object with a `text` string.
-    """
-    if path.suffix.lower() == ".jsonl":
-        passages = list(_jsonl_texts(path, encoding))
+def _parts(
+    text: str, account: Account, skip: frozenset[str], lines: int
+) -> Iterator[tuple[str, str]]:
+    """Clean a text and cut it into chapters, or into passages where it is general text."""
+    text = _with_breaks(_cleaned(text, account, skip), account.path)
+    if len(text) < SHORTEST:
+        return
+    if account.source == "wuxia":
+        yield from chapters(text)
     else:
-        lines = clean(read_book(path, encoding).text).split("\n")
-        passages = [passage for passage in gather(lines, PASSAGE) if passage]
-    return [Document(source, path.stem, str(n), text) for n, text in enumerate(passages, 1)]
+        yield from ((str(n), part) for n, part in enumerate(gather(text.split("\n"), PASSAGE), 1))
 
 
-def _jsonl_texts(path: Path, encoding: str | None) -> Iterator[str]:
-    for number, line in enumerate(read_book(path, encoding).text.split("\n"), 1):
+def _with_breaks(text: str, path: Path) -> str:
+    """Break lines that no window or tokenizer could hold, after a sentence's end."""
+    lines = text.split("\n")
+    long = [line for line in lines if len(line) > LONGEST_LINE]
+    if not long:
+        return text
+    log.warning(
+        "%s: %d lines are over %d characters; cut after sentences", path, len(long), LONGEST_LINE
+    )
+    return "\n".join(
+        LONG.sub(r"\1\n", line) if len(line) > LONGEST_LINE else line for line in lines
+    )
+
+
+def _nothing_left(account: Account) -> str:
+    removed = sorted(account.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
+    most = f", most of it by the rule {removed[0].rule}" if removed else ""
+    return (
+        f"{account.path}: {account.kept} of {account.characters} characters are left after "
+        f"cleaning{most}; nothing to train on"
+    )
+
+
+def _jsonl_texts(
+    text: str, account: Account, skip: frozenset[str], lines: int
+) -> Iterator[tuple[str, str]]:
+    """Read the `text` of each line; `lines` stand before them in the file."""
+    for number, line in enumerate(text.split("\n"), lines + 1):
         if not line.strip():
             continue
+        place = f"{account.path}:{number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}); one object a line") from None
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise DataError(f'{path}:{number}: must be an object like {{"text": "…"}}')
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{path}:{number}: half a character (a lone surrogate) in the text")
-        if text.strip():
-            yield clean(text)
+            raise DataError(f"{place}: not JSON ({error.msg}); one object a line") from None
+        value = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            raise DataError(f'{place}: must be an object like {{"text": "…"}}')
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{place}: half a character (a lone surrogate) in the text")
+        if cleaned := _cleaned(value, account, skip):
+            yield str(number), cleaned

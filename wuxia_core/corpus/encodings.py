@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
 CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
+BLOCK = 32_000_000  # bytes
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 
 
@@ -46,18 +48,43 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
         With `path`, `offset` (byte) and `tried`, where the file cannot be read, is not text, or
         more than 0.1 % of its characters cannot be decoded.
     """
-    path = Path(path)
+    blocks = list(_read(Path(path), size=-1))
+    return _book(blocks[0] if blocks else b"", Path(path), encoding)
+
+
+def read_blocks(path: Path, encoding: str | None = None) -> Iterator[Book]:
+    """Decode a file in blocks of 32 MB or more that end with a line; small files are one block.
+
+    Raises `CorpusError` as `read_book` does; the blocks before a bad one have been given then.
+    """
+    start = 0
+    for data in _read(path, BLOCK):
+        yield _book(data, path, encoding, start)
+        start += len(data)
+
+
+def _read(path: Path, size: int) -> Iterator[bytes]:
+    """Read bytes in blocks that end with a line; UTF-16, whose lines end otherwise, as a whole."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            while data := file.read(size):
+                rest = (
+                    file.read() if _detect(_sample(data)).startswith("utf-16") else file.readline()
+                )
+                yield data + rest if rest else data
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
+
+
+def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book:
+    """Decode bytes that stand at `start` in a file."""
     if data.startswith(OTHER_FORMATS):
         raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
     try:
         text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
     except LookupError:
         raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
-    _refuse_what_is_no_text(text, name, data, path)
+    _refuse_what_is_no_text(text, name, start, path)
     return Book(path.stem, text, path, name)
 
 
@@ -134,10 +161,11 @@ def _line_encoding(line: bytes, chosen: str) -> str:
     return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
-def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, path: Path) -> None:
+def _refuse_what_is_no_text(text: str, encoding: str, start: int, path: Path) -> None:
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        offset = len(text[: text.index("\ufffd")].encode(encoding.split("+")[0], "replace"))
+        before = text[: text.index("\ufffd")]
+        offset = start + len(before.encode(encoding.split("+")[0], "replace"))
         raise CorpusError(
             f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at about "
             f"byte {offset}; read as {encoding}, which fitted best: save it as UTF-8",

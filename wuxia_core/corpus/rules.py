@@ -36,6 +36,8 @@ MISREAD = re.compile(rf"[\xc0-\xff][\x80-\xff\u0152-\u2122]|{AS_GBK}")
 MISREADINGS = (("gb18030", "utf-8"), ("cp1252", "utf-8"), ("cp1252", "gb18030"),
                ("latin-1", "utf-8"), ("latin-1", "gb18030"))  # fmt: skip
 GARBLED = re.compile(rf"锟斤拷|烫烫烫|屯屯屯|{AS_GBK}[^，。\n]{{0,6}}{AS_GBK}")
+GARBLED_SENTENCE = re.compile(rf"[^。！？\n]{{0,200}}?(?:{GARBLED.pattern})[^。！？\n]{{0,200}}")
+LONG_LINE = 500  # characters
 
 URL = re.compile(
     r"(?:https?://|www\s?[.．。])[\w./?=&%#:~-]*|[\w.]{2,30}@[\w-]+\.\w+"
@@ -47,7 +49,9 @@ SITES_SAY = re.compile(
     r"|转载|轉載|版权|版權|正版|全文阅读|在线阅读|免费阅读|最新章节|手机阅读|公众号|推荐票|月票"
     r"|TXT|txt|VIP|OCR|QQ|E-?mail|e-?mail|校对|校對|扫描|掃描|录入|整理制作|商业用途|商業用途"
 )
-OTHERS_TOO = re.compile("读者|讀者|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载|手打|24小时")
+OTHERS_TOO = re.compile(
+    "读者|讀者|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载|手打|24小时"
+)
 NOTICE = re.compile(
     r"http|HTTP|www|WWW|\.(?:com|net|org|cn|cc|info|tw|COM|NET|CN)\b|．com|@"
     rf"|{SITES_SAY.pattern}|{OTHERS_TOO.pattern}"
@@ -117,8 +121,13 @@ def _repaired(line: str) -> str | None:
 
 
 def garbled(text: str) -> Iterator[Edit]:
-    """Lines of 锟斤拷 and the like, from which nothing can be recovered."""
-    return ((start, end, "") for start, end in _lines_with(GARBLED, text, newline=1))
+    """Lines of 锟斤拷 and the like, from which nothing can be recovered; of a long line a sentence."""
+    for start, end in _lines_with(GARBLED, text):
+        if end - start <= LONG_LINE:
+            yield start, min(end + 1, len(text)), ""
+        else:
+            for match in GARBLED_SENTENCE.finditer(text, start, end):
+                yield *match.span(), ""
 
 
 def stamps(text: str) -> Iterator[Edit]:
@@ -134,7 +143,10 @@ def page_marks(text: str) -> Iterator[Edit]:
             start -= 1
         while end < len(text) and text[end] in AROUND_MARK:
             end += 1
-        yield start, end, "\n" if start == 0 or text.endswith(SENTENCE_END, 0, start) else ""
+        indented = text[match.end() : end].endswith(("　", "  "))
+        heading = HEADING.match(text, text.rfind("\n", 0, start) + 1)
+        apart = indented or heading or text.endswith(SENTENCE_END, 0, start)
+        yield start, end, "\n" if start == 0 or apart else ""
 
 
 def notices(text: str) -> Iterator[Edit]:
@@ -164,22 +176,21 @@ def furniture(text: str) -> Iterator[Edit]:
 
 
 def contents(text: str) -> Iterator[Edit]:
-    """A table of contents: headings that follow each other with nothing between."""
-    run: list[int] = []
-    end = 0
+    """Tables of contents: headings that follow each other with nothing between."""
+    run: list[re.Match[str]] = []
     for match in HEADING.finditer(text):
-        if text[end : match.start()].strip():
-            yield from _list_of(run)
+        if run and text[run[-1].end() : match.start()].strip():
+            yield from _list_of(run, text)
             run = []
-        run.append(match.start())
-        end = match.end()
-    yield from _list_of(run)
+        run.append(match)
+    yield from _list_of(run, text)
 
 
-def _list_of(starts: list[int]) -> Iterator[Edit]:
-    """Remove headings up to the last one, which opens the first chapter."""
-    if len(starts) > CONTENTS:
-        yield starts[0], starts[-1], ""
+def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
+    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
+    if len(run) > CONTENTS:
+        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
+        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
 
 
 def hard_wrap(text: str) -> Iterator[Edit]:
@@ -214,7 +225,8 @@ def _full_width(text: str, lines: list[tuple[int, int]], widths: list[int]) -> i
 def spaces(text: str) -> Iterator[Edit]:
     """Spaces at the ends of a line and stray ones in a sentence; of several together one is left.
 
-    Headings and verse without punctuation keep theirs.
+    Wide ones after a sentence's end are the indent of a paragraph whose line break was lost.
+    Headings, and verse without punctuation, keep their spaces.
     """
     for match in SPACES.finditer(text):
         start, end = match.span()
@@ -222,14 +234,16 @@ def spaces(text: str) -> Iterator[Edit]:
         if at_an_end or _is_stray(text, start, end):
             yield start, end, ""
         elif end - start > 1:
-            yield start, end, "　" if "　" in match.group() or text[start - 1] > "⺀" else " "
+            indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
+            yield start, end, "\n" if indent else "　" if text[start - 1] > "⺀" else " "
 
 
 def _is_stray(text: str, start: int, end: int) -> bool:
     """Whether a lone space stands between characters of a line that has punctuation."""
     if end - start > 1 or not (CJK_TEXT.match(text, start - 1) and CJK_TEXT.match(text, end)):
         return False
-    line = text[text.rfind("\n", 0, start) + 1 : _line_end(text, end)]
+    before = text[max(0, start - LONG_LINE) : start].rpartition("\n")[2]
+    line = before + text[start : start + LONG_LINE].partition("\n")[0]
     return bool(PUNCTUATION.search(line)) and not HEADING.match(line)
 
 
@@ -245,19 +259,21 @@ def blank_lines(text: str) -> Iterator[Edit]:
         yield start, end, "" if start == 0 or end == len(text) else "\n"
 
 
-def _replace(pattern: re.Pattern[str] | str, new: str | Callable[[re.Match[str]], str], text: str) -> Iterator[Edit]:
+def _replace(
+    pattern: re.Pattern[str] | str, new: str | Callable[[re.Match[str]], str], text: str
+) -> Iterator[Edit]:
     for match in re.finditer(pattern, text):
         yield *match.span(), new if isinstance(new, str) else new(match)
 
 
-def _lines_with(pattern: re.Pattern[str], text: str, newline: int = 0) -> Iterator[tuple[int, int]]:
-    """Find the lines in which a pattern occurs, each once, with or without their newline."""
+def _lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Find the lines in which a pattern occurs, each once."""
     end = -1
     for match in pattern.finditer(text):
         if match.start() > end:
             start = text.rfind("\n", 0, match.start()) + 1
             end = _line_end(text, match.start())
-            yield start, min(end + newline, len(text))
+            yield start, end
 
 
 def _line_end(text: str, place: int) -> int:
@@ -268,8 +284,8 @@ def _line_end(text: str, place: int) -> int:
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
-        *(line_ends, invisible, markup, mojibake, garbled, stamps, page_marks, notices, furniture),
+        *(line_ends, invisible, page_marks, markup, mojibake, garbled, stamps, notices, furniture),
         *(contents, hard_wrap, spaces, private_use, blank_lines),
     )
 }
-GENERAL_RULES = ("line_ends", "invisible", "markup", "mojibake", "garbled", "spaces", "private_use", "blank_lines")
+NOVELS_ONLY = frozenset({"page_marks", "stamps", "notices", "furniture", "contents", "hard_wrap"})

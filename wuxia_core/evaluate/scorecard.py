@@ -9,6 +9,7 @@ import pandas as pd
 from wuxia_core import mixing, model
 from wuxia_core.config import Config, load_config
 from wuxia_core.corpus import clean
+from wuxia_core.corpus.rules import NOVELS_ONLY
 from wuxia_core.evaluate.scoring import document_bits, masked_recovery
 from wuxia_core.evaluate.statistics import METRICS, compare
 from wuxia_core.masking import MaskCollator
@@ -86,7 +87,7 @@ def _documents(
         return pd.DataFrame(columns=["bits", "chars", "nats", "right", "asked"])
     batch_size = config.training.per_device_eval_batch_size
     recovered = masked_recovery(model, collate, windows, batch_size)
-    texts = mixture.documents.loc[recovered.index, "text"].tolist()
+    texts = mixture.texts(recovered.index)
     bits = document_bits(model, tokenizer, texts, config.data.max_length, batch_size)
     return recovered.assign(bits=bits["bits"].to_numpy(), chars=bits["chars"].to_numpy())
 
@@ -117,4 +118,4 @@ def continuation(
             max_new_tokens=PASSAGE_TOKENS,
             pad_token_id=tokenizer.eos_token_id,
         )
-    return clean(tokenizer.decode(output[0], skip_special_tokens=True))
+    return clean(tokenizer.decode(output[0], skip_special_tokens=True), NOVELS_ONLY)[0]

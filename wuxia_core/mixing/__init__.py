@@ -1,9 +1,9 @@
 """From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
 
 The folder is written atomically and used again while its inputs and settings are unchanged:
-`documents.parquet` (source, book, chapter, split, text), `windows.parquet` (document, start, end,
-source, split; offsets into the tokens), `tokens.npy` (int32), `word_starts.npy` (bool)
-and `manifest.json`.
+`documents.parquet` (source, book, chapter, split, characters, text), `windows.parquet` (a row a
+piece: window, document, start, end, source, split; offsets into the tokens), `tokens.npy` (int32),
+`word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
 """
 
 from wuxia_core.mixing.build import mix

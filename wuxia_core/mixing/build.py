@@ -1,33 +1,57 @@
-"""From files to the mixture folder: split by book, tokenize, cut windows, mix by tokens."""
+"""From files to the mixture folder, stage by stage; nothing but one file is in memory at a time."""
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from wuxia_core import corpus
-from wuxia_core.config import Config, locate
-from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.mixing.split import choose_general, cut_windows, split_documents
-from wuxia_core.mixing.store import Mixture, mixture_folder, open_mixture, read_manifest
-from wuxia_core.mixing.tokens import tokenize
-from wuxia_core.model import document_start_id, load_tokenizer
+from wuxia_core.config import Config, DataConfig, locate
+from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.mixing import windows
+from wuxia_core.mixing.leakage import HeldOutRuns, Leakage
+from wuxia_core.mixing.manifest import (
+    MANIFEST,
+    SEEN,
+    Fingerprints,
+    make_manifest,
+    read_manifest,
+    relative,
+)
+from wuxia_core.mixing.split import split
+from wuxia_core.mixing.staging import Texts, staged
+from wuxia_core.mixing.store import (
+    DUPLICATE,
+    OUTLINE,
+    TRAIN,
+    UNUSED,
+    VALIDATION,
+    Mixture,
+    mixture_folder,
+    open_mixture,
+)
+from wuxia_core.mixing.tokens import TokenWriter
+from wuxia_core.model import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-FILES = {"tokens.npy", "word_starts.npy", "windows.parquet", "documents.parquet", "manifest.json"}
-FORMAT = 1  # raise it when the folder's content changes, so that older ones are built again
+FILES = {
+    *("tokens.npy", "word_starts.npy", "windows.parquet", "documents.parquet"),
+    *("preparation.json", MANIFEST, SEEN),
+}
+REPEATS_SHOWN = 20  # repeated paragraphs kept as examples
+ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 
 
 def mix(config: Config) -> Mixture:
@@ -36,81 +60,47 @@ def mix(config: Config) -> Mixture:
     Raises
     ------
     DataError
-        Where there is nothing to train on.
+        Where there is nothing to train on, or too little general text for the ratio.
     ConfigError
-        Where `data.processed_data_file` is a folder that is not a mixture.
+        Where `data.processed_data_file` is a folder that is not a mixture, or a file that
+        `data.encoding` or `data.weights` names does not exist.
     """
     folder = mixture_folder(config.data.processed_data_file)
-    inputs = _inputs(config)
-    tokenizer = load_tokenizer(config.model.model_name_or_path)
-    manifest = _manifest(config, inputs, tokenizer)
-    if read_manifest(folder) != manifest:
+    files, data_dir = _files(config)
+    fingerprints = Fingerprints(folder)
+    manifest = make_manifest(config, files, data_dir, fingerprints)
+    if read_manifest(folder) == manifest:
+        fingerprints.remember(folder)
+    else:
         _refuse_strangers(folder)
-        texts = _read(inputs, config.data.encoding)
-        documents = split_documents(texts, config.data.val_ratio, config.training.seed)
-        _build(folder, documents, tokenizer, config, manifest)
+        with staged(folder) as staging:
+            _build(staging, config, files, data_dir)
+            _write_json(staging / MANIFEST, manifest)
+            fingerprints.remember(staging)
     mixture = open_mixture(folder)
-    _warn_about_general(mixture, config.data.general_ratio)
+    if "general" not in set(mixture.report["source"]):
+        log.warning(
+            "no general text in the mixture: nothing protects the model against 降智; "
+            "name some with data.general_file"
+        )
     return mixture
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    data_dir: Path
-    novels: list[Path]  # or the JSONL of an older recipe, which stands in for them
-    general: list[Path]
-
-
-def _inputs(config: Config) -> _Inputs:
+def _files(config: Config) -> tuple[list[corpus.File], Path]:
     data_dir = locate(config.data.data_dir)
     general = None if config.data.general_file is None else locate(config.data.general_file)
     if general is not None and not general.exists():
         raise DataError(f"data.general_file {general}: no such file or folder")
     old = Path(config.data.processed_data_file)
-    if old.suffix == ".jsonl" and old.is_file():
+    novels = old if old.suffix == ".jsonl" and old.is_file() else None
+    if novels:
         log.info("%s is read as input in place of the novels in %s", old, data_dir)
-        novels = [old]
-    else:
-        novels = corpus.find_novels(data_dir, general)
-    return _Inputs(data_dir, novels, corpus.find_general(data_dir, general))
-
-
-def _read(inputs: _Inputs, encodings: dict[str, str]) -> list[corpus.Document]:
-    unused = set(encodings) - {path.name for path in inputs.novels + inputs.general}
-    if unused:
-        raise ConfigError(f"data.encoding: no file is called {', '.join(sorted(unused))}")
-    if inputs.novels[0].suffix == ".jsonl":
-        (old,) = inputs.novels
-        documents = corpus.read_general(old, encodings.get(old.name), source="wuxia")
-    else:
-        documents = corpus.read_novels(inputs.novels, inputs.data_dir, encodings)
-    for path in inputs.general:
-        documents += corpus.read_general(path, encodings.get(path.name))
-    return documents
-
-
-def _manifest(
-    config: Config, inputs: _Inputs, tokenizer: "PreTrainedTokenizerBase"
-) -> dict[str, Any]:
-    """Everything the content hangs on."""
-    root = inputs.data_dir.resolve()
-    files = [
-        {
-            "path": os.path.relpath(path.resolve(), root),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in inputs.novels + inputs.general
-    ]
-    settings = config.data.model_dump(exclude={"data_dir", "general_file", "processed_data_file"})
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return {
-        "format": FORMAT,
-        "seed": config.training.seed,
-        "data": settings,
-        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "document_start": document_start_id(tokenizer),
-        "inputs": files,
-    }
+    files = corpus.find_files(data_dir, general, novels)
+    names = {file.path.name for file in files}
+    for key, named in (("encoding", config.data.encoding), ("weights", config.data.weights)):
+        if unknown := sorted(set(named) - names):
+            raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
+    return files, data_dir
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -120,49 +110,197 @@ def _refuse_strangers(folder: Path) -> None:
         raise ConfigError(
             f"data.processed_data_file {folder}: not a mixture, so it is left alone; name another"
         )
+    if folder.exists():
+        log.info("%s: the texts or settings have changed, so it is built anew", folder)
 
 
-def _build(
-    folder: Path,
-    documents: pd.DataFrame,
+def _build(staging: Path, config: Config, files: list[corpus.File], data_dir: Path) -> None:
+    """Write everything but the manifest."""
+    with Texts(staging / "texts") as texts:
+        with _stage("reading and cleaning"):
+            outline, accounts = _read(files, texts, config.data)
+        with _stage("deduplicating"):
+            same_books, repeats = _deduplicate(outline, texts, config)
+        with _stage("comparing with held-out text"):
+            found, left = _keep_apart(outline, texts)
+        with _stage("tokenizing"):
+            tokenizer = load_tokenizer(config.model.model_name_or_path)
+            pieces, epochs = _tokenize(staging, outline, texts, tokenizer, config)
+        with _stage("writing"):
+            pieces.to_parquet(staging / "windows.parquet")
+            _mark_unused(outline, pieces)
+            _write_documents(staging / "documents.parquet", outline, texts)
+    (staging / "texts").unlink()
+    report = {
+        "files": [_account(account, data_dir) for account in accounts],
+        "same_books": [asdict(same) for same in same_books],
+        "repeated_paragraphs": repeats,
+        "shared_with_held_out": {"found": asdict(found), "left": asdict(left)},
+        "general_epochs": epochs,
+    }
+    _write_json(staging / "preparation.json", report)
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    log.debug("%s: %.1f s", name, time.perf_counter() - start)
+
+
+def _read(
+    files: list[corpus.File], texts: Texts, settings: DataConfig
+) -> tuple[pd.DataFrame, list[corpus.Account]]:
+    """Read all files into `texts`; return the outline and what became of each file."""
+    rows = []
+    accounts = [corpus.Account(file.path, file.source, file.book) for file in files]
+    skip = frozenset(settings.skip_cleaning)
+    for file, account in zip(tqdm(files, "reading", unit="file"), accounts, strict=True):
+        encoding, weight = (
+            settings.encoding.get(file.path.name),
+            settings.weights.get(file.path.name),
+        )
+        for document in corpus.read_documents(
+            file, account, encoding, skip, settings.to_simplified
+        ):
+            texts.append(document.text)
+            length = len(document.text)
+            rows.append(
+                (document.source, document.book, document.chapter, length,
+                 1.0 if weight is None else weight)
+            )  # fmt: skip
+        if account.refused:
+            log.warning("left out: %s", account.refused)
+    columns = ["source", "book", "chapter", "characters", "weight"]
+    _refuse_nothing([account for account in accounts if account.source == "wuxia"])
+    return pd.DataFrame(rows, columns=columns), accounts
+
+
+def _refuse_nothing(novels: list[corpus.Account]) -> None:
+    if not any(account.documents for account in novels):
+        reasons = "\n".join(account.refused for account in novels)
+        raise DataError(f"nothing is left to train on:\n{reasons}")
+
+
+def _deduplicate(
+    outline: pd.DataFrame, texts: Texts, config: Config
+) -> tuple[list[corpus.SameBook], dict[str, Any]]:
+    """Split, leave out what is there twice, and tell of it."""
+    sketches = corpus.Sketches()
+    documents = zip(outline["source"], outline["book"], strict=True)
+    if config.data.deduplicate:
+        bar = tqdm(documents, "looking for duplicates", len(outline), unit="document", leave=False)
+        for number, (source, book) in enumerate(bar):
+            sketches.add(texts[number], book if source == "wuxia" else None)
+    same_books = sketches.same_books()
+    for same in same_books:
+        log.warning(
+            "%s is left out: %.0f %% of it is in %s", same.book, 100 * same.share, same.kept
+        )
+    left_out = {same.book for same in same_books}
+    outline["split"] = split(outline, left_out, config.data.val_ratio, config.training.seed)
+    dropped = outline.index[outline["split"] == DUPLICATE]
+    repeats = sketches.same_paragraphs(dropped)
+    examples = [
+        [outline.at[row.document, "book"], outline.at[row.kept_document, "book"],
+         texts[row.document].split("\n")[row.line]]
+        for row in repeats.head(REPEATS_SHOWN).itertuples()
+    ]  # fmt: skip
+    removed = 0
+    for number, rows in repeats.groupby("document"):
+        lines = texts[number].split("\n")
+        gone = set(rows["line"])
+        removed += sum(len(lines[line]) for line in gone)
+        texts[number] = "\n".join(line for n, line in enumerate(lines) if n not in gone)
+        outline.at[number, "characters"] = len(texts[number])
+    books = Counter(outline["book"].iloc[repeats["document"]])
+    report = {"count": len(repeats), "characters": removed, "books": books, "examples": examples}
+    return same_books, report
+
+
+def _keep_apart(outline: pd.DataFrame, texts: Texts) -> tuple[Leakage, Leakage]:
+    """Take out of held-out text what stands in training text too; say what was found and left."""
+    train, held_out = (outline.index[outline["split"] == name] for name in (TRAIN, VALIDATION))
+    runs = HeldOutRuns(texts[number] for number in held_out)
+    for number in tqdm(train, "comparing with held-out text", unit="document", leave=False):
+        runs.see(texts[number])
+    found = runs.leakage(texts[number] for number in held_out)
+    for number in held_out:
+        texts[number] = runs.without_shared(texts[number])
+        outline.at[number, "characters"] = len(texts[number])
+    left = runs.leakage(texts[number] for number in held_out)
+    if found.shared:
+        log.info(
+            "held-out text shared %.2f %% of its runs of 13 characters with training text; "
+            "the sentences are left out of it", 100 * found.share,
+        )  # fmt: skip
+    return found, left
+
+
+def _tokenize(
+    staging: Path,
+    outline: pd.DataFrame,
+    texts: Texts,
     tokenizer: "PreTrainedTokenizerBase",
     config: Config,
-    manifest: dict[str, Any],
-) -> None:
-    """Write the folder beside its place and move it there when it is whole."""
-    tokens, word_starts = tokenize(list(documents["text"]), tokenizer)
-    windows = cut_windows(documents, [len(sequence) for sequence in tokens], config)
-    windows, documents = choose_general(windows, documents, config)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mixture-") as name:
-            staging = Path(name) / folder.name
-            staging.mkdir()
-            np.save(staging / "tokens.npy", np.concatenate(tokens))
-            np.save(staging / "word_starts.npy", np.concatenate(word_starts))
-            windows.to_parquet(staging / "windows.parquet")
-            documents.to_parquet(staging / "documents.parquet")
-            text = json.dumps(manifest, ensure_ascii=False, indent=1)
-            (staging / "manifest.json").write_text(text, encoding="utf-8")
-            if folder.exists():
-                log.info("%s: the texts or settings have changed, so it is built anew", folder)
-                shutil.rmtree(folder)
-            staging.replace(folder)
-    except OSError as error:
-        raise MachineError(
-            f"data.processed_data_file {folder}: cannot be written ({error.strerror}); free some "
-            "space or name another folder"
-        ) from None
+) -> tuple[pd.DataFrame, float]:
+    """Tokenize what the windows need, general training text last and only as far as it is needed.
+
+    Returns the pieces, in windows, and how many epochs of the general text the ratio takes.
+    """
+    settings, seed = config.data, config.training.seed
+    times = windows.copies(outline["weight"].to_numpy(), seed)
+    general = (outline["source"] == "general") & (outline["split"] == TRAIN)
+    first = outline.index[outline["split"].isin([TRAIN, VALIDATION]) & ~general]
+    order = windows.keyed(outline.index[general], seed)
+    with (
+        TokenWriter(staging, texts, len(outline), tokenizer) as writer,
+        tqdm(desc="tokenizing", unit="character", unit_scale=True) as bar,
+    ):
+        for number in writer.write(first):
+            bar.update(outline["characters"].iat[number])
+        novels = windows.cut(outline, writer.start, writer.length, settings)
+        wanted = windows.wanted_general(windows.repeat(novels, times), settings.general_ratio)
+        enough = wanted + settings.max_length
+        for number in writer.write(order) if wanted else ():
+            bar.update(outline["characters"].iat[number])
+            enough -= times[number] * writer.length[number]
+            if enough < 0:
+                break
+    pieces = windows.repeat(windows.cut(outline, writer.start, writer.length, settings), times)
+    if not ((pieces["source"] == "wuxia") & (pieces["split"] == TRAIN)).any():
+        raise DataError(f"no training text has data.min_length {settings.min_length} tokens")
+    lengths = outline["characters"].iloc[order]
+    read_share = lengths[writer.length[order] > 0].sum() / max(1, lengths.sum())
+    epochs = windows.general_epochs(pieces, wanted, read_share, settings)
+    return windows.pack(windows.choose_general(pieces, wanted, seed), settings.max_length), epochs
 
 
-def _warn_about_general(mixture: Mixture, asked: float) -> None:
-    shares = mixture.report.set_index("source")["share"]
-    got = float(shares.get("general", 0.0))
-    if got == 0:
-        log.warning(
-            "no general text in the mixture: nothing protects the model against 降智; "
-            "name some with data.general_file"
-        )
-    elif got < asked * 0.9:
-        log.warning("general text is %.1f %% of the tokens, not %.1f %%: there is no more of it",
-                    100 * got, 100 * asked)  # fmt: skip
+def _mark_unused(outline: pd.DataFrame, pieces: pd.DataFrame) -> None:
+    """Say of training documents that no window holds that they are not used."""
+    idle = (outline["split"] == TRAIN) & ~outline.index.isin(pieces["document"])
+    outline.loc[idle, "split"] = UNUSED
+
+
+def _write_documents(path: Path, outline: pd.DataFrame, texts: Texts) -> None:
+    """Write the outline with the texts, some of them at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    group = outline["characters"].cumsum() // ROW_GROUP
+    columns = outline[OUTLINE]
+    schema = pa.Schema.from_pandas(columns.assign(text="").head(1), preserve_index=False)
+    with parquet.ParquetWriter(path, schema) as writer:
+        for _, rows in columns.groupby(group):
+            table = rows.assign(text=[texts[number] for number in rows.index])
+            writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
+
+
+def _account(account: corpus.Account, data_dir: Path) -> dict[str, Any]:
+    path = relative(account.path, data_dir)
+    refused = account.refused.replace(str(account.path), path)
+    return asdict(account) | {"path": path, "refused": refused}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -1,7 +1,8 @@
 """The mixture folder, read: documents, tokens and windows, and the windows as datasets."""
 
+import functools
 import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,18 +13,21 @@ import pandas as pd
 
 from wuxia_core.config import locate
 from wuxia_core.errors import DataError
+from wuxia_core.mixing.manifest import read_json, read_manifest
 
-TRAIN, VALIDATION, UNUSED = "train", "validation", "unused"
+TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
+OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
 
 class Window(NamedTuple):
-    """A stretch of one document, as the collator takes it."""
+    """Pieces of one or more documents, one behind the other, as the collator takes them."""
 
     input_ids: Tokens  # (T,)
     word_ids: Tokens  # (T,)
+    position_ids: Tokens  # (T,), from 0 in each piece
     key: int
     epoch: int
 
@@ -33,15 +37,36 @@ class Mixture:
     """What a run trains and is judged on.
 
     `tokens` (N,) int32 are all documents, each behind `<|endoftext|>`, and `word_starts` (N,) bool
-    flags the tokens that begin a word, both memory-mapped; `windows` and `documents` are as in the
+    flags the tokens that begin a word, both memory-mapped; `windows` has a row a piece, as in the
     package's docstring.
     """
 
     tokens: Tokens
     word_starts: Flags
     windows: pd.DataFrame
-    documents: pd.DataFrame
     folder: Path
+
+    @functools.cached_property
+    def outline(self) -> pd.DataFrame:
+        """Source, book, chapter, split and characters of each document."""
+        return pd.read_parquet(self.folder / "documents.parquet", columns=OUTLINE)
+
+    @functools.cached_property
+    def documents(self) -> pd.DataFrame:
+        """The outline and the texts, which take as much memory as the corpus has."""
+        return pd.read_parquet(self.folder / "documents.parquet")
+
+    def texts(self, numbers: Sequence[int]) -> list[str]:
+        """Read the texts of some documents."""
+        from pyarrow import dataset
+
+        table = dataset.dataset(self.folder / "documents.parquet")
+        return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
+
+    @functools.cached_property
+    def preparation(self) -> dict[str, Any]:
+        """What became of each file, what was there twice, what held-out text shared."""
+        return read_json(self.folder / "preparation.json") or {}
 
     @property
     def report(self) -> pd.DataFrame:
@@ -64,20 +89,32 @@ class Windows:
     The epoch travels with the index, so that a worker or a resumed run needs to be told nothing.
     """
 
-    def __init__(self, mixture: Mixture, rows: pd.DataFrame) -> None:
+    def __init__(self, mixture: Mixture, pieces: pd.DataFrame) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self.documents = rows["document"].to_numpy()  # (windows,) which document each is from
-        self._keys = rows.index.to_numpy()
-        self._starts, self._ends = rows["start"].to_numpy(), rows["end"].to_numpy()
+        windows = pieces["window"].to_numpy()
+        first = np.flatnonzero(np.diff(windows, prepend=-1))  # pieces are in order of windows
+        self._keys = windows[first]
+        self._pieces = np.append(first, len(pieces))
+        self._starts, self._ends = pieces["start"].to_numpy(), pieces["end"].to_numpy()
+        self.documents = pieces["document"].to_numpy()[first]  # (windows,) the first piece's
+        self.packed = np.diff(self._pieces) > 1  # (windows,) more than one piece
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
         epoch, row = index if isinstance(index, tuple) else (0, index)
-        place = slice(self._starts[row], self._ends[row])
-        word_ids = np.cumsum(self._word_starts[place], dtype=np.int32)
-        return Window(self._tokens[place], word_ids, int(self._keys[row]), epoch)
+        pieces = slice(self._pieces[row], self._pieces[row + 1])
+        bounds = list(zip(self._starts[pieces], self._ends[pieces], strict=True))
+        position_ids = np.concatenate([np.arange(end - start) for start, end in bounds])
+        starts = np.concatenate([self._word_starts[start:end] for start, end in bounds])
+        return Window(
+            input_ids=np.concatenate([self._tokens[start:end] for start, end in bounds]),
+            word_ids=np.cumsum(starts | (position_ids == 0), dtype=np.int32),
+            position_ids=position_ids.astype(np.int32),
+            key=int(self._keys[row]),
+            epoch=epoch,
+        )
 
 
 def open_mixture(folder: Path) -> Mixture:
@@ -91,7 +128,6 @@ def open_mixture(folder: Path) -> Mixture:
         tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
         word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
         windows=pd.read_parquet(folder / "windows.parquet"),
-        documents=pd.read_parquet(folder / "documents.parquet"),
         folder=folder,
     )
 
@@ -120,15 +156,6 @@ def mixture_folder(processed_data_file: str) -> Path:
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
-def read_manifest(folder: Path, name: str = "manifest.json") -> dict[str, Any] | None:
-    """Read what a mixture was built from; None where there is no whole mixture."""
-    try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
-
-
 def train_windows(mixture: Mixture) -> Windows:
     """All training windows."""
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
@@ -137,7 +164,7 @@ def train_windows(mixture: Mixture) -> Windows:
 def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windows]:
     """Windows by source of at most `limit` held-out documents each, drawn by key."""
     chosen = {}
-    held_out = mixture.documents[mixture.documents["split"] == VALIDATION]
+    held_out = mixture.outline[mixture.outline["split"] == VALIDATION]
     for source, documents in held_out.groupby("source"):
         drawn = sorted(documents.index, key=lambda number: draw(seed, "held out", number))[:limit]
         rows = mixture.windows[mixture.windows["document"].isin(drawn)]

@@ -1,43 +1,82 @@
-"""From text to token ids, with the tokens that begin a word."""
+"""From text to token ids, with the tokens that begin a word, written as they come."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from wuxia_core.mixing.staging import ArrayFile, Texts
 from wuxia_core.mixing.store import Flags, Tokens
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 64  # texts a call of the tokenizer
+BATCH = 200_000  # characters a call of the tokenizer
 
 
 def tokenize(
-    texts: list[str], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Tokens], list[Flags]]:
+    texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[Tokens, Flags]]:
     """Encode texts, each behind `<|endoftext|>`, and flag the tokens that begin a word.
 
     A novel that happens to contain the letters of a special token does not make one.
     """
     start_id = document_start_id(tokenizer)
-    tokens: list[Tokens] = []
-    word_starts: list[Flags] = []
-    for start in tqdm(
-        range(0, len(texts), BATCH), desc="tokenizing", unit="batch", disable=len(texts) <= BATCH
-    ):
-        batch = texts[start : start + BATCH]
+    for batch in _batches(texts):
         encoded = tokenizer(
             batch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         for text, ids, offsets in zip(
             batch, encoded.input_ids, encoded.offset_mapping, strict=True
         ):
-            tokens.append(np.array([start_id, *ids], np.int32))
-            word_starts.append(_word_starts(text, np.array(offsets, np.int64).reshape(-1, 2)))
-    return tokens, word_starts
+            flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+            yield np.array([start_id, *ids], np.int32), _word_starts(text, flat.reshape(-1, 2))
+
+
+class TokenWriter:
+    """Writes `tokens.npy` and `word_starts.npy`, and knows where each document's tokens stand."""
+
+    def __init__(
+        self, folder: Path, texts: Texts, documents: int, tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        self._texts, self._tokenizer = texts, tokenizer
+        self._tokens = ArrayFile(folder / "tokens.npy", np.int32)
+        self._word_starts = ArrayFile(folder / "word_starts.npy", np.bool_)
+        self.start = np.zeros(documents, np.int64)
+        self.length = np.zeros(documents, np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Tokenize documents; give the number of each when its tokens are written."""
+        texts = (self._texts[number] for number in numbers)
+        for number, (ids, flags) in zip(numbers, tokenize(texts, self._tokenizer), strict=True):
+            self.start[number], self.length[number] = self._tokens.length, len(ids)
+            self._tokens.append(ids)
+            self._word_starts.append(flags)
+            yield number
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens.close()
+        self._word_starts.close()
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _word_starts(text: str, offsets: npt.NDArray[np.int64]) -> Flags:

@@ -42,13 +42,13 @@ def axes(ax: "Axes | None" = None, *, size: tuple[float, float] = (7.5, 3.6)) ->
 def plot_books(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Draw the characters of each book by split, general text below.
 
-    `documents` has the columns `source`, `book`, `split` and `text`, as in a mixture.
+    `documents` has the columns `source`, `book`, `split` and `characters`, as in a mixture.
     """
     keys = [documents["source"], documents["book"], documents["split"]]
-    table = documents["text"].str.len().groupby(keys).sum().unstack(fill_value=0)
+    table = documents["characters"].groupby(keys).sum().unstack(fill_value=0)
     ax = axes(ax, size=(7.5, 1.2 + 0.3 * len(table)))
     left = np.zeros(len(table))
-    colours = {"train": ORANGE, "validation": BLUE, "unused": GREY}
+    colours = {"train": ORANGE, "validation": BLUE, "unused": GREY, "duplicate": "#CCCCCC"}
     for split in table.columns:
         ax.barh(
             table.index.get_level_values("book"),
@@ -67,7 +67,7 @@ def plot_lengths(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     """Draw how long the documents (chapters, general texts) are, in characters, by source."""
     ax = axes(ax)
     for source, rows in documents.groupby("source"):
-        lengths = rows["text"].str.len()
+        lengths = rows["characters"]
         label = f"{source}, n = {len(rows)}"
         ax.hist(lengths, bins=30, alpha=0.6, color=SOURCE_COLOURS[str(source)], label=label)
     ax.set_xlabel("characters a document")

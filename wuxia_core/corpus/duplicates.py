@@ -1,0 +1,155 @@
+"""Find texts that are there twice: editions, reposts, simplified against traditional.
+
+Only Han characters are compared, in simplified form, so that punctuation and script do not matter.
+A book is known by a 32nd of its runs of 13 characters, a paragraph by the 8 smallest hashes of its
+runs of 8 (bottom-k sketches, Broder 1997): memory is a few bytes a character of text.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from wuxia_core.corpus.ngrams import Hashes, codes, is_han, ngrams
+from wuxia_core.corpus.script import to_simplified
+
+Numbers = npt.NDArray[np.int64]
+
+BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)
+SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
+LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
+RUN, SKETCH, SAME_PARAGRAPH = 8, 8, 6  # of the 8 smallest hashes 6 are shared
+FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
+SHORTEST = 40  # Han characters: shorter paragraphs may stand twice
+
+
+@dataclass(frozen=True)
+class SameBook:
+    """A book that is left out, the one that is kept, and the share of its text found there."""
+
+    book: str
+    kept: str
+    share: float
+
+
+@dataclass
+class _BookSketch:
+    hashes: list[Hashes] = field(default_factory=list)
+    traditional: int = 0  # chapters
+    damaged: int = 0  # characters that were lost on the way
+
+    def merged(self) -> Hashes:
+        return np.unique(np.concatenate(self.hashes))
+
+
+class Sketches:
+    """What is remembered of the documents seen, to find duplicates among them."""
+
+    def __init__(self) -> None:
+        self._books: dict[str, _BookSketch] = {}
+        self._paragraphs: list[Hashes] = []  # (P, 8) each, rows of sorted hashes
+        self._places: list[Numbers] = []  # (P, 2) each, document and line
+
+    def add(self, original: str, title: str | None) -> None:
+        """Remember a document, of a book or of none; they count from 0 as they are added."""
+        text = to_simplified(original)
+        characters = codes(text)
+        han = is_han(characters)
+        if title is not None:
+            book = self._books.setdefault(title, _BookSketch())
+            hashes = ngrams(characters[han], BOOK_RUN)
+            book.hashes.append(hashes[hashes % BOOK_SHARE == 0])
+            book.traditional += text != original
+            book.damaged += int((~han & (characters > 0xDFFF) & (characters < 0xF900)).sum())
+            book.damaged += text.count("□") + text.count("\ufffd")
+        line_of = np.cumsum(characters == ord("\n"))[han]
+        self._remember(ngrams(characters[han], RUN), line_of)
+
+    def _remember(self, hashes: Hashes, line_of: np.ndarray) -> None:
+        """Keep the smallest hashes of each long paragraph; runs that cross a border do not count."""
+        first, last = line_of[: len(hashes)], line_of[RUN - 1 :]
+        inside = first == last
+        order = np.lexsort((hashes[inside], first[inside]))
+        hashes, lines = hashes[inside][order], first[inside][order]
+        starts = np.flatnonzero(np.diff(lines, prepend=-1))
+        lengths = np.diff(np.append(starts, len(lines)))
+        long = lengths >= SHORTEST - RUN + 1
+        rows = starts[long, None] + np.arange(SKETCH)
+        self._paragraphs.append(hashes[rows])
+        number = np.full(long.sum(), len(self._places))
+        self._places.append(np.stack([number, lines[starts[long]]], axis=1))
+
+    def same_books(self) -> list[SameBook]:
+        """List the books of which another holds at least half, and is not much shorter.
+
+        The better edition is kept: simplified, with fewer damaged characters, longer.
+        """
+        merged = {name: book.merged() for name, book in self._books.items()}
+        names = sorted(merged, key=lambda name: self._quality(name, len(merged[name])))
+        if not names:
+            return []
+        sizes = [len(merged[name]) for name in names]
+        pairs, shared = _pairs(
+            np.concatenate([merged[name] for name in names]),
+            np.repeat(np.arange(len(names)), sizes),
+        )
+        found: dict[int, SameBook] = {}
+        for kept, other, count in zip(*pairs.tolist(), shared.tolist(), strict=True):
+            same = count >= SAME_BOOK * sizes[other] and sizes[other] <= LONGER * sizes[kept]
+            if same and kept not in found and other not in found:
+                found[other] = SameBook(names[other], names[kept], count / sizes[other])
+        return list(found.values())
+
+    def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
+        book = self._books[name]
+        traditional = book.traditional > len(book.hashes) / 2
+        return traditional, round(book.damaged / max(1, size), 2), -size, name
+
+    def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
+        """List the paragraphs that repeat an earlier one, exactly or nearly: a row each.
+
+        `document` and `line` are to be left out, `kept_document` and `kept_line` hold the same
+        text. Documents in `leaving_out` are not looked at.
+        """
+        places = np.concatenate([np.empty((0, 2), np.int64), *self._places])
+        rows = np.concatenate([np.empty((0, SKETCH), np.uint64), *self._paragraphs])
+        looked_at = ~np.isin(places[:, 0], list(leaving_out))
+        places, rows = places[looked_at], rows[looked_at]
+        _, first, group = np.unique(rows.sum(1), return_index=True, return_inverse=True)
+        earlier = first[group]  # the first one with the very same sketch
+        distinct = np.sort(first)
+        near, _ = _pairs(rows[distinct, :FIRST].ravel(), np.repeat(distinct, FIRST))
+        same = near[:, _in_common(rows, near) >= SAME_PARAGRAPH]
+        earlier[same[1]] = same[0]
+        repeats = np.flatnonzero(earlier != np.arange(len(rows)))
+        columns = ["document", "line", "kept_document", "kept_line"]
+        found = np.concatenate([places[repeats], places[earlier[repeats]]], axis=1)
+        return pd.DataFrame(found, columns=columns)
+
+
+def _in_common(rows: Hashes, pairs: Numbers) -> Numbers:
+    """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
+    shared = np.zeros(pairs.shape[1], np.int64)
+    for column in range(SKETCH):
+        shared += (rows[pairs[0]] == rows[pairs[1], column, None]).any(1)
+    return shared
+
+
+def _pairs(hashes: Hashes, owners: Numbers) -> tuple[Numbers, Numbers]:
+    """Pair the owners of a hash: (earlier, later) (2, E), sorted, and how many they share (E,).
+
+    Of many owners of one hash each is paired with the one before and with the first.
+    """
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    starts = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
+    later = np.flatnonzero(~starts)
+    first = np.maximum.accumulate(np.where(starts, np.arange(len(hashes)), 0))[later]
+    apart = first < later - 1
+    earlier = owners[np.append(later - 1, first[apart])]
+    others = owners[np.append(later, later[apart])]
+    most = int(owners.max(initial=0)) + 1
+    codes, shared = np.unique((earlier * most + others)[earlier != others], return_counts=True)
+    return np.stack(np.divmod(codes, most)), shared
