@@ -1,13 +1,15 @@
 import pytest
 
 from wuxia_core.corpus import (
+    RULES,
+    Account,
+    File,
     chapters,
     clean,
-    find_general,
-    find_novels,
+    encodings,
+    find_files,
     read_book,
-    read_general,
-    read_novels,
+    read_documents,
 )
 from wuxia_core.corpus.chapters import _number
 from wuxia_core.errors import CorpusError, DataError
@@ -76,8 +78,24 @@ def test_real_files_are_decoded(novels, name, encoding, opening):
     assert book.text.count("\ufffd") < 0.001 * len(book.text)
 
 
-def test_cleaning_keeps_paragraphs_and_drops_indentation():
-    assert clean("\ufeff　　甲。\r\n\r\n\r\n  乙 丙。　\n") == "甲。\n乙 丙。"
+def read(path, source="wuxia", **settings):
+    account = Account(path, source, path.stem)
+    return list(read_documents(File(path, source, path.stem), account, **settings)), account
+
+
+def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(encodings, "BLOCK", 2000)
+    path = tmp_path / "长.txt"
+    path.write_text("\n".join([PROSE] * 60), encoding="gb18030")
+    blocks = list(encodings.read_blocks(path))
+    assert len(blocks) > 3 and all(block.text.endswith("\n") for block in blocks[:-1])
+    assert "".join(block.text for block in blocks) == read_book(path).text
+    jsonl = tmp_path / "长.jsonl"
+    jsonl.write_text(('{"text": "甲乙丙丁"}\n' * 200) + '{"text": 5}\n')
+    with pytest.raises(DataError, match=r"jsonl:201: must be an object"):
+        read(jsonl, "general")
+    path.write_text("\n".join([PROSE] * 60), encoding="utf-16")
+    assert [block.text for block in encodings.read_blocks(path)] == [read_book(path).text]
 
 
 def test_chapters_are_cut_at_headings_and_lose_nothing():
@@ -138,7 +156,7 @@ def test_contents_doubled_headings_and_volumes_open_no_chapter():
     ],
 )
 def test_chapters_of_real_novels(novels, name, count):
-    text = clean(read_book(novels / f"{name}.txt").text)
+    text, _ = clean(read_book(novels / f"{name}.txt").text)
     parts = chapters(text)
     assert sum("第" in heading for heading, _ in parts) == count
     assert "\n".join(part for _, part in parts) == text
@@ -151,34 +169,93 @@ def test_general_text_and_own_folders_are_never_novels(tmp_path):
     for name in [*files.split(), "mixed/w.txt", "说明.md"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(PROSE, encoding="utf-8")
-    general = tmp_path / "通用"
-    found = [str(path.relative_to(tmp_path)) for path in find_novels(tmp_path, general)]
-    assert sorted(found) == sorted(["书.txt", "子/书.TXT"])
-    texts = {str(path.relative_to(tmp_path)) for path in find_general(tmp_path, general)}
-    assert texts == {"General.TXT", "general.txt", "子/general.txt", "通用/y.txt"}
+    files = find_files(tmp_path, tmp_path / "通用")
+    paths = {
+        source: {str(file.path.relative_to(tmp_path)) for file in files if file.source == source}
+        for source in ("wuxia", "general")
+    }
+    assert paths["wuxia"] == {"书.txt", "子/书.TXT"}
+    assert paths["general"] == {"General.TXT", "general.txt", "子/general.txt", "通用/y.txt"}
 
 
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(DataError, match="no novel in it"):
-        find_novels(tmp_path, None)
+        find_files(tmp_path, None)
     with pytest.raises(DataError, match="no such folder"):
-        find_novels(tmp_path / "absent", None)
+        find_files(tmp_path / "absent", None)
 
 
-def test_a_bad_file_is_left_out_and_named(tmp_path, caplog):
-    (tmp_path / "好.txt").write_text(PROSE, encoding="utf-8")
-    (tmp_path / "坏.txt").write_bytes(b"\x00" * 500)
-    documents = read_novels(sorted(tmp_path.iterdir()), tmp_path)
-    assert {document.book for document in documents} == {"好"}
-    assert "坏.txt" in caplog.text
-    with pytest.raises(DataError, match=r"坏\.txt"):
-        read_novels([tmp_path / "坏.txt"], tmp_path)
+def test_books_of_one_title_keep_apart(tmp_path, caplog):
+    for name in ("书.txt", "书.TXT", "甲/书.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(PROSE, encoding="utf-8")
+    assert [file.book for file in find_files(tmp_path, None)] == ["书 (1)", "书 (2)", "甲/书"]
+    assert "another file is called 书 too" in caplog.text
+
+
+def test_links_in_a_circle_and_folders_called_txt(tmp_path, caplog):
+    (tmp_path / "x.txt").mkdir()
+    (tmp_path / "x.txt" / "书.txt").write_text(PROSE, encoding="utf-8")
+    (tmp_path / "圈").symlink_to(tmp_path)
+    (tmp_path / "自.txt").symlink_to(tmp_path / "自.txt")
+    (tmp_path / "断.txt").symlink_to(tmp_path / "absent.txt")
+    assert [file.book for file in find_files(tmp_path, None)] == ["x.txt/书"]
+    assert "自.txt: a link" in caplog.text and "断.txt: a link" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "0 of 0 characters"),
+        ("侠客行".encode(), "3 of 3 characters"),
+        (b"\x00" * 500, "not text"),
+        (b"PK\x03\x04 and the rest", "Word"),
+        (
+            ("【更多精彩小说请访问 www.example.com 全文阅读】\n" * 99).encode(),
+            "by the rule notices",
+        ),
+        (PROSE.encode("gbk") + b"\xff\xff\xff" * 99, "cannot be decoded"),
+    ],
+)
+def test_a_bad_file_is_refused_in_its_account(tmp_path, content, why):
+    path = tmp_path / "坏.txt"
+    path.write_bytes(content)
+    documents, account = read(path)
+    assert documents == []
+    assert account.refused.startswith(f"{path}: ") and why in account.refused
+
+
+def test_a_line_without_end_is_cut_after_sentences(tmp_path, caplog):
+    path = tmp_path / "长.txt"
+    path.write_text(PROSE * 400, encoding="utf-8")
+    documents, account = read(path)
+    assert "".join(document.text for document in documents).replace("\n", "") == PROSE * 400
+    assert max(len(line) for d in documents for line in d.text.split("\n")) <= 6000
+    assert "1 lines are over" in caplog.text and account.kept == len(PROSE) * 400
+
+
+def test_an_account_says_what_became_of_a_file(tmp_path):
+    path = tmp_path / "书.txt"
+    path.write_text(f"　　{PROSE}\r\n\r\n　　第一回 起\r\n{PROSE}\r\n", encoding="gb18030")
+    documents, account = read(path)
+    assert (account.encoding, account.documents) == ("gb18030", len(documents) == 2 and 2)
+    inserted = sum(tally.inserted for tally in account.cleaning.values())
+    removed = sum(tally.removed for tally in account.cleaning.values())
+    assert account.characters + inserted - removed == account.kept
+    assert read(path, skip=frozenset(RULES))[1].cleaning == {}
+
+
+def test_traditional_text_is_converted_where_asked(tmp_path):
+    path = tmp_path / "書.txt"
+    path.write_text(TRADITIONAL, encoding="cp950")
+    assert read(path)[0][0].text == TRADITIONAL
+    assert read(path, simplify=True)[0][0].text == PROSE
 
 
 def test_short_lines_of_general_text_are_gathered(tmp_path):
     lines = ["短句。"] * 100 + ["长" * 450]
     (tmp_path / "g.txt").write_text("\n".join(lines), encoding="utf-8")
-    texts = [document.text for document in read_general(tmp_path / "g.txt")]
+    texts = [document.text for document in read(tmp_path / "g.txt", "general")[0]]
     assert "\n".join(texts) == "\n".join(lines)
     assert all(len(text) >= 200 for text in texts)
 
@@ -186,8 +263,9 @@ def test_short_lines_of_general_text_are_gathered(tmp_path):
 @pytest.mark.parametrize(
     "line", ['{"text": "\\ud800"}', '{"text": 5}', '{"txt": "甲"}', '["甲"]', '{"text": "甲"']
 )
-def test_a_bad_line_of_jsonl_is_numbered(tmp_path, line):
+@pytest.mark.parametrize("after", ["", '\n{"text": "乙"}\n'])
+def test_a_bad_line_of_jsonl_is_numbered(tmp_path, line, after):
     path = tmp_path / "g.jsonl"
-    path.write_text('{"text": "甲"}\n' + line + "\n", encoding="utf-8")
+    path.write_text('{"text": "甲"}\n' + line + after, encoding="utf-8")
     with pytest.raises(DataError, match=r"g\.jsonl:2"):
-        read_general(path)
+        read(path, "general")

@@ -19,7 +19,8 @@ def blocks(row):
 
 def window(ids, key=0, epoch=0):
     ids = np.asarray(ids, np.int32)
-    return Window(ids, np.arange(len(ids), dtype=np.int32), key, epoch)
+    places = np.arange(len(ids), dtype=np.int32)
+    return Window(ids, places, places, key, epoch)
 
 
 def collate(windows, objective="masked", **kwargs):
@@ -157,3 +158,46 @@ def test_the_three_objectives():
         assert all(np.array_equal(mixed[name][row], like[name][row]) for name in mixed)
     other = collate([window(range(10, 74), 0, epoch=1)], "mixed")
     assert np.all(other["input_ids"] >= 10)  # the window that was masked is plain an epoch later
+
+
+def packed(*pieces):
+    ids, places = zip(*((w.input_ids, w.position_ids) for w in pieces), strict=True)
+    words = np.cumsum(np.concatenate(places) == 0)
+    return Window(np.concatenate(ids), words, np.concatenate(places), 0, 0)
+
+
+def test_packed_and_unpacked_give_the_same_logits():
+    """Texts that share a window are to each other as if they were not there."""
+    import torch
+
+    from wuxia_core.model import load_base
+
+    model = load_base("data/tiny_base", torch.float32).eval()
+    rng = np.random.default_rng(0)
+    texts = [window(rng.integers(10, 8000, length)) for length in (31, 7, 20)]
+
+    def logits(windows):
+        collator = MaskCollator(SpanMasker(), MASK, PAD, frozenset({PAD, MASK}), "clm")
+        batch = collator(windows)
+        batch.pop("labels")
+        with torch.no_grad():
+            return model(**batch).logits
+
+    together = logits([packed(*texts), packed(*texts[:2])])
+    apart = torch.cat([logits([text]) for text in (*texts, *texts[:2])])
+    assert together.shape == apart.shape == (31 + 7 + 20 + 31 + 7 - 5, 8192)
+    assert torch.allclose(together, apart, atol=2e-5)
+
+
+def test_the_first_token_of_a_text_is_never_hidden_and_no_span_runs_into_the_next():
+    texts = [window(range(10, 22)) for _ in range(40)]
+    joined = packed(*texts)
+    for key in range(40):
+        labels = collate([joined._replace(key=key)])["labels"][0] != IGNORE_INDEX
+        assert labels.any() and not labels[joined.position_ids == 0].any()
+
+
+def test_only_packed_batches_carry_positions():
+    texts = [window(range(10, 22)), window(range(10, 15))]
+    assert "position_ids" not in collate(texts)
+    assert collate([packed(*texts), texts[0]])["position_ids"].shape == (2, 17)

@@ -1,5 +1,8 @@
 import hashlib
 import json
+import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,15 @@ from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.preflight import open_run_folder
 
-SENTENCE = "那人使一招{}，剑光到处，落叶纷飞，众人齐声喝彩，却不知他已受了内伤。"
+COMMON = (
+    "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多"
+    "天而能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同已老从动两长知样现分将外但身些"
+)
+
+
+def sentence(name):
+    """Thirty characters that no other name gives."""
+    return "".join(random.Random(name).choices(COMMON, k=29)) + "。"
 
 
 @pytest.fixture
@@ -19,14 +30,11 @@ def library(tmp_path, config):
     folder.mkdir()
     for title, lines in (("长", 30), ("中", 20), ("短", 12)):
         chapters = [
-            f"第{n}章 {title}\n"
-            + "\n".join(SENTENCE.format(f"{title}{n}之{k}") for k in range(lines))
+            f"第{n}章 {title}\n" + "\n".join(sentence(f"{title}{n}之{k}") for k in range(lines))
             for n in range(1, 11)
         ]
         (folder / f"{title}.txt").write_text("\n".join(chapters), encoding="utf-8")
-    general = "\n".join(
-        f"第{k}条说明：先关上电源，再拧开螺丝，最后换上新的零件。" * 8 for k in range(60)
-    )
+    general = "\n".join("".join(sentence(f"general{k}之{j}") for j in range(8)) for k in range(60))
     (folder / "general.txt").write_text(general, encoding="utf-8")
     config.data.data_dir = str(folder)
     config.data.general_file = None
@@ -34,13 +42,8 @@ def library(tmp_path, config):
 
 
 def digest(folder):
-    names = (
-        "tokens.npy",
-        "word_starts.npy",
-        "windows.parquet",
-        "documents.parquet",
-        "manifest.json",
-    )
+    names = sorted({path.name for path in folder.iterdir()} - {"inputs.json"})
+    assert len(names) == 6
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
 
 
@@ -59,7 +62,7 @@ def test_a_single_book_is_split_by_chapters(library, config):
 
 def test_windows_do_not_overlap_and_nothing_is_lost(library, config, tokenizer):
     mixture = mix(config)
-    windows = mixture.windows.query("source == 'wuxia'")
+    windows = mixture.windows.query("source == 'wuxia'").sort_values(["document", "start"])
     for number, rows in windows.groupby("document"):
         assert np.array_equal(rows["start"].to_numpy()[1:], rows["end"].to_numpy()[:-1])
         tokens = mixture.tokens[rows["start"].iloc[0] : rows["end"].iloc[-1]]
@@ -71,7 +74,8 @@ def test_windows_do_not_overlap_and_nothing_is_lost(library, config, tokenizer):
 def test_a_stride_makes_windows_overlap(library, config):
     config.data.stride = 200
     mixture = mix(config)
-    for _, rows in mixture.windows.query("source == 'wuxia'").groupby("document"):
+    windows = mixture.windows.query("source == 'wuxia'").sort_values(["document", "start"])
+    for _, rows in windows.groupby("document"):
         assert set(np.diff(rows["start"])) <= {200}
         assert (rows["end"].to_numpy()[:-1] > rows["start"].to_numpy()[1:]).all()
 
@@ -91,12 +95,99 @@ def test_without_general_text_it_says_so_and_goes_on(library, config, caplog):
     assert "nothing protects" in caplog.text
 
 
-def test_too_little_general_text_is_said_not_repeated(library, config, caplog):
+def test_general_text_is_not_repeated_unless_allowed(library, config, caplog):
     config.data.general_ratio = 0.8
+    with pytest.raises(DataError, match=r"general_ratio 0.8 takes .* epochs .*max_general_epochs"):
+        mix(config)
+    config.data.max_general_epochs = 20.0
     mixture = mix(config)
-    assert "there is no more of it" in caplog.text
-    used = mixture.windows.query("source == 'general'")
-    assert not used.duplicated(["start"]).any()
+    used = mixture.windows.query("source == 'general' and split == 'train'")
+    wanted = 4 * mixture.report.set_index("source").at["wuxia", "tokens"]
+    assert abs((used["end"] - used["start"]).sum() - wanted) <= config.data.max_length
+    times = used.groupby("start").size()
+    assert times.max() - times.min() <= 1
+    assert mixture.preparation["general_epochs"] == pytest.approx(times.mean(), rel=0.1)
+    assert "general text is repeated" in caplog.text
+
+
+def test_weights_repeat_training_text(library, config):
+    config.data.weights = {"长.txt": 2.5, "中.txt": 0.0}
+    mixture = mix(config)
+    train = mixture.windows.query("source == 'wuxia' and split == 'train'")
+    books = mixture.outline["book"].iloc[train["document"]].unique().tolist()
+    copies = train.groupby("start").size()
+    assert books == ["长"] and set(copies) == {2, 3}
+    config.data.weights = {"absent.txt": 2.0}
+    with pytest.raises(ConfigError, match=r"data.weights: no file is called absent\.txt"):
+        mix(config)
+
+
+def test_short_texts_share_windows_and_long_ones_do_not(library, config):
+    mixture = mix(config)
+    lengths = mixture.windows.eval("end - start")
+    windows = mixture.windows.assign(length=lengths).groupby("window")
+    assert (windows["length"].sum() <= config.data.max_length).all()
+    assert (windows["source"].nunique() == 1).all()
+    alone = mixture.windows["split"].eq("validation") | lengths.eq(config.data.max_length)
+    assert windows.size()[mixture.windows["window"][alone]].eq(1).all()
+    train = windows.filter(lambda rows: rows["split"].iat[0] == "train")
+    assert train["length"].sum() > 0.9 * config.data.max_length * train["window"].nunique()
+
+
+def test_a_packed_window_restarts_positions_and_words(library, config, tokenizer):
+    windows = train_windows(mix(config))
+    row = int(np.flatnonzero(windows.packed)[0])
+    window = windows[row]
+    starts = np.flatnonzero(window.position_ids == 0)
+    assert len(starts) > 1 and np.array_equal(window.position_ids[: starts[1]], range(starts[1]))
+    assert (np.diff(window.word_ids)[starts[1:] - 1] == 1).all()
+
+
+def test_a_repeated_book_is_left_out_and_a_repeated_paragraph_too(library, config, caplog):
+    original = (library / "长.txt").read_text(encoding="utf-8")
+    (library / "长（精校版）.txt").write_text(original.replace("，", ","), encoding="gb18030")
+    once = "他在山道上走了整整三天三夜，鞋底磨穿了两双，水囊早已空了，才望见那座传说中的白云观，观门却紧紧闭着。"
+    for title in ("短", "中"):
+        with (library / f"{title}.txt").open("a", encoding="utf-8") as file:
+            file.write(f"\n{once}\n{title}完。")
+    mixture = mix(config)
+    splits = mixture.outline.groupby("book")["split"].unique().map(list)
+    assert splits["长（精校版）"] == ["duplicate"]
+    assert mixture.preparation["same_books"][0]["kept"] == "长"
+    assert "长（精校版） is left out: 100 % of it is in 长" in caplog.text
+    assert mixture.preparation["repeated_paragraphs"]["count"] >= 1
+    used = mixture.documents.query("split != 'duplicate'")["text"]
+    assert sum(text.count(once) for text in used) == 1
+    config.data.deduplicate = False
+    kept = mix(config).documents
+    assert "duplicate" not in set(kept["split"])
+
+
+def test_held_out_text_shares_nothing_with_training_text(library, config):
+    shared = "且说这一路上风餐露宿，三人晓行夜宿，非止一日，早来到东京城外。"
+    for title in ("短", "长"):
+        path = library / f"{title}.txt"
+        text = path.read_text(encoding="utf-8").replace("第3章", f"{shared}\n第3章")
+        path.write_text(text, encoding="utf-8")
+    mixture = mix(config)
+    found, left = (mixture.preparation["shared_with_held_out"][key] for key in ("found", "left"))
+    assert found["longest"] >= 25 and left["shared"] == left["longest"] == 0
+    texts = mixture.documents.groupby("split")["text"].agg("\n".join)
+    assert shared in texts["train"] and shared not in texts["validation"]
+
+
+def test_an_unchanged_corpus_is_known_without_reading_it(library, config):
+    mix(config)
+    config.save(library / "config.yaml")
+    code = (
+        "import sys\nfrom wuxia_core import load_config, mix\n"
+        f"mix(load_config({str(library / 'config.yaml')!r}))\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    (library / "长.txt").touch()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert "built anew" not in done.stderr
 
 
 def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library, config):
@@ -155,7 +246,7 @@ def test_a_folder_that_is_no_mixture_is_left_alone(library, config, tmp_path):
 
 def test_an_old_jsonl_is_read_as_input_and_its_folder_lies_beside_it(library, config, tmp_path):
     old = tmp_path / "processed_wuxia.jsonl"
-    texts = [SENTENCE.format(f"旧{n}") * 9 for n in range(12)]
+    texts = ["".join(sentence(f"旧{n}之{k}") for k in range(9)) for n in range(12)]
     old.write_text(
         "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts),
         encoding="utf-8",
@@ -187,7 +278,7 @@ def test_windows_carry_their_epoch_key_and_words(library, config):
     windows = train_windows(mixture)
     plain, later = windows[3], windows[2, 3]
     assert (plain.epoch, later.epoch) == (0, 2)
-    assert plain.key == later.key == mixture.windows.query("split == 'train'").index[3]
+    assert plain.key == later.key == mixture.windows.query("split == 'train'")["window"].unique()[3]
     assert np.array_equal(plain.input_ids, later.input_ids)
     assert len(plain.word_ids) == len(plain.input_ids)
     assert set(np.diff(plain.word_ids)) == {0, 1}
@@ -197,7 +288,7 @@ def test_held_out_windows_come_from_held_out_documents(library, config):
     mixture = mix(config)
     held_out = held_out_windows(mixture, limit=3, seed=0)
     for source, windows in held_out.items():
-        rows = mixture.documents.loc[sorted(set(windows.documents))]
+        rows = mixture.outline.loc[sorted(set(windows.documents))]
         assert set(rows["split"]) == {"validation"}
         assert set(rows["source"]) == {source}
         assert len(rows) <= 3

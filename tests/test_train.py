@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,9 +16,11 @@ from wuxia_core.mixing import mix
 from wuxia_core.train.callbacks import StopOnNonFinite
 from wuxia_core.train.trainer import EpochSampler
 
+NONE_PACKED = np.zeros(50, bool)
+
 
 def test_the_order_hangs_on_seed_and_epoch_and_carries_the_epoch():
-    sampler = EpochSampler(50, seed=1, effective_batch=10)
+    sampler = EpochSampler(NONE_PACKED, seed=1, batch=5, effective_batch=10)
     first = list(sampler)
     sampler.set_epoch(3)
     later = list(sampler)
@@ -25,15 +28,22 @@ def test_the_order_hangs_on_seed_and_epoch_and_carries_the_epoch():
     assert [epoch for epoch, _ in later] == [3] * 50
     assert sorted(row for _, row in later) == list(range(50))
     assert [row for _, row in first] != [row for _, row in later]
-    assert list(EpochSampler(50, seed=1, effective_batch=10)) == first
+    assert list(EpochSampler(NONE_PACKED, seed=1, batch=5, effective_batch=10)) == first
 
 
 @pytest.mark.parametrize(("size", "batch", "length"), [(50, 16, 64), (48, 16, 48), (3, 16, 16)])
-def test_the_last_step_is_filled_up_from_the_first_rows(size, batch, length):
-    rows = [row for _, row in EpochSampler(size, 1, batch)]
-    assert len(rows) == len(EpochSampler(size, 1, batch)) == length
-    assert rows == (rows[:size] * batch)[:length]
-    assert set(rows) == set(range(size))
+def test_the_last_step_is_filled_up(size, batch, length):
+    rows = [row for _, row in EpochSampler(np.zeros(size, bool), 1, 1, batch)]
+    assert len(rows) == len(EpochSampler(np.zeros(size, bool), 1, 1, batch)) == length
+    times = np.bincount(rows, minlength=size)
+    assert times.min() >= 1 and times.max() - times.min() <= 1
+
+
+def test_packed_windows_share_batches():
+    packed = np.arange(50) % 3 == 0
+    rows = np.array([row for _, row in EpochSampler(packed, 1, batch=4, effective_batch=8)])
+    mixed = sum(len(set(packed[batch])) > 1 for batch in rows.reshape(-1, 4))
+    assert mixed <= 2 and set(rows) == set(range(50))
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run():

@@ -69,10 +69,12 @@ def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    return _fetch(
+    base = _fetch(
         name,
         lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True),
     )
+    base.config.use_cache = False  # with a cache, positions that restart are ignored; generation
+    return base  # has a setting of its own
 
 
 def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:

@@ -13,7 +13,8 @@ FRONT = 100  # characters: less than that without a chapter of its own goes to t
 NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅]+"
 HEADING = re.compile(
     rf"(?:^[ \t　]*|(?<=[。！？”」])[ 　]+(?=第))(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
-    rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$)(?:.{{0,40}}$|[ 　].{{2,40}}(?=　　))"
+    rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$)"
+    r"(?:.{0,40}$|[ 　].{2,40}(?=　　))"
     r"|(?:楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記)$)",
     re.MULTILINE,
 )

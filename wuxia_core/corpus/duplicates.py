@@ -68,7 +68,7 @@ class Sketches:
         self._remember(ngrams(characters[han], RUN), line_of)
 
     def _remember(self, hashes: Hashes, line_of: np.ndarray) -> None:
-        """Keep the smallest hashes of each long paragraph; runs that cross a border do not count."""
+        """Keep the smallest hashes of each long paragraph; runs across a border do not count."""
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]
         inside = first == last
         order = np.lexsort((hashes[inside], first[inside]))

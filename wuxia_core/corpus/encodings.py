@@ -19,6 +19,7 @@ CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference 
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 BLOCK = 32_000_000  # bytes
+BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 
 
@@ -105,7 +106,8 @@ def _detect(data: bytes) -> str:
 
 def _broken(text: str) -> int:
     """Count undecodable characters, but not a last one that the file's end cuts through."""
-    return text.removesuffix("\ufffd").count("\ufffd")
+    text = text.removesuffix("\ufffd")
+    return sum(map(text.count, BROKEN))
 
 
 def _sample(data: bytes) -> bytes:
@@ -133,7 +135,7 @@ def _everyday() -> npt.NDArray[np.float64]:
     weights = np.zeros(0x10000)  # by UTF-16 unit
     weights[0x20:0x7F] = 0.5
     weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
-    weights[ord("\ufffd")] = 0.0
+    weights[[ord(c) for c in BROKEN]] = 0.0
     return weights
 
 
@@ -164,7 +166,7 @@ def _line_encoding(line: bytes, chosen: str) -> str:
 def _refuse_what_is_no_text(text: str, encoding: str, start: int, path: Path) -> None:
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        before = text[: text.index("\ufffd")]
+        before = text[: min(text.index(c) for c in BROKEN if c in text)]
         offset = start + len(before.encode(encoding.split("+")[0], "replace"))
         raise CorpusError(
             f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at about "

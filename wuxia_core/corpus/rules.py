@@ -59,7 +59,8 @@ NOTICE = re.compile(
 LONGEST_NOTICE = 50  # characters a point of the score
 
 STAMP = re.compile(
-    r"^.{0,40}(?:更新时间|更新時間|更新日期|发布时间|本章字数|本章字數|字数|字數)[ 　]*[:：][ 　]*\d.{0,60}\n?",
+    r"^.{0,40}(?:更新时间|更新時間|更新日期|发布时间|本章字数|本章字數|字数|字數)[ 　]*[:：]"
+    r"[ 　]*\d.{0,60}\n?",
     re.MULTILINE,
 )
 PAGE_MARK = re.compile(
@@ -121,7 +122,7 @@ def _repaired(line: str) -> str | None:
 
 
 def garbled(text: str) -> Iterator[Edit]:
-    """Lines of 锟斤拷 and the like, from which nothing can be recovered; of a long line a sentence."""
+    """Lines of 锟斤拷 and the like, which nothing can recover; of a long line a sentence."""
     for start, end in _lines_with(GARBLED, text):
         if end - start <= LONG_LINE:
             yield start, min(end + 1, len(text)), ""
@@ -248,7 +249,7 @@ def _is_stray(text: str, start: int, end: int) -> bool:
 
 
 def private_use(text: str) -> Iterator[Edit]:
-    """Private-use characters that GB18030-2022 gives a place; others, and □, are kept and counted."""
+    """Private-use characters that GB18030-2022 gives a place; others, and □, are kept, counted."""
     return _replace(PRIVATE_USE, lambda match: STANDARD.get(match.group(), match.group()), text)
 
 

@@ -17,7 +17,8 @@ def _converter() -> Any:
 def is_traditional(text: str) -> bool:
     """Whether a text is written in traditional characters, by its first 2,000."""
     sample = text[:SAMPLE]
-    changed = sum(a != b for a, b in zip(sample, _converter().convert(sample), strict=False))
+    simplified: str = _converter().convert(sample)
+    changed = sum(a != b for a, b in zip(sample, simplified, strict=False))
     return changed > TRADITIONAL * len(sample)
 
 

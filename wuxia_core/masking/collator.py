@@ -27,23 +27,26 @@ def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> Ints:
     return stacked
 
 
-def model_inputs(input_ids: Ints, labels: Ints) -> "dict[str, torch.Tensor]":
+def model_inputs(
+    input_ids: Ints, labels: Ints, position_ids: Ints | None = None
+) -> "dict[str, torch.Tensor]":
     """Add the positions whose logits are needed: (B, T) `input_ids`, `labels`, `logits_to_keep`.
 
     `labels` is -100 where nothing is asked. The logit that scores token i stands at i - 1, so
     `logits_to_keep` (bool) is the asked positions moved left by one:
     labels `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. Position 0 cannot be asked. No attention mask
-    is needed: padding stands behind the text, where causal attention never looks.
+    is needed: padding stands behind the text, where causal attention never looks. `position_ids`
+    that restart within a row keep its pieces apart, at the price of a (B, 1, T, T) mask; without
+    them attention takes the fast path.
     """
     import torch
 
     keep = np.zeros(labels.shape, np.bool_)
     keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "labels": torch.from_numpy(labels),
-        "logits_to_keep": torch.from_numpy(keep),
-    }
+    inputs = {"input_ids": input_ids, "labels": labels, "logits_to_keep": keep}
+    if position_ids is not None:
+        inputs["position_ids"] = position_ids
+    return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class MaskCollator:
         asked = np.where(hides, masked, maskable)
         labels = np.where(asked, input_ids, IGNORE_INDEX)
         corrupted = np.where(asked & hides, self.mask_token_id, input_ids)
-        return model_inputs(corrupted, labels)
+        positions = [window.position_ids for window in windows]
+        packed = any((row[1:] == 0).any() for row in positions)
+        return model_inputs(corrupted, labels, padded(positions, 0) if packed else None)
 
     def _hides(self, window: "Window") -> bool:
         if self.objective == "mixed":
@@ -104,7 +109,12 @@ class MaskCollator:
         """Stack windows to (B, T): token ids, which may be masked, word numbers."""
         ids = [window.input_ids for window in windows]
         special = list(self.special_ids)
-        maskable = padded([~np.isin(row, special) for row in ids], 0).astype(np.bool_)
-        maskable[:, 0] = False  # nothing predicts it
+        maskable = padded(
+            [  # nothing predicts the first token of a piece
+                ~np.isin(window.input_ids, special) & (window.position_ids > 0)
+                for window in windows
+            ],
+            0,
+        ).astype(np.bool_)
         words = padded([window.word_ids for window in windows], 0).astype(np.int32)
         return padded(ids, self.pad_token_id), maskable, words

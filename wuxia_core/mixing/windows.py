@@ -30,7 +30,7 @@ def cut(
     for document, (offset, length) in enumerate(
         zip(starts.tolist(), lengths.tolist(), strict=True)
     ):
-        short = length - 1 < settings.min_length
+        short = length - 1 < max(1, settings.min_length)  # one stands before the text
         for start in [] if short else range(0, max(1, length - size + step), step):
             rows.append((document, offset + start, offset + min(start + size, length)))
     pieces = pd.DataFrame(rows, columns=["document", "start", "end"], dtype=np.int64)

@@ -1,9 +1,10 @@
 """transformers' Trainer with what it cannot know: epochs that travel, a loss over asked tokens."""
 
 from collections.abc import Iterator
-from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from transformers import Trainer
@@ -16,12 +17,15 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone.
 
     The last step of an epoch is filled up from the epoch's first rows, so that every step has the
-    effective batch, however many processes share it.
+    effective batch, however many processes share it. `packed` windows, which need an attention
+    mask, share a device's batch with each other, so that the others do without.
     """
 
-    def __init__(self, size: int, seed: int, effective_batch: int) -> None:
-        self._size, self._seed, self._epoch = size, seed, 0
-        self._length = -(-size // effective_batch) * effective_batch
+    def __init__(
+        self, packed: npt.NDArray[np.bool_], seed: int, batch: int, effective_batch: int
+    ) -> None:
+        self._packed, self._seed, self._batch, self._epoch = torch.tensor(packed), seed, batch, 0
+        self._length = -(-len(packed) // effective_batch) * effective_batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; accelerate calls this."""
@@ -32,8 +36,11 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(self._size, generator=generator).tolist()
-        for row in islice(cycle(order), self._length):
+        size = len(self._packed)
+        order = torch.randperm(size, generator=generator)
+        order = order[torch.argsort(self._packed[order].int(), stable=True)]
+        batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
+        for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self._epoch, row
 
 
@@ -42,8 +49,9 @@ class SpanTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
         args = self.args
-        each = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return EpochSampler(len(self.train_dataset), args.seed, each * args.world_size)
+        batch = args.per_device_train_batch_size
+        step = batch * args.gradient_accumulation_steps * args.world_size
+        return EpochSampler(self.train_dataset.packed, args.seed, batch, step)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure and log the loss on each source's held-out windows, in nats per asked token."""
