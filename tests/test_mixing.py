@@ -146,7 +146,7 @@ def test_a_packed_window_restarts_positions_and_words(library, config, tokenizer
 def test_a_repeated_book_is_left_out_and_a_repeated_paragraph_too(library, config, caplog):
     original = (library / "长.txt").read_text(encoding="utf-8")
     (library / "长（精校版）.txt").write_text(original.replace("，", ","), encoding="gb18030")
-    once = "他在山道上走了整整三天三夜，鞋底磨穿了两双，水囊早已空了，才望见那座传说中的白云观，观门却紧紧闭着。"
+    once = "他在山道上走了三天三夜，鞋底磨穿，水囊早已空了，" * 2 + "才望见那座传说中的白云观。"
     for title in ("短", "中"):
         with (library / f"{title}.txt").open("a", encoding="utf-8") as file:
             file.write(f"\n{once}\n{title}完。")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from wuxia_core import SpanMasker, show, show_masks
+from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
 from wuxia_core.show.masks import _pieces
 
@@ -50,7 +51,7 @@ def test_an_empty_text_is_refused():
 def test_plots_write_chinese_and_return_their_axes():
     documents = pd.DataFrame(
         {"source": ["wuxia"] * 2 + ["general"], "book": ["九两八钱", "鏢局", "百科"],
-         "split": ["train", "validation", "unused"], "text": ["剑" * 90, "刀" * 50, "水" * 30]}
+         "split": ["train", "validation", "unused"], "characters": [90, 50, 30]}
     )  # fmt: skip
     report = pd.DataFrame({"source": ["wuxia", "general"], "tokens": [90, 10], "share": [0.9, 0.1]})
     card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
@@ -65,6 +66,7 @@ def test_plots_write_chinese_and_return_their_axes():
             show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
             show.plot_metric(metrics, {"loss": "训练"}, "nats"),
             show.plot_scorecard(card, "bits_per_char"),
+            show.plot_typical(typical({"江湖": 9, "的": 50}, {"的": 40, "电脑": 7})),
         ]
         for ax in axes:
             assert ax.figure.get_facecolor() == (1, 1, 1, 1)

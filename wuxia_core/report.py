@@ -31,6 +31,7 @@ body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "No
 pre {{ overflow-x: auto; font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12);
  white-space: pre-wrap }}
 img {{ max-width: 100%; background: white }}
+td {{ overflow-wrap: break-word }}
 table {{ border-collapse: collapse; border: 0; font-size: 14px; display: block; overflow-x: auto }}
 td, th {{ padding: .2rem .6rem; text-align: right; border: 0;
  border-bottom: 1px solid rgba(128,128,128,.4) }}

@@ -18,14 +18,7 @@ from wuxia_core.config import Config, DataConfig, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import windows
 from wuxia_core.mixing.leakage import HeldOutRuns, Leakage
-from wuxia_core.mixing.manifest import (
-    MANIFEST,
-    SEEN,
-    Fingerprints,
-    make_manifest,
-    read_manifest,
-    relative,
-)
+from wuxia_core.mixing.manifest import MANIFEST, SEEN, Fingerprints, make_manifest, read_manifest
 from wuxia_core.mixing.split import split
 from wuxia_core.mixing.staging import Texts, staged
 from wuxia_core.mixing.store import (
@@ -50,7 +43,7 @@ FILES = {
     *("tokens.npy", "word_starts.npy", "windows.parquet", "documents.parquet"),
     *("preparation.json", MANIFEST, SEEN),
 }
-REPEATS_SHOWN = 20  # repeated paragraphs kept as examples
+REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 
 
@@ -201,11 +194,12 @@ def _deduplicate(
     outline["split"] = split(outline, left_out, config.data.val_ratio, config.training.seed)
     dropped = outline.index[outline["split"] == DUPLICATE]
     repeats = sketches.same_paragraphs(dropped)
+    names = outline["book"] + " · " + outline["chapter"]
+    shown = repeats.iloc[:: len(repeats) // REPEATS_SHOWN + 1]
     examples = [
-        [outline.at[row.document, "book"], outline.at[row.kept_document, "book"],
-         texts[row.document].split("\n")[row.line]]
-        for row in repeats.head(REPEATS_SHOWN).itertuples()
-    ]  # fmt: skip
+        [names[row.document], names[row.kept_document], texts[row.document].split("\n")[row.line]]
+        for row in shown.itertuples()
+    ]
     removed = 0
     for number, rows in repeats.groupby("document"):
         lines = texts[number].split("\n")
@@ -297,7 +291,9 @@ def _write_documents(path: Path, outline: pd.DataFrame, texts: Texts) -> None:
 
 
 def _account(account: corpus.Account, data_dir: Path) -> dict[str, Any]:
-    path = relative(account.path, data_dir)
+    """Write an account; a path below `data_dir` as seen from there, another's last part."""
+    inside = account.path.is_relative_to(data_dir)
+    path = str(account.path.relative_to(data_dir)) if inside else account.path.name
     refused = account.refused.replace(str(account.path), path)
     return asdict(account) | {"path": path, "refused": refused}
 

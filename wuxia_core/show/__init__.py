@@ -1,6 +1,14 @@
-"""What a person looks at: masked text, and plots. Text is escaped before it becomes HTML."""
+"""What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
 from wuxia_core.show.masks import MaskView, show_masks
+from wuxia_core.show.mixture import (
+    WindowView,
+    cleaning_examples,
+    cleaning_table,
+    files_table,
+    show_window,
+    table,
+)
 from wuxia_core.show.plots import (
     axes,
     plot_books,
@@ -9,6 +17,7 @@ from wuxia_core.show.plots import (
     plot_metric,
     plot_mixture,
     plot_scorecard,
+    plot_typical,
     read_metrics,
     scorecard_table,
 )

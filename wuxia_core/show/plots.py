@@ -93,6 +93,20 @@ def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -
     return ax
 
 
+def plot_typical(table: pd.DataFrame, top: int = 20, ax: "Axes | None" = None) -> "Axes":
+    """Draw how often the most typical words of `corpus.words.typical` stand here and there."""
+    rows = table.head(top)[::-1]
+    ax = axes(ax, size=(7.5, 1.2 + 0.22 * len(rows)))
+    rarest = max(0.01, float(rows[["here", "there"]].replace(0, np.nan).min(axis=None)) / 2)
+    ax.hlines(rows.index, rows["there"].clip(lower=rarest), rows["here"], color=GREY, linewidth=1)
+    for column, colour, label in (("here", ORANGE, "wuxia"), ("there", BLUE, "general")):
+        ax.plot(rows[column].clip(lower=rarest), rows.index, "o", color=colour, label=label)
+    ax.set_xscale("log")
+    ax.set_xlabel("uses per 10,000 (the leftmost: none)")
+    ax.legend(frameon=False, loc="lower left")
+    return ax
+
+
 def plot_kinds(kinds: Kinds, ax: "Axes | None" = None) -> "Axes":
     """Draw masks as a grid, a row a draw: (B, T) of 0 kept, 1 single, 2 span."""
     from matplotlib.colors import ListedColormap
