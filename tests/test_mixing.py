@@ -10,6 +10,7 @@ import pytest
 from wuxia_core import mix
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.mixing.tokens import Encoder
 from wuxia_core.preflight import open_run_folder
 
 COMMON = (
@@ -303,3 +304,16 @@ def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tok
         [mixture.tokens[a:b] for a, b in zip(rows["start"], rows["end"], strict=True)]
     )
     assert (tokens == tokenizer.eos_token_id).sum() == documents.sum()
+
+
+def test_words_are_found_alike_by_bytes_and_by_offsets(tokenizer):
+    texts = ["他使一招白鹤亮翅，𠮷野家的Ｗindows 98说：「🗡️剑光一闪」。\n", "", "剑", "a b  c"]
+    encoder = Encoder(tokenizer)
+    by_bytes = list(encoder(texts))
+    encoder._sizes[:] = 0
+    for (ids, flags), (same_ids, same_flags) in zip(by_bytes, encoder(texts), strict=True):
+        assert np.array_equal(ids, same_ids) and np.array_equal(flags, same_flags)
+    ids, flags = by_bytes[0]
+    words = np.split(ids, np.flatnonzero(flags))[2:]
+    assert tokenizer.decode(np.concatenate(words)) == texts[0]
+    assert tokenizer.decode(words[0]) in ("他", "他使")

@@ -97,7 +97,8 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
     Chat models end a turn, not a text, with their end-of-text token.
     """
-    return int(tokenizer.get_vocab().get(DOCUMENT_START, tokenizer.eos_token_id))
+    known = tokenizer.backend_tokenizer.token_to_id(DOCUMENT_START)
+    return int(tokenizer.eos_token_id if known is None else known)
 
 
 def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.corpus.ngrams import Hashes, codes, is_han, ngrams
+from wuxia_core.corpus.ngrams import Hashes, codes, distinct, is_han, ngrams
 from wuxia_core.corpus.script import to_simplified
 
 Numbers = npt.NDArray[np.int64]
@@ -21,6 +21,8 @@ BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
 RUN, SKETCH, SAME_PARAGRAPH = 8, 8, 6  # of the 8 smallest hashes 6 are shared
+KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
+LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 SHORTEST = 40  # Han characters: shorter paragraphs may stand twice
 
@@ -41,7 +43,7 @@ class _BookSketch:
     damaged: int = 0  # characters that were lost on the way
 
     def merged(self) -> Hashes:
-        return np.unique(np.concatenate(self.hashes))
+        return distinct(np.concatenate(self.hashes))
 
 
 class Sketches:
@@ -71,15 +73,14 @@ class Sketches:
         """Keep the smallest hashes of each long paragraph; runs across a border do not count."""
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]
         inside = first == last
-        order = np.lexsort((hashes[inside], first[inside]))
-        hashes, lines = hashes[inside][order], first[inside][order]
+        keys = (first[inside].astype(np.uint64) << KEPT_BITS) | (hashes[inside] >> np.uint64(24))
+        keys.sort()
+        lines = (keys >> KEPT_BITS).astype(np.int64)
         starts = np.flatnonzero(np.diff(lines, prepend=-1))
         lengths = np.diff(np.append(starts, len(lines)))
-        long = lengths >= SHORTEST - RUN + 1
-        rows = starts[long, None] + np.arange(SKETCH)
-        self._paragraphs.append(hashes[rows])
-        number = np.full(long.sum(), len(self._places))
-        self._places.append(np.stack([number, lines[starts[long]]], axis=1))
+        long = starts[lengths >= SHORTEST - RUN + 1]
+        self._paragraphs.append(keys[long[:, None] + np.arange(SKETCH)] & LOW)
+        self._places.append(np.stack([np.full(len(long), len(self._places)), lines[long]], axis=1))
 
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.

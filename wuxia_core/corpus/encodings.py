@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-1
 OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 BLOCK = 32_000_000  # bytes
 BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
+CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 
 
@@ -176,6 +178,6 @@ def _refuse_what_is_no_text(text: str, encoding: str, start: int, path: Path) ->
     if broken:
         log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
     head = text[:100_000]
-    strange = sum(character < " " and character not in "\t\n\r\f\x1a" for character in head)
+    strange = len(CONTROL.findall(head))
     if strange > MOST_BROKEN * len(head):
         raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)

@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+from wuxia_core.corpus.ngrams import codes
+
 SAMPLE = 2000  # characters looked at
 TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
 
@@ -17,9 +19,9 @@ def _converter() -> Any:
 def is_traditional(text: str) -> bool:
     """Whether a text is written in traditional characters, by its first 2,000."""
     sample = text[:SAMPLE]
-    simplified: str = _converter().convert(sample)
-    changed = sum(a != b for a, b in zip(sample, simplified, strict=False))
-    return changed > TRADITIONAL * len(sample)
+    before, after = codes(sample), codes(_converter().convert(sample))
+    length = min(len(before), len(after))
+    return bool((before[:length] != after[:length]).sum() > TRADITIONAL * length)
 
 
 def to_simplified(text: str) -> str:

@@ -17,7 +17,7 @@ from wuxia_core import corpus
 from wuxia_core.config import Config, DataConfig, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import windows
-from wuxia_core.mixing.leakage import HeldOutRuns, Leakage
+from wuxia_core.mixing.leakage import HeldOutRuns, Leakage, without
 from wuxia_core.mixing.manifest import MANIFEST, SEEN, Fingerprints, make_manifest, read_manifest
 from wuxia_core.mixing.split import split
 from wuxia_core.mixing.staging import Texts, staged
@@ -116,8 +116,9 @@ def _build(staging: Path, config: Config, files: list[corpus.File], data_dir: Pa
             same_books, repeats = _deduplicate(outline, texts, config)
         with _stage("comparing with held-out text"):
             found, left = _keep_apart(outline, texts)
-        with _stage("tokenizing"):
+        with _stage("loading the tokenizer"):
             tokenizer = load_tokenizer(config.model.model_name_or_path)
+        with _stage("tokenizing"):
             pieces, epochs = _tokenize(staging, outline, texts, tokenizer, config)
         with _stage("writing"):
             pieces.to_parquet(staging / "windows.parquet")
@@ -218,11 +219,16 @@ def _keep_apart(outline: pd.DataFrame, texts: Texts) -> tuple[Leakage, Leakage]:
     runs = HeldOutRuns(texts[number] for number in held_out)
     for number in tqdm(train, "comparing with held-out text", unit="document", leave=False):
         runs.see(texts[number])
-    found = runs.leakage(texts[number] for number in held_out)
+    found, left = Leakage(), Leakage()
     for number in held_out:
-        texts[number] = runs.without_shared(texts[number])
-        outline.at[number, "characters"] = len(texts[number])
-    left = runs.leakage(texts[number] for number in held_out)
+        text = texts[number]
+        shared = runs.shared(text)
+        found.add(shared)
+        if shared.any():
+            texts[number] = text = without(text, shared)
+            outline.at[number, "characters"] = len(text)
+            shared = runs.shared(text)
+        left.add(shared)
     if found.shared:
         log.info(
             "held-out text shared %.2f %% of its runs of 13 characters with training text; "
@@ -243,6 +249,7 @@ def _tokenize(
     Returns the pieces, in windows, and how many epochs of the general text the ratio takes.
     """
     settings, seed = config.data, config.training.seed
+    lengths = outline["characters"].to_numpy()
     times = windows.copies(outline["weight"].to_numpy(), seed)
     general = (outline["source"] == "general") & (outline["split"] == TRAIN)
     first = outline.index[outline["split"].isin([TRAIN, VALIDATION]) & ~general]
@@ -252,20 +259,19 @@ def _tokenize(
         tqdm(desc="tokenizing", unit="character", unit_scale=True) as bar,
     ):
         for number in writer.write(first):
-            bar.update(outline["characters"].iat[number])
+            bar.update(int(lengths[number]))
         novels = windows.cut(outline, writer.start, writer.length, settings)
         wanted = windows.wanted_general(windows.repeat(novels, times), settings.general_ratio)
         enough = wanted + settings.max_length
         for number in writer.write(order) if wanted else ():
-            bar.update(outline["characters"].iat[number])
+            bar.update(int(lengths[number]))
             enough -= times[number] * writer.length[number]
             if enough < 0:
                 break
     pieces = windows.repeat(windows.cut(outline, writer.start, writer.length, settings), times)
     if not ((pieces["source"] == "wuxia") & (pieces["split"] == TRAIN)).any():
         raise DataError(f"no training text has data.min_length {settings.min_length} tokens")
-    lengths = outline["characters"].iloc[order]
-    read_share = lengths[writer.length[order] > 0].sum() / max(1, lengths.sum())
+    read_share = lengths[order][writer.length[order] > 0].sum() / max(1, lengths[order].sum())
     epochs = windows.general_epochs(pieces, wanted, read_share, settings)
     return windows.pack(windows.choose_general(pieces, wanted, seed), settings.max_length), epochs
 

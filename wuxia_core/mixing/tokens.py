@@ -1,13 +1,15 @@
 """From text to token ids, with the tokens that begin a word, written as they come."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from wuxia_core.corpus.ngrams import codes
 from wuxia_core.mixing.staging import ArrayFile, Texts
 from wuxia_core.mixing.store import Flags, Tokens
 from wuxia_core.model import document_start_id
@@ -15,55 +17,74 @@ from wuxia_core.model import document_start_id
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Ends = npt.NDArray[np.int64]
+
 BATCH = 200_000  # characters a call of the tokenizer
 
 
-def tokenize(
-    texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[tuple[Tokens, Flags]]:
-    """Encode texts, each behind `<|endoftext|>`, and flag the tokens that begin a word.
+class Encoder:
+    """Encodes texts, each behind `<|endoftext|>`, and flags the tokens that begin a word.
 
     A novel that happens to contain the letters of a special token does not make one.
     """
-    start_id = document_start_id(tokenizer)
-    for batch in _batches(texts):
-        encoded = tokenizer(
-            batch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        for text, ids, offsets in zip(
-            batch, encoded.input_ids, encoded.offset_mapping, strict=True
-        ):
-            flat = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets))
-            yield np.array([start_id, *ids], np.int32), _word_starts(text, flat.reshape(-1, 2))
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        tokenizer("", split_special_tokens=True)  # sets the backend so
+        self._backend = tokenizer.backend_tokenizer
+        self._start_id = np.int32(document_start_id(tokenizer))
+        known = tokenizer.get_vocab()
+        numbers = np.fromiter(known.values(), np.int64, len(known))
+        self._sizes = np.zeros(numbers.max() + 1, np.int64)
+        self._sizes[numbers] = np.fromiter(map(len, known), np.int64, len(known))
+
+    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags]]:
+        """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
+        encode = self._backend.encode_batch_fast
+        with ThreadPoolExecutor(1) as pool:
+            ahead: tuple[list[str], Future[Any]] | None = None
+            for batch in chain(_batches(texts), [[]]):
+                following = batch, pool.submit(encode, batch, add_special_tokens=False)
+                current, ahead = ahead, following
+                for text, row in (
+                    zip(current[0], current[1].result(), strict=True) if current else ()
+                ):
+                    ids = np.array([self._start_id, *row.ids], np.int32)
+                    yield ids, np.append(True, _word_starts(text, self._ends(text, ids[1:])))
+
+    def _ends(self, text: str, ids: Tokens) -> Ends:
+        """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
+
+        In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
+        name. Where that does not add up, the vocabulary is of another kind and is asked.
+        """
+        ends = np.cumsum(self._sizes[ids])
+        if len(ends) and ends[-1] != len(text.encode()):
+            offsets = self._backend.encode(text, add_special_tokens=False).offsets
+            ends = _byte_places(text)[[end for _, end in offsets]]
+        return ends
 
 
-class TokenWriter:
-    """Writes `tokens.npy` and `word_starts.npy`, and knows where each document's tokens stand."""
+def _byte_places(text: str) -> Ends:
+    """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
+    characters = codes(text)
+    sizes = np.ones(len(characters), np.int64)
+    for bound in (0x80, 0x800, 0x10000):
+        sizes += characters >= bound
+    return np.append(0, np.cumsum(sizes))
 
-    def __init__(
-        self, folder: Path, texts: Texts, documents: int, tokenizer: "PreTrainedTokenizerBase"
-    ) -> None:
-        self._texts, self._tokenizer = texts, tokenizer
-        self._tokens = ArrayFile(folder / "tokens.npy", np.int32)
-        self._word_starts = ArrayFile(folder / "word_starts.npy", np.bool_)
-        self.start = np.zeros(documents, np.int64)
-        self.length = np.zeros(documents, np.int64)
 
-    def __enter__(self) -> Self:
-        return self
+def _word_starts(text: str, ends: Ends) -> Flags:
+    """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
 
-    def write(self, numbers: Sequence[int]) -> Iterator[int]:
-        """Tokenize documents; give the number of each when its tokens are written."""
-        texts = (self._texts[number] for number in numbers)
-        for number, (ids, flags) in zip(numbers, tokenize(texts, self._tokenizer), strict=True):
-            self.start[number], self.length[number] = self._tokens.length, len(ids)
-            self._tokens.append(ids)
-            self._word_starts.append(flags)
-            yield number
+    A token that holds the end of one word and the start of the next counts as a start.
+    """
+    import rjieba
 
-    def __exit__(self, *_: object) -> None:
-        self._tokens.close()
-        self._word_starts.close()
+    edges = np.cumsum([0, *map(len, rjieba.cut(text))])
+    starts = _byte_places(text)[edges[:-1]]
+    flags = np.zeros(len(ends) + 1, np.bool_)
+    flags[np.searchsorted(ends, starts, side="right")] = True
+    return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -79,17 +100,30 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _word_starts(text: str, offsets: npt.NDArray[np.int64]) -> Flags:
-    """Flag tokens that begin a word, from their (T, 2) character offsets; (T + 1,) with the first.
+class TokenWriter:
+    """Writes `tokens.npy` and `word_starts.npy`, and knows where each document's tokens stand."""
 
-    A token that holds the end of one word and the start of the next counts as a start.
-    """
-    import rjieba
+    def __init__(
+        self, folder: Path, texts: Texts, documents: int, tokenizer: "PreTrainedTokenizerBase"
+    ) -> None:
+        self._texts, self._encode = texts, Encoder(tokenizer)
+        self._tokens = ArrayFile(folder / "tokens.npy", np.int32)
+        self._word_starts = ArrayFile(folder / "word_starts.npy", np.bool_)
+        self.start = np.zeros(documents, np.int64)
+        self.length = np.zeros(documents, np.int64)
 
-    edges = np.cumsum([0, *map(len, rjieba.cut(text))])
-    is_edge = np.zeros(len(text) + 1, np.int64)
-    is_edge[edges] = 1
-    before = np.concatenate([[0], np.cumsum(is_edge)])  # edges before each character
-    inside = before[offsets[:, 1]] - before[offsets[:, 0]] > 0
-    new_character = np.diff(offsets[:, 0], prepend=-1) > 0  # not a later byte of the same one
-    return np.concatenate([[True], inside & new_character])
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Tokenize documents; give the number of each when its tokens are written."""
+        texts = (self._texts[number] for number in numbers)
+        for number, (ids, flags) in zip(numbers, self._encode(texts), strict=True):
+            self.start[number], self.length[number] = self._tokens.length, len(ids)
+            self._tokens.append(ids)
+            self._word_starts.append(flags)
+            yield number
+
+    def __exit__(self, *_: object) -> None:
+        self._tokens.close()
+        self._word_starts.close()
