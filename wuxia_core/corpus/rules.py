@@ -45,18 +45,19 @@ URL = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 SITES_SAY = re.compile(
-    r"下载|下載|电子书|電子書|本站|该站|网站|網站|网址|域名|小说网|小說網|论坛|論壇|网友|網友|书友|首发"
+    r"下载|下載|电子书|電子書|本站|该站|网站|網站|网址|域名|小说网|小說網|论坛|論壇|网友|網友|首发"
     r"|转载|轉載|版权|版權|正版|全文阅读|在线阅读|免费阅读|最新章节|手机阅读|公众号|推荐票|月票"
     r"|TXT|txt|VIP|OCR|QQ|E-?mail|e-?mail|校对|校對|扫描|掃描|录入|整理制作|商业用途|商業用途"
 )
 OTHERS_TOO = re.compile(
-    "读者|讀者|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载|手打|24小时"
+    "书友|读者|讀者|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载|手打|24小时"
 )
 NOTICE = re.compile(
     r"http|HTTP|www|WWW|\.(?:com|net|org|cn|cc|info|tw|COM|NET|CN)\b|．com|@"
     rf"|{SITES_SAY.pattern}|{OTHERS_TOO.pattern}"
 )
 LONGEST_NOTICE = 50  # characters a point of the score
+LEAST_STORY = 8  # characters
 
 STAMP = re.compile(
     r"^.{0,40}(?:更新时间|更新時間|更新日期|发布时间|本章字数|本章字數|字数|字數)[ 　]*[:：]"
@@ -76,6 +77,7 @@ FURNITURE = re.compile(
     r"|^[ \t　]*正文[ 　]+(?=第)",
     re.MULTILINE,
 )
+FEWEST_BROKEN = 10  # lines
 CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 # Where GB18030-2000, which Python has, put into private use what GB18030-2022 gives a place.
 STANDARD = dict(zip(map(chr, range(0xE78D, 0xE797)), "︐︒︑︓︔︕︖︗︘︙", strict=True)) | dict(
@@ -164,11 +166,17 @@ def notices(text: str) -> Iterator[Edit]:
 
 
 def _is_notice(line: str, enough: int) -> bool:
-    """Score 3 for an address, 2 a word that only sites say, 1 a word that others say too."""
+    """Score 2 for an address or a word that only sites say, 1 for a word that others say too.
+
+    A long line is story with an address in it; one that is hardly more than the address is not.
+    """
     addresses = URL.findall(line)
-    score = 3 * bool(addresses)
+    rest = len(line.strip()) - sum(map(len, addresses))
+    score = 2 * bool(addresses)
     score += 2 * len(set(SITES_SAY.findall(line))) + len(set(OTHERS_TOO.findall(line)))
-    return score >= enough and len(line) - sum(map(len, addresses)) <= LONGEST_NOTICE * score
+    if addresses and rest <= LEAST_STORY:
+        return True
+    return score >= enough and rest <= LONGEST_NOTICE * score
 
 
 def furniture(text: str) -> Iterator[Edit]:
@@ -220,7 +228,8 @@ def _full_width(text: str, lines: list[tuple[int, int]], widths: list[int]) -> i
         width >= full and not text.endswith(SENTENCE_END, start, end)
         for (start, end), width in zip(lines, widths, strict=True)
     )
-    return full if 20 < widest <= 120 and broken > len(lines) / 4 else 0
+    enough = max(FEWEST_BROKEN, len(lines) / 4)
+    return full if 20 < widest <= 120 and broken > enough else 0
 
 
 def spaces(text: str) -> Iterator[Edit]:

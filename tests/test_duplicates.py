@@ -1,0 +1,107 @@
+import random
+
+import pytest
+
+from wuxia_core.corpus import Account, Sketches, clean, find_files, read_book, read_documents
+from wuxia_core.mixing.leakage import RUN, HeldOutRuns, Leakage, without
+
+COMMON = "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家"
+
+
+def prose(name, sentences=200):
+    rng = random.Random(name)
+    return "\n".join(
+        "".join(rng.choices(COMMON, k=60)) + "。" for _ in range(sentences)
+    )  # a paragraph each
+
+
+def sketches(**books):
+    found = Sketches()
+    for title, text in books.items():
+        found.add(text, title)
+    return found
+
+
+def test_an_edition_is_found_whatever_its_punctuation_and_the_longer_one_kept():
+    text = prose("甲")
+    other = text.replace("。", ".")[: int(len(text) * 0.7)]
+    found = sketches(乙=prose("乙"), 短=other, 甲=text).same_books()
+    assert [(same.book, same.kept) for same in found] == [("短", "甲")]
+    assert found[0].share > 0.95
+
+
+def test_books_that_share_a_part_are_two_books():
+    shared = prose("共", 80)
+    books = {title: f"{prose(title)}\n{shared}" for title in "甲乙"}
+    found = sketches(**books)
+    assert found.same_books() == []
+    repeats = found.same_paragraphs()
+    assert len(repeats) == 80 and set(repeats["document"]) == {1}
+    assert set(repeats["kept_document"]) == {0}
+
+
+def test_a_traditional_edition_gives_way_to_the_simplified_one():
+    simplified = "老镖师独自坐在门前磨刀，忽听得远处马蹄声急，心中一惊，暗道来者必是仇家。"
+    traditional = "老鏢師獨自坐在門前磨刀，忽聽得遠處馬蹄聲急，心中一驚，暗道來者必是仇家。"
+    body = prose("甲", 3)
+    found = sketches(旧=(traditional + body) * 9, 新=(simplified + body) * 9).same_books()
+    assert [(same.book, same.kept) for same in found] == [("旧", "新")]
+
+
+def test_repeats_are_exact_or_near_and_short_lines_may_stand_twice():
+    lines = prose("甲", 30).split("\n")
+    near = lines[3][:30] + "变" + lines[3][31:]
+    text = "\n".join([*lines, lines[5], near, "不知后事如何，且听下回分解。"] * 1)
+    found = sketches(
+        甲=text, 乙="不知后事如何，且听下回分解。\n" + prose("乙", 5)
+    ).same_paragraphs()
+    pairs = set(zip(found["line"], found["kept_line"], strict=True))
+    assert (30, 5) in pairs and pairs <= {(30, 5), (31, 3)}
+    assert sketches(甲=text).same_paragraphs(leaving_out=[0]).empty
+    assert Sketches().same_books() == [] and Sketches().same_paragraphs().empty
+
+
+def test_real_editions_and_no_other_pair(novels, tmp_path):
+    for name in ("wuxia", "messy"):
+        (tmp_path / name).symlink_to(novels / name)
+    found = Sketches()
+    for file in find_files(tmp_path, None):
+        for document in read_documents(file, Account(file.path, file.source, file.book)):
+            found.add(document.text, document.book)
+    pairs = {(same.book, same.kept) for same in found.same_books()}
+    assert pairs == {
+        ("messy/水浒传_utf8_网站广告", "wuxia/水浒传"),
+        ("messy/水浒传_gbk_硬换行_广告", "wuxia/水浒传"),
+        ("messy/七劍十三俠_big5", "wuxia/七剑十三侠"),
+        ("messy/三俠五義_big5", "wuxia/三侠五义"),
+    }
+
+
+def test_shared_sentences_leave_held_out_text():
+    shared = "不知后事如何，且听下回分解，正是山雨欲来风满楼。"
+    held_out = f"{prose('甲', 3)}\n{shared}\n{prose('丙', 3)}"
+    training = f"他说：{shared}{prose('乙', 5)}"
+    runs = HeldOutRuns([held_out])
+    assert not runs.shared(held_out).any()
+    runs.see(training)
+    flags = runs.shared(held_out)
+    found = Leakage()
+    found.add(flags)
+    assert found.shared == len(shared) - RUN + 1 and found.longest == len(shared)
+    left = without(held_out, flags)
+    assert left == f"{prose('甲', 3)}\n{prose('丙', 3)}"
+    assert not runs.shared(left).any()
+
+
+def test_held_out_text_that_shares_nothing_stays(novels):
+    texts = [
+        clean(read_book(novels / "wuxia" / f"{n}.txt").text)[0] for n in ("绿牡丹", "三侠五义")
+    ]
+    runs = HeldOutRuns(texts[:1])
+    runs.see(texts[1])
+    flags = runs.shared(texts[0])
+    assert 0 < flags.mean() < 0.002
+    left = without(texts[0], flags)
+    assert len(left) > 0.98 * len(texts[0]) and not runs.shared(left).any()
+    with pytest.raises(IndexError):
+        without("", flags)
