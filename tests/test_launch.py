@@ -118,6 +118,40 @@ def test_bad_input_gets_one_message_and_its_status(launch, tmp_path, arguments, 
     assert not list(tmp_path.rglob("adapter_model.safetensors"))
 
 
+GOOD = '{"text": "先关上电源，再拧开螺丝。"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "novels/a.txt",
+            "更多精彩小说请到本站 www.example.com 下载\n" * 9,
+            "rule notices; nothing",
+        ),
+        ("novels/a.txt", "侠客行", "3 of 3 characters are left"),
+        ("novels/a.txt", "", "0 of 0 characters are left"),
+        ("novels/a.txt", "\0" * 4000, "not text"),
+        ("novels/a.txt/readme", "", "no novel in it"),
+        ("general.jsonl", GOOD + '{"text": 5}\n' + GOOD, "general.jsonl:2: must be an object"),
+        ("general.jsonl", GOOD + '{"txt": "甲"}\n' + GOOD, "general.jsonl:2: must be an object"),
+        ("general.jsonl", GOOD + "what?\n" + GOOD, "general.jsonl:2: not JSON"),
+        ("general.jsonl", GOOD + GOOD + '{"text": "先关上', "general.jsonl:3: not JSON"),
+        ("general.jsonl", GOOD * 2, "general_ratio 0.1 takes"),
+    ],
+)
+def test_nothing_to_train_on_is_said_and_ends_with_3(launch, tmp_path, name, content, said):
+    novels = Path("novels") if name.startswith("novels") else PROJECT / "data" / "sample"
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    general = "null" if name.startswith("novels") else name
+    places = (f"data.data_dir={novels}", f"data.general_file={general}")
+    status, error = launch(*settings(*places, "data.processed_data_file=mixture"))
+    assert status == 3, error
+    assert said in error and "Traceback" not in error
+    assert not (tmp_path / "mixture").exists()
+
+
 def test_a_finished_run_is_never_overwritten(launch, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"mine")
