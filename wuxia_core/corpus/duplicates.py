@@ -5,6 +5,7 @@ A book is known by a 32nd of its runs of 13 characters, a paragraph by the 8 sma
 runs of 8 (bottom-k sketches, Broder 1997): memory is a few bytes a character of text.
 """
 
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.corpus.ngrams import Hashes, codes, distinct, is_han, ngrams
+from wuxia_core.corpus.ngrams import FACTOR, Hashes, codes, distinct, is_han, ngrams
 from wuxia_core.corpus.script import to_simplified
 
 Numbers = npt.NDArray[np.int64]
@@ -23,6 +24,7 @@ LONGER = 1.25  # a book so many times longer than the other holds more than it, 
 RUN, SKETCH, SAME_PARAGRAPH = 8, 8, 6  # of the 8 smallest hashes 6 are shared
 KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
 LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
+TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 SHORTEST = 40  # Han characters: shorter paragraphs may stand twice
 
@@ -38,12 +40,13 @@ class SameBook:
 
 @dataclass
 class _BookSketch:
-    hashes: list[Hashes] = field(default_factory=list)
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    chapters: int = 0
     traditional: int = 0  # chapters
     damaged: int = 0  # characters that were lost on the way
 
     def merged(self) -> Hashes:
-        return distinct(np.concatenate(self.hashes))
+        return distinct(np.frombuffer(self.hashes, np.uint64))
 
 
 class Sketches:
@@ -51,8 +54,9 @@ class Sketches:
 
     def __init__(self) -> None:
         self._books: dict[str, _BookSketch] = {}
-        self._paragraphs: list[Hashes] = []  # (P, 8) each, rows of sorted hashes
-        self._places: list[Numbers] = []  # (P, 2) each, document and line
+        self._documents = 0
+        self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
+        self._places = array("q")  # (P, 2), document and line
 
     def add(self, original: str, title: str | None) -> None:
         """Remember a document, of a book or of none; they count from 0 as they are added."""
@@ -62,12 +66,14 @@ class Sketches:
         if title is not None:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
-            book.hashes.append(hashes[hashes % BOOK_SHARE == 0])
+            book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
+            book.chapters += 1
             book.traditional += text != original
             book.damaged += int((~han & (characters > 0xDFFF) & (characters < 0xF900)).sum())
             book.damaged += text.count("□") + text.count("\ufffd")
         line_of = np.cumsum(characters == ord("\n"))[han]
         self._remember(ngrams(characters[han], RUN), line_of)
+        self._documents += 1
 
     def _remember(self, hashes: Hashes, line_of: np.ndarray) -> None:
         """Keep the smallest hashes of each long paragraph; runs across a border do not count."""
@@ -79,8 +85,9 @@ class Sketches:
         starts = np.flatnonzero(np.diff(lines, prepend=-1))
         lengths = np.diff(np.append(starts, len(lines)))
         long = starts[lengths >= SHORTEST - RUN + 1]
-        self._paragraphs.append(keys[long[:, None] + np.arange(SKETCH)] & LOW)
-        self._places.append(np.stack([np.full(len(long), len(self._places)), lines[long]], axis=1))
+        self._paragraphs.frombytes((keys[long[:, None] + np.arange(SKETCH)] & LOW).tobytes())
+        places = np.stack([np.full(len(long), self._documents), lines[long]], axis=1)
+        self._places.frombytes(places.tobytes())
 
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.
@@ -105,7 +112,7 @@ class Sketches:
 
     def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
         book = self._books[name]
-        traditional = book.traditional > len(book.hashes) / 2
+        traditional = book.traditional > book.chapters / 2
         return traditional, round(book.damaged / max(1, size), 2), -size, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
@@ -114,14 +121,15 @@ class Sketches:
         `document` and `line` are to be left out, `kept_document` and `kept_line` hold the same
         text. Documents in `leaving_out` are not looked at.
         """
-        places = np.concatenate([np.empty((0, 2), np.int64), *self._places])
-        rows = np.concatenate([np.empty((0, SKETCH), np.uint64), *self._paragraphs])
-        looked_at = ~np.isin(places[:, 0], list(leaving_out))
-        places, rows = places[looked_at], rows[looked_at]
-        _, first, group = np.unique(rows.sum(1), return_index=True, return_inverse=True)
-        earlier = first[group]  # the first one with the very same sketch
-        distinct = np.sort(first)
-        near, _ = _pairs(rows[distinct, :FIRST].ravel(), np.repeat(distinct, FIRST))
+        places = np.frombuffer(self._places, np.int64).reshape(-1, 2)
+        rows = np.frombuffer(self._paragraphs, np.uint64).reshape(-1, SKETCH)
+        looked_at = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
+        keys = (rows @ TO_ONE)[looked_at]
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        earlier = np.arange(len(rows))
+        earlier[looked_at] = looked_at[first[group]]  # the first with the very same sketch
+        first = np.sort(looked_at[first])
+        near, _ = _pairs(rows[first, :FIRST].ravel(), np.repeat(first, FIRST))
         same = near[:, _in_common(rows, near) >= SAME_PARAGRAPH]
         earlier[same[1]] = same[0]
         repeats = np.flatnonzero(earlier != np.arange(len(rows)))
@@ -143,11 +151,11 @@ def _pairs(hashes: Hashes, owners: Numbers) -> tuple[Numbers, Numbers]:
 
     Of many owners of one hash each is paired with the one before and with the first.
     """
-    order = np.lexsort((owners, hashes))
+    order = np.argsort(hashes, kind="stable")  # so owners, which ascend, stay in order
     hashes, owners = hashes[order], owners[order]
     starts = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
-    later = np.flatnonzero(~starts)
-    first = np.maximum.accumulate(np.where(starts, np.arange(len(hashes)), 0))[later]
+    later, starts = np.flatnonzero(~starts), np.flatnonzero(starts)
+    first = starts[np.searchsorted(starts, later) - 1]
     apart = first < later - 1
     earlier = owners[np.append(later - 1, first[apart])]
     others = owners[np.append(later, later[apart])]

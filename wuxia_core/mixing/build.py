@@ -208,6 +208,8 @@ def _deduplicate(
         removed += sum(len(lines[line]) for line in gone)
         texts[number] = "\n".join(line for n, line in enumerate(lines) if n not in gone)
         outline.at[number, "characters"] = len(texts[number])
+        if not texts[number]:
+            outline.at[number, "split"] = DUPLICATE
     books = Counter(outline["book"].iloc[repeats["document"]])
     report = {"count": len(repeats), "characters": removed, "books": books, "examples": examples}
     return same_books, report
@@ -224,11 +226,12 @@ def _keep_apart(outline: pd.DataFrame, texts: Texts) -> tuple[Leakage, Leakage]:
         text = texts[number]
         shared = runs.shared(text)
         found.add(shared)
-        if shared.any():
-            texts[number] = text = without(text, shared)
-            outline.at[number, "characters"] = len(text)
+        while shared.any():  # neighbours of what is dropped may make a shared run again
+            text = without(text, shared)
             shared = runs.shared(text)
         left.add(shared)
+        texts[number] = text
+        outline.at[number, "characters"] = len(text)
     if found.shared:
         log.info(
             "held-out text shared %.2f %% of its runs of 13 characters with training text; "

@@ -6,6 +6,7 @@ so that nothing scored was seen.
 """
 
 import re
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,10 @@ class HeldOutRuns:
     """The runs of held-out texts, and which of them training text has."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        none = np.array([np.iinfo(np.uint64).max], np.uint64)
-        hashes = [ngrams(_written(text)[0], RUN) for text in texts]
-        self._known = distinct(np.concatenate([none, *hashes]))
+        hashes = array("Q", [np.iinfo(np.uint64).max])
+        for text in texts:
+            hashes.frombytes(ngrams(_written(text)[0], RUN).tobytes())
+        self._known = distinct(np.frombuffer(hashes, np.uint64))
         self._seen = np.zeros(len(self._known), np.bool_)
         self._filter = np.zeros(1 << int(FILTER_BITS), np.bool_)
         self._filter[self._known >> (np.uint64(64) - FILTER_BITS)] = True
