@@ -3,7 +3,7 @@ import re
 import pytest
 
 from wuxia_core.corpus import RULES, clean, read_book
-from wuxia_core.corpus.rules import NOVELS_ONLY
+from wuxia_core.corpus.cleaning import NOVELS_ONLY
 
 STORY = "他拔剑而起，众人无不变色。"
 WRAPPED = "\n".join(

@@ -47,7 +47,7 @@ class DataConfig(_Section):
     data_dir: str = "./data"  # folder of novels, read recursively
     general_file: str | None = None  # folder, text with a paragraph a line, or JSONL
     encoding: dict[str, str] = {}  # file name → Python's name of its encoding, where detection errs
-    skip_cleaning: list[str] = []  # rules of wuxia_core/corpus/rules.py to leave out
+    skip_cleaning: list[str] = []  # rules of wuxia_core/corpus/cleaning.py to leave out
     to_simplified: bool = False  # turn traditional characters into simplified ones
     deduplicate: bool = True  # leave out books and paragraphs that are there twice
     weights: dict[
@@ -64,7 +64,7 @@ class DataConfig(_Section):
     @field_validator("skip_cleaning")
     @classmethod
     def _rules(cls, names: list[str]) -> list[str]:
-        from wuxia_core.corpus.rules import RULES
+        from wuxia_core.corpus.cleaning import RULES
 
         if unknown := sorted(set(names) - set(RULES)):
             raise ValueError(f"no rule is called {', '.join(unknown)}; rules: {', '.join(RULES)}")

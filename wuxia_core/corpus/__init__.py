@@ -4,9 +4,8 @@ It does not split, mix or tokenize. A document is a chapter of a novel, or one g
 """
 
 from wuxia_core.corpus.chapters import chapters
-from wuxia_core.corpus.cleaning import Tally, clean
+from wuxia_core.corpus.cleaning import RULES, Tally, clean
 from wuxia_core.corpus.documents import Account, Document, read_documents
 from wuxia_core.corpus.duplicates import SameBook, Sketches
 from wuxia_core.corpus.encodings import Book, read_book
 from wuxia_core.corpus.files import File, find_files
-from wuxia_core.corpus.rules import RULES

@@ -7,7 +7,17 @@ Quotation marks, full-width punctuation and paragraph breaks stay as the author 
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from wuxia_core.corpus.rules import RULES
+from wuxia_core.corpus import rules, sites
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        *(rules.line_ends, rules.invisible, sites.page_marks, rules.markup, rules.mojibake),
+        *(rules.garbled, sites.stamps, sites.notices, sites.furniture, sites.contents),
+        *(sites.hard_wrap, rules.spaces, rules.private_use, rules.blank_lines),
+    )
+}
+NOVELS_ONLY = frozenset(name for name, rule in RULES.items() if rule.__module__ == sites.__name__)
 
 EXAMPLES, AROUND = 5, 12  # examples kept for a rule and text; characters shown around each
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wuxia_core.corpus.chapters import chapters, gather
-from wuxia_core.corpus.cleaning import Tally, clean
+from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
 from wuxia_core.corpus.encodings import read_blocks
 from wuxia_core.corpus.files import File
-from wuxia_core.corpus.rules import NOVELS_ONLY
 from wuxia_core.corpus.script import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 
@@ -59,8 +58,6 @@ def read_documents(
 
     Parameters
     ----------
-    file : File
-        A novel, or general text: lines, or JSONL with a `text` field.
     account : Account
         Is filled in.
     encoding : str, optional

@@ -9,7 +9,7 @@ import pandas as pd
 from wuxia_core import mixing, model
 from wuxia_core.config import Config, load_config
 from wuxia_core.corpus import clean
-from wuxia_core.corpus.rules import NOVELS_ONLY
+from wuxia_core.corpus.cleaning import NOVELS_ONLY
 from wuxia_core.evaluate.scoring import document_bits, masked_recovery
 from wuxia_core.evaluate.statistics import METRICS, compare
 from wuxia_core.masking import MaskCollator
