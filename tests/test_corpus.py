@@ -79,8 +79,8 @@ def test_real_files_are_decoded(novels, name, encoding, opening):
 
 
 def read(path, source="wuxia", **settings):
-    account = Account(path, source, path.stem)
-    return list(read_documents(File(path, source, path.stem), account, **settings)), account
+    account = Account(File(path, source, path.stem))
+    return list(read_documents(account, **settings)), account
 
 
 def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatch):
@@ -215,6 +215,7 @@ def test_links_in_a_circle_and_folders_called_txt(tmp_path, caplog):
             "by the rule notices",
         ),
         (PROSE.encode("gbk") + b"\xff\xff\xff" * 99, "cannot be decoded"),
+        (f"{PROSE}\n".encode() * 9 + b"\xff" * 9, "decoded (bytes 2925, 2926,"),
     ],
 )
 def test_a_bad_file_is_refused_in_its_account(tmp_path, content, why):

@@ -66,7 +66,7 @@ def test_real_editions_and_no_other_pair(novels, tmp_path):
         (tmp_path / name).symlink_to(novels / name)
     found = Sketches()
     for file in find_files(tmp_path, None):
-        for document in read_documents(file, Account(file.path, file.source, file.book)):
+        for document in read_documents(Account(file)):
             found.add(document.text, document.book)
     pairs = {(same.book, same.kept) for same in found.same_books()}
     assert pairs == {

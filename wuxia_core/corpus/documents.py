@@ -36,9 +36,7 @@ class Document:
 class Account:
     """What became of a file. `characters` and `kept` count before and after cleaning."""
 
-    path: Path
-    source: str
-    book: str
+    file: File
     encoding: str = ""
     characters: int = 0
     kept: int = 0
@@ -48,7 +46,6 @@ class Account:
 
 
 def read_documents(
-    file: File,
     account: Account,
     encoding: str | None = None,
     skip: frozenset[str] = frozenset(),
@@ -72,6 +69,7 @@ def read_documents(
     DataError
         Naming file and line, where a line of JSONL is not an object with a `text` string.
     """
+    file = account.file
     jsonl = file.path.suffix.lower() == ".jsonl"
     cut = _jsonl_texts if jsonl else _parts
     skip = skip | NOVELS_ONLY if jsonl or file.source == "general" else skip
@@ -106,10 +104,10 @@ def _parts(
     text: str, account: Account, skip: frozenset[str], lines: int
 ) -> Iterator[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text = _with_breaks(_cleaned(text, account, skip), account.path)
+    text = _with_breaks(_cleaned(text, account, skip), account.file.path)
     if len(text) < SHORTEST:
         return
-    if account.source == "wuxia":
+    if account.file.source == "wuxia":
         yield from chapters(text)
     else:
         yield from ((str(n), part) for n, part in enumerate(gather(text.split("\n"), PASSAGE), 1))
@@ -133,7 +131,7 @@ def _nothing_left(account: Account) -> str:
     removed = sorted(account.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
     most = f", most of it by the rule {removed[0].rule}" if removed else ""
     return (
-        f"{account.path}: {account.kept} of {account.characters} characters are left after "
+        f"{account.file.path}: {account.kept} of {account.characters} characters are left after "
         f"cleaning{most}; nothing to train on"
     )
 
@@ -145,7 +143,7 @@ def _jsonl_texts(
     for number, line in enumerate(text.split("\n"), lines + 1):
         if not line.strip():
             continue
-        place = f"{account.path}:{number}"
+        place = f"{account.file.path}:{number}"
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

@@ -22,6 +22,7 @@ OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 BLOCK = 32_000_000  # bytes
 BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
+PLACES_NAMED = 5
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 
 
@@ -87,7 +88,7 @@ def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book
         text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
     except LookupError:
         raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
-    _refuse_what_is_no_text(text, name, start, path)
+    _refuse_what_is_no_text(text, name, data, start, path)
     return Book(path.stem, text, path, name)
 
 
@@ -101,7 +102,7 @@ def _detect(data: bytes) -> str:
             return name
     as_utf8 = data.decode("utf-8", errors="replace")
     valid = _broken(as_utf8) <= MOST_BROKEN * len(as_utf8)
-    names = ("utf-8", *UTF_16) if valid else (*CHINESE, *UTF_16)
+    names = ("utf-8", *UTF_16) if valid else ("utf-8", *CHINESE, *UTF_16)
     sample = _sample(data)
     return max(names, key=lambda name: _plausibility(sample, name))
 
@@ -165,15 +166,15 @@ def _line_encoding(line: bytes, chosen: str) -> str:
     return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
-def _refuse_what_is_no_text(text: str, encoding: str, start: int, path: Path) -> None:
+def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, start: int, path: Path) -> None:
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        before = text[: min(text.index(c) for c in BROKEN if c in text)]
-        offset = start + len(before.encode(encoding.split("+")[0], "replace"))
+        places = _broken_places(data, encoding.split("+")[0], start)
+        where = f" (bytes {', '.join(map(str, places))} …)" if places else ""
         raise CorpusError(
-            f"{path}: {broken:,} of {len(text):,} characters cannot be decoded, the first at about "
-            f"byte {offset}; read as {encoding}, which fitted best: save it as UTF-8",
-            str(path), offset, ("utf-8", *CHINESE, *UTF_16),
+            f"{path}: {broken:,} of {len(text):,} characters cannot be decoded{where}; read as "
+            f"{encoding}, which fitted best: save it as UTF-8, or name it in data.encoding",
+            str(path), next(iter(places), None), ("utf-8", *CHINESE, *UTF_16),
         )  # fmt: skip
     if broken:
         log.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
@@ -181,3 +182,17 @@ def _refuse_what_is_no_text(text: str, encoding: str, start: int, path: Path) ->
     strange = len(CONTROL.findall(head))
     if strange > MOST_BROKEN * len(head):
         raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
+
+
+def _broken_places(data: bytes, encoding: str, start: int) -> list[int]:
+    """Find the first bytes that mean nothing in an encoding, five at most."""
+    places: list[int] = []
+    done = 0
+    while len(places) < PLACES_NAMED:
+        try:
+            data[done:].decode(encoding)
+            break
+        except UnicodeDecodeError as error:
+            places.append(start + done + error.start)
+            done += error.end
+    return places

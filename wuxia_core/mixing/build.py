@@ -198,10 +198,12 @@ def _write_documents(path: Path, outline: pd.DataFrame, texts: Texts) -> None:
 
 def _account(account: corpus.Account, data_dir: Path) -> dict[str, Any]:
     """Write an account; a path below `data_dir` as seen from there, another's last part."""
-    inside = account.path.is_relative_to(data_dir)
-    path = str(account.path.relative_to(data_dir)) if inside else account.path.name
-    refused = account.refused.replace(str(account.path), path)
-    return asdict(account) | {"path": path, "refused": refused}
+    file, values = account.file, asdict(account)
+    del values["file"]
+    inside = file.path.is_relative_to(data_dir)
+    path = str(file.path.relative_to(data_dir)) if inside else file.path.name
+    values["refused"] = account.refused.replace(str(file.path), path)
+    return {"path": path, "source": file.source, "book": file.book, **values}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

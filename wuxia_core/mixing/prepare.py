@@ -29,21 +29,19 @@ def read(
 ) -> tuple[pd.DataFrame, list[corpus.Account]]:
     """Read all files into `texts`; return the outline and what became of each file."""
     rows = []
-    accounts = [corpus.Account(file.path, file.source, file.book) for file in files]
+    accounts = [corpus.Account(file) for file in files]
     skip = frozenset(settings.skip_cleaning)
     for file, account in zip(tqdm(files, "reading", unit="file"), accounts, strict=True):
         encoding = settings.encoding.get(file.path.name)
         weight = settings.weights.get(file.path.name, 1.0)
-        for document in corpus.read_documents(
-            file, account, encoding, skip, settings.to_simplified
-        ):
+        for document in corpus.read_documents(account, encoding, skip, settings.to_simplified):
             texts.append(document.text)
             about = (document.source, document.book, document.chapter)
             rows.append((*about, len(document.text), weight))
         if account.refused:
             log.warning("left out: %s", account.refused)
     columns = ["source", "book", "chapter", "characters", "weight"]
-    _refuse_nothing([account for account in accounts if account.source == "wuxia"])
+    _refuse_nothing([account for account in accounts if account.file.source == "wuxia"])
     return pd.DataFrame(rows, columns=columns), accounts
 
 
