@@ -105,3 +105,9 @@ def test_held_out_text_that_shares_nothing_stays(novels):
     assert len(left) > 0.98 * len(texts[0]) and not runs.shared(left).any()
     with pytest.raises(IndexError):
         without("", flags)
+
+
+def test_of_two_like_paragraphs_the_one_that_holds_more_is_kept():
+    short, more = prose("甲", 1), prose("乙", 1)[:20]
+    found = sketches(甲=f"{short}\n{prose('丙', 3)}\n{more}{short}").same_paragraphs()
+    assert found.to_numpy().tolist() == [[0, 0, 0, 4]]

@@ -26,7 +26,7 @@ KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are o
 LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
 TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
-SHORTEST = 40  # Han characters: shorter paragraphs may stand twice
+LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Sketches:
         self._books: dict[str, _BookSketch] = {}
         self._documents = 0
         self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
-        self._places = array("q")  # (P, 2), document and line
+        self._places = array("q")  # (P, 3), document, line and runs
 
     def add(self, original: str, title: str | None) -> None:
         """Remember a document, of a book or of none; they count from 0 as they are added."""
@@ -84,9 +84,10 @@ class Sketches:
         lines = (keys >> KEPT_BITS).astype(np.int64)
         starts = np.flatnonzero(np.diff(lines, prepend=-1))
         lengths = np.diff(np.append(starts, len(lines)))
-        long = starts[lengths >= SHORTEST - RUN + 1]
+        long = starts[lengths >= LEAST_RUNS]
         self._paragraphs.frombytes((keys[long[:, None] + np.arange(SKETCH)] & LOW).tobytes())
-        places = np.stack([np.full(len(long), self._documents), lines[long]], axis=1)
+        number = np.full(len(long), self._documents)
+        places = np.stack([number, lines[long], lengths[lengths >= LEAST_RUNS]], axis=1)
         self._places.frombytes(places.tobytes())
 
     def same_books(self) -> list[SameBook]:
@@ -116,26 +117,26 @@ class Sketches:
         return traditional, round(book.damaged / max(1, size), 2), -size, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
-        """List the paragraphs that repeat an earlier one, exactly or nearly: a row each.
+        """List the paragraphs that repeat another one, exactly or nearly: a row each.
 
-        `document` and `line` are to be left out, `kept_document` and `kept_line` hold the same
-        text. Documents in `leaving_out` are not looked at.
+        `document` and `line` are to be left out: `kept_document` and `kept_line` hold the same text
+        and are longer, or as long and earlier. Documents in `leaving_out` are not looked at.
         """
-        places = np.frombuffer(self._places, np.int64).reshape(-1, 2)
+        places = np.frombuffer(self._places, np.int64).reshape(-1, 3)
         rows = np.frombuffer(self._paragraphs, np.uint64).reshape(-1, SKETCH)
         looked_at = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
-        keys = (rows @ TO_ONE)[looked_at]
+        ranked = looked_at[np.argsort(-places[looked_at, 2], kind="stable")]  # the longest first
+        keys = (rows @ TO_ONE)[ranked]
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-        earlier = np.arange(len(rows))
-        earlier[looked_at] = looked_at[first[group]]  # the first with the very same sketch
-        first = np.sort(looked_at[first])
-        near, _ = _pairs(rows[first, :FIRST].ravel(), np.repeat(first, FIRST))
-        same = near[:, _in_common(rows, near) >= SAME_PARAGRAPH]
-        earlier[same[1]] = same[0]
-        repeats = np.flatnonzero(earlier != np.arange(len(rows)))
+        better = first[group]  # rank of the first one with the very same sketch
+        first.sort()
+        near, _ = _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST))
+        same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
+        better[same[1]] = same[0]
+        repeats = np.flatnonzero(better != np.arange(len(ranked)))
+        found = [places[ranked[repeats], :2], places[ranked[better[repeats]], :2]]
         columns = ["document", "line", "kept_document", "kept_line"]
-        found = np.concatenate([places[repeats], places[earlier[repeats]]], axis=1)
-        return pd.DataFrame(found, columns=columns)
+        return pd.DataFrame(np.concatenate(found, axis=1), columns=columns)
 
 
 def _in_common(rows: Hashes, pairs: Numbers) -> Numbers:
