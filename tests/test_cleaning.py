@@ -7,8 +7,11 @@ from wuxia_core.corpus.cleaning import NOVELS_ONLY
 
 STORY = "他拔剑而起，众人无不变色。"
 WRAPPED = "\n".join(
-    "　　" + "那汉子把酒碗往桌上一顿酒水溅得满桌都是" * 3 + "，众人都不敢作声。" for _ in range(30)
+    "　　" + "那汉子把酒碗往桌上一顿，酒水溅得满桌都是，" * 3 + "众人都不敢作声。"
+    for _ in range(30)
 )
+
+VERSE = "\n".join(["昨夜星辰昨夜风画楼西畔桂堂东"] * 40)
 
 
 def hard_wrapped(text, width):
@@ -31,6 +34,18 @@ def hard_wrapped(text, width):
         ("garbled", f"{STORY}\n锟斤拷锟斤拷锟斤拷\n{STORY}", f"{STORY}\n{STORY}"),
         ("stamps", f"第一回\n更新时间:2007-11-16 7:55 本章字数:4567\n{STORY}",
          f"第一回\n{STORY}"),
+        ("stamps", f"更新时间:2012-3-4 12:00　　{STORY}", STORY),
+        ("stamps", f"第一章 起 更新时间:2012-3-4 12:00 本章字数：3000\n{STORY}",
+         f"第一章 起 \n{STORY}"),
+        ("page_marks", "众人无\n分节阅读_1\n分节阅读_2\n不变色。", "众人无不变色。"),
+        ("page_marks", "昨夜星辰昨夜风\n分节阅读_3\n第二章 剑起", "昨夜星辰昨夜风\n第二章 剑起"),
+        ("headings", f"{STORY}　　第二章 剑起　　{STORY}", f"{STORY}\n第二章 剑起\n{STORY}"),
+        ("hard_wrap", VERSE, VERSE),
+        ("garbled", f"{STORY}\n锛岄偅姹夊瓙鎷斿墤鑰岃捣锛屼紬浜烘棤涓嶅彉鑹层€?\n{STORY}",
+         f"{STORY}\n{STORY}"),
+        ("notices", f"{STORY}\n一秒记住本书，手机用户请到m.example.com阅读。\n{STORY}",
+         f"{STORY}\n{STORY}"),
+        ("notices", f"{STORY}\n上一章 目录 下一章\n{STORY}", f"{STORY}\n{STORY}"),
         ("notices", f"{STORY}\n本书由某某网站首发，请到 www.example.com 下载\n{STORY}",
          f"{STORY}\n{STORY}"),
         ("notices", "他拔剑而起http://www.example.com/book，众人无不变色。", STORY),
@@ -63,6 +78,14 @@ def test_a_rule_does_what_it_says(rule, before, after):
         "一、二、三！众人齐声发喊，石门应声而开。",
         "昨夜星辰昨夜风　画楼西畔桂堂东",
         "——————",
+        "神识扫描之下，那枚玉简中的功法尽数录入他的脑海。",
+        "藏经阁中，几名老僧正逐字校对经文，录入简册，见他进来，都合十为礼。",
+        "“叮！系统提示：你已成功下载《独孤九剑》电子书一本。”",
+        "他在浣花溪畔的浣花剑庐住了三年，剑法大进，又娶了一房妻室，生了两个儿子。",
+        "“烫烫烫烫！”小二叫道。他用锛子锛了一下。",
+        "第一回合，双方战成平手",
+        "第十二章 大战（求月票、推荐票！）",
+        "若 a<b 且 c>d，则成立；print(a[i], b[u])，List<int> 亦然。",
     ],
 )
 def test_story_is_left_as_it_is(line):

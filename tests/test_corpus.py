@@ -47,7 +47,7 @@ def test_lines_of_another_encoding_are_recovered(tmp_path):
 def test_a_named_encoding_is_used(tmp_path):
     (tmp_path / "a.txt").write_bytes("剑".encode("gbk"))
     assert read_book(tmp_path / "a.txt", encoding="gbk").text == "剑"
-    with pytest.raises(CorpusError, match="no encoding is called gkb"):
+    with pytest.raises(CorpusError, match="gkb is no encoding"):
         read_book(tmp_path / "a.txt", encoding="gkb")
 
 
@@ -79,7 +79,7 @@ def test_real_files_are_decoded(novels, name, encoding, opening):
 
 
 def read(path, source="wuxia", **settings):
-    account = Account(File(path, source, path.stem))
+    account = Account(File(path, source, path.stem, path.name))
     return list(read_documents(account, **settings)), account
 
 
@@ -140,6 +140,22 @@ def test_contents_doubled_headings_and_volumes_open_no_chapter():
 
 
 @pytest.mark.parametrize(
+    "heading",
+    ["第{}章 剑起", "【第{}章】剑起", "第 {} 章 剑起", "第{}章谁是凶手？", "第{}章：谁是，谁知道",
+     "第一卷 风云 第{}章 夜雨", "正文 第{}章 剑起", "## 第{}章 剑起", "{}、剑起", "{} 剑起",
+     "第{}节", "番外{}"],
+)  # fmt: skip
+@pytest.mark.parametrize("numerals", ["一二三四", "1234", ["001", "002", "003", "004"], "壹贰叁肆"])
+def test_headings_of_many_kinds_are_found(heading, numerals):
+    body = "\n".join(f"第{n}句话说他拔剑而起，众人无不变色。" for n in "甲乙丙丁戊己庚辛")
+    headings = [heading.format(numeral) for numeral in numerals]
+    text = "\n".join(f"{name}\n{body}\n第一回合，战成平手" for name in headings)
+    parts = chapters(text)
+    assert [name for name, _ in parts] == headings
+    assert "\n".join(part for _, part in parts) == text
+
+
+@pytest.mark.parametrize(
     ("name", "count"),
     [
         ("wuxia/三侠五义", 120),
@@ -189,7 +205,7 @@ def test_books_of_one_title_keep_apart(tmp_path, caplog):
     for name in ("书.txt", "书.TXT", "甲/书.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(PROSE, encoding="utf-8")
-    assert [file.book for file in find_files(tmp_path, None)] == ["书 (1)", "书 (2)", "甲/书"]
+    assert [file.book for file in find_files(tmp_path, None)] == ["书", "书 (2)", "甲/书"]
     assert "another file is called 书 too" in caplog.text
 
 

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 MASK_TOKEN = "<|mask|>"
 DOCUMENT_START = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+                   "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+                   "vocab.txt", "spiece.model")  # fmt: skip
 Loaded = TypeVar("Loaded")
 
 
@@ -73,8 +74,9 @@ def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":
         name,
         lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True),
     )
-    base.config.use_cache = False  # with a cache, positions that restart are ignored; generation
-    return base  # has a setting of its own
+    # With a cache, positions that restart are ignored. Generation has a setting of its own.
+    base.config.use_cache = False
+    return base
 
 
 def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:

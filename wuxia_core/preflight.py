@@ -121,15 +121,26 @@ def summary(config: Config, processes: int, mixture: Mixture, windows: int) -> s
         f"{row.source} {row.tokens:,} tokens ({row.share:.1%})"
         for row in mixture.report.itertuples()
     )
-    books = mixture.outline.query("source == 'wuxia' and split == 'validation'")["book"].unique()
+    files = [file for file in mixture.preparation["files"] if file["source"] == "general"]
+    general = ", ".join(file["path"] for file in files[:3]) + " …" * (len(files) > 3)
     per_epoch = -(-windows // batch)
     epochs = int(per_epoch * training.num_train_epochs)
     steps = training.max_steps if training.max_steps > 0 else epochs
     return (
         f"effective batch {batch} = {training.per_device_train_batch_size} a process "
         f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
-        f"training text: {shares}; general text from {config.data.general_file or 'nowhere'}\n"
-        f"held out: {', '.join(books) or 'nothing'}\n"
+        f"training text: {shares}; general text from {general or 'nowhere'}\n"
+        f"held out: {_held_out(mixture) or 'nothing'}\n"
         f"about {steps} steps of {windows} windows of at most {config.data.max_length} tokens "
         f"({per_epoch} steps an epoch)"
+    )
+
+
+def _held_out(mixture: Mixture) -> str:
+    """Name the novels that are held out, and how much of one that is so in part."""
+    novels = mixture.outline.query("source == 'wuxia' and split != 'duplicate'")
+    chapters = novels["split"].eq("validation").groupby(novels["book"]).agg(["sum", "size"])
+    return ", ".join(
+        book if some == all_ else f"{some} of the {all_} chapters of {book}"
+        for book, some, all_ in chapters[chapters["sum"] > 0].itertuples()
     )

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from wuxia_core.config import PROJECT
-from wuxia_core.errors import ConfigError, DataError, WuxiaError
+from wuxia_core.errors import ConfigError, DataError, MachineError, WuxiaError
 
 NOTEBOOKS = PROJECT / "notebooks"
 PAGE = """<!DOCTYPE html>
@@ -44,9 +44,10 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
     """Execute `notebooks/NAME.ipynb` and write it and its HTML into a folder; return the HTML.
 
     Raises `ConfigError` where the notebook or one of its parameters does not exist; `DataError`
-    where a cell fails, with its error.
+    where a cell fails, with its error; `MachineError` where its kernel dies.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     source = NOTEBOOKS / f"{name}.ipynb"
     if not source.is_file():
@@ -61,6 +62,8 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
         papermill.execute_notebook(str(source), str(executed), parameters, **quiet)
     except papermill.PapermillExecutionError as error:
         raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
+    except DeadKernelError:
+        raise MachineError(f"{executed}: its kernel died, for want of memory?") from None
     return _export(executed)
 
 

@@ -61,6 +61,16 @@ class DataConfig(_Section):
     stride: Count | None = None  # from window to window, tokens; null: max_length, no overlap
     val_ratio: Float = Field(0.1, ge=0, lt=1)  # share of the characters held out, by whole books
 
+    @field_validator("encoding")
+    @classmethod
+    def _encodings(cls, names: dict[str, str]) -> dict[str, str]:
+        for file, name in names.items():
+            try:
+                "".encode(name)
+            except LookupError:
+                raise ValueError(f"no encoding is called {name} ({file})") from None
+        return names
+
     @field_validator("skip_cleaning")
     @classmethod
     def _rules(cls, names: list[str]) -> list[str]:

@@ -8,21 +8,25 @@ from itertools import pairwise
 SECTION = 3000  # characters: length of a part where a book has no chapters
 LONE = 20  # characters: a heading with less text behind it opens no chapter
 TEASER = 5  # a part so many times shorter than another of its number is from a table of contents
+FEWEST = 3  # chapters that count up from one
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
 
-NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅]+"
+NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅壹贰叁肆伍陆柒捌玖拾佰]{1,9}"
+VOLUME = rf"(?:正文|[上中下]卷|第{NUMERAL}[卷部集](?:[ 　]+[^\s，。]{{1,12}})?)[ 　]+(?=第)"
+# behind 第一回 these make a word of it: 第一回合, 第一节课, 第九卷轴
+NO_TITLE = r"(?![合轴軸课課]|[^\s：:]*[。”，：；…—]$|[^\s：:]{15,}[？！]$)"
 HEADING = re.compile(
-    rf"(?:^[ \t　]*|(?<=[。！？”」])[ 　]+(?=第))(?:(?:正文|[上中下]卷|第{NUMERAL}[卷部集])[ 　]+)*"
-    rf"(?:第(?P<number>{NUMERAL})[回章节節卷](?![^\s　]*[。！？”]$)"
-    r"(?:.{0,40}$|[ 　].{2,40}(?=　　))"
-    r"|(?:楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記)$)",
+    rf"^[ \t　]*+(?:#{{1,3}} ?|[【《〈])?(?:{VOLUME})*"
+    rf"(?:第[ 　]?(?P<number>{NUMERAL})[ 　]?[回章節节卷话話]{NO_TITLE}.{{0,40}}$"
+    r"|(?:楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記|番外[^，。\n]{0,20})[】》〉]?$)",
     re.MULTILINE,
 )
 LISTED = re.compile(
-    rf"^[ \t　]*(?P<number>{NUMERAL})(?:[、.．:：][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
+    rf"^[ \t　]*+(?P<number>{NUMERAL})(?:[、.．:： 　][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
 )
 DIGITS = dict(zip("〇一二三四五六七八九", range(10), strict=True)) | {"零": 0, "○": 0, "两": 2}
 UNITS = {"十": 10, "百": 100, "千": 1000}
+FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰", "一二三四五六七八九十百")
 
 
 @dataclass
@@ -38,11 +42,13 @@ def chapters(text: str) -> list[tuple[str, str]]:
     A heading without text behind it (a table of contents, the name of a volume, a doubled one)
     opens no chapter, nor does one that stands again before a longer text; neighbours with the same
     number are one. What stands before the first chapter is a part without heading, or goes to the
-    first chapter if it is under 100 characters. Where nothing is called a chapter, headings such as
-    一、二、三、 that count up from one are. A book without headings is cut between paragraphs into
-    parts of about 3,000 characters. Joined by newlines the parts are the text.
+    first chapter if it is under 100 characters. Where fewer than three are called a chapter,
+    headings such as 一、二、三、 that count up from one are; a book without any is cut between
+    paragraphs into parts of about 3,000 characters. Joined by newlines the parts are the text.
     """
-    headings = list(HEADING.finditer(text)) or _counted(LISTED.finditer(text))
+    headings = list(HEADING.finditer(text))
+    if sum(match["number"] is not None for match in headings) < FEWEST:
+        headings = _counted(LISTED.finditer(text)) or headings
     if not headings:
         return [(str(n), part) for n, part in enumerate(gather(text.split("\n"), SECTION), 1)]
     starts = [match.start() for match in headings] + [len(text) + 1]
@@ -59,7 +65,7 @@ def _counted(matches: Iterator[re.Match[str]]) -> list[re.Match[str]]:
     for match in matches:
         if _number(match["number"]) == len(kept) + 1:
             kept.append(match)
-    return kept if len(kept) >= 3 else []
+    return kept if len(kept) >= FEWEST else []
 
 
 def _join(parts: list[_Part]) -> list[tuple[str, str]]:
@@ -90,7 +96,7 @@ def _number(numeral: str) -> int:
     """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 十五 is 15, 001 is 1."""
     if numeral.isdecimal():
         return int(numeral)
-    numeral = numeral.replace("廿", "二十").replace("卅", "三十")
+    numeral = numeral.translate(FORMAL).replace("廿", "二十").replace("卅", "三十")
     if not set(numeral) & set(UNITS):
         return int("".join(str(DIGITS.get(character, character)) for character in numeral))
     total = digit = 0

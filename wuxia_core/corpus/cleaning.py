@@ -12,9 +12,9 @@ from wuxia_core.corpus import rules, sites
 RULES = {
     rule.__name__: rule
     for rule in (
-        *(rules.line_ends, rules.invisible, sites.page_marks, rules.markup, rules.mojibake),
-        *(rules.garbled, sites.stamps, sites.notices, sites.furniture, sites.contents),
-        *(sites.hard_wrap, rules.spaces, rules.private_use, rules.blank_lines),
+        *(rules.line_ends, sites.page_marks, rules.markup, rules.invisible, rules.mojibake),
+        *(rules.garbled, sites.stamps, sites.notices, sites.furniture, sites.headings),
+        *(sites.contents, sites.hard_wrap, rules.spaces, rules.private_use, rules.blank_lines),
     )
 }
 NOVELS_ONLY = frozenset(name for name, rule in RULES.items() if rule.__module__ == sites.__name__)

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 PASSAGE = 200  # characters: shorter lines of general text are gathered up to this length
 SHORTEST = 20  # characters: less than that is no book
 LONGEST_LINE = 6000  # characters: a longer one is cut at sentence ends
-LONG = re.compile(rf"(.{{{LONGEST_LINE // 2},}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)")
+LONG = re.compile(
+    rf"(.{{{LONGEST_LINE // 2},{LONGEST_LINE - 1}}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def read_documents(
     file = account.file
     jsonl = file.path.suffix.lower() == ".jsonl"
     cut = _jsonl_texts if jsonl else _parts
-    skip = skip | NOVELS_ONLY if jsonl or file.source == "general" else skip
+    if jsonl or file.source == "general":
+        skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
     encodings: dict[str, None] = {}
     lines = 0
     try:
@@ -146,8 +149,9 @@ def _jsonl_texts(
         place = f"{account.file.path}:{number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg}); one object a line") from None
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise DataError(f"{place}: not JSON ({why}); one object a line") from None
         value = record.get("text") if isinstance(record, dict) else None
         if not isinstance(value, str):
             raise DataError(f'{place}: must be an object like {{"text": "…"}}')

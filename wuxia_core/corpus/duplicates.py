@@ -132,7 +132,10 @@ class Sketches:
         first.sort()
         near, _ = _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST))
         same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
-        better[same[1]] = same[0]
+        for keeper, other in same.T.tolist():
+            if better[keeper] == keeper and better[other] == other:
+                better[other] = keeper
+        better = better[better]  # what has the sketch of one that is left out
         repeats = np.flatnonzero(better != np.arange(len(ranked)))
         found = [places[ranked[repeats], :2], places[ranked[better[repeats]], :2]]
         columns = ["document", "line", "kept_document", "kept_line"]

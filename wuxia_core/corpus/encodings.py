@@ -86,9 +86,10 @@ def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book
         raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
     try:
         text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
-    except LookupError:
-        raise CorpusError(f"{path}: no encoding is called {encoding}", str(path)) from None
-    _refuse_what_is_no_text(text, name, data, start, path)
+    except (LookupError, UnicodeError):
+        raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
+    how = "as was asked" if encoding else "which fitted best"
+    _refuse_what_is_no_text(text, f"{name}, {how}", data, start, path)
     return Book(path.stem, text, path, name)
 
 
@@ -169,11 +170,12 @@ def _line_encoding(line: bytes, chosen: str) -> str:
 def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, start: int, path: Path) -> None:
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        places = _broken_places(data, encoding.split("+")[0], start)
+        name = re.split("[+,]", encoding)[0]
+        places = _broken_places(data, name, start)
         where = f" (bytes {', '.join(map(str, places))} …)" if places else ""
         raise CorpusError(
-            f"{path}: {broken:,} of {len(text):,} characters cannot be decoded{where}; read as "
-            f"{encoding}, which fitted best: save it as UTF-8, or name it in data.encoding",
+            f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
+            f"decoded{where}; read as {encoding}: save it as UTF-8, or name it in data.encoding",
             str(path), next(iter(places), None), ("utf-8", *CHINESE, *UTF_16),
         )  # fmt: skip
     if broken:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,54 +16,64 @@ OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not th
 
 @dataclass(frozen=True)
 class File:
-    """A text file: `source` is "wuxia" or "general", `book` is what its documents go by."""
+    """A text file: `source` is "wuxia" or "general", `book` is what its documents go by.
+
+    `name` is the path below `data_dir`, or the last part of a path elsewhere.
+    """
 
     path: Path
     source: str
     book: str
+    name: str
 
 
 def find_files(data_dir: Path, general: Path | None, novels: Path | None = None) -> list[File]:
     """List the novels below `data_dir`, then the general text, each in order of their paths.
 
-    `novels` is a JSONL that stands in for the novels. A novel's `book` is its path below
-    `data_dir` without the suffix; where two would have the same, they keep their suffix.
+    `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
+    suffix, a general text's is its stem; where two would have the same, the later is numbered.
 
     Raises `DataError` where there is no novel, or `general` holds neither .txt nor .jsonl.
     """
-    paths = [novels] if novels else _find_novels(data_dir, general)
-    books = [File(path, "wuxia", _name(path, data_dir)) for path in paths]
-    texts = [File(path, "general", path.stem) for path in _find_general(data_dir, general)]
-    return _told_apart(books) + _told_apart(texts)
+    if not data_dir.is_dir():
+        what = "a file; name its folder" if data_dir.exists() else "no such folder"
+        raise DataError(f"data.data_dir {data_dir}: {what}; novels are .txt files in a folder")
+    there = [path for path in _below(data_dir) if not _is_own(path, data_dir)]
+    paths = [novels] if novels else _find_novels(there, data_dir, general)
+    books = [(path, _name(path, data_dir).removesuffix(path.suffix)) for path in paths]
+    texts = [(path, path.stem) for path in _find_general(there, general)]
+    return [
+        File(path, source, book, _name(path, data_dir))
+        for source, found in (("wuxia", books), ("general", texts))
+        for path, book in _told_apart(found)
+    ]
 
 
 def _name(path: Path, data_dir: Path) -> str:
     return str(path.relative_to(data_dir)) if path.is_relative_to(data_dir) else path.name
 
 
-def _told_apart(files: list[File]) -> list[File]:
-    """Drop suffixes where that leaves the names apart; else number the ones that are the same."""
-    short = [str(Path(file.book).with_suffix("")) for file in files]
-    named = []
-    for number, (file, name) in enumerate(zip(files, short, strict=True)):
-        if short.count(name) > 1:
-            log.warning("%s: another file is called %s too; both are read", file.path, name)
-            name = f"{name} ({short[: number + 1].count(name)})"
-        named.append(File(file.path, file.source, name))
-    return named
+def _told_apart(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+    """Give a number to the books that are called like an earlier one."""
+    times: Counter[str] = Counter()
+    taken: set[str] = set()
+    for path, title in files:
+        name = title
+        while name in taken:
+            times[title] += 1
+            name = f"{title} ({times[title] + 1})"
+        if name != title:
+            log.warning("%s: another file is called %s too; this one goes by %s", path, title, name)
+        taken.add(name)
+        yield path, name
 
 
-def _find_novels(data_dir: Path, general: Path | None) -> list[Path]:
-    if not data_dir.is_dir():
-        raise DataError(f"data.data_dir {data_dir}: no such folder; put novels (.txt) there")
-    texts = [path for path in _below(data_dir) if path.suffix.lower() == ".txt"]
-    novels = [path for path in texts if _is_novel(path, data_dir, general)]
+def _find_novels(there: list[Path], data_dir: Path, general: Path | None) -> list[Path]:
+    texts = [path for path in there if path.suffix.lower() == ".txt"]
+    novels = [path for path in texts if _is_novel(path, general)]
     if not novels:
-        why = "general text or in this project's own folders" if texts else "none"
-        raise DataError(
-            f"data.data_dir {data_dir}: no novel in it ({len(texts)} .txt files, {why}); "
-            "put novels there as .txt files"
-        )
+        what = "nothing but general text" if texts else "no .txt file, own folders aside"
+        raise DataError(f"data.data_dir {data_dir}: no novel in it ({what}); put .txt files there")
     return novels
 
 
@@ -76,15 +88,20 @@ def _below(folder: Path) -> list[Path]:
             continue
         seen.add(os.path.realpath(parent))
         files += [Path(parent, name) for name in names]
-    for path in files:
-        if not path.is_file():
-            log.warning("%s: a link that leads nowhere or in a circle; left out", path)
-    return sorted(path for path in files if path.is_file())
+    return sorted(path for path in files if _is_usable(path))
 
 
-def _is_novel(path: Path, data_dir: Path, general: Path | None) -> bool:
-    if _is_own(path, data_dir):
+def _is_usable(path: Path) -> bool:
+    if not path.is_file():
+        log.warning("%s: a link that leads nowhere or in a circle; left out", path)
         return False
+    if str(path).encode("utf-8", "replace").decode() != str(path):
+        log.warning("%r: left out, its name is not UTF-8; rename it", str(path))
+        return False
+    return True
+
+
+def _is_novel(path: Path, general: Path | None) -> bool:
     named = general is not None and path.resolve().is_relative_to(general.resolve())
     return not named and path.name.lower() != "general.txt"
 
@@ -94,10 +111,9 @@ def _is_own(path: Path, data_dir: Path) -> bool:
     return bool(folders) and folders[0] in OWN_FOLDERS
 
 
-def _find_general(data_dir: Path, general: Path | None) -> list[Path]:
-    """List what `general` names, and any general.txt below `data_dir`."""
-    files = [path for path in _below(data_dir) if path.name.lower() == "general.txt"]
-    files = [path for path in files if not _is_own(path, data_dir)]
+def _find_general(there: list[Path], general: Path | None) -> list[Path]:
+    """List what `general` names, and any general.txt among the novels."""
+    files = [path for path in there if path.name.lower() == "general.txt"]
     if general is not None:
         named = [general] if general.is_file() else _below(general)
         named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]

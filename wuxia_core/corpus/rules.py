@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from wuxia_core.corpus.chapters import HEADING
 
 Edit = tuple[int, int, str]  # text[start:end] becomes this
-Rule = Callable[[str], Iterator[Edit]]
 
 BLANK = " \t\xa0　"
 HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
@@ -22,19 +21,27 @@ LINE_END = re.compile("\r\n?|[\f\v\x85\u2028\u2029]")
 BLANK_LINES = re.compile(r"\n\n+|\A\n|\n\Z")
 SPACES = re.compile(f"[{BLANK}]+")
 PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
+TAGS = (
+    "a|abbr|b|big|blockquote|body|br|center|code|d[dlt]|del|div|em|font|form|h[1-6]|head|hr|html|i"
+    "|iframe|img|input|ins|li|link|meta|noscript|ol|option|p|pre|s|small|span|strike|strong|sub|sup"
+    "|t[dhr]|table|tbody|tfoot|thead|title|tt|u|ul"
+)
 MARKUP = re.compile(
-    r"<!--.*?-->|<(script|style)\b.*?</\1>|</?[a-z][a-z0-9]{0,9}(?:\s[^<>]{0,300})?/?>"
-    r"|\[/?(?:url|img|size|color|font|align|b|i|u)(?:=[^\]\n]{0,80})?\]|&(?:[a-z]{2,8}|#x?\d{1,6});",
+    r"<!--.{0,2000}?-->|<(script|style)\b.{0,2000}?</\1>"
+    rf"|</?(?:{TAGS})(?:\s+[a-z][a-z:-]*=[^<>]{{0,300}})?\s*/?>"
+    r"|\[/?(?:url|img|size|color|font|align)(?:=[^\]\n]{0,80})?\]"
+    r"|&(?:[a-z]{2,8}|#x[0-9a-f]{1,6}|#\d{1,7});",
     re.DOTALL | re.IGNORECASE,
 )
 BREAKS = re.compile(r"<(?:br|/?p|/?div|/tr)\b", re.IGNORECASE)
 INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u2060\ufeff]")
-# ，。的你在是我同 and an opening quotation mark as they look when UTF-8 is read as GBK
-AS_GBK = "[锛銆鐨浣鍦鏄鎴鍚鈥]"
+# ，。的你在是我同不了这 and an opening quotation mark as they look when UTF-8 is read as GBK
+AS_GBK = "[锛銆鐨浣鍦鏄鎴鍚涓浜杩鈥]"
 MISREAD = re.compile(rf"[\xc0-\xff][\x80-\xff\u0152-\u2122]|{AS_GBK}")
 MISREADINGS = (("gb18030", "utf-8"), ("cp1252", "utf-8"), ("cp1252", "gb18030"),
                ("latin-1", "utf-8"), ("latin-1", "gb18030"))  # fmt: skip
-GARBLED = re.compile(rf"锟斤拷|烫烫烫|屯屯屯|{AS_GBK}[^，。\n]{{0,6}}{AS_GBK}")
+OFTEN = AS_GBK.replace("浣", "")  # a name may have it three times
+GARBLED = re.compile(rf"锟斤拷|烫{{6}}|屯{{6}}|{OFTEN}(?:[^\n]{{0,20}}{OFTEN}){{2}}")
 GARBLED_SENTENCE = re.compile(rf"[^。！？\n]{{0,200}}?(?:{GARBLED.pattern})[^。！？\n]{{0,200}}")
 LONG_LINE = 500  # characters
 

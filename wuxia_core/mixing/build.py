@@ -54,27 +54,28 @@ def mix(config: Config) -> Mixture:
         `data.encoding` or `data.weights` names does not exist.
     """
     folder = mixture_folder(config.data.processed_data_file)
-    files, data_dir = _files(config)
+    files = _files(config)
     fingerprints = Fingerprints(folder)
-    manifest = make_manifest(config, files, data_dir, fingerprints)
-    if read_manifest(folder) == manifest:
+    manifest = make_manifest(config, files, fingerprints)
+    whole = all((folder / name).is_file() for name in FILES - {SEEN})
+    if whole and read_manifest(folder) == manifest:
         fingerprints.remember(folder)
     else:
         _refuse_strangers(folder)
         with staged(folder) as staging:
-            _build(staging, config, files, data_dir)
+            _build(staging, config, files)
             _write_json(staging / MANIFEST, manifest)
             fingerprints.remember(staging)
     mixture = open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
+        why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
         log.warning(
-            "no general text in the mixture: nothing protects the model against 降智; "
-            "name some with data.general_file"
+            "no general text in the mixture: nothing protects the model against 降智 (see %s)", why
         )
     return mixture
 
 
-def _files(config: Config) -> tuple[list[corpus.File], Path]:
+def _files(config: Config) -> list[corpus.File]:
     data_dir = locate(config.data.data_dir)
     general = None if config.data.general_file is None else locate(config.data.general_file)
     if general is not None and not general.exists():
@@ -88,7 +89,7 @@ def _files(config: Config) -> tuple[list[corpus.File], Path]:
     for key, named in (("encoding", config.data.encoding), ("weights", config.data.weights)):
         if unknown := sorted(set(named) - names):
             raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
-    return files, data_dir
+    return files
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -102,7 +103,7 @@ def _refuse_strangers(folder: Path) -> None:
         log.info("%s: the texts or settings have changed, so it is built anew", folder)
 
 
-def _build(staging: Path, config: Config, files: list[corpus.File], data_dir: Path) -> None:
+def _build(staging: Path, config: Config, files: list[corpus.File]) -> None:
     """Write everything but the manifest."""
     with Texts(staging / "texts") as texts:
         with _stage("reading and cleaning"):
@@ -121,7 +122,7 @@ def _build(staging: Path, config: Config, files: list[corpus.File], data_dir: Pa
             _write_documents(staging / "documents.parquet", outline, texts)
     (staging / "texts").unlink()
     report = {
-        "files": [_account(account, data_dir) for account in accounts],
+        "files": [_account(account) for account in accounts],
         "same_books": [asdict(same) for same in same_books],
         "repeated_paragraphs": repeats,
         "shared_with_held_out": {"found": asdict(found), "left": asdict(left)},
@@ -162,15 +163,18 @@ def _tokenize(
             bar.update(int(lengths[number]))
         novels = windows.cut(outline, writer.start, writer.length, settings)
         wanted = windows.wanted_general(windows.repeat(novels, times), settings.general_ratio)
-        enough = wanted + settings.max_length
+        enough, shortest = wanted + settings.max_length, max(2, settings.min_length + 1)
         for number in writer.write(order) if wanted else ():
             bar.update(int(lengths[number]))
-            enough -= times[number] * writer.length[number]
+            if writer.length[number] >= shortest:
+                enough -= times[number] * writer.length[number]
             if enough < 0:
                 break
     pieces = windows.repeat(windows.cut(outline, writer.start, writer.length, settings), times)
     if not ((pieces["source"] == "wuxia") & (pieces["split"] == TRAIN)).any():
-        raise DataError(f"no training text has data.min_length {settings.min_length} tokens")
+        raise DataError(
+            "no training text is left: data.min_length or data.weights leave all of it out"
+        )
     read_share = lengths[order][writer.length[order] > 0].sum() / max(1, lengths[order].sum())
     epochs = windows.general_epochs(pieces, wanted, read_share, settings)
     return windows.pack(windows.choose_general(pieces, wanted, seed), settings.max_length), epochs
@@ -196,14 +200,11 @@ def _write_documents(path: Path, outline: pd.DataFrame, texts: Texts) -> None:
             writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
 
 
-def _account(account: corpus.Account, data_dir: Path) -> dict[str, Any]:
-    """Write an account; a path below `data_dir` as seen from there, another's last part."""
-    file, values = account.file, asdict(account)
+def _account(account: corpus.Account) -> dict[str, Any]:
+    values, file = asdict(account), account.file
     del values["file"]
-    inside = file.path.is_relative_to(data_dir)
-    path = str(file.path.relative_to(data_dir)) if inside else file.path.name
-    values["refused"] = account.refused.replace(str(file.path), path)
-    return {"path": path, "source": file.source, "book": file.book, **values}
+    values["refused"] = account.refused.removeprefix(f"{file.path}: ")
+    return {"path": file.name, "source": file.source, "book": file.book, **values}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

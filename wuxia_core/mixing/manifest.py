@@ -14,12 +14,12 @@ from wuxia_core.config import Config
 from wuxia_core.corpus import File
 from wuxia_core.model import tokenizer_files
 
-FORMAT = 2  # raise it when the folder's content changes, so that older ones are built again
+FORMAT = 3  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, SEEN = "manifest.json", "inputs.json"
 
 
 class Fingerprints:
-    """SHA-256 of files; one whose size and time are as remembered in `inputs.json` is not read."""
+    """SHA-256 of files; one whose size and times are as remembered in `inputs.json` is not read."""
 
     def __init__(self, folder: Path) -> None:
         self._remembered = read_json(folder / SEEN) or {}
@@ -28,26 +28,25 @@ class Fingerprints:
     def of(self, path: Path) -> str:
         """Hash a file; one that cannot be read is left to the reader to complain of."""
         name, stat = str(path.resolve()), path.stat()
-        size, time, digest = self._remembered.get(name, (None, None, ""))
-        if (size, time) != (stat.st_size, stat.st_mtime_ns):
+        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        *before, digest = self._remembered.get(name, [""])
+        if before != now:
             try:
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError:
                 return "unreadable"
-        self._seen[name] = [stat.st_size, stat.st_mtime_ns, digest]
+        self._seen[name] = [*now, digest]
         return str(digest)
 
     def remember(self, folder: Path) -> None:
-        """Write what was seen, where that is news."""
-        if self._seen != self._remembered:
+        """Write what was seen, where that is news; a folder that is not ours to write is left."""
+        if self._seen != self._remembered and os.access(folder, os.W_OK):
             (folder / SEEN).write_text(json.dumps(self._seen, ensure_ascii=False), "utf-8")
 
 
-def make_manifest(
-    config: Config, files: list[File], data_dir: Path, fingerprints: Fingerprints
-) -> dict[str, Any]:
-    """Say everything that the content of a mixture hangs on; paths are relative to `data_dir`."""
+def make_manifest(config: Config, files: list[File], fingerprints: Fingerprints) -> dict[str, Any]:
+    """Say everything that the content of a mixture hangs on."""
     tokenizer = tokenizer_files(config.model.model_name_or_path)
     return {
         "format": FORMAT,
@@ -55,15 +54,15 @@ def make_manifest(
         "data": config.data.model_dump(exclude={"data_dir", "general_file", "processed_data_file"}),
         "tokenizer": {path.name: fingerprints.of(path) for path in tokenizer},
         "inputs": [
-            {"path": relative(file.path, data_dir), "sha256": fingerprints.of(file.path)}
+            {
+                "name": file.name,
+                "source": file.source,
+                "book": file.book,
+                "sha256": fingerprints.of(file.path),
+            }
             for file in files
         ],
     }
-
-
-def relative(path: Path, folder: Path) -> str:
-    """Write a path as it is seen from a folder, links resolved."""
-    return os.path.relpath(path.resolve(), folder.resolve())
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from wuxia_core.errors import DataError
 from wuxia_core.mixing.leakage import HeldOutRuns, Leakage, without
 from wuxia_core.mixing.split import split
 from wuxia_core.mixing.staging import Texts
-from wuxia_core.mixing.store import DUPLICATE, TRAIN, VALIDATION
+from wuxia_core.mixing.store import TRAIN, VALIDATION
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +41,23 @@ def read(
         if account.refused:
             log.warning("left out: %s", account.refused)
     columns = ["source", "book", "chapter", "characters", "weight"]
-    _refuse_nothing([account for account in accounts if account.file.source == "wuxia"])
+    _refuse_nothing(accounts)
     return pd.DataFrame(rows, columns=columns), accounts
 
 
-def _refuse_nothing(novels: list[corpus.Account]) -> None:
-    if not any(account.documents for account in novels):
-        reasons = "\n".join(account.refused for account in novels)
-        raise DataError(f"nothing is left to train on:\n{reasons}")
+def _refuse_nothing(accounts: list[corpus.Account]) -> None:
+    """Refuse to go on where all novels, or all general texts, are refused."""
+    for source, what in (("wuxia", "train on"), ("general", "mix in from data.general_file")):
+        there = [account for account in accounts if account.file.source == source]
+        if there and not any(account.documents for account in there):
+            reasons = "\n".join(account.refused for account in there)
+            raise DataError(f"nothing is left to {what}:\n{reasons}")
 
 
 def deduplicate(
     outline: pd.DataFrame, texts: Texts, config: Config
 ) -> tuple[list[corpus.SameBook], dict[str, Any]]:
-    """Split, leave out what is there twice, and tell of it."""
+    """Leave out what is there twice, then split; tell what was found."""
     sketches = corpus.Sketches()
     documents = zip(outline["source"], outline["book"], strict=True)
     if config.data.deduplicate:
@@ -66,11 +69,21 @@ def deduplicate(
         log.warning(
             "%s is left out: %.0f %% of it is in %s", same.book, 100 * same.share, same.kept
         )
-    left_out = {same.book for same in same_books}
+    left_out = outline["book"].isin([same.book for same in same_books])
+    left_out &= outline["source"] == "wuxia"
+    repeats = sketches.same_paragraphs(outline.index[left_out])
+    report = _drop_repeats(repeats, outline, texts)
+    left_out |= outline["characters"] == 0
     outline["split"] = split(outline, left_out, config.data.val_ratio, config.training.seed)
-    dropped = outline.index[outline["split"] == DUPLICATE]
-    repeats = sketches.same_paragraphs(dropped)
-    return same_books, _drop_repeats(repeats, outline, texts)
+    _tell_of_weights(outline)
+    return same_books, report
+
+
+def _tell_of_weights(outline: pd.DataFrame) -> None:
+    """Say of held-out books that their weight does nothing."""
+    for book, rows in outline[outline["weight"] != 1].groupby("book"):
+        if not (rows["split"] == TRAIN).any():
+            log.warning("data.weights: %s is not trained on, so its weight does nothing", book)
 
 
 def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
@@ -87,8 +100,6 @@ def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) ->
         removed += sum(len(lines[line]) for line in gone)
         texts[number] = "\n".join(line for n, line in enumerate(lines) if n not in gone)
         outline.at[number, "characters"] = len(texts[number])
-        if not texts[number]:
-            outline.at[number, "split"] = DUPLICATE
     books = Counter(outline["book"].iloc[repeats["document"]])
     return {"count": len(repeats), "characters": removed, "books": books, "examples": examples}
 

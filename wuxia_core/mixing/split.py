@@ -4,21 +4,27 @@ import pandas as pd
 
 from wuxia_core.mixing.store import DUPLICATE, TRAIN, VALIDATION, draw
 
+FEW = 4  # passages
 
-def split(documents: pd.DataFrame, duplicates: set[str], val_ratio: float, seed: int) -> pd.Series:
+
+def split(documents: pd.DataFrame, left_out: pd.Series, val_ratio: float, seed: int) -> pd.Series:
     """Choose each document's split: `source`, `book`, `chapter` and `characters` are its columns.
 
-    Novels by whole books, or by chapters where there is one; books in `duplicates` are left out.
-    Of general text the end of each file is held out, so that neighbouring passages stay together.
+    Novels by whole books, or by chapters where there is one book; documents in `left_out` are
+    duplicates. Of general text the end of each file is held out, so that neighbouring passages stay
+    together; files of less than four passages are held out as a whole, or not.
     """
     chosen = pd.Series(TRAIN, index=documents.index)
-    left_out = (documents["source"] == "wuxia") & documents["book"].isin(duplicates)
     chosen[left_out] = DUPLICATE
     novels = documents[(documents["source"] == "wuxia") & ~left_out]
     unit = novels["book"] + ("\n" + novels["chapter"] if novels["book"].nunique() == 1 else "")
-    lengths = novels["characters"].groupby(unit).sum()
-    chosen[unit.index[unit.isin(_held_out(lengths.to_dict(), val_ratio, seed))]] = VALIDATION
-    for _, rows in documents[documents["source"] == "general"].groupby("book"):
+    general = documents[(documents["source"] == "general") & ~left_out]
+    passages = general.groupby("book")["book"].transform("size")
+    small = general[(passages < FEW) & (general["book"].nunique() > 1)]
+    for rows, units in ((novels, unit), (small, small["book"])):
+        lengths = rows["characters"].groupby(units).sum()
+        chosen[units.index[units.isin(_held_out(lengths.to_dict(), val_ratio, seed))]] = VALIDATION
+    for _, rows in general.drop(index=small.index).groupby("book"):
         chosen[_tail(rows["characters"], val_ratio)] = VALIDATION
     return chosen
 

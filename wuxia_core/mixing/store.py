@@ -120,16 +120,19 @@ class Windows:
 def open_mixture(folder: Path) -> Mixture:
     """Map a mixture folder into memory.
 
-    Raises `DataError` where the folder holds none.
+    Raises `DataError` where the folder holds none, or a damaged one.
     """
     if read_manifest(folder) is None:
         raise DataError(f"{folder}: no mixture there (manifest.json is missing); mix again")
-    return Mixture(
-        tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-        word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
-        windows=pd.read_parquet(folder / "windows.parquet"),
-        folder=folder,
-    )
+    try:
+        return Mixture(
+            tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
+            word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
+            windows=pd.read_parquet(folder / "windows.parquet"),
+            folder=folder,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: damaged ({error}); delete it and mix again") from None
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:

@@ -88,14 +88,15 @@ def general_epochs(
 
     Raises `DataError` where that is more than `max_general_epochs`.
     """
-    if not wanted or not share:
+    there = _tokens(pieces[_training(pieces, "general")].drop_duplicates("start"))
+    if not wanted or not there:
         return 0.0
-    there = _tokens(pieces[_training(pieces, "general")]) / share
-    epochs, most = wanted / max(1, there), settings.max_general_epochs
+    there, most = int(there / share), settings.max_general_epochs
+    epochs = wanted / there
     if epochs > most:
         raise DataError(
             f"data.general_ratio {settings.general_ratio} takes {wanted:,.0f} tokens of general "
-            f"text and there are {there:,.0f}: {epochs:.2f} epochs of it in one of the novels. Add "
+            f"text and there are {there:,}: {epochs:.2f} epochs of it in one of the novels. Add "
             f"general text, lower the ratio, or raise data.max_general_epochs (now {most:g}) to "
             "repeat it"
         )

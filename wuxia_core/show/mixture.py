@@ -25,6 +25,8 @@ def table(rows: pd.DataFrame) -> "Styler":
     words = list(rows.select_dtypes(exclude="number").columns)
     styler = rows.style.hide().format(thousands=",", precision=2, escape="html")
     heads = {name: [{"selector": "th", "props": list(left.items())}] for name in words}
+    long = [name for name in words if rows[name].str.len().max() > LONG / 2]
+    styler = styler.set_properties(subset=long, **{"min-width": "12em"})
     return styler.set_properties(subset=words, **left).set_table_styles(heads, overwrite=False)
 
 
@@ -79,7 +81,8 @@ def cleaning_examples(mixture: Mixture, each: int = 2) -> pd.DataFrame:
 
 
 def _visible(text: str) -> str:
-    return (text if len(text) <= LONG else text[:LONG] + "…").translate(VISIBLE)
+    shown = (text if len(text) <= LONG else text[:LONG] + "…").translate(VISIBLE)
+    return "".join(c if c.isprintable() else f"⟨U+{ord(c):04X}⟩" for c in shown)
 
 
 @dataclass(frozen=True)

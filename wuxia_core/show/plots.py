@@ -102,8 +102,9 @@ def plot_typical(table: pd.DataFrame, top: int = 20, ax: "Axes | None" = None) -
     for column, colour, label in (("here", ORANGE, "wuxia"), ("there", BLUE, "general")):
         ax.plot(rows[column].clip(lower=rarest), rows.index, "o", color=colour, label=label)
     ax.set_xscale("log")
-    ax.set_xlabel("uses per 10,000 (the leftmost: none)")
-    ax.legend(frameon=False, loc="lower left")
+    none = f"; {rarest:.2g} stands for none" if (rows["there"] == 0).any() else ""
+    ax.set_xlabel(f"uses per 10,000{none}")
+    ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return ax
 
 
