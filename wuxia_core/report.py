@@ -26,7 +26,7 @@ PAGE = """<!DOCTYPE html>
  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <style>
 :root {{ color-scheme: light dark }}
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "Noto Sans SC",
+body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "Noto Sans SC",
  "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", system-ui, sans-serif }}
 pre {{ overflow-x: auto; font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12);
  white-space: pre-wrap }}

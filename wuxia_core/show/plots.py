@@ -104,7 +104,7 @@ def plot_typical(table: pd.DataFrame, top: int = 20, ax: "Axes | None" = None) -
     ax.set_xscale("log")
     none = f"; {rarest:.2g} stands for none" if (rows["there"] == 0).any() else ""
     ax.set_xlabel(f"uses per 10,000{none}")
-    ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1, -0.06))
     return ax
 
 
