@@ -20,15 +20,16 @@ PROOF = re.compile(
 )
 SITES_SAY = re.compile(
     r"电子书|電子書|本站|该站|网站|網站|网址|域名|小说网|小說網|首发|转载|轉載|版权|版權|正版|全文阅读"
-    r"|在线阅读|免费阅读|最新章节|手机阅读|公众号|推荐票|月票|TXT|txt|VIP|OCR|QQ|[Ee]-?mail"
+    r"|在线阅读|免费阅读|最新章节|手机阅读|公众号|推荐票|月票|TXT|txt|VIP|OCR|QQ|E-?mail|e-?mail"
     r"|整理制作|商业用途|商業用途"
 )
 OTHERS_TOO = re.compile(
     "书友|网友|網友|读者|讀者|论坛|論壇|下载|下載|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载"
     "|手打|校对|校對|扫描|掃描|录入|24小时"
 )
-NOTICE = re.compile(
-    r"http|HTTP|www|WWW|[.．](?:com|net|org|cn|cc|info|tw|COM|NET|CN)(?![A-Za-z])|@"
+DOMAIN = "(?:com|net|org|cn|cc|info|tw|COM|NET|CN)(?![A-Za-z])"
+NOTICE = re.compile(  # each branch begins with a literal, or the search is three times slower
+    rf"http|HTTP|www|WWW|\.{DOMAIN}|．{DOMAIN}|@"
     rf"|{PROOF.pattern}|{SITES_SAY.pattern}|{OTHERS_TOO.pattern}"
 )
 LONGEST_NOTICE = 30  # characters a point of the score
