@@ -87,8 +87,7 @@ def main(tokenizer_name: str, corpus: Path) -> None:
         end = time.perf_counter()
         unused = mixture.outline.query("split == 'unused'")["characters"].sum()
         share = unused / mixture.outline["characters"].sum()
-    stages.seconds.pop("loading the tokenizer")
-    theirs, ours = middle - start, end - middle - loading
+    theirs, ours = middle - start, end - middle - stages.seconds.pop("loading the tokenizer")
     print(f"\n{size:.1f} MB, {len(files)} files, {os.cpu_count()} cores, {platform.machine()}")
     print(f"usual way  {theirs:5.1f} s  {size / theirs:5.2f} MB/s")
     print(f"ours       {ours:5.1f} s  {size / ours:5.2f} MB/s")

@@ -135,7 +135,7 @@ def _build(staging: Path, config: Config, files: list[corpus.File]) -> None:
 def _stage(name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    log.debug("%s: %.1f s", name, time.perf_counter() - start)
+    log.debug("%s: %.2f s", name, time.perf_counter() - start)
 
 
 def _tokenize(
