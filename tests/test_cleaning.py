@@ -45,6 +45,7 @@ def hard_wrapped(text, width):
          f"{STORY}\n{STORY}"),
         ("notices", f"{STORY}\n一秒记住本书，手机用户请到m.example.com阅读。\n{STORY}",
          f"{STORY}\n{STORY}"),
+        ("notices", f"{STORY}\nＷＷＷ．ｘｉａｏｓｈｕｏ．ＣＯＭ\n{STORY}", f"{STORY}\n{STORY}"),
         ("notices", f"{STORY}\n上一章 目录 下一章\n{STORY}", f"{STORY}\n{STORY}"),
         ("notices", f"{STORY}\n本书由某某网站首发，请到 www.example.com 下载\n{STORY}",
          f"{STORY}\n{STORY}"),
