@@ -95,6 +95,7 @@ def test_the_closing_table_says_first_what_got_worse():
         (settings("data.general_file=empty"), 3, "empty: no .txt or .jsonl"),
         (settings("training.output_dir=/proc/none"), 5, "/proc/none: cannot be written"),
         (settings("model.model_name_or_path=Qwen/Qwen3-8B"), 5, "model.model_name_or_path"),
+        (settings("model.model_name_or_path=/no/such/folder"), 5, "/no/such/folder (missing)"),
         (["--nproc", "0"], 2, "--nproc 0"),
         (["--nproc", "500"], 2, "500 processes for"),
         (settings("training.fp16=true"), 2, "needs a GPU"),

@@ -48,19 +48,25 @@ def tokenizer_files(name: str) -> list[Path]:
 
     Raises `MachineError` as `load_tokenizer` does, which fills the cache.
     """
-    folder = locate(name)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
-        if not any(isinstance(path, str) for path in cached):
-            load_tokenizer(name)
-            cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
-        return [Path(path) for path in cached if isinstance(path, str)]
-    files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    files = _tokenizer_files(name)
     if not files:
         load_tokenizer(name)
+        files = _tokenizer_files(name)
     return files
+
+
+def _tokenizer_files(name: str) -> list[Path]:
+    folder = locate(name)
+    if folder.is_dir():
+        return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
+    except HFValidationError:  # a folder that is missing, say
+        return []
+    return [Path(path) for path in cached if isinstance(path, str)]
 
 
 def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":
