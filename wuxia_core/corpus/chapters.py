@@ -1,7 +1,7 @@
 """Cut a text into chapters, or into passages where it has none."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,7 +50,7 @@ def chapters(text: str) -> list[tuple[str, str]]:
     if sum(match["number"] is not None for match in headings) < FEWEST:
         headings = _counted(LISTED.finditer(text)) or headings
     if not headings:
-        return [(str(n), part) for n, part in enumerate(gather(text.split("\n"), SECTION), 1)]
+        return passages(text, SECTION)
     starts = [match.start() for match in headings] + [len(text) + 1]
     parts = [_Part("", None, text[: starts[0] - 1])] if starts[0] else []
     for match, (start, end) in zip(headings, pairwise(starts), strict=True):
@@ -109,15 +109,21 @@ def _number(numeral: str) -> int:
     return total + digit
 
 
-def gather(lines: list[str], length: int) -> Iterator[str]:
-    """Join consecutive lines to passages of at least `length` characters."""
-    passage: list[str] = []
+def passages(text: str, length: int) -> list[tuple[str, str]]:
+    """Cut a text between lines into numbered passages of at least `length` characters."""
+    groups = gather(text.split("\n"), length)
+    return [(str(n), "\n".join(lines)) for n, lines in enumerate(groups, 1)]
+
+
+def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
+    """Group consecutive texts so that each group, but the last, has `length` characters or more."""
+    group: list[str] = []
     gathered = 0
-    for line in lines:
-        passage.append(line)
-        gathered += len(line)
+    for text in texts:
+        group.append(text)
+        gathered += len(text)
         if gathered >= length:
-            yield "\n".join(passage)
-            passage, gathered = [], 0
-    if passage:
-        yield "\n".join(passage)
+            yield group
+            group, gathered = [], 0
+    if group:
+        yield group

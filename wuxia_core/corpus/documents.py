@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wuxia_core.corpus.chapters import chapters, gather
+from wuxia_core.corpus.chapters import chapters, passages
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
 from wuxia_core.corpus.encodings import read_blocks
 from wuxia_core.corpus.files import File
@@ -55,34 +55,25 @@ def read_documents(
 ) -> Iterator[Document]:
     """Read, clean and cut a file; one that is no text, or has none left, is refused in its account.
 
-    Parameters
-    ----------
-    account : Account
-        Is filled in.
-    encoding : str, optional
-        Python's name; detected by default.
-    skip : frozenset of str
-        Cleaning rules to leave out.
-    simplify : bool
-        Turn traditional characters into simplified ones.
+    The account is filled in. `encoding` is Python's name, detected by default; `skip` names
+    cleaning rules to leave out; `simplify` turns traditional characters into simplified ones.
 
-    Raises
-    ------
-    DataError
-        Naming file and line, where a line of JSONL is not an object with a `text` string.
+    Raises `DataError` naming file and line, where a line of JSONL is not an object with a `text`.
     """
-    file = account.file
+    file, lines = account.file, 0
     jsonl = file.path.suffix.lower() == ".jsonl"
-    cut = _jsonl_texts if jsonl else _parts
     if jsonl or file.source == "general":
         skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
-    encodings: dict[str, None] = {}
-    lines = 0
     try:
         for block in read_blocks(file.path, encoding):
-            encodings |= dict.fromkeys(block.encoding.split("+"))
-            account.encoding = "+".join(encodings)
-            for name, text in cut(block.text, account, skip, lines):
+            used = [*account.encoding.split("+"), *block.encoding.split("+")]
+            account.encoding = "+".join(dict.fromkeys(filter(None, used)))
+            texts = (
+                _jsonl_texts(block.text, account, skip, lines)
+                if jsonl
+                else _parts(block.text, account, skip)
+            )
+            for name, text in texts:
                 account.documents += 1
                 text = to_simplified(text) if simplify else text
                 yield Document(file.source, file.book, name, text)
@@ -103,17 +94,12 @@ def _cleaned(text: str, account: Account, skip: frozenset[str]) -> str:
     return cleaned
 
 
-def _parts(
-    text: str, account: Account, skip: frozenset[str], lines: int
-) -> Iterator[tuple[str, str]]:
+def _parts(text: str, account: Account, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
     text = _with_breaks(_cleaned(text, account, skip), account.file.path)
     if len(text) < SHORTEST:
-        return
-    if account.file.source == "wuxia":
-        yield from chapters(text)
-    else:
-        yield from ((str(n), part) for n, part in enumerate(gather(text.split("\n"), PASSAGE), 1))
+        return []
+    return chapters(text) if account.file.source == "wuxia" else passages(text, PASSAGE)
 
 
 def _with_breaks(text: str, path: Path) -> str:

@@ -72,10 +72,10 @@ def _read(path: Path, size: int) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while data := file.read(size):
-                rest = (
-                    file.read() if _detect(_sample(data)).startswith("utf-16") else file.readline()
-                )
-                yield data + rest if rest else data
+                if len(data) == size:  # there may be more
+                    by_line = not _detect(_sample(data)).startswith("utf-16")
+                    data += file.readline() if by_line else file.read()
+                yield data
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
 
@@ -88,9 +88,9 @@ def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book
         text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
     except (LookupError, UnicodeError):
         raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
-    how = "as was asked" if encoding else "which fitted best"
-    _refuse_what_is_no_text(text, f"{name}, {how}", data, start, path)
-    return Book(path.stem, text, path, name)
+    book = Book(path.stem, text, path, name)
+    _refuse_what_is_no_text(book, data, start, "as was asked" if encoding else "which fitted best")
+    return book
 
 
 def _detect(data: bytes) -> str:
@@ -167,15 +167,17 @@ def _line_encoding(line: bytes, chosen: str) -> str:
     return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
-def _refuse_what_is_no_text(text: str, encoding: str, data: bytes, start: int, path: Path) -> None:
+def _refuse_what_is_no_text(book: Book, data: bytes, start: int, why: str) -> None:
+    """Refuse a book that was decoded from bytes at `start`, in an encoding chosen for a reason."""
+    text, path = book.text, book.path
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        name = re.split("[+,]", encoding)[0]
-        places = _broken_places(data, name, start)
+        places = _broken_places(data, book.encoding.split("+")[0], start)
         where = f" (bytes {', '.join(map(str, places))} …)" if places else ""
         raise CorpusError(
             f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
-            f"decoded{where}; read as {encoding}: save it as UTF-8, or name it in data.encoding",
+            f"decoded{where}; read as {book.encoding}, {why}: save it as UTF-8, or name it in "
+            "data.encoding",
             str(path), next(iter(places), None), ("utf-8", *CHINESE, *UTF_16),
         )  # fmt: skip
     if broken:

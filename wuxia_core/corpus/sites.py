@@ -39,7 +39,7 @@ ENOUGH, ENOUGH_NEARBY = 3, 2  # points; the second where the line before is a no
 STAMPED = "更新时间|更新時間|更新日期|发布时间|本章字数|本章字數|字数|字數"
 STAMP = re.compile(
     rf"^(?P<before>.{{0,40}}?)(?P<stamp>(?:{STAMPED})[ 　]*[:：][ 　]*\d"
-    rf"(?:[\d:：/. 　年月日时分秒字-]|{STAMPED})*)(?P<end>\n?)",
+    rf"(?:[\d:：/. 　年月日时分秒字-]|{STAMPED})*)\n?",
     re.MULTILINE,
 )
 PAGE_MARK = re.compile(

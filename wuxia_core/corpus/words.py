@@ -21,9 +21,13 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
     """Count the words or the characters, Chinese ones only; rjieba finds the words."""
     import rjieba
 
+    return _chinese(rjieba.cut(text) if unit == "word" else text for text in texts)
+
+
+def _chinese(parts: Iterable[Iterable[str]]) -> "Counter[str]":
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(rjieba.cut(text) if unit == "word" else text)
+    for words in parts:
+        counts.update(words)
     return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
 
 
@@ -51,10 +55,8 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     """Count the words of four characters that jieba's dictionary has, most of them idioms."""
     import rjieba
 
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word in rjieba.cut(text, hmm=False) if len(word) == 4)
-    return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
+    known = _chinese(rjieba.cut(text, hmm=False) for text in texts)
+    return Counter({word: n for word, n in known.items() if len(word) == 4})
 
 
 def moves(texts: Iterable[str]) -> "Counter[str]":

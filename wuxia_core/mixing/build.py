@@ -163,10 +163,10 @@ def _tokenize(
             bar.update(int(lengths[number]))
         novels = windows.cut(outline, writer.start, writer.length, settings)
         wanted = windows.wanted_general(windows.repeat(novels, times), settings.general_ratio)
-        enough, shortest = wanted + settings.max_length, max(2, settings.min_length + 1)
+        enough = wanted + settings.max_length
         for number in writer.write(order) if wanted else ():
             bar.update(int(lengths[number]))
-            if writer.length[number] >= shortest:
+            if writer.length[number] >= windows.shortest(settings):
                 enough -= times[number] * writer.length[number]
             if enough < 0:
                 break

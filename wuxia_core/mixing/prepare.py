@@ -112,15 +112,16 @@ def keep_apart(outline: pd.DataFrame, texts: Texts) -> tuple[Leakage, Leakage]:
         runs.see(texts[number])
     found, left = Leakage(), Leakage()
     for number in held_out:
-        text = texts[number]
+        text = before = texts[number]
         shared = runs.shared(text)
         found.add(shared)
         while shared.any():  # neighbours of what is dropped may make a shared run again
             text = without(text, shared)
             shared = runs.shared(text)
         left.add(shared)
-        texts[number] = text
-        outline.at[number, "characters"] = len(text)
+        if text != before:
+            texts[number] = text
+            outline.at[number, "characters"] = len(text)
     if found.shared:
         log.info(
             "held-out text shared %.2f %% of its runs of 13 characters with training text; "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from wuxia_core.corpus.chapters import gather
 from wuxia_core.corpus.ngrams import codes
 from wuxia_core.mixing.staging import ArrayFile, Texts
 from wuxia_core.mixing.store import Flags, Tokens
@@ -42,7 +43,7 @@ class Encoder:
         encode = self._backend.encode_batch_fast
         with ThreadPoolExecutor(1) as pool:
             ahead: tuple[list[str], Future[Any]] | None = None
-            for batch in chain(_batches(texts), [[]]):
+            for batch in chain(gather(texts, BATCH), [[]]):
                 following = batch, pool.submit(encode, batch, add_special_tokens=False)
                 current, ahead = ahead, following
                 for text, row in (
@@ -85,19 +86,6 @@ def _word_starts(text: str, ends: Ends) -> Flags:
     flags = np.zeros(len(ends) + 1, np.bool_)
     flags[np.searchsorted(ends, starts, side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 class TokenWriter:

@@ -30,12 +30,17 @@ def cut(
     for document, (offset, length) in enumerate(
         zip(starts.tolist(), lengths.tolist(), strict=True)
     ):
-        short = length - 1 < max(1, settings.min_length)  # one stands before the text
+        short = length < shortest(settings)
         for start in [] if short else range(0, max(1, length - size + step), step):
             rows.append((document, offset + start, offset + min(start + size, length)))
     pieces = pd.DataFrame(rows, columns=["document", "start", "end"], dtype=np.int64)
     about = documents[["source", "split"]].iloc[pieces["document"]].reset_index(drop=True)
     return pd.concat([pieces, about], axis=1)
+
+
+def shortest(settings: DataConfig) -> int:
+    """Tokens of the shortest document that is used; one of them stands before the text."""
+    return max(1, settings.min_length) + 1
 
 
 def copies(weights: npt.NDArray[np.float64], seed: int) -> Counts:
