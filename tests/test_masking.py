@@ -1,11 +1,22 @@
 from collections import Counter
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from wuxia_core.errors import ConfigError
-from wuxia_core.masking import IGNORE_INDEX, SINGLE, SPAN, MaskCollator, SpanMasker
+from wuxia_core.masking import (
+    HIDDEN,
+    IGNORE_INDEX,
+    LEFT,
+    REPLACED,
+    SINGLE,
+    SPAN,
+    Corruption,
+    MaskCollator,
+    SpanMasker,
+    coverage,
+)
 from wuxia_core.mixing import Window
 
 MASK, PAD = 1, 0
@@ -24,51 +35,110 @@ def window(ids, key=0, epoch=0):
 
 
 def collate(windows, objective="masked", **kwargs):
-    collator = MaskCollator(SpanMasker(**kwargs), MASK, PAD, frozenset({PAD, MASK}), objective)
+    collator = MaskCollator(
+        SpanMasker(**kwargs), corruption(), PAD, frozenset({PAD, MASK}), objective
+    )
     return {name: tensor.numpy() for name, tensor in collator(windows).items()}
 
 
+@pytest.mark.parametrize("ratio", [0.15, 0.4, 0.6])
 @pytest.mark.parametrize("length", [64, 256, 1024])
-def test_shares_are_the_recipes(length):
-    kinds = SpanMasker().kinds(np.ones((400, length), bool), range(400))
-    assert np.all(np.abs((kinds > 0).sum(1) - 0.15 * length) <= 1)
-    assert abs((kinds == SPAN).sum() / (kinds > 0).sum() - 0.5) < 0.03
+def test_each_row_keeps_the_shares(length, ratio):
+    kinds = SpanMasker(ratio).kinds(np.ones((400, length), bool), range(400))
+    masked, in_spans = (kinds > 0).sum(1), (kinds == SPAN).sum(1)
+    assert np.all(np.abs(masked - ratio * length) < 1)
+    assert np.all(np.abs(in_spans - masked / 2) <= 2.5)  # half the longest span
+    assert abs(in_spans.sum() / masked.sum() - 0.5) < 0.015
 
 
-def test_blocks_stand_apart_and_spans_are_three_to_five():
+def test_blocks_stand_apart_and_lengths_are_uniform():
     lengths = Counter()
-    for row in SpanMasker().kinds(np.ones((300, 512), bool), range(300)):
+    for row in SpanMasker().kinds(np.ones((3000, 512), bool), range(3000)):
         found = blocks(row)
         assert all(b[0] > a[1] for a, b in pairwise(found))
         assert all(end - start == 1 for start, end, kind in found if kind == SINGLE)
         lengths.update(int(end - start) for start, end, kind in found if kind == SPAN)
     assert set(lengths) == {3, 4, 5}
-    assert max(lengths.values()) < 1.1 * min(lengths.values())
+    assert max(lengths.values()) < 1.02 * min(lengths.values())
 
 
-def test_arrangements_of_a_short_row_are_uniform():
-    masker = SpanMasker(0.5, 0.0)
-    drawn = Counter(
-        tuple(np.flatnonzero(row)) for row in masker.kinds(np.ones((6000, 6), bool), range(6000))
-    )
-    allowed = [c for c in combinations(range(6), 3) if c[1] - c[0] > 1 and c[2] - c[1] > 1]
-    assert set(drawn) == set(allowed)
-    expected = 6000 / len(allowed)
-    chi2 = sum((drawn[c] - expected) ** 2 / expected for c in allowed)
-    assert chi2 < 16.3  # 99.9 % of the distribution with three degrees of freedom
+def arrangements(n, lengths):
+    """Every way to put blocks of these lengths into n tokens, a kept one between two of them."""
+    if not lengths:
+        return {(0,) * n}
+    rows = set()
+    for length in set(lengths):
+        rest = list(lengths)
+        rest.remove(length)
+        block = ((SPAN if length > 1 else SINGLE),) * length
+        for start in range(n - length + 1):
+            behind = n - start - length
+            tails = arrangements(behind - 1, rest) if behind else ({()} if not rest else set())
+            gap = (0,) if behind else ()
+            rows |= {(0,) * start + block + gap + tail for tail in tails}
+    return rows
+
+
+def chi2_limit(freedom):
+    """What χ² exceeds in one of ten thousand cases (Wilson & Hilferty 1931)."""
+    return freedom * (1 - 2 / (9 * freedom) + 3.72 * np.sqrt(2 / (9 * freedom))) ** 3
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [
+        (6, {"mask_ratio": 0.5, "span_ratio": 0.0}),
+        (8, {"mask_ratio": 0.5, "span_ratio": 0.75, "span_length": (3, 3)}),
+        (9, {"mask_ratio": 0.5, "span_ratio": 0.5, "span_length": (2, 3)}),
+        (12, {"mask_ratio": 0.5, "span_ratio": 0.5}),
+    ],
+)
+def test_every_arrangement_of_the_same_blocks_is_equally_likely(n, settings):
+    draws = SpanMasker(**settings).kinds(np.ones((100_000, n), bool), range(100_000))
+    by_blocks = {}
+    for row, count in Counter(map(tuple, draws.tolist())).items():
+        lengths = tuple(sorted(int(end - start) for start, end, _ in blocks(np.array(row))))
+        by_blocks.setdefault(lengths, Counter())[row] = count
+    for lengths, drawn in by_blocks.items():
+        allowed = arrangements(n, list(lengths))
+        assert set(drawn) <= allowed
+        expected = sum(drawn.values()) / len(allowed)
+        chi2 = sum((drawn[row] - expected) ** 2 / expected for row in allowed)
+        assert expected < 10 or len(allowed) == 1 or chi2 < chi2_limit(len(allowed) - 1)
+
+
+def test_far_from_the_edges_every_position_is_masked_as_often():
+    """Hotelling's T², which is χ² for so many draws: positions of a row depend on each other."""
+    kinds = SpanMasker().kinds(np.ones((100_000, 60), bool), range(100_000))
+    masked = (kinds[:, 5:-5] > 0).astype(float)  # more than five tokens from an edge
+    contrasts = masked[:, 1:] - masked[:, :-1]
+    mean = contrasts.mean(0)
+    chi2 = len(masked) * mean @ np.linalg.solve(np.cov(contrasts.T), mean)
+    assert chi2 < chi2_limit(len(mean))
 
 
 def test_a_mask_hangs_on_seed_epoch_and_key_alone():
-    maskable = np.ones((4, 128), bool)
-    together = SpanMasker(seed=3).kinds(maskable, [5, 6, 7, 8], epoch=2)
-    alone = SpanMasker(seed=3).kinds(maskable[:1], [7], epoch=2)
-    assert np.array_equal(together[2], alone[0])
-    for other in (
-        SpanMasker(seed=4).kinds(maskable[:1], [7], epoch=2),
-        SpanMasker(seed=3).kinds(maskable[:1], [7], epoch=3),
-        SpanMasker(seed=3).kinds(maskable[:1], [9], epoch=2),
-    ):
-        assert not np.array_equal(alone, other)
+    rng = np.random.default_rng(0)
+    maskable = rng.random((300, 900)) > 0.01  # more than are drawn at a time
+    words = np.cumsum(rng.random((300, 900)) < 0.6, axis=1).astype(np.int32)
+    for word_ids in (None, words):
+        alone = None if word_ids is None else word_ids[250:251]
+        together = SpanMasker(seed=3).kinds(maskable, range(300), 2, word_ids)
+        draw = SpanMasker(seed=3).kinds(maskable[250:251], [250], 2, alone)
+        assert np.array_equal(together[250:251], draw)
+        for seed, epoch, key in ((4, 2, 250), (3, 3, 250), (3, 2, 251)):
+            other = SpanMasker(seed=seed).kinds(maskable[250:251], [key], epoch, alone)
+            assert not np.array_equal(draw, other)
+
+
+def test_padding_behind_a_row_does_not_change_its_mask():
+    short = np.ones((1, 50), bool)
+    padded = np.zeros((1, 80), bool)
+    padded[:, :50] = True
+    words = np.arange(80, dtype=np.int32)[None] // 2
+    for longer, shorter in ((None, None), (words, words[:, :50])):
+        row = SpanMasker().kinds(padded, [9], 0, longer)
+        assert np.array_equal(row[:, :50], SpanMasker().kinds(short, [9], 0, shorter))
 
 
 def test_the_mask_of_a_key_never_changes_between_versions():
@@ -76,21 +146,48 @@ def test_the_mask_of_a_key_never_changes_between_versions():
     assert "".join(map(str, row)) == GOLDEN
 
 
-GOLDEN = "0001000222200000000000010000000000000000"
+GOLDEN = "0000000001000000000000000101000022200000"
 
 
-def test_nothing_is_masked_where_it_must_not_be():
-    maskable = np.ones((50, 200), bool)
-    maskable[:, 0] = maskable[:, 90:95] = maskable[:, 150:] = False
-    kinds = SpanMasker(0.4).kinds(maskable, range(50))
+@pytest.mark.parametrize("ratio", [0.15, 0.6])
+@pytest.mark.parametrize("kept_share", [0.005, 0.05, 0.3])
+def test_rows_of_many_runs_keep_the_shares_and_no_block_leaves_its_run(kept_share, ratio):
+    maskable = np.random.default_rng(1).random((200, 1024)) > kept_share
+    maskable[:, 900:] = False
+    kinds = SpanMasker(ratio).kinds(maskable, range(200))
     assert not kinds[~maskable].any()
-    assert np.all(np.abs((kinds > 0).sum(1) - 0.4 * maskable.sum(1)) <= 1)
+    masked, in_spans = (kinds > 0).sum(1), (kinds == SPAN).sum(1)
+    assert np.all(np.abs(masked - ratio * maskable.sum(1)) < 1)
+    assert np.all(np.abs(in_spans - masked / 2) <= 2.5) or kept_share == 0.3
+    assert all(
+        end - start == 1 if kind == SINGLE else 3 <= end - start <= 5
+        for row in kinds
+        for start, end, kind in blocks(row)
+    )
+
+
+def test_runs_share_the_masks_by_their_length():
+    maskable = np.ones((4000, 301), bool)
+    maskable[:, 100] = False
+    kinds = SpanMasker().kinds(maskable, range(4000)) > 0
+    assert abs(kinds[:, :100].sum() / kinds.sum() - 1 / 3) < 0.005
+
+
+def test_few_small_numbers_are_enough_to_find_the_smallest(monkeypatch):
+    maskable = np.random.default_rng(2).random((50, 200)) > 0.05
+    usual = SpanMasker().kinds(maskable, range(50))
+    monkeypatch.setattr("wuxia_core.masking.arrange.SLACK", -9.0)  # too few are found: all sorted
+    assert np.array_equal(SpanMasker().kinds(maskable, range(50)), usual)
 
 
 def test_rows_too_short_for_a_span_get_singles_and_empty_rows_nothing():
     kinds = SpanMasker().kinds(np.ones((500, 6), bool), range(500))
     assert set(np.unique(kinds)) == {0, SINGLE}
     assert not SpanMasker().kinds(np.zeros((2, 9), bool), [0, 1]).any()
+    mixed_rows = np.zeros((3, 40), bool)
+    mixed_rows[0] = mixed_rows[2, 3] = True
+    kinds = SpanMasker().kinds(mixed_rows, [0, 1, 2])
+    assert (kinds[0] > 0).sum() == 6 and not kinds[1].any()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +195,9 @@ def test_rows_too_short_for_a_span_get_singles_and_empty_rows_nothing():
     [
         ({"mask_ratio": 0.7}, "0.62"),
         ({"mask_ratio": 0.0}, "mask_ratio 0.0"),
+        ({"mask_ratio": 1.0}, "mask_ratio 1.0"),
         ({"span_ratio": 1.2}, "span_ratio 1.2"),
+        ({"span_ratio": -0.1}, "span_ratio -0.1"),
         ({"span_length": (5, 3)}, r"span_length \[5, 3\]"),
         ({"span_length": (0, 3)}, r"span_length \[0, 3\]"),
     ],
@@ -111,21 +210,86 @@ def test_what_cannot_be_arranged_is_refused(settings, said):
 def test_the_largest_ratio_can_be_arranged():
     masker = SpanMasker(0.61)
     kinds = masker.kinds(np.ones((50, 500), bool), range(50))
-    assert abs((kinds > 0).mean() - 0.61) < 0.01
+    assert np.all(np.abs((kinds > 0).sum(1) - 0.61 * 500) < 1)
 
 
 def test_spans_of_words_start_and_end_on_word_boundaries():
     rng = np.random.default_rng(0)
-    words = np.cumsum(rng.random((100, 256)) < 0.6, axis=1).astype(np.int32)
-    kinds = SpanMasker().kinds(np.ones((100, 256), bool), range(100), word_ids=words)
+    words = np.cumsum(rng.random((300, 256)) < 0.6, axis=1).astype(np.int32)
+    maskable = rng.random((300, 256)) > 0.01
+    kinds = SpanMasker().kinds(maskable, range(300), word_ids=words)
+    sizes = Counter()
     for row, ids in zip(kinds, words, strict=True):
         for start, end, kind in blocks(row):
+            assert kind == SPAN or end - start == 1
             if kind == SPAN:
                 assert start == 0 or ids[start] != ids[start - 1]
                 assert end == 256 or ids[end] != ids[end - 1]
-                assert 3 <= end - start <= 5
-    assert abs((kinds > 0).mean() - 0.15) < 0.005
-    assert abs((kinds == SPAN).sum() / (kinds > 0).sum() - 0.5) < 0.05
+                sizes[end - start] += 1
+    assert not kinds[~maskable].any()
+    assert sum(sizes[n] for n in (3, 4, 5)) > 0.95 * sizes.total()
+    assert np.all(np.abs((kinds > 0).sum(1) - 0.15 * maskable.sum(1)) < 1)
+    assert abs((kinds == SPAN).sum() / (kinds > 0).sum() - 0.5) < 0.02
+
+
+def test_a_word_longer_than_any_span_is_hidden_whole_or_not_in_a_span():
+    words = np.repeat(np.arange(20, dtype=np.int32), 8)[None].repeat(200, 0)
+    kinds = SpanMasker().kinds(np.ones((200, 160), bool), range(200), word_ids=words)
+    assert {end - start for row in kinds for start, end, kind in blocks(row) if kind == SPAN} == {8}
+
+
+def test_every_position_is_masked_at_least_once_as_often_as_chance_has_it():
+    maskable = np.ones((50, 256), bool)
+    maskable[:, 0] = False
+    shares = coverage(SpanMasker(), maskable, range(50), 20)
+    assert shares[0] == pytest.approx(0.15, abs=0.002)
+    assert shares == pytest.approx(1 - 0.85 ** np.arange(1, 21), abs=0.01)
+
+
+def corruption(shares=(1.0, 0.0, 0.0), seed=0):
+    return Corruption(MASK, np.arange(100, 200), shares, seed)
+
+
+def test_masked_tokens_are_hidden_replaced_and_left_by_their_shares():
+    ids = np.arange(100, 200)[np.random.default_rng(0).integers(0, 100, (400, 500))]
+    masked = SpanMasker().kinds(np.ones(ids.shape, bool), range(400)) > 0
+    actions = corruption((0.8, 0.1, 0.1)).actions(masked, range(400))
+    assert not actions[~masked].any()
+    for action, share in ((HIDDEN, 0.8), (REPLACED, 0.1), (LEFT, 0.1)):
+        assert abs((actions[masked] == action).mean() - share) < 0.005
+    seen = corruption((0.8, 0.1, 0.1)).apply(ids, actions, range(400))
+    assert np.all(seen[actions == HIDDEN] == MASK)
+    assert np.array_equal(seen[(actions == LEFT) | ~masked], ids[(actions == LEFT) | ~masked])
+    replaced = seen[actions == REPLACED]
+    assert replaced.min() >= 100 and replaced.max() < 200  # ordinary tokens only
+    assert Counter(replaced.tolist()).most_common(1)[0][1] < 100  # of some 3,000
+
+
+def test_corruption_hangs_on_seed_epoch_and_key_alone():
+    ids = np.full((3, 300), 150)
+    masked = np.ones(ids.shape, bool)
+    third = corruption((0.4, 0.3, 0.3))
+
+    def draw(corrupt, rows, keys, epoch):
+        actions = corrupt.actions(masked[:rows], keys, epoch)
+        return corrupt.apply(ids[:rows], actions, keys, epoch)
+
+    together = draw(third, 3, [7, 8, 9], 1)
+    assert np.array_equal(together[2:], draw(third, 1, [9], 1))
+    assert not np.array_equal(together[2:], draw(third, 1, [9], 2))
+    assert not np.array_equal(together[2:], draw(corruption((0.4, 0.3, 0.3), 1), 1, [9], 1))
+
+
+def test_random_tokens_are_never_special(tokenizer):
+    ordinary = set(Corruption.of(tokenizer, 1).ordinary_ids.tolist())
+    assert not ordinary & set(tokenizer.all_special_ids)
+    assert len(ordinary) + len(tokenizer.added_tokens_decoder) == len(tokenizer)
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (1.1, 0.0, -0.1), (0.5, 0.2, 0.2)])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ConfigError, match=r"masking.corruption \[.*\]: must be three shares"):
+        corruption(shares)
 
 
 def test_which_logit_scores_which_token():
@@ -177,7 +341,7 @@ def test_packed_and_unpacked_give_the_same_logits():
     texts = [window(rng.integers(10, 8000, length)) for length in (31, 7, 20)]
 
     def logits(windows):
-        collator = MaskCollator(SpanMasker(), MASK, PAD, frozenset({PAD, MASK}), "clm")
+        collator = MaskCollator(SpanMasker(), corruption(), PAD, frozenset({PAD, MASK}), "clm")
         batch = collator(windows)
         batch.pop("labels")
         with torch.no_grad():

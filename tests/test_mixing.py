@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from wuxia_core import mix
+from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.mixing.tokens import Encoder
@@ -308,7 +309,7 @@ def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tok
 
 def test_words_are_found_alike_by_bytes_and_by_offsets(tokenizer):
     texts = ["他使一招白鹤亮翅，𠮷野家的Ｗindows 98说：「🗡️剑光一闪」。\n", "", "剑", "a b  c"]
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, Segmenter())
     by_bytes = list(encoder(texts))
     encoder._sizes[:] = 0
     for (ids, flags), (same_ids, same_flags) in zip(by_bytes, encoder(texts), strict=True):
@@ -317,3 +318,31 @@ def test_words_are_found_alike_by_bytes_and_by_offsets(tokenizer):
     words = np.split(ids, np.flatnonzero(flags))[2:]
     assert tokenizer.decode(np.concatenate(words)) == texts[0]
     assert tokenizer.decode(words[0]) in ("他", "他使")
+
+
+def test_a_change_of_the_lexicon_builds_the_mixture_anew(library, config, tmp_path):
+    text = "众人见他飞天遁地而来，都吃了一惊，谁也不敢出声。\n" * 30
+    (library / "飞.txt").write_text(f"第一回 来了\n{text}", encoding="utf-8")
+    config.data.deduplicate = False
+    config.data.lexicon = str(tmp_path / "招式.txt")
+    starts = []
+    for words in ("江湖中人\n", "江湖中人\n飞天遁地而来\n"):
+        (tmp_path / "招式.txt").write_text(words, encoding="utf-8")
+        starts.append(int(mix(config).word_starts.sum()))
+    assert starts[1] < starts[0]
+
+
+def test_a_lexicon_is_no_novel(library, config):
+    for name in ("lexicon.txt", "招式.txt"):
+        (library / name).write_text("江湖中人\n", encoding="utf-8")
+    config.data.lexicon = str(library / "招式.txt")
+    assert set(mix(config).outline.query("source == 'wuxia'")["book"]) == {"长", "中", "短"}
+
+
+@pytest.mark.parametrize("words", ["剑光\n\n刀影\n", "剑光\n刀影\n剑光\n"])
+def test_a_faulty_lexicon_is_refused_before_anything_is_read(library, config, tmp_path, words):
+    config.data.lexicon = str(tmp_path / "招式.txt")
+    (tmp_path / "招式.txt").write_text(words, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data\.lexicon .*招式.txt:[23]: "):
+        mix(config)
+    assert not (tmp_path / "mixture").exists()

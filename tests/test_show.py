@@ -1,3 +1,4 @@
+import html
 import re
 import warnings
 from collections import Counter
@@ -8,40 +9,92 @@ import pandas as pd
 import pytest
 
 from wuxia_core import SpanMasker, show, show_masks
+from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
-from wuxia_core.show.masks import _pieces
+from wuxia_core.masking import REPLACED, SPAN, Corruption
+from wuxia_core.show.masks import ACTIONS, masked_text
+from wuxia_core.show.text import visible
 
 PAYLOAD = (
     "<script>alert(1)</script><img src=x onerror=alert(1)></pre>\"'&剑光一闪，他使出白鹤亮翅。" * 4
 )
 
 
+def shown(page):
+    """The text of a mask view's HTML, legend aside."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.split("</div>")[0]))
+
+
 def test_text_is_escaped_and_whole():
-    view = show_masks(PAYLOAD, masker=SpanMasker(0.4))
-    html = view._repr_html_()
-    assert "<script" not in html and "<img" not in html and "</pre" not in html
-    shown = re.sub(r"<[^>]+>", "", html.split("</div>")[0])
-    unescaped = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"')
-    assert unescaped.replace("&#x27;", "'").replace("&amp;", "&") == PAYLOAD
+    page = show_masks(PAYLOAD, masker=SpanMasker(0.4))._repr_html_()
+    assert "<script" not in page and "<img" not in page and "</pre" not in page
+    assert shown(page) == PAYLOAD
 
 
 def test_marks_and_counts_agree_with_the_masks():
     text = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。" * 6
     view = show_masks(text, key=3)
     assert re.sub("[〔〕【】]", "", str(view)) == text
-    assert f"{int((view.kinds == 2).sum())} (" in view._repr_html_()
+    assert str(view).count("【") == len(blocks(view.kinds, SPAN))
+    assert f"{int((view.kinds == SPAN).sum())} (" in view._repr_html_()
     assert str(show_masks(text, key=3)) == str(view)
     assert str(show_masks(text, key=3, epoch=1)) != str(view)
+
+
+def blocks(kinds, kind):
+    return np.flatnonzero(np.diff((kinds == kind).astype(int), prepend=0) == 1)
 
 
 def test_tokens_that_share_a_character_mark_it_once():
     """龘 in three byte-level tokens, only the middle one masked: the character is marked."""
     kinds = np.array([0, 0, 1, 0, 0], np.int8)
     offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
-    pieces = _pieces("甲龘乙", offsets, kinds, list("abcde"))
-    assert [(p.start, p.end, p.kind) for p in pieces] == [(0, 1, 0), (1, 2, 1), (2, 3, 0)]
-    assert pieces[1].tokens == ("b", "c", "d")
+    view = masked_text("甲龘乙", offsets, kinds, kinds, list("abcde"))
+    assert [(p.start, p.end, p.kind) for p in view.pieces] == [(0, 1, 0), (1, 2, 1), (2, 3, 0)]
+    assert view.pieces[1].tip == "single: c"
+
+
+def test_a_rare_character_of_many_tokens_is_shown_whole(tokenizer):
+    text = "𠮷龘🗡️" * 30
+    assert len(tokenizer(text, add_special_tokens=False).input_ids) > len(text)
+    view = show_masks(text, tokenizer, SpanMasker(0.3))
+    assert visible(text) == re.sub("[〔〕【】]", "", str(view))
+    assert "\ufffd" not in view._repr_html_()
+
+
+def test_a_tip_names_kind_length_tokens_and_what_stands_in_their_place(tokenizer):
+    text = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。" * 6
+    every = show_masks(text, tokenizer)
+    tip = next(piece.tip for piece in every.pieces if piece.kind == SPAN)
+    assert re.match(r"span of [345] tokens: \S+ #\d+(, \S+ #\d+)+$", tip)
+    assert len(re.findall(r"#\d+", tip)) == int(tip.split()[2])
+    random = Corruption.of(tokenizer, 1, (0.0, 1.0, 0.0))
+    replaced = show_masks(text, tokenizer, corruption=random)
+    assert np.array_equal(replaced.kinds, every.kinds)
+    assert all(" → " in piece.tip for piece in replaced.pieces if piece.kind)
+
+
+def test_hidden_replaced_and_left_are_told_apart(tokenizer):
+    text = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。" * 9
+    view = show_masks(text, tokenizer, corruption=Corruption.of(tokenizer, 1, (0.4, 0.3, 0.3)))
+    page = view._repr_html_()
+    for action, name in ACTIONS.items():
+        assert f">{name}</span> {int((view.actions == action).sum())} (" in page
+    assert page.count("line-through") > 1 and page.count("background:transparent") > 1
+    assert str(view).count("≠") >= len(blocks(view.actions, REPLACED)) > 0
+    plain = show_masks(text, tokenizer)._repr_html_()
+    assert "line-through" not in plain and "left as it is" not in plain
+
+
+def test_spans_of_words_hide_a_move_whole(tokenizer):
+    text = "他使一招白鹤亮翅，众人齐声喝彩。" * 8
+    hidden = Counter()
+    for key in range(40):
+        view = show_masks(text, tokenizer, key=key, segmenter=Segmenter(["白鹤亮翅"]))
+        for span in re.findall("【(.*?)】", str(view)):
+            hidden.update(re.findall("[白鹤亮翅]+", span))
+    assert set(hidden) == {"白鹤亮翅"}
 
 
 def test_an_empty_text_is_refused():

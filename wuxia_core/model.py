@@ -109,21 +109,28 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(tokenizer.eos_token_id if known is None else known)
 
 
-def mask_token_id(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> int:
-    """Choose the row that stands for a hidden token: `<|mask|>`, else the first spare row.
+def mask_token_id(
+    tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
+) -> int:
+    """Choose the row that stands for a hidden token: the named one, `<|mask|>`, or a spare row.
 
     Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
 
-    Raises `ConfigError` where the table has no spare row.
+    Raises `ConfigError` where no token is called so, or the table has no spare row.
     """
     known = tokenizer.get_vocab()
-    if MASK_TOKEN in known:
-        return int(known[MASK_TOKEN])
+    if name is not None and name not in known:
+        raise ConfigError(
+            f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
+            "take a spare row"
+        )
+    if (name or MASK_TOKEN) in known:
+        return int(known[name or MASK_TOKEN])
     spare = int(max(known.values())) + 1
     if spare >= vocab_size:
         raise ConfigError(
             f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for the "
-            f"mask token; add the token {MASK_TOKEN} to the tokenizer and resize the model"
+            "mask token; name a token it can do without as masking.mask_token"
         )
     return spare
 

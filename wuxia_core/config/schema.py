@@ -53,6 +53,7 @@ class DataConfig(_Section):
     weights: dict[
         str, Annotated[Float, Field(ge=0)]
     ] = {}  # file name → copies of its training text
+    lexicon: str | None = "./data/lexicon.txt"  # words kept whole, one a line (span_unit: word)
     general_ratio: Float = Field(0.1, ge=0, lt=1)  # share of the training tokens
     max_general_epochs: Float = Field(1.0, gt=0)  # passes over the general text in one of novels
     processed_data_file: str = "./data/mixed/wuxia"  # the mixture folder
@@ -97,18 +98,22 @@ class MaskingConfig(_Section):
     span_ratio: Float = Field(0.5, ge=0, le=1)  # share of the masked tokens; the others are single
     span_length: tuple[Count, Count] = (3, 5)  # shortest and longest, tokens
     span_unit: Literal["token", "word"] = "token"  # where spans start and end
+    corruption: tuple[Float, Float, Float] = (1.0, 0.0, 0.0)  # of the masked: hidden, random, left
+    mask_token: str | None = None  # a token of the vocabulary; null: a spare row of the table
 
-    @field_validator("span_length", mode="before")
+    @field_validator("span_length", "corruption", mode="before")
     @classmethod
-    def _pair(cls, value: object) -> object:
+    def _tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _arrangeable(self) -> Self:
-        from wuxia_core.masking import SpanMasker
+        from wuxia_core.masking.corruption import check_shares
+        from wuxia_core.masking.spans import SpanMasker
 
         try:
             SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
+            check_shares(self.corruption)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self

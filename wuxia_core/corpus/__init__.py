@@ -9,3 +9,4 @@ from wuxia_core.corpus.documents import Account, Document, read_documents
 from wuxia_core.corpus.duplicates import SameBook, Sketches
 from wuxia_core.corpus.encodings import Book, read_book
 from wuxia_core.corpus.files import File, find_files
+from wuxia_core.corpus.segment import Segmenter, read_lexicon

@@ -11,6 +11,7 @@ from wuxia_core.errors import DataError
 
 log = logging.getLogger(__name__)
 
+NO_NOVELS = {"general.txt", "lexicon.txt"}
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
 
 
@@ -27,8 +28,12 @@ class File:
     name: str
 
 
-def find_files(data_dir: Path, general: Path | None, novels: Path | None = None) -> list[File]:
+def find_files(
+    data_dir: Path, general: Path | None, novels: Path | None = None, lexicon: Path | None = None
+) -> list[File]:
     """List the novels below `data_dir`, then the general text, each in order of their paths.
+
+    Neither a lexicon nor a file called general.txt or lexicon.txt is a novel.
 
     `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
     suffix, a general text's is its stem; where two would have the same, the later is numbered.
@@ -39,7 +44,7 @@ def find_files(data_dir: Path, general: Path | None, novels: Path | None = None)
         what = "a file; name its folder" if data_dir.exists() else "no such folder"
         raise DataError(f"data.data_dir {data_dir}: {what}; novels are .txt files in a folder")
     there = [path for path in _below(data_dir) if not _is_own(path, data_dir)]
-    paths = [novels] if novels else _find_novels(there, data_dir, general)
+    paths = [novels] if novels else _find_novels(there, data_dir, [general, lexicon])
     books = [(path, _name(path, data_dir).removesuffix(path.suffix)) for path in paths]
     texts = [(path, path.stem) for path in _find_general(there, general)]
     return [
@@ -68,9 +73,9 @@ def _told_apart(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
         yield path, name
 
 
-def _find_novels(there: list[Path], data_dir: Path, general: Path | None) -> list[Path]:
+def _find_novels(there: list[Path], data_dir: Path, others: list[Path | None]) -> list[Path]:
     texts = [path for path in there if path.suffix.lower() == ".txt"]
-    novels = [path for path in texts if _is_novel(path, general)]
+    novels = [path for path in texts if _is_novel(path, others)]
     if not novels:
         what = "nothing but general text" if texts else "no .txt file, own folders aside"
         raise DataError(f"data.data_dir {data_dir}: no novel in it ({what}); put .txt files there")
@@ -101,9 +106,9 @@ def _is_usable(path: Path) -> bool:
     return True
 
 
-def _is_novel(path: Path, general: Path | None) -> bool:
-    named = general is not None and path.resolve().is_relative_to(general.resolve())
-    return not named and path.name.lower() != "general.txt"
+def _is_novel(path: Path, others: list[Path | None]) -> bool:
+    named = any(other and path.resolve().is_relative_to(other.resolve()) for other in others)
+    return not named and path.name.lower() not in NO_NOVELS
 
 
 def _is_own(path: Path, data_dir: Path) -> bool:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from wuxia_core.masking.spans import KEPT, Bools, Ints, SpanMasker, Words
+from wuxia_core.masking.arrange import KEPT, Bools, Ints, Kinds
+from wuxia_core.masking.corruption import Corruption
+from wuxia_core.masking.spans import SpanMasker
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,7 @@ class MaskCollator:
     """
 
     masker: SpanMasker
-    mask_token_id: int
+    corruption: Corruption
     pad_token_id: int
     special_ids: frozenset[int]
     objective: str = "masked"
@@ -74,12 +76,10 @@ class MaskCollator:
         objective: str,
     ) -> Self:
         """Build the collator of a run; `mask_token_id` is the row that its adapter trains."""
-        masking = config.masking
+        masking, seed = config.masking, config.training.seed
         return cls(
-            SpanMasker(
-                masking.mask_ratio, masking.span_ratio, masking.span_length, config.training.seed
-            ),
-            mask_token_id=mask_token_id,
+            SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed),
+            Corruption.of(tokenizer, mask_token_id, masking.corruption, seed),
             pad_token_id=int(tokenizer.pad_token_id or 0),
             special_ids=frozenset(tokenizer.all_special_ids),
             objective=objective,
@@ -88,33 +88,34 @@ class MaskCollator:
 
     def __call__(self, windows: Sequence["Window"]) -> "dict[str, torch.Tensor]":
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
-        input_ids, maskable, word_ids = self._pad(windows)
-        keys = [window.key for window in windows]
-        words = word_ids if self.span_unit == "word" else None
-        masked = self.masker.kinds(maskable, keys, windows[0].epoch, words) > KEPT
+        input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         hides = np.array([self._hides(window) for window in windows])[:, None]
-        asked = np.where(hides, masked, maskable)
-        labels = np.where(asked, input_ids, IGNORE_INDEX)
-        corrupted = np.where(asked & hides, self.mask_token_id, input_ids)
+        masked = (self.kinds(windows) > KEPT) & hides
+        keys, epoch = [window.key for window in windows], windows[0].epoch
+        actions = self.corruption.actions(masked, keys, epoch)
+        labels = np.where(masked | (self._maskable(windows) & ~hides), input_ids, IGNORE_INDEX)
+        corrupted = self.corruption.apply(input_ids, actions, keys, epoch)
         positions = [window.position_ids for window in windows]
         packed = any((row[1:] == 0).any() for row in positions)
         return model_inputs(corrupted, labels, padded(positions, 0) if packed else None)
+
+    def kinds(self, windows: Sequence["Window"]) -> Kinds:
+        """Draw the masks of windows of one epoch, (B, T), as `SpanMasker.kinds` gives them."""
+        words = None
+        if self.span_unit == "word":
+            words = padded([window.word_ids for window in windows], 0).astype(np.int32)
+        keys = [window.key for window in windows]
+        return self.masker.kinds(self._maskable(windows), keys, windows[0].epoch, words)
+
+    def _maskable(self, windows: Sequence["Window"]) -> Bools:
+        """Mark what may be masked, (B, T): nothing predicts the first token of a piece."""
+        special = list(self.special_ids)
+        rows = [
+            ~np.isin(window.input_ids, special) & (window.position_ids > 0) for window in windows
+        ]
+        return padded(rows, 0).astype(np.bool_)
 
     def _hides(self, window: "Window") -> bool:
         if self.objective == "mixed":
             return (window.key + window.epoch) % 2 == 0
         return self.objective == "masked"
-
-    def _pad(self, windows: Sequence["Window"]) -> tuple[Ints, Bools, Words]:
-        """Stack windows to (B, T): token ids, which may be masked, word numbers."""
-        ids = [window.input_ids for window in windows]
-        special = list(self.special_ids)
-        maskable = padded(
-            [  # nothing predicts the first token of a piece
-                ~np.isin(window.input_ids, special) & (window.position_ids > 0)
-                for window in windows
-            ],
-            0,
-        ).astype(np.bool_)
-        words = padded([window.word_ids for window in windows], 0).astype(np.int32)
-        return padded(ids, self.pad_token_id), maskable, words

@@ -1,19 +1,24 @@
-"""Which tokens are masked: spans and singles, arranged exactly and keyed."""
+"""Which tokens are masked: how many in spans and how many single, and where."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from wuxia_core.errors import ConfigError
-
-KEPT, SINGLE, SPAN = 0, 1, 2
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
-Words = npt.NDArray[np.int32]
-Kinds = npt.NDArray[np.int8]
+from wuxia_core.masking import keyed
+from wuxia_core.masking.arrange import (
+    SPAN,
+    TOKENS,
+    Bools,
+    Floats,
+    Ints,
+    Kinds,
+    Runs,
+    arrange,
+    span_room,
+)
+from wuxia_core.masking.words import Words, place_word_spans
 
 
 @dataclass(frozen=True)
@@ -95,96 +100,100 @@ class SpanMasker:
             within one token; no two blocks touch and none leaves a run of maskable tokens.
         """
         kinds = np.zeros(maskable.shape, np.int8)
-        for row, key in enumerate(keys):
-            rng = np.random.default_rng([self.seed, epoch, int(key)])
-            words = None if word_ids is None else word_ids[row]
-            self._fill_row(kinds[row], maskable[row], words, rng)
+        states = keyed.row_states(self.seed, epoch, keys)
+        step = max(1, TOKENS // (maskable.shape[1] + 1))
+        for start in range(0, len(kinds), step):
+            rows = slice(start, start + step)
+            words = None if word_ids is None else word_ids[rows]
+            self._fill(kinds[rows], maskable[rows], words, states[rows])
         return kinds
 
-    def _fill_row(
-        self, kinds: Kinds, maskable: Bools, words: Words | None, rng: np.random.Generator
+    def _fill(
+        self, kinds: Kinds, maskable: Bools, word_ids: Words | None, states: keyed.Bits
     ) -> None:
-        """Share the row's masked tokens among its runs of maskable tokens and fill each run."""
-        seen, dither = 0, rng.random()
-        for start, end in _runs(maskable):
-            n = end - start
-            count = _share(seen + n, self.mask_ratio, dither) - _share(
-                seen, self.mask_ratio, dither
+        """Draw the masks of some rows: spans and singles at once, or spans of whole words first."""
+        longest = self.span_length[1]
+        runs = Runs.of(maskable)
+        dithers = keyed.uniforms(states, 3)
+        count = np.floor(runs.per_row(runs.length) * self.mask_ratio + dithers[:, 0])
+        if word_ids is None:
+            room = runs.per_row(span_room(runs.length, longest))
+            spans = self._draw_lengths(count, room, dithers[:, 1:], keyed.branch(states, 2))
+        else:
+            wanted = count * self.span_ratio
+            place_word_spans(
+                kinds, maskable, word_ids, wanted, self.span_length, keyed.branch(states, 2)
             )
-            seen += n
-            if words is None:
-                kinds[start:end] = self._arrange(n, count, rng)
-            else:
-                kinds[start:end] = self._arrange_words(words[start:end], count, rng)
+            count -= (kinds == SPAN).sum(1)
+            runs, spans = Runs.of(maskable & ~_beside(kinds)), np.zeros((len(kinds), 0), np.int64)
+        singles = count.astype(np.int64) - spans.sum(1)
+        arrange(kinds, runs, spans, longest, singles, keyed.branch(states, 3))
 
-    def _lengths(self, count: int, rng: np.random.Generator) -> Ints:
-        """Draw span lengths whose sum is near `span_ratio * count` and at most `count`.
+    def _draw_lengths(self, count: Floats, room: Ints, dithers: Floats, states: keyed.Bits) -> Ints:
+        """Draw the lengths of each row's spans in random order, (B, S), zeros behind them.
 
-        Lengths come from shuffled rounds of every allowed length, so each is uniform and the sum
-        strays little.
+        Their sum is `span_ratio * count` (B,) on average and at most half a span from it, and each
+        length is as likely as the others: one dither moves the sum by as much as it moves the
+        number of spans. A row has at most `room` (B,) spans.
         """
         shortest, longest = self.span_length
-        spans = int(count * self.span_ratio / self._mean_length + rng.random())
-        each = np.arange(shortest, longest + 1)
-        rounds = rng.permuted(np.tile(each, (-(-spans // len(each)), 1)), axis=1)
-        lengths = rounds.ravel()[:spans]
-        return lengths[np.cumsum(lengths) <= count]
+        mean = self._mean_length
+        wanted = np.minimum(count * self.span_ratio, room * mean)
+        spans = np.minimum(np.floor(wanted / mean + dithers[:, 0]), count // shortest)
+        total = np.floor(wanted + mean * (dithers[:, 0] - 0.5) + 0.5)
+        total = np.clip(total, shortest * spans, np.minimum(longest * spans, count))
+        longer = self._longer_than(spans, total, dithers[:, 1])
+        places = np.arange(int(spans.max(initial=0)))
+        there = places < spans[:, None]
+        lengths = np.where(there, shortest + (places[:, None] < longer[:, None]).sum(2), 0)
+        draws = np.where(there, keyed.uniforms(states, len(places)), 1)
+        order = np.argsort(draws, axis=1, kind="stable")
+        return np.take_along_axis(lengths, order, axis=1)
 
-    def _arrange(self, n: int, count: int, rng: np.random.Generator) -> Kinds:
-        """Place blocks in `n` tokens, uniform over all arrangements with a gap between blocks.
+    def _longer_than(self, spans: Floats, total: Floats, dither: Floats) -> Floats:
+        """Count each row's spans that exceed the shortest length, the next, … (B, K - 1).
 
-        Stars and bars: choosing `len(blocks)` of `n - count + 1` places is choosing the gaps.
+        A uniform draw's counts, moved evenly so that they add up to what `total` asks for. Where so
+        few spans cannot do that, the lengths come nearer to the shortest or the longest.
         """
-        spans = self._lengths(count, rng)
-        blocks = np.concatenate([spans, np.ones(count - spans.sum(), np.int64)])
-        blocks = blocks[: n - count + 1]  # more blocks than that leave no room for the gaps
-        kind = np.where(np.arange(len(blocks)) < len(spans), SPAN, SINGLE)
-        order = rng.permutation(len(blocks))
-        blocks, kind = blocks[order], kind[order]
-        places = np.sort(rng.choice(n - blocks.sum() + 1, len(blocks), replace=False))
-        kinds = np.zeros(n, np.int8)
-        kinds[np.repeat(places, blocks) + np.arange(blocks.sum())] = np.repeat(kind, blocks)
-        return kinds
-
-    def _arrange_words(self, words: Words, count: int, rng: np.random.Generator) -> Kinds:
-        """Place spans of whole words first, then singles where nothing touches them."""
-        kinds = np.zeros(len(words), np.int8)
-        spans = _whole_words(words, self.span_length)
-        target = count * self.span_ratio - self._mean_length * rng.random()
-        for start, end in spans[rng.permutation(len(spans))]:
-            if (kinds > 0).sum() > target:
-                break
-            if (kinds > 0).sum() + end - start <= count:
-                _place(kinds, start, end, SPAN)
-        for start in rng.permutation(len(words)):
-            if (kinds > 0).sum() >= count:
-                break
-            _place(kinds, start, start + 1, SINGLE)
-        return kinds
+        shortest, longest = self.span_length
+        steps = longest - shortest
+        most, wanted = steps * spans, total - shortest * spans
+        uniform = np.arange(steps, 0, -1) / (steps + 1)
+        even = spans / (steps + 1)
+        over = np.clip((wanted - most / 2) / max(1, steps), -even, even)
+        expected = spans[:, None] * uniform + over[:, None]  # (B, K - 1)
+        got = expected.sum(1)
+        fewer = np.minimum(1, wanted / np.maximum(got, 1e-9))[:, None]
+        more = np.minimum(1, (most - wanted) / np.maximum(most - got, 1e-9))[:, None]
+        expected = spans[:, None] - (spans[:, None] - expected * fewer) * more
+        reached = np.floor(np.cumsum(expected, axis=1) + dither[:, None] + 1e-10)
+        return np.diff(reached, axis=1, prepend=0)
 
 
-def _share(n: int, ratio: float, dither: float) -> int:
-    return int(n * ratio + dither)
+def coverage(
+    masker: SpanMasker,
+    maskable: Bools,
+    keys: Sequence[int] | Ints,
+    epochs: int,
+    word_ids: Words | None = None,
+) -> Floats:
+    """Share of the maskable tokens that was masked at least once after each epoch, (epochs,).
 
-
-def _runs(maskable: Bools) -> list[tuple[int, int]]:
-    """Find the runs of maskable tokens: `[0, 1, 1, 0, 1] -> [(1, 3), (4, 5)]`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], maskable, [False]])))
-    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-
-
-def _whole_words(words: Words, span_length: tuple[int, int]) -> Ints:
-    """List every span of whole words of an allowed length.
-
-    Words `[0, 0, 1, 2, 2]` and lengths 3 to 5 give `[[0, 3], [0, 5], [2, 5]]`.
+    Independent draws would cover 1 - (1 - mask_ratio)^E after E epochs.
     """
-    edges = np.flatnonzero(np.diff(words, prepend=-1, append=-1))
-    lengths = edges[None, :] - edges[:, None]
-    first, last = np.nonzero((lengths >= span_length[0]) & (lengths <= span_length[1]))
-    return np.stack([edges[first], edges[last]], axis=1)
+    seen = np.zeros(maskable.shape, np.bool_)
+    shares = []
+    for epoch in range(epochs):
+        seen |= masker.kinds(maskable, keys, epoch, word_ids) > 0
+        shares.append(seen.sum() / maskable.sum())
+    return np.array(shares)
 
 
-def _place(kinds: Kinds, start: int, end: int, kind: int) -> None:
-    """Mark `[start, end)` unless a masked token lies in it or beside it."""
-    if not kinds[max(0, start - 1) : end + 1].any():
-        kinds[start:end] = kind
+def _beside(kinds: Kinds) -> Bools:
+    """Mark masked tokens and their neighbours."""
+    masked = kinds > 0
+    beside = masked.copy()
+    beside[:, 1:] |= masked[:, :-1]
+    beside[:, :-1] |= masked[:, 1:]
+    return beside

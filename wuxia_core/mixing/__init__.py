@@ -18,3 +18,4 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     train_windows,
 )
+from wuxia_core.mixing.tokens import encode_passage

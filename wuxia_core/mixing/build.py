@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
@@ -27,11 +27,8 @@ from wuxia_core.mixing.store import (
     mixture_folder,
     open_mixture,
 )
-from wuxia_core.mixing.tokens import TokenWriter
+from wuxia_core.mixing.tokens import Encoder, TokenWriter
 from wuxia_core.model import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def mix(config: Config) -> Mixture:
     folder = mixture_folder(config.data.processed_data_file)
     files = _files(config)
     fingerprints = Fingerprints(folder)
-    manifest = make_manifest(config, files, fingerprints)
+    manifest = make_manifest(config, files, _lexicon(config), fingerprints)
     whole = all((folder / name).is_file() for name in FILES - {SEEN})
     if whole and read_manifest(folder) == manifest:
         fingerprints.remember(folder)
@@ -84,12 +81,18 @@ def _files(config: Config) -> list[corpus.File]:
     novels = old if old.suffix == ".jsonl" and old.is_file() else None
     if novels:
         log.info("%s is read as input in place of the novels in %s", old, data_dir)
-    files = corpus.find_files(data_dir, general, novels)
+    lexicon = None if config.data.lexicon is None else locate(config.data.lexicon)
+    files = corpus.find_files(data_dir, general, novels, lexicon)
     names = {file.path.name for file in files}
     for key, named in (("encoding", config.data.encoding), ("weights", config.data.weights)):
         if unknown := sorted(set(named) - names):
             raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
     return files
+
+
+def _lexicon(config: Config) -> tuple[str, ...]:
+    name = config.data.lexicon
+    return () if name is None else corpus.read_lexicon(locate(name))
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -114,8 +117,9 @@ def _build(staging: Path, config: Config, files: list[corpus.File]) -> None:
             found, left = prepare.keep_apart(outline, texts)
         with _stage("loading the tokenizer"):
             tokenizer = load_tokenizer(config.model.model_name_or_path)
+            encode = Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
         with _stage("tokenizing"):
-            pieces, epochs = _tokenize(staging, outline, texts, tokenizer, config)
+            pieces, epochs = _tokenize(staging, outline, texts, encode, config)
         with _stage("writing"):
             pieces.to_parquet(staging / "windows.parquet")
             _mark_unused(outline, pieces)
@@ -139,11 +143,7 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def _tokenize(
-    staging: Path,
-    outline: pd.DataFrame,
-    texts: Texts,
-    tokenizer: "PreTrainedTokenizerBase",
-    config: Config,
+    staging: Path, outline: pd.DataFrame, texts: Texts, encode: Encoder, config: Config
 ) -> tuple[pd.DataFrame, float]:
     """Tokenize what the windows need, general training text last and only as far as it is needed.
 
@@ -156,7 +156,7 @@ def _tokenize(
     first = outline.index[outline["split"].isin([TRAIN, VALIDATION]) & ~general]
     order = windows.keyed(outline.index[general], seed)
     with (
-        TokenWriter(staging, texts, len(outline), tokenizer) as writer,
+        TokenWriter(staging, texts, len(outline), encode) as writer,
         tqdm(desc="tokenizing", unit="character", unit_scale=True) as bar,
     ):
         for number in writer.write(first):

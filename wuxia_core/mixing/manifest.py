@@ -14,7 +14,7 @@ from wuxia_core.config import Config
 from wuxia_core.corpus import File
 from wuxia_core.model import tokenizer_files
 
-FORMAT = 3  # raise it when the folder's content changes, so that older ones are built again
+FORMAT = 4  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, SEEN = "manifest.json", "inputs.json"
 
 
@@ -45,13 +45,17 @@ class Fingerprints:
             (folder / SEEN).write_text(json.dumps(self._seen, ensure_ascii=False), "utf-8")
 
 
-def make_manifest(config: Config, files: list[File], fingerprints: Fingerprints) -> dict[str, Any]:
+def make_manifest(
+    config: Config, files: list[File], lexicon: tuple[str, ...], fingerprints: Fingerprints
+) -> dict[str, Any]:
     """Say everything that the content of a mixture hangs on."""
     tokenizer = tokenizer_files(config.model.model_name_or_path)
+    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
     return {
         "format": FORMAT,
         "seed": config.training.seed,
-        "data": config.data.model_dump(exclude={"data_dir", "general_file", "processed_data_file"}),
+        "data": config.data.model_dump(exclude=paths),
+        "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
         "tokenizer": {path.name: fingerprints.of(path) for path in tokenizer},
         "inputs": [
             {

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from wuxia_core.corpus.chapters import gather
 from wuxia_core.corpus.ngrams import codes
+from wuxia_core.corpus.segment import Segmenter
 from wuxia_core.mixing.staging import ArrayFile, Texts
-from wuxia_core.mixing.store import Flags, Tokens
+from wuxia_core.mixing.store import Flags, Tokens, Window
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Encoder:
     A novel that happens to contain the letters of a special token does not make one.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
         tokenizer("", split_special_tokens=True)  # sets the backend so
         self._backend = tokenizer.backend_tokenizer
         self._start_id = np.int32(document_start_id(tokenizer))
@@ -50,7 +52,12 @@ class Encoder:
                     zip(current[0], current[1].result(), strict=True) if current else ()
                 ):
                     ids = np.array([self._start_id, *row.ids], np.int32)
-                    yield ids, np.append(True, _word_starts(text, self._ends(text, ids[1:])))
+                    yield (
+                        ids,
+                        np.append(
+                            True, _word_starts(self._segmenter, text, self._ends(text, ids[1:]))
+                        ),
+                    )
 
     def _ends(self, text: str, ids: Tokens) -> Ends:
         """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
@@ -74,27 +81,40 @@ def _byte_places(text: str) -> Ends:
     return np.append(0, np.cumsum(sizes))
 
 
-def _word_starts(text: str, ends: Ends) -> Flags:
+def _word_starts(segmenter: Segmenter, text: str, ends: Ends) -> Flags:
     """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
 
     A token that holds the end of one word and the start of the next counts as a start.
     """
-    import rjieba
-
-    edges = np.cumsum([0, *map(len, rjieba.cut(text))])
+    edges = np.cumsum([0, *map(len, segmenter.cut(text))])
     starts = _byte_places(text)[edges[:-1]]
     flags = np.zeros(len(ends) + 1, np.bool_)
     flags[np.searchsorted(ends, starts, side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
+def encode_passage(
+    text: str, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter
+) -> tuple[Window, list[tuple[int, int]]]:
+    """Make a window of one text, as training has it, and say where each token stands in it.
+
+    The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens behind it.
+    """
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    ids = np.array([document_start_id(tokenizer), *encoded.input_ids], np.int32)
+    offsets = [(int(start), int(end)) for start, end in encoded.offset_mapping]
+    ends = _byte_places(text)[[end for _, end in offsets]]
+    words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
+    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), offsets
+
+
 class TokenWriter:
     """Writes `tokens.npy` and `word_starts.npy`, and knows where each document's tokens stand."""
 
-    def __init__(
-        self, folder: Path, texts: Texts, documents: int, tokenizer: "PreTrainedTokenizerBase"
-    ) -> None:
-        self._texts, self._encode = texts, Encoder(tokenizer)
+    def __init__(self, folder: Path, texts: Texts, documents: int, encode: Encoder) -> None:
+        self._texts, self._encode = texts, encode
         self._tokens = ArrayFile(folder / "tokens.npy", np.int32)
         self._word_starts = ArrayFile(folder / "word_starts.npy", np.bool_)
         self.start = np.zeros(documents, np.int64)

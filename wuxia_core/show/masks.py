@@ -1,76 +1,99 @@
 """Masked text as HTML and as plain text, drawn from the tokenizer's character offsets."""
 
-import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import compress, groupby, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from wuxia_core.config import TINY_BASE
+from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import DataError
-from wuxia_core.masking import KEPT, SINGLE, SPAN, Kinds, SpanMasker
+from wuxia_core.masking import HIDDEN, KEPT, LEFT, REPLACED, SINGLE, SPAN, Kinds, SpanMasker
+from wuxia_core.mixing import encode_passage
+from wuxia_core.show.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from wuxia_core.masking import Corruption
+
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
-TERMINAL = {SINGLE: "〔{}〕", SPAN: "【{}】"}
+ACTIONS = {HIDDEN: "hidden", REPLACED: "replaced by a random token", LEFT: "left as it is"}
+BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
+SIGNS = {HIDDEN: "", REPLACED: "≠", LEFT: "="}
+TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of text that is shown in one way: `[start, end)` in characters."""
 
     start: int
     end: int
     kind: int
-    tokens: tuple[str, ...]
+    action: int
+    block: int  # from 1; 0 for what is kept
+    tip: str  # what is said where a pointer rests on it
 
 
 @dataclass(frozen=True)
 class MaskView:
-    """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals."""
+    """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals.
+
+    `kinds` and `actions` are (T,), a token each, as `SpanMasker` and `Corruption` draw them.
+    """
 
     text: str
     pieces: tuple[Piece, ...]
     kinds: Kinds
+    actions: Kinds
 
     def __str__(self) -> str:
-        """Mark singles 〔so〕 and spans 【so】."""
+        """Mark singles 〔so〕 and spans 【so】, ≠ behind what is replaced, = what is left."""
+        blocks = groupby(self.pieces, key=lambda piece: (piece.block, piece.kind))
         return "".join(
-            TERMINAL.get(piece.kind, "{}").format(self.text[piece.start : piece.end])
-            for piece in self.pieces
+            BRACKETS.get(kind, "{}").format("".join(map(self._plain, pieces)))
+            for (_, kind), pieces in blocks
         )
+
+    def _plain(self, piece: Piece) -> str:
+        return visible(self.text[piece.start : piece.end]) + SIGNS.get(piece.action, "")
 
     def _repr_html_(self) -> str:
         body = "".join(self._piece_html(piece) for piece in self.pieces)
         return (
-            '<div lang="zh-Hans" style="white-space:pre-wrap;line-height:2;font-size:16px">'
-            f"{body}</div>{self._legend()}"
+            f'<div lang="zh-Hans" class="{NO_MATH}"><div style="{TEXT_STYLE}">{body}</div>'
+            f"{self._legend()}</div>"
         )
 
     def _piece_html(self, piece: Piece) -> str:
-        shown = html.escape(self.text[piece.start : piece.end])
+        shown = escape(self.text[piece.start : piece.end])
         if piece.kind == KEPT:
             return shown
-        tip = html.escape(
-            f"{NAMES[piece.kind]}: {len(piece.tokens)} tokens {' '.join(piece.tokens)}"
-        )
-        style = f"background:{FILL[piece.kind]};border-bottom:{LINE[piece.kind]};color:inherit"
-        return f'<span title="{tip}" style="{style}">{shown}</span>'
+        return f'<span title="{escape(piece.tip)}" style="{_style(piece)}">{shown}</span>'
 
     def _legend(self) -> str:
         total = len(self.kinds)
-        parts = []
-        for kind, name in NAMES.items():
-            count = int((self.kinds == kind).sum())
-            style = f"background:{FILL[kind]};border-bottom:{LINE[kind]};color:inherit"
-            parts.append(f'<span style="{style}">{name}</span> {count} ({count / total:.1%})')
-        return f'<p style="font-size:13px">{" · ".join(parts)} of {total} tokens</p>'
+        marked = [Piece(0, 0, kind, HIDDEN, 0, NAMES[kind]) for kind in NAMES]
+        counts = [int((self.kinds == kind).sum()) for kind in NAMES]
+        if (self.actions > HIDDEN).any():
+            marked += [Piece(0, 0, SPAN, action, 0, ACTIONS[action]) for action in ACTIONS]
+            counts += [int((self.actions == action).sum()) for action in ACTIONS]
+        entries = (
+            f'<span style="{_style(piece)}">{piece.tip}</span> {count} ({count / total:.1%})'
+            for piece, count in zip(marked, counts, strict=True)
+        )
+        return f'<p style="font-size:13px">{" · ".join(entries)} of {total} tokens</p>'
+
+
+def _style(piece: Piece) -> str:
+    """Fill what is hidden, strike out what is replaced, underline it all."""
+    fill = "transparent" if piece.action == LEFT else FILL[piece.kind]
+    struck = ";text-decoration:line-through" if piece.action == REPLACED else ""
+    return f"background:{fill};border-bottom:{LINE[piece.kind]};color:inherit{struck}"
 
 
 def show_masks(
@@ -78,9 +101,12 @@ def show_masks(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     masker: SpanMasker | None = None,
     key: int = 0,
+    *,
     epoch: int = 0,
+    segmenter: "Segmenter | None" = None,
+    corruption: "Corruption | None" = None,
 ) -> MaskView:
-    """Show which tokens of a text would be masked.
+    """Show which tokens of a text would be masked, and what would stand in their place.
 
     Parameters
     ----------
@@ -92,6 +118,10 @@ def show_masks(
         By default the recipe's: 15 %, half of it in spans of 3 to 5.
     key, epoch : int
         Another key or epoch, another draw.
+    segmenter : Segmenter, optional
+        With one, spans cover its words, as with `masking.span_unit: word`.
+    corruption : Corruption, optional
+        By default every masked token is hidden.
 
     Raises
     ------
@@ -102,36 +132,66 @@ def show_masks(
         from wuxia_core.model import load_tokenizer
 
         tokenizer = load_tokenizer(str(TINY_BASE))
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    if not encoded.input_ids:
+    window, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
+    if not offsets:
         raise DataError("show_masks: the text is empty")
-    maskable = np.ones((1, len(encoded.input_ids)), np.bool_)
-    maskable[0, 0] = False
-    kinds = (masker or SpanMasker()).kinds(maskable, [key], epoch)[0]
-    names = [f"#{number}" for number in encoded.input_ids]
-    return MaskView(text, tuple(_pieces(text, encoded.offset_mapping, kinds, names)), kinds)
-
-
-def _pieces(
-    text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds, names: Sequence[str]
-) -> list[Piece]:
-    """Join tokens to stretches of one kind, by characters.
-
-    Tokens of a byte-level vocabulary may share a character; it takes the strongest kind of its
-    tokens. Characters that no token covers are shown as kept.
-    """
-    by_character = np.zeros(len(text), np.int8)
-    for (start, end), kind in zip(offsets, kinds, strict=True):
-        by_character[start:end] = np.maximum(by_character[start:end], kind)
-    edges = np.flatnonzero(np.diff(by_character, prepend=-1, append=-1))
-    return [
-        Piece(
-            int(start),
-            int(end),
-            int(by_character[start]),
-            tuple(n for n, (a, b) in zip(names, offsets, strict=True) if a < end and b > start),
+    words = None if segmenter is None else window.word_ids[None]
+    kinds = (masker or SpanMasker()).kinds(window.position_ids[None] > 0, [key], epoch, words)
+    seen = window.input_ids[None].astype(np.int64)
+    actions = (kinds > KEPT).astype(np.int8)
+    if corruption is not None:
+        actions = corruption.actions(kinds > KEPT, [key], epoch)
+        seen = corruption.apply(seen, actions, [key], epoch)
+    names = [
+        _name(text[start:end], before, after if action == REPLACED else None, tokenizer)
+        for (start, end), before, after, action in zip(
+            offsets, window.input_ids[1:], seen[0, 1:], actions[0, 1:], strict=True
         )
-        for start, end in pairwise(edges)
     ]
+    return masked_text(text, offsets, kinds[0, 1:], actions[0, 1:], names)
+
+
+def _name(
+    characters: str, token: int, instead: int | None, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    """Name a token by its characters and number, and what stands in its place."""
+    if instead is None:
+        return f"{characters} #{token}"
+    return f"{characters} #{token} → {tokenizer.decode([instead])} #{instead}"
+
+
+def masked_text(
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    kinds: Kinds,
+    actions: Kinds,
+    names: Sequence[str],
+) -> MaskView:
+    """Join tokens to stretches of one block and one action, by characters.
+
+    Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
+    that no token covers are shown as kept.
+    """
+    masked = kinds > KEPT
+    blocks = np.cumsum(np.diff(masked, prepend=False) & masked) * masked  # (T,) from 1; 0 is kept
+    owners = np.full(len(text), -1)  # (C,) the masked token that marks the character
+    for token in np.flatnonzero(masked).tolist():
+        start, end = offsets[token]
+        owners[start:end] = token
+    marks = np.where(owners < 0, 0, blocks[owners] * 4 + actions[owners])
+    edges = np.flatnonzero(np.diff(marks, prepend=-1, append=-1)).tolist()
+    tips = [_tip(kinds[blocks == n], compress(names, blocks == n)) for n in range(blocks.max() + 1)]
+    pieces = []
+    for start, end in pairwise(edges):
+        token, kept = owners[start], owners[start] < 0
+        kind, action, block = (0 if kept else int(r[token]) for r in (kinds, actions, blocks))
+        pieces.append(Piece(start, end, kind, action, block, tips[block]))
+    return MaskView(text, tuple(pieces), kinds, actions)
+
+
+def _tip(kinds: Kinds, names: Iterable[str]) -> str:
+    """Describe a block: `span of 3 tokens: 剑 #7, 光 #8, 一 #9`; nothing for what is kept."""
+    if kinds[0] == KEPT:
+        return ""
+    size = f" of {len(kinds)} tokens" if kinds[0] == SPAN else ""
+    return f"{NAMES[int(kinds[0])]}{size}: {', '.join(names)}"

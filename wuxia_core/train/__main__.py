@@ -68,7 +68,7 @@ def train(folder: Path) -> None:
     name = config.model.model_name_or_path
     tokenizer = load_tokenizer(name)
     base = load_base(name, weights_dtype(config))
-    mask_id = mask_token_id(tokenizer, base.config.vocab_size)
+    mask_id = mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:

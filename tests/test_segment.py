@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wuxia_core.corpus.segment import Segmenter, read_lexicon
+from wuxia_core.errors import ConfigError
+
+LEXICON = Path(__file__).parents[1] / "data" / "lexicon.txt"
+ALPHABET = [*"白鹤亮翅使一招的，。“”a1 \t\n\r\0\x1b\u2028\u3000\ufeff\ue000㐀𠮷😀", "👨‍👩‍👧"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_words_join_to_the_text(seed):
+    drawn = np.random.default_rng(seed).integers(len(ALPHABET), size=500)
+    letters = [ALPHABET[i] for i in drawn]
+    text = "".join(letters)
+    lexicon = {"".join(letters[n : n + 3]) for n in range(0, 500, 50)}
+    assert "".join(Segmenter(lexicon).cut(text)) == text
+    assert "".join(Segmenter().cut(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "白", "白鹤亮翅"])
+def test_texts_without_neighbours(text):
+    assert Segmenter(["白鹤亮翅"]).cut(text) == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("白鹤亮翅", "少年使一招白鹤亮翅攻向那大汉。"),
+        ("宋江", "宋江便道：且慢。"),
+        ("阿·依古丽", "姑娘阿·依古丽笑了。"),
+        ("𠮷祥铺", "他住𠮷祥铺里。"),
+    ],
+)
+def test_a_word_of_the_lexicon_is_kept_where_rjieba_cuts_it_or_joins_it(word, sentence):
+    assert word not in Segmenter().cut(sentence)
+    assert word in Segmenter([word]).cut(sentence)
+
+
+def test_the_longest_match_wins():
+    words = Segmenter(["连环腿", "鸳鸯连环", "鸳鸯连环腿"]).cut("一记鸳鸯连环腿踢出")
+    assert "鸳鸯连环腿" in words
+
+
+def test_of_matches_that_overlap_the_first_wins():
+    assert Segmenter(["丙丁戊己", "甲乙丙"]).cut("甲乙丙丁戊己")[0] == "甲乙丙"
+
+
+def test_no_segmenter_sees_the_words_of_another():
+    text = "使一招白鹤亮翅，又一招黑虎掏心"
+    alone = Segmenter().cut(text)
+    cranes, tigers = Segmenter(["白鹤亮翅"]), Segmenter(["黑虎掏心"])
+    assert {"白鹤亮翅", "黑虎掏心"} & {*cranes.cut(text)} == {"白鹤亮翅"}
+    assert {"白鹤亮翅", "黑虎掏心"} & {*tigers.cut(text)} == {"黑虎掏心"}
+    assert Segmenter().cut(text) == alone
+
+
+def test_the_order_of_the_lexicon_does_not_matter():
+    lexicon = ["白鹤", "白鹤亮翅", "亮翅攻", "一招白", "鹤亮"]
+    text = "使一招白鹤亮翅攻向白鹤，鹤亮翅攻"
+    orders = [np.random.default_rng(seed).permutation(lexicon).tolist() for seed in range(10)]
+    assert len({tuple(Segmenter(order).cut(text)) for order in orders}) == 1
+
+
+def test_a_lexicon_may_hold_comments_a_mark_and_spaces_around_words(tmp_path):
+    path = tmp_path / "lexicon.txt"
+    path.write_bytes("\ufeff# 招式\r\n白鹤亮翅 \r\n\u3000黑虎掏心".encode())
+    assert read_lexicon(path) == ("白鹤亮翅", "黑虎掏心")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("甲乙\n\n丙丁\n", ":2: '' is no word; delete the blank line"),
+        ("甲乙\n \u3000\n", ":2: '' is no word; delete the blank line"),
+        ("# 甲乙\n甲乙\n丙丁\n甲乙\n", ":4: 甲乙 stands already on line 2; delete one of them"),
+        ("甲乙 3 n\n", ":1: 甲乙 3 n holds a space; write one word a line"),
+        ("甲乙\n剑\n", ":2: 剑 is one character, which cannot be cut; write the whole word"),
+        ("甲乙\n丙丁\n".encode() + b"\xb0\xd7\n", ":3: byte 0xb0 is not UTF-8; save the file"),
+        ("", ": holds no word; write one a line"),
+        ("# 甲乙\n", ": holds no word; write one a line"),
+    ],
+)
+def test_a_bad_lexicon_is_refused_with_file_line_value_and_remedy(tmp_path, content, message):
+    path = tmp_path / "lexicon.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as error:
+        read_lexicon(path)
+    assert str(error.value).startswith(f"data.lexicon {path}{message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_lexicon_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.lexicon .*none\.txt: cannot be read \(No such"):
+        read_lexicon(tmp_path / "none.txt")
+
+
+def test_the_lexicon_that_comes_with_the_project_reads():
+    assert len(read_lexicon(LEXICON)) > 100
