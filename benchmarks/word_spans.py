@@ -90,10 +90,9 @@ def main() -> None:
     }
     table = pd.DataFrame({name: measure(rows, tokenizer, way) for name, way in ways.items()}).T
     counts = {name: "{:.0f}".format for name in ("spans", "that touch")}
-    print(f"python benchmarks/word_spans.py TOKENIZER; {len(tokenizer)} tokens in its vocabulary")
-    print(
-        f"Python {platform.python_version()}, {len(set(moves) & set(shipped))} of the moves stand in data/lexicon.txt\n"
-    )
+    print(f"python benchmarks/word_spans.py TOKENIZER, one of {len(tokenizer):,} tokens;", end=" ")
+    print(f"Python {platform.python_version()}")
+    print(f"{len(set(moves) & set(shipped))} of the 50 moves stand in data/lexicon.txt\n")
     print(table.to_string(float_format="{:.3f}".format, formatters=counts))
 
 

@@ -39,6 +39,12 @@ def test_a_notebook_keeps_the_house_rules(name):
             assert not re.search(r"^\s*(def|class) |^!|[\"']/[a-z]", cell.source, re.MULTILINE)
 
 
+def test_masks_are_seen_with_an_adapter_beside_its_base(sample_run, tmp_path):
+    parameters = {"output_dir": str(sample_run[0]), "span_length": [2, 6]}
+    page = run("02_see_masks", parameters, tmp_path).read_text(encoding="utf-8")
+    assert "<b>base</b>" in page and "<b>tuned</b>" in page and "tuned right" in page
+
+
 def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no parameter data_dri; did you mean data_dir"):
         run("01_explore_corpus", {"data_dri": "x"}, tmp_path)

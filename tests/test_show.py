@@ -120,6 +120,7 @@ def test_plots_write_chinese_and_return_their_axes():
             show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
             show.plot_metric(metrics, {"loss": "训练"}, "nats"),
             show.plot_scorecard(card, "bits_per_char"),
+            show.plot_coverage(np.array([0.15, 0.28]), 0.15),
             show.plot_typical(typical(Counter(江湖=9, 的=50), Counter(的=40, 电脑=7))),
         ]
         for ax in axes:

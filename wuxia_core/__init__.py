@@ -17,6 +17,7 @@ _HOME = {
     "mix": "mixing",
     "read_book": "corpus",
     "show_masks": "show",
+    "xray": "evaluate",
 }
 
 __all__ = list(_HOME)

@@ -1,5 +1,6 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
+from wuxia_core.show.explore import MaskExplorer, explore_masks, read_beginnings
 from wuxia_core.show.masks import MaskView, show_masks
 from wuxia_core.show.mixture import (
     WindowView,
@@ -12,6 +13,7 @@ from wuxia_core.show.mixture import (
 from wuxia_core.show.plots import (
     axes,
     plot_books,
+    plot_coverage,
     plot_kinds,
     plot_lengths,
     plot_metric,
@@ -21,3 +23,5 @@ from wuxia_core.show.plots import (
     read_metrics,
     scorecard_table,
 )
+from wuxia_core.show.text import escape, visible
+from wuxia_core.show.xray import XRayView
