@@ -62,7 +62,7 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("training:\n  learning_rate: fast", ["my.yaml:2", "training.learning_rate", "'fast'"]),
         ("data:\n  general_ratio: 1.5", ["my.yaml:2", "data.general_ratio", "1.5"]),
         ("data:\n  max_length: 64\n  stride: 65", ["stride 65", "max_length 64"]),
-        ("masking:\n  mask_ratio: 0.7", ["mask_ratio 0.7", "0.62"]),
+        ("masking:\n  mask_ratio: 0.7", ["mask_ratio 0.7", "0.615"]),
         ("masking:\n  mask_ratio: 0", ["my.yaml:2", "masking.mask_ratio", "0"]),
         ("masking:\n  span_length: [5, 3]", ["span_length [5, 3]"]),
         ("masking:\n  span_length: [0, 3]", ["my.yaml:2", "masking.span_length", "(got 0)"]),

@@ -193,7 +193,7 @@ def test_rows_too_short_for_a_span_get_singles_and_empty_rows_nothing():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mask_ratio": 0.7}, "0.62"),
+        ({"mask_ratio": 0.7}, "0.615"),
         ({"mask_ratio": 0.0}, "mask_ratio 0.0"),
         ({"mask_ratio": 1.0}, "mask_ratio 1.0"),
         ({"span_ratio": 1.2}, "span_ratio 1.2"),

@@ -19,6 +19,26 @@ from wuxia_core.config import PROJECT
 from wuxia_core.errors import ConfigError, DataError, MachineError, WuxiaError
 
 NOTEBOOKS = PROJECT / "notebooks"
+KINDS = ["text/html", "image/png", "image/jpeg", "text/plain"]  # the best of them is exported
+TEMPLATE = """
+{%- extends 'display_priority.j2' -%}
+{%- block input -%}{{ cell.source | visible | highlight_code }}{%- endblock -%}
+{%- block markdowncell -%}{{ cell.source | visible | markdown2html }}{%- endblock -%}
+{%- block rawcell -%}{%- endblock -%}
+{%- block stream -%}<pre>{{ output.text | escape_text }}</pre>{%- endblock -%}
+{%- block traceback_line -%}<pre>{{ line | strip_ansi | escape_text }}</pre>{%- endblock -%}
+{%- block execute_result -%}
+{%- block data_priority scoped -%}{{ super() }}{%- endblock -%}
+{%- endblock -%}
+{%- block data_html -%}<div>{{ output.data['text/html'] }}</div>{%- endblock -%}
+{%- block data_png -%}
+<img alt="plot" src="data:image/png;base64,{{ output.data['image/png'] | escape_text }}">
+{%- endblock -%}
+{%- block data_jpg -%}
+<img alt="picture" src="data:image/jpeg;base64,{{ output.data['image/jpeg'] | escape_text }}">
+{%- endblock -%}
+{%- block data_text -%}<pre>{{ output.data['text/plain'] | escape_text }}</pre>{%- endblock -%}
+"""
 PAGE = """<!DOCTYPE html>
 <html lang="zh-Hans"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -27,15 +47,17 @@ PAGE = """<!DOCTYPE html>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.6 "Noto Sans SC",
- "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", system-ui, sans-serif }}
-pre {{ overflow-x: auto; font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12);
- white-space: pre-wrap }}
+ "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", system-ui, sans-serif;
+ overflow-wrap: break-word }}
+pre {{ font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12); white-space: pre-wrap }}
 img {{ max-width: 100%; background: white }}
-td {{ overflow-wrap: break-word }}
 table {{ border-collapse: collapse; border: 0; font-size: 14px; display: block; overflow-x: auto }}
 td, th {{ padding: .2rem .6rem; text-align: right; border: 0;
  border-bottom: 1px solid rgba(128,128,128,.4) }}
-.anchor-link, .jp-InputPrompt, .jp-OutputPrompt, .prompt {{ display: none }}
+.highlight .c1 {{ color: light-dark(#57606a, #9aa4ae) }}
+.highlight :is(.k, .kn, .kc, .ow) {{ color: light-dark(#6f42c1, #d2a8ff) }}
+.highlight [class^=s] {{ color: light-dark(#0a5a1e, #a5d6a7) }}
+.highlight [class^=m] {{ color: light-dark(#0550ae, #79c0ff) }}
 </style></head><body>{body}</body></html>
 """
 
@@ -79,16 +101,29 @@ def _check_names(source: Path, parameters: dict[str, Any]) -> None:
 
 
 def _export(executed: Path) -> Path:
-    """Write HTML without scripts, under a policy that would refuse them."""
+    """Write HTML without scripts, under a policy that would refuse them.
+
+    Only `KINDS` of output are written. Markdown keeps its tags as text, and loses links that run.
+    """
+    import mistune
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    from wuxia_core.show.text import escape, visible
+
     logging.getLogger("traitlets").setLevel(logging.ERROR)
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True)
+    exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True)
+    exporter.config.NbConvertBase.display_data_priority = KINDS
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
+    markdown = mistune.create_markdown(plugins=["table", "url"])
+    exporter.register_filter(  # a link to a notebook becomes one to its report
+        "markdown2html", lambda text: str(markdown(text)).replace('.ipynb">', '.html">')
+    )
+    exporter.register_filter("visible", visible)
+    exporter.register_filter("escape_text", escape)
     body, _ = exporter.from_filename(str(executed))
     page = executed.with_suffix(".html")
-    page.write_text(PAGE.format(title=executed.stem, body=body), encoding="utf-8")
+    page.write_text(PAGE.format(title=escape(executed.stem), body=body), encoding="utf-8")
     return page
 
 
@@ -103,7 +138,9 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {name: yaml.safe_load(value) for name, value in options.p}
         print(run(options.notebook, parameters, Path(options.out)))
     except WuxiaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from wuxia_core.show.text import visible
+
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_status
     return 0
 

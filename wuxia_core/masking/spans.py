@@ -1,5 +1,6 @@
 """Which tokens are masked: how many in spans and how many single, and where."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,9 @@ class SpanMasker:
                 f"masking.span_length {list(self.span_length)}: must be [short, long]"
             )
         if not 0 < self.mask_ratio <= self.largest_ratio:
+            largest = math.floor(1000 * self.largest_ratio) / 1000
             raise ConfigError(
-                f"masking.mask_ratio {self.mask_ratio}: must lie in (0, {self.largest_ratio:.2f}]; "
+                f"masking.mask_ratio {self.mask_ratio}: must lie in (0, {largest:.3f}]; "
                 "above that no unmasked token is left between two masked blocks"
             )
 

@@ -1,6 +1,5 @@
 """Tables of what became of the files, and windows with the borders of their texts."""
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,12 +7,15 @@ import pandas as pd
 
 from wuxia_core.corpus import RULES
 from wuxia_core.mixing import Mixture
+from wuxia_core.show.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
     from transformers import PreTrainedTokenizerBase
 
-VISIBLE = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣"})
+BLANKS = str.maketrans(
+    {"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⟨U+00A0⟩"}
+)
 LONG = 60  # characters of an example
 BORDER = "border-left:3px solid rgb(213,94,0);padding-left:.3em;margin-left:.2em"
 LABEL = "background:rgba(213,94,0,.25);font-size:12px;padding:0 .3em;margin-right:.3em"
@@ -22,8 +24,11 @@ LABEL = "background:rgba(213,94,0,.25);font-size:12px;padding:0 .3em;margin-righ
 def table(rows: pd.DataFrame) -> "Styler":
     """Show a table: text to the left and escaped, figures with separators, no index."""
     left = {"text-align": "left"}
+    rows = rows.rename(columns=escape)
     words = list(rows.select_dtypes(exclude="number").columns)
-    styler = rows.style.hide().format(thousands=",", precision=2, escape="html")
+    rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in words})
+    styler = rows.style.hide().format(thousands=",", precision=2)
+    styler.set_table_attributes(f'class="{NO_MATH}"')
     heads = {name: [{"selector": "th", "props": list(left.items())}] for name in words}
     long = [name for name in words if rows[name].str.len().max() > LONG / 2]
     styler = styler.set_properties(subset=long, **{"min-width": "12em"})
@@ -74,15 +79,15 @@ def cleaning_examples(mixture: Mixture, each: int = 2) -> pd.DataFrame:
     shown: dict[str, list[tuple[str, str, str, str]]] = {}
     for file in mixture.preparation["files"]:
         for name, tally in file["cleaning"].items():
-            examples = [[_visible(text) for text in e] for e in tally["examples"][:each]]
+            examples = [[_with_blanks(text) for text in e] for e in tally["examples"][:each]]
             shown.setdefault(name, []).extend((name, file["path"], *e) for e in examples)
     rows = [row for name in RULES for row in shown.get(name, [])[:each]]
     return pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
 
 
-def _visible(text: str) -> str:
-    shown = (text if len(text) <= LONG else text[:LONG] + "…").translate(VISIBLE)
-    return "".join(c if c.isprintable() else f"⟨U+{ord(c):04X}⟩" for c in shown)
+def _with_blanks(text: str) -> str:
+    shown = text if len(text) <= LONG else text[:LONG] + "…"
+    return visible(shown.translate(BLANKS))
 
 
 @dataclass(frozen=True)
@@ -93,16 +98,17 @@ class WindowView:
 
     def __str__(self) -> str:
         """Put in front of each text what it is from."""
-        return "\n".join(f"【{label}】{text}" for label, text in self.pieces)
+        return "\n".join(visible(f"【{label}】{text}") for label, text in self.pieces)
 
     def _repr_html_(self) -> str:
         body = "".join(
-            f'<div style="{BORDER}"><span style="{LABEL}">{html.escape(label)}</span>'
-            f"{html.escape(text)}</div>"
+            f'<div style="{BORDER}"><span style="{LABEL}">{escape(label)}</span>'
+            f"{escape(text)}</div>"
             for label, text in self.pieces
         )
         return (
-            '<div lang="zh-Hans" style="white-space:pre-wrap;line-height:1.8;font-size:15px">'
+            f'<div class="{NO_MATH}" lang="zh-Hans"'
+            ' style="white-space:pre-wrap;line-height:1.8;font-size:15px">'
             f"{body}</div>"
         )
 

@@ -140,7 +140,7 @@ def plot_kinds(kinds: Kinds, ax: "Axes | None" = None) -> "Axes":
     ax.imshow(kinds, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
     ax.set_xlabel("token (blue: single, orange: span)")
     ax.set_ylabel("epoch")
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="y", integer=True)
     return ax
 
 
@@ -152,7 +152,7 @@ def plot_coverage(shares: Floats, mask_ratio: float, ax: "Axes | None" = None) -
     expected = 1 - (1 - mask_ratio) ** epochs
     ax.plot(epochs, expected, "--", color=GREY, label=f"1 − {1 - mask_ratio:.2f}^E")
     ax.set_xlabel("epochs E")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_ylabel("masked at least once")
     ax.set_ylim(0, 1)
     ax.legend(frameon=False)

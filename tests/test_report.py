@@ -1,0 +1,36 @@
+from nbformat import v4, write
+
+from wuxia_core.report import _export
+
+LIVE = "<script>hit()</script><img src=x onerror=hit()>"
+
+
+def exported(tmp_path, *cells):
+    write(v4.new_notebook(cells=list(cells)), tmp_path / "x.ipynb")
+    return _export(tmp_path / "x.ipynb").read_text(encoding="utf-8").split("<body>")[1]
+
+
+def test_markdown_keeps_tags_as_text_and_loses_links_that_run(tmp_path):
+    source = f"{LIVE}\n\n[a](javascript:hit()) [b](01_x.ipynb)\n\n```mermaid\n{LIVE}\n```\n\u202e"
+    page = exported(tmp_path, v4.new_markdown_cell(source), v4.new_raw_cell(LIVE))
+    assert "<script" not in page and "<img" not in page and "javascript:" not in page
+    assert page.count("&lt;script&gt;") == 2 and "⟨U+202E⟩" in page
+    assert '<a href="01_x.html">b</a>' in page
+
+
+def test_outputs_that_run_are_shown_as_text_or_not_at_all(tmp_path):
+    svg = "image/svg+xml"
+    bundles = [
+        {"text/markdown": LIVE, "text/plain": "markdown"},
+        {"text/latex": LIVE, "text/plain": "latex"},
+        {"application/javascript": "hit()", "text/plain": LIVE},
+        {svg: "<svg onload=hit()>", "text/plain": "\x1b[31msvg"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": "0"}, "text/html": "<b>view</b>"},
+    ]
+    outputs = [v4.new_output("display_data", bundle) for bundle in bundles]
+    outputs.append(v4.new_output("stream", name="stdout", text=f"1%\r2%\n{LIVE}\x1b[2J"))
+    page = exported(tmp_path, v4.new_code_cell(f'"{LIVE}"', outputs=outputs))
+    assert "<script" not in page and "<img" not in page and "<svg" not in page
+    for shown in ("markdown", "latex", "⟨U+001B⟩[31msvg", "<b>view</b>", ">2%\n", "⟨U+001B⟩[2J"):
+        assert shown in page
+    assert "1%" not in page
