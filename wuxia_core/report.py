@@ -9,6 +9,7 @@ checked against the notebook first.
 import argparse
 import difflib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / f"{name}.ipynb"
     logging.getLogger("papermill").setLevel(logging.WARNING)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # for the kernel: a page has no use for its bars
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     try:
         papermill.execute_notebook(str(source), str(executed), parameters, **quiet)
