@@ -80,7 +80,8 @@ def run(name: str, parameters: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / f"{name}.ipynb"
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # for the kernel: a page has no use for its bars
+    for bars in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(bars, "1")  # for the kernel: a page has no use for them
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     try:
         papermill.execute_notebook(str(source), str(executed), parameters, **quiet)
