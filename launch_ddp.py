@@ -3,6 +3,7 @@
 python launch_ddp.py                                         the sample, on two CPU cores
 python launch_ddp.py --config configs/qwen3_8b_2x4090.yaml   the real recipe, one process a GPU
 python launch_ddp.py --config my.yaml --set data.data_dir=novels --nproc 1
+python launch_ddp.py --config my.yaml --plan                 its memory, hours and cost
 """
 
 import argparse
@@ -10,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from wuxia_core.errors import MachineError, WuxiaError
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 STOPPED, BUG = 75, 1
 LATER = (
-    *("--plan", "--measure", "--doctor", "--resume", "--allow-changed"),
+    *("--doctor", "--resume", "--allow-changed"),
     *("--nnodes", "--rdzv-endpoint", "--max-restarts"),
 )
 
@@ -33,38 +35,42 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="YAML file (default: configs/sample.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--nproc", type=int, help="processes (default: one a GPU, 2 without)")
+    parser.add_argument("--plan", action="store_true", help="say what the run needs; start nothing")
+    parser.add_argument("--measure", action="store_true", help="with --plan: time 20 steps")
     for flag in LATER:
         parser.add_argument(flag, nargs="?", const="", help="not yet")
     options = parser.parse_args(arguments)
     for flag in LATER:
         if getattr(options, flag[2:].replace("-", "_")) is not None:
             parser.error(f"{flag}: not yet in this version; leave it out")
+    if options.measure and not options.plan:
+        parser.error("--measure: goes with --plan")
     return options
 
 
-def prepare(options: argparse.Namespace) -> tuple[Path, int]:
-    """Check everything that can be checked without a model, mix, and write the run's config."""
+def prepare(options: argparse.Namespace, folder: Path | None = None) -> tuple[Path, int]:
+    """Check, mix and forecast; return the run folder and how many processes to start."""
     from wuxia_core import preflight
-    from wuxia_core.mixing import mix, train_windows
 
     config = load_config(options.config or SAMPLE, options.set)
     named = bool(options.config) or any(s.startswith("training.output_dir=") for s in options.set)
-    folder = preflight.claim_output_dir(config, named)
-    config.training.output_dir = str(folder)
-    processes = preflight.process_count(options.nproc)
-    preflight.check_precision(config)
-    mixture = mix(config)
-    windows = len(train_windows(mixture))
-    preflight.check_windows(config, windows, processes)
-    print(preflight.summary(config, processes, mixture, windows))
-    for precaution in preflight.card_precautions():
-        print(precaution)
-    preflight.open_run_folder(config, mixture, folder)
-    print(f"training into {folder}")
-    return folder, processes
+    folder = folder or preflight.claim_output_dir(config, named)
+    return folder, preflight.prepare(config, folder, options.nproc)
 
 
-def torchrun(folder: Path, processes: int) -> None:
+def plan(options: argparse.Namespace) -> int:
+    """Say what the run needs; with --measure, time its first steps too."""
+    from wuxia_core import preflight
+
+    if options.measure:
+        with tempfile.TemporaryDirectory() as folder:
+            torchrun(*prepare(options, Path(folder)), "--measure")
+    else:
+        print(preflight.forecast(load_config(options.config or SAMPLE, options.set), options.nproc))
+    return 0
+
+
+def torchrun(folder: Path, processes: int, *flags: str) -> None:
     """Train in this many processes; torchrun's agent runs here, so signals reach it."""
     from torch.distributed.run import parse_args, run
 
@@ -72,17 +78,7 @@ def torchrun(folder: Path, processes: int) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     where = ["--standalone", f"--nproc-per-node={processes}"]
-    run(parse_args([*where, "-m", "wuxia_core.train", str(folder)]))
-
-
-def saved(folder: Path) -> str:
-    """Say what a stopped run leaves behind."""
-    from wuxia_core import preflight
-
-    if (folder / "adapter_model.safetensors").exists():
-        return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
-    checkpoint = preflight.newest_checkpoint(folder)
-    return f"saved: {checkpoint}" if checkpoint else f"no checkpoint in {folder} yet"
+    run(parse_args([*where, "-m", "wuxia_core.train", str(folder), *flags]))
 
 
 def failure(error: Any, folder: Path) -> int:
@@ -94,7 +90,9 @@ def failure(error: Any, folder: Path) -> int:
         print(f"error: {rank.message['message'].partition(': ')[2]}", file=sys.stderr)
         return int(rank.exitcode)
     if rank.exitcode < 0:
-        print(f"error: {rank.message}, for want of memory? {saved(folder)}", file=sys.stderr)
+        print(
+            f"error: {rank.message}, for want of memory? {preflight.saved(folder)}", file=sys.stderr
+        )
         return STOPPED if preflight.newest_checkpoint(folder) else MachineError.exit_status
     print("error: this is a bug; the traceback of the failed process is above", file=sys.stderr)
     return BUG
@@ -116,6 +114,10 @@ def launch(options: argparse.Namespace) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from wuxia_core import preflight
+
+    if options.plan:
+        return plan(options)
     folder, processes = prepare(options)
     try:
         torchrun(folder, processes)
@@ -123,7 +125,7 @@ def launch(options: argparse.Namespace) -> int:
     except ChildFailedError as error:
         return failure(error, folder)
     except SignalException as error:
-        print(f"stopped by {error.sigval.name}; {saved(folder)}", file=sys.stderr)
+        print(f"stopped by {error.sigval.name}; {preflight.saved(folder)}", file=sys.stderr)
         return STOPPED
     return 0
 

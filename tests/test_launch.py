@@ -100,7 +100,7 @@ def test_the_closing_table_says_first_what_got_worse():
         (["--nproc", "500"], 2, "500 processes for"),
         (settings("training.fp16=true"), 2, "needs a GPU"),
         (["--resume"], 2, "--resume: not yet"),
-        (["--plan", "--measure"], 2, "not yet"),
+        (["--measure"], 2, "--measure: goes with --plan"),
         (["--doctor"], 2, "--doctor: not yet"),
         (["--max-restarts", "2"], 2, "--max-restarts: not yet"),
         (["--nnodes", "2", "--rdzv-endpoint", "a:1"], 2, "not yet"),
@@ -177,12 +177,12 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
     run = tmp_path / "checkpoint-run"
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-100", "checkpoint-foo"):
         (run / name).mkdir(parents=True)
-    assert "no checkpoint in" in launch_ddp.saved(run)
+    assert "no checkpoint in" in preflight.saved(run)
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-foo"):
         (run / name / "trainer_state.json").touch()
     assert preflight.newest_checkpoint(run) == run / "checkpoint-20"
     (run / "adapter_model.safetensors").touch()
-    assert "wuxia_core.evaluate" in launch_ddp.saved(run)
+    assert "wuxia_core.evaluate" in preflight.saved(run)
 
 
 def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):

@@ -313,15 +313,24 @@ def test_first_token_padding_and_special_tokens_are_never_asked():
 
 
 def test_the_three_objectives():
+    """masked hides and asks for 15 %, clm hides nothing and asks for all, mixed does half each."""
     windows = [window(range(10, 74), key) for key in range(4)]
     masked, clm, mixed = (collate(windows, name) for name in ("masked", "clm", "mixed"))
+    assert ((masked["labels"] != IGNORE_INDEX) == (masked["input_ids"] == MASK)).all()
     assert np.all(clm["input_ids"] >= 10)
     assert (clm["labels"][:, 1:] != IGNORE_INDEX).all()
     for row in range(4):
         like = masked if row % 2 == 0 else clm
         assert all(np.array_equal(mixed[name][row], like[name][row]) for name in mixed)
-    other = collate([window(range(10, 74), 0, epoch=1)], "mixed")
-    assert np.all(other["input_ids"] >= 10)  # the window that was masked is plain an epoch later
+
+
+@pytest.mark.parametrize("keys", [(0, 2, 4, 6), (1, 3, 5, 7), (5, 5), (3, 8, 2)])
+def test_mixed_masks_half_of_every_batch_and_a_lone_window_by_turns(keys):
+    batch = collate([window(range(10, 74), key) for key in keys], "mixed")
+    hidden = (batch["input_ids"] == MASK).any(1).sum()
+    assert hidden in (len(keys) // 2, -(-len(keys) // 2))
+    alone = [collate([window(range(10, 74), 0, epoch)], "mixed") for epoch in (0, 1)]
+    assert [bool((one["input_ids"] == MASK).any()) for one in alone] == [True, False]
 
 
 def packed(*pieces):

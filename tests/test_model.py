@@ -158,3 +158,46 @@ def _qwen_folder(novels, tmp_path) -> str:
     )  # fmt: skip
     Qwen3ForCausalLM(tiny).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_mask_row_alone_computes_what_peft_computes(tied, monkeypatch):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    ids = torch.randint(0, 500, (3, 40), generator=torch.Generator().manual_seed(1))
+    ids[:, 5:9] = 499
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        config = Qwen3Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                             num_key_value_heads=2, head_dim=16, intermediate_size=128,
+                             vocab_size=500, tie_word_embeddings=tied, use_cache=False)  # fmt: skip
+        if not ours:
+            monkeypatch.setattr("wuxia_core.model.adapter.train_rows_alone", lambda model: None)
+        model = add_adapter(Qwen3ForCausalLM(config), ModelConfig(), 499)
+        row = next(w for name, w in model.named_parameters() if "trainable_tokens_delta" in name)
+        row.data += 0.3
+        out = model(input_ids=ids, labels=ids)
+        out.loss.backward()
+        results.append((out.logits, row.grad))
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5) and mine.abs().sum() > 0
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantized_base_learns_and_its_embedding_stays(quantization):
+    pytest.importorskip("bitsandbytes")
+    base = load_base("data/tiny_base", torch.float32, quantization)
+    layer = base.model.layers[0].mlp.up_proj.weight
+    assert layer.dtype == {"8bit": torch.int8, "4bit": torch.uint8}[quantization]
+    assert base.get_input_embeddings().weight.dtype == torch.float32
+    model = add_adapter(base, ModelConfig(), 1).train()
+    ids = torch.arange(10, 74)[None]
+    before = model(input_ids=ids, labels=ids).loss
+    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3)
+    for _ in range(5):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model(input_ids=ids, labels=ids).loss < before

@@ -35,6 +35,7 @@ class ModelConfig(_Section):
 
     model_name_or_path: str = "Qwen/Qwen3-8B"  # folder or hub name
     use_lora: Literal[True] = True  # only adapters are trained
+    quantization: Literal["none", "8bit", "4bit"] = "none"  # of the base's linear layers
     lora_r: Count = 16  # rank
     lora_alpha: Count = 32  # the update is multiplied by lora_alpha / lora_r
     lora_dropout: Float = Field(0.05, ge=0, lt=1)  # share of the adapter's inputs
@@ -156,6 +157,14 @@ class EvaluationConfig(_Section):
     max_documents: Count = 40  # held-out documents a source, drawn by key
 
 
+class PlanConfig(_Section):
+    """What a forecast is made for; the machine's own cards, where it has some, come first."""
+
+    card: str | None = None  # name of a card, such as RTX 4090
+    cards: Count = 1
+    price_per_hour: Annotated[Float, Field(gt=0)] | None = None  # of a card, any currency
+
+
 class Config(_Section):
     """Everything a run depends on."""
 
@@ -164,6 +173,7 @@ class Config(_Section):
     masking: MaskingConfig = Field(default_factory=MaskingConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""

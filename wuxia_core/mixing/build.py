@@ -50,12 +50,8 @@ def mix(config: Config) -> Mixture:
         Where `data.processed_data_file` is a folder that is not a mixture, or a file that
         `data.encoding` or `data.weights` names does not exist.
     """
-    folder = mixture_folder(config.data.processed_data_file)
-    files = _files(config)
-    fingerprints = Fingerprints(folder)
-    manifest = make_manifest(config, files, _lexicon(config), fingerprints)
-    whole = all((folder / name).is_file() for name in FILES - {SEEN})
-    if whole and read_manifest(folder) == manifest:
+    folder, files, manifest, fingerprints = _state(config)
+    if _is_current(folder, manifest):
         fingerprints.remember(folder)
     else:
         _refuse_strangers(folder)
@@ -70,6 +66,26 @@ def mix(config: Config) -> Mixture:
             "no general text in the mixture: nothing protects the model against 降智 (see %s)", why
         )
     return mixture
+
+
+def current_mixture(config: Config) -> Mixture | None:
+    """Open the mixture where it is there and nothing has changed, else None."""
+    folder, _, manifest, _ = _state(config)
+    return open_mixture(folder) if _is_current(folder, manifest) else None
+
+
+def _state(config: Config) -> tuple[Path, list[corpus.File], dict[str, Any], Fingerprints]:
+    """Say where the mixture lies, what it is made of, and what its manifest should be."""
+    folder = mixture_folder(config.data.processed_data_file)
+    files = _files(config)
+    fingerprints = Fingerprints(folder)
+    manifest = make_manifest(config, files, _lexicon(config), fingerprints)
+    return folder, files, manifest, fingerprints
+
+
+def _is_current(folder: Path, manifest: dict[str, Any]) -> bool:
+    whole = all((folder / name).is_file() for name in FILES - {SEEN})
+    return whole and read_manifest(folder) == manifest
 
 
 def _files(config: Config) -> list[corpus.File]:

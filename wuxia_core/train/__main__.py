@@ -29,8 +29,8 @@ from wuxia_core.masking import MaskCollator
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id, weights_dtype
 from wuxia_core.objective import asked_cross_entropy
-from wuxia_core.preflight import effective_batch
-from wuxia_core.train.callbacks import MetricsFile, Progress, StopOnNonFinite
+from wuxia_core.preflight import advice, effective_batch, read_shape, this_device
+from wuxia_core.train.callbacks import FirstSteps, MetricsFile, Progress, StopOnNonFinite
 from wuxia_core.train.trainer import SpanTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
@@ -59,20 +59,25 @@ def arguments(config: Config, folder: Path) -> TrainingArguments:
     )
 
 
-def train(folder: Path) -> None:
-    """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
+def train(folder: Path, *, measure: bool = False) -> None:
+    """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there.
+
+    With `measure` the first steps are timed and nothing is saved.
+    """
     config = load_config(folder / "config.yaml")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     args = arguments(config, folder)
     set_seed(config.training.seed)
     name = config.model.model_name_or_path
     tokenizer = load_tokenizer(name)
-    base = load_base(name, weights_dtype(config))
+    base = load_base(name, weights_dtype(config), config.model.quantization)
     mask_id = mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
-    if not held_out:
+    if not held_out or measure:
         args.eval_strategy, args.eval_on_start = "no", False
+    if measure:
+        args.save_strategy = "no"
     trainer = SpanTrainer(
         model=add_adapter(base, config.model, mask_id),
         args=args,
@@ -82,13 +87,13 @@ def train(folder: Path) -> None:
         train_dataset=train_windows(mixture),
         eval_dataset=held_out or None,
         compute_loss_func=asked_cross_entropy,
-        callbacks=[MetricsFile(folder), StopOnNonFinite(), Progress()],
+        callbacks=[MetricsFile(folder), StopOnNonFinite(), Progress(), FirstSteps(stop=measure)],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
     trainer.train()
-    if trainer.is_world_process_zero():
+    if not measure and trainer.is_world_process_zero():
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
 
 
@@ -120,20 +125,23 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        train(Path(sys.argv[1]))
+        train(Path(sys.argv[1]), measure="--measure" in sys.argv)
     except torch.cuda.OutOfMemoryError as error:
-        _fail(
-            MachineError(
-                f"out of GPU memory ({str(error).splitlines()[0]}). Halve "
-                "training.per_device_train_batch_size and double gradient_accumulation_steps, set "
-                "gradient_checkpointing: true, or take a smaller model."
-            )
-        )
+        _fail(out_of_memory(Path(sys.argv[1]), str(error)))
     except WuxiaError as error:
         _fail(error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def out_of_memory(folder: Path, message: str) -> MachineError:
+    """Say what saves memory, as the plan before the run does."""
+    config = load_config(folder / "config.yaml")
+    shape = read_shape(config.model.model_name_or_path)
+    changes = advice(config, shape, this_device(int(os.environ.get("WORLD_SIZE", 1))))
+    head = f"out of GPU memory ({message.splitlines()[0]}). What to change:"
+    return MachineError("\n".join([head, *changes]))
 
 
 def _fail(error: WuxiaError) -> None:

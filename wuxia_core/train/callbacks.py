@@ -2,14 +2,18 @@
 
 import json
 import math
+import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from wuxia_core.errors import NonFiniteError
+
+WARM_UP, TIMED_STEPS = 2, 20
 
 
 class Progress(ProgressCallback):
@@ -47,8 +51,46 @@ class MetricsFile(TrainerCallback):
             now, seen = time.monotonic(), state.num_input_tokens_seen
             row["tokens_per_second"] = (seen - self._last[1]) / (now - self._last[0])
             self._last = now, seen
+            row["memory_gib"] = peak_memory() / 2**30
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class FirstSteps(TrainerCallback):
+    """Time the first steps and say how long the run takes at that rate, and the peak of memory.
+
+    The first two are not counted: they warm the device up.
+    """
+
+    def __init__(self, *, stop: bool) -> None:
+        self._stop, self._done, self._start, self._tokens = stop, 0, 0.0, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock after the second step, read it after the twentieth."""
+        self._done += 1
+        if self._done == WARM_UP:
+            self._start, self._tokens = time.monotonic(), state.num_input_tokens_seen
+        last = min(TIMED_STEPS, state.max_steps)
+        if self._done != last or last <= WARM_UP:
+            return
+        control.should_training_stop |= self._stop
+        if state.is_world_process_zero:
+            seconds = time.monotonic() - self._start
+            a_step = seconds / (last - WARM_UP)
+            tokens = (state.num_input_tokens_seen - self._tokens) / seconds
+            tqdm.write(
+                f"measured over {last - WARM_UP} steps: {a_step:.2f} s a step, {tokens:,.0f} "
+                f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
+                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps, "
+                "held-out measurements not counted"
+            )
+
+
+def peak_memory() -> int:
+    """Bytes this process had at most: on a card what the allocator reserved, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class StopOnNonFinite(TrainerCallback):

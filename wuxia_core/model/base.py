@@ -1,6 +1,5 @@
-"""The base model, its mask token and the adapter: loading, building, saving in PEFT's own form."""
+"""The base model, its tokenizer and its mask token."""
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -9,12 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from wuxia_core.config import Config, ModelConfig, locate
-from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.config import Config, locate
+from wuxia_core.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -69,20 +67,40 @@ def _tokenizer_files(name: str) -> list[Path]:
     return [Path(path) for path in cached if isinstance(path, str)]
 
 
-def load_base(name: str, dtype: "torch.dtype | str") -> "PreTrainedModel":
+def load_base(
+    name: str, dtype: "torch.dtype | str", quantization: str = "none"
+) -> "PreTrainedModel":
     """Load a causal language model from a folder or the hub.
+
+    With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized as they
+    come, on this process's own device; embedding and head keep `dtype`.
 
     Raises `MachineError` where the folder is missing and the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM
 
-    base = _fetch(
-        name,
-        lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True),
-    )
+    settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
+    base = _fetch(name, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
     return base
+
+
+def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
+    if quantization == "none":
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    own = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    eight = quantization == "8bit"
+    how = BitsAndBytesConfig(
+        load_in_8bit=eight,
+        load_in_4bit=not eight,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+    )
+    return {"quantization_config": how, "device_map": {"": own}}
 
 
 def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
@@ -133,66 +151,6 @@ def mask_token_id(
             "mask token; name a token it can do without as masking.mask_token"
         )
     return spare
-
-
-def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
-    """Put LoRA on the base, and train the embedding row of the mask token with it.
-
-    Raises `ConfigError` where `lora_target_modules` names no layer of the model.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules,
-        trainable_token_indices=[mask_id],
-    )
-    missing = [n for n in config.lora_target_modules if not _has_layer(base, n)]
-    if missing:
-        raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
-    return get_peft_model(base, lora)
-
-
-def _has_layer(model: "PreTrainedModel", name: str) -> bool:
-    return any(n == name or n.endswith(f".{name}") for n, _ in model.named_modules())
-
-
-def load_adapter(
-    output_dir: str | Path, device: str = "cpu"
-) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
-
-    `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere they
-    keep the precision that the base is stored in.
-
-    Raises
-    ------
-    DataError
-        Where the folder holds no adapter.
-    MachineError
-        Where the base model cannot be loaded.
-    """
-    import torch
-    from peft import PeftModel
-
-    folder = Path(output_dir)
-    name = adapter_settings(folder)["base_model_name_or_path"]
-    dtype = torch.float32 if device == "cpu" else "auto"
-    model = PeftModel.from_pretrained(load_base(name, dtype).to(device), str(folder))
-    model.eval()
-    return model, load_tokenizer(name)
-
-
-def adapter_settings(folder: Path) -> dict[str, Any]:
-    """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
-    path = folder / "adapter_config.json"
-    if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder}: no finished adapter there (adapter_model.safetensors)")
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return settings
 
 
 def weights_dtype(config: Config) -> "torch.dtype":

@@ -1,12 +1,14 @@
-"""What is checked and said before a run: processes, batch, the run folder, the cards."""
+"""What is checked before a run: processes, batch, the run folder, the cards."""
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from wuxia_core.config import Config
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture
+from wuxia_core.preflight.shape import read_shape
 
 
 def process_count(asked: int | None) -> int:
@@ -41,15 +43,30 @@ def check_windows(config: Config, windows: int, processes: int) -> None:
         )
 
 
-def check_precision(config: Config) -> None:
-    """Refuse fp16 where there is no GPU.
+def check_device(config: Config) -> None:
+    """Refuse what the device or the model cannot do, before anything is loaded.
 
     Raises `ConfigError` naming the key.
     """
     import torch
 
-    if config.training.fp16 and not torch.cuda.is_available():
+    on_card = torch.cuda.is_available()
+    if config.training.fp16 and not on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
+    if config.training.bf16 and on_card and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f"training.bf16: {name} has none; set training.fp16=true in its place")
+    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.quantization {config.model.quantization}: needs bitsandbytes; "
+            "pip install 'wuxia-core[quantized]', or set model.quantization=none"
+        )
+    shape = read_shape(config.model.model_name_or_path)
+    if shape and config.data.max_length > shape.positions:
+        raise ConfigError(
+            f"data.max_length {config.data.max_length}: {config.model.model_name_or_path} reads "
+            f"{shape.positions} tokens at most"
+        )
 
 
 def occupied(folder: Path) -> bool:
@@ -98,6 +115,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return steps[str(max(numbers))] if numbers else None
 
 
+def saved(folder: Path) -> str:
+    """Say what a stopped run leaves behind."""
+    if (folder / "adapter_model.safetensors").exists():
+        return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
+    checkpoint = newest_checkpoint(folder)
+    return f"saved: {checkpoint}" if checkpoint else f"no checkpoint in {folder} yet"
+
+
 def card_precautions() -> list[str]:
     """Switch off what RTX 40 cards get wrong over NCCL, unless the user decided; say what was set.
 
@@ -113,26 +138,21 @@ def card_precautions() -> list[str]:
     return [f"{key}=1 (GeForce RTX 40)" for key in wanted]
 
 
-def summary(config: Config, processes: int, mixture: Mixture, windows: int) -> str:
+def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Describe the run in a few lines, the effective batch first."""
     training = config.training
-    batch = effective_batch(config, processes)
     shares = ", ".join(
         f"{row.source} {row.tokens:,} tokens ({row.share:.1%})"
         for row in mixture.report.itertuples()
     )
     files = [file for file in mixture.preparation["files"] if file["source"] == "general"]
     general = ", ".join(file["path"] for file in files[:3]) + " …" * (len(files) > 3)
-    per_epoch = -(-windows // batch)
-    epochs = int(per_epoch * training.num_train_epochs)
-    steps = training.max_steps if training.max_steps > 0 else epochs
     return (
-        f"effective batch {batch} = {training.per_device_train_batch_size} a process "
+        f"effective batch {effective_batch(config, processes)} = "
+        f"{training.per_device_train_batch_size} a process "
         f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
         f"training text: {shares}; general text from {general or 'nowhere'}\n"
-        f"held out: {_held_out(mixture) or 'nothing'}\n"
-        f"about {steps} steps of {windows} windows of at most {config.data.max_length} tokens "
-        f"({per_epoch} steps an epoch)"
+        f"held out: {_held_out(mixture) or 'nothing'}"
     )
 
 

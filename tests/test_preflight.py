@@ -1,0 +1,133 @@
+import re
+
+import pytest
+import torch
+
+from wuxia_core import preflight
+from wuxia_core.config import PROJECT, load_config
+from wuxia_core.errors import ConfigError
+from wuxia_core.preflight import work
+from wuxia_core.preflight.memory import GIB, _layer_bytes, memory, remedies
+from wuxia_core.preflight.shape import KNOWN, Shape
+
+REAL = PROJECT / "configs" / "qwen3_8b_2x4090.yaml"
+
+
+def test_the_real_recipe_is_what_the_arithmetic_of_its_makers_says():
+    """Qwen3-8B has 8.2 B parameters, 6.95 B of them in the linear layers; LoRA r 16 adds 43.6 M."""
+    shape = KNOWN["Qwen/Qwen3-8B"]
+    assert shape.linear_parameters == pytest.approx(6.95e9, rel=2e-3)
+    assert shape.parameters == pytest.approx(8.19e9, rel=2e-3)
+    needs = memory(load_config(REAL), shape, 2, on_card=True)
+    assert needs.weights / GIB == pytest.approx(15.3, abs=0.1)
+    assert needs.activations / GIB == pytest.approx(1.1, abs=0.05)
+    assert needs.total / GIB < 20.5
+
+
+def saved_bytes(layers, **settings):
+    """What autograd keeps of a forward pass, in bytes a token."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    bf16, dropout = settings["bf16"], settings["dropout"]
+    config = Qwen3Config(hidden_size=256, num_hidden_layers=layers, num_attention_heads=4,
+                         num_key_value_heads=2, head_dim=80, intermediate_size=768,
+                         vocab_size=100, use_cache=False)  # fmt: skip
+    base = Qwen3ForCausalLM(config).to(torch.bfloat16 if bf16 else torch.float32)
+    targets = load_config(REAL).model.lora_target_modules
+    model = get_peft_model(base, LoraConfig(r=16, lora_dropout=dropout, target_modules=targets))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        model.train()(input_ids=torch.zeros(2, 256, dtype=torch.int64))
+    return sum(size for size, _ in seen.values()) / 512
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_activations_are_what_autograd_keeps(bf16, dropout):
+    config = load_config(REAL, [f"training.bf16={bf16}", f"model.lora_dropout={dropout}"])
+    shape = Shape(256, 1, 4, 2, 80, 768, 100, tied=True, positions=512)
+    settings = {"bf16": bf16, "dropout": dropout}
+    measured = saved_bytes(3, **settings) - saved_bytes(2, **settings)
+    assert _layer_bytes(config, shape, on_card=False) == pytest.approx(measured, rel=0.05)
+
+
+def test_a_tiny_run_needs_what_is_forecast(sample_run):
+    _, said = sample_run
+    forecast = float(re.search(r"in all +([\d.]+) of", said)[1])
+    measured = float(re.search(r"peak ([\d.]+) GiB a process", said)[1])
+    assert forecast == pytest.approx(measured, rel=0.2)
+
+
+def test_a_run_that_does_not_fit_is_told_what_to_change_in_order_of_harm():
+    config = load_config(REAL, ["training.gradient_checkpointing=false"])
+    device = preflight.planned_device(load_config(REAL), None)
+    text = work.Text((1e8, 1e8), (1e5, 1e5), measured=True)
+    said = preflight.plan(config, device, text)
+    assert "DOES NOT FIT" in said
+    assert "--set training.gradient_checkpointing=true: 19." in said and "GiB, fits" in said
+    assert "fits" in preflight.plan(load_config(REAL), device, text)
+    changes = [change.split("=")[0] for change, _ in remedies(config)]
+    assert changes[0] == "training.gradient_checkpointing"
+    assert changes[-3:] == ["model.quantization", "model.quantization", "data.max_length"]
+
+
+def test_less_memory_at_the_same_effective_batch():
+    for batch in (8, 6, 1):
+        config = load_config(REAL, [f"training.per_device_train_batch_size={batch}"])
+        wanted = preflight.effective_batch(config, 2)
+        sizes = [memory(config, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total]
+        for _, changed in remedies(config):
+            assert preflight.effective_batch(changed, 2) == wanted
+            sizes.append(memory(changed, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total)
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_hours_are_a_range_between_what_is_published_and_half_of_it():
+    """A GB of novels on two RTX 4090: 10 to 12 hours at the best published rate, not 2 to 3."""
+    config = load_config(REAL, ["plan.price_per_hour=2"])
+    device = preflight.planned_device(config, None)
+    text = work.Text((223e6, 274e6), (217_774, 267_579), measured=False)
+    said = preflight.plan(config, device, text)
+    short, long = map(float, re.search(r"hours an epoch: ([\d.]+) to ([\d.]+),", said).groups())
+    assert 9 < short < 12 and 20 < long < 28
+    assert "the run costs" in said and "estimated from the files' sizes" in said
+
+
+def test_operations_are_counted_by_hand():
+    shape = Shape(2, 1, 1, 1, 2, 4, 10, tied=True, positions=8)  # 16 + 24 linear, 20 of the head
+    config = load_config(REAL, ["training.gradient_checkpointing=false", "masking.mask_ratio=0.5"])
+    assert work.flop_per_token(config, shape) == 4 * 40 + 4 * 0.5 * 20
+    config.training.gradient_checkpointing = True
+    assert work.flop_per_token(config, shape) == 6 * 40 + 4 * 0.5 * 20
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.max_length=5000", "data.max_length 5000: data/tiny_base reads .* tokens at most"),
+        ("training.fp16=true", "training.fp16: needs a GPU"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, config):
+    if torch.cuda.is_available() and "fp16" in override:
+        pytest.skip("this machine has a GPU")
+    refused = load_config(PROJECT / "configs" / "sample.yaml", [override])
+    with pytest.raises(ConfigError, match=said):
+        preflight.forecast(refused, None)
+
+
+def test_an_unknown_card_is_named_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"plan.card RTX 9999: not known; .*RTX 4090"):
+        preflight.planned_device(load_config(REAL, ["plan.card=RTX 9999"]), None)
