@@ -232,6 +232,24 @@ def test_spans_of_words_start_and_end_on_word_boundaries():
     assert abs((kinds == SPAN).sum() / (kinds > 0).sum() - 0.5) < 0.02
 
 
+@pytest.mark.parametrize("span_length", [(1, 1), (1, 3), (2, 9), (7, 7)])
+@pytest.mark.parametrize("span_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("by_words", [False, True])
+def test_any_settings_keep_the_ratio_and_the_gaps(span_length, span_ratio, by_words):
+    rng = np.random.default_rng(7)
+    masker = SpanMasker(0.3, span_ratio, span_length, seed=2**32 - 1)
+    for tokens in (1, 3, 8, 40, 200):
+        maskable = rng.random((30, tokens)) > 0.03
+        words = np.cumsum(rng.random((30, tokens)) < 0.4, axis=1).astype(np.int32)
+        kinds = masker.kinds(maskable, range(-15, 15), 3, words if by_words else None)
+        assert not kinds[~maskable].any()
+        assert np.all((kinds > 0).sum(1) - 0.3 * maskable.sum(1) < 1)
+        for row in kinds:
+            found = blocks(row)
+            assert all(b[0] > a[1] for a, b in pairwise(found))
+            assert all(end - start == 1 for start, end, kind in found if kind == SINGLE)
+
+
 def test_a_word_longer_than_any_span_is_hidden_whole_or_not_in_a_span():
     words = np.repeat(np.arange(20, dtype=np.int32), 8)[None].repeat(200, 0)
     kinds = SpanMasker().kinds(np.ones((200, 160), bool), range(200), word_ids=words)

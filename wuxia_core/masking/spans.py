@@ -122,10 +122,8 @@ class SpanMasker:
             room = runs.per_row(span_room(runs.length, longest))
             spans = self._draw_lengths(count, room, dithers[:, 1:], keyed.branch(states, 2))
         else:
-            wanted = count * self.span_ratio
-            place_word_spans(
-                kinds, maskable, word_ids, wanted, self.span_length, keyed.branch(states, 2)
-            )
+            recipe = self.span_ratio, self.span_length
+            place_word_spans(kinds, maskable, word_ids, count, *recipe, keyed.branch(states, 2))
             count -= (kinds == SPAN).sum(1)
             runs, spans = Runs.of(maskable & ~_beside(kinds)), np.zeros((len(kinds), 0), np.int64)
         singles = count.astype(np.int64) - spans.sum(1)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.masking import keyed
-from wuxia_core.masking.arrange import SPAN, Bools, Ints, Kinds
+from wuxia_core.masking.arrange import SPAN, Bools, Floats, Ints, Kinds
 
 Words = npt.NDArray[np.int32]
 
@@ -15,23 +15,25 @@ def place_word_spans(
     kinds: Kinds,
     maskable: Bools,
     word_ids: Words,
-    wanted: npt.NDArray[np.float64],
+    count: Floats,
+    span_ratio: float,
     span_length: tuple[int, int],
     states: keyed.Bits,
 ) -> None:
-    """Write spans of whole words into `kinds`: in each row `wanted` (B,) tokens, or nearly so.
+    """Write spans of whole words into `kinds`: `span_ratio` of each row's `count` (B,) of tokens.
 
-    Spans are taken in random order, none that touches another.
+    Their sum comes as near to that as whole words can, and never above the count. Spans are taken
+    in random order, none that touches another.
     """
     draws = keyed.bits(states, kinds.shape[1])
     lengths = candidates(maskable, word_ids, span_length, draws)
     draws[lengths == 0] = keyed.MOST
     order = np.argsort(draws, axis=1)
     counts = np.count_nonzero(lengths, axis=1)
-    for row, tokens in enumerate(wanted.tolist()):
+    for row, most in enumerate(count.tolist()):
         places = order[row, : counts[row]]
         spans = zip(places.tolist(), lengths[row, places].tolist(), strict=True)
-        for start, end in _apart(spans, kinds.shape[1], tokens):
+        for start, end in _apart(spans, kinds.shape[1], span_ratio * most, most):
             kinds[row, start:end] = SPAN
 
 
@@ -70,15 +72,15 @@ def _next(flags: Bools) -> Ints:
 
 
 def _apart(
-    spans: Iterator[tuple[int, int]], tokens: int, wanted: float
+    spans: Iterator[tuple[int, int]], tokens: int, wanted: float, most: float
 ) -> Iterator[tuple[int, int]]:
-    """Take those spans (start, length) that touch none before, up to about `wanted` tokens."""
+    """Take spans (start, length) that touch none before: about `wanted` tokens, `most` at most."""
     taken = bytearray(tokens + 1)
     for start, length in spans:
         if wanted < length / 2:
             return
         end = start + length
-        if not any(taken[max(0, start - 1) : end + 1]):
+        if length <= most and not any(taken[max(0, start - 1) : end + 1]):
             taken[start:end] = b"\1" * length
-            wanted -= length
+            wanted, most = wanted - length, most - length
             yield start, end
