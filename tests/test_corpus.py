@@ -4,6 +4,7 @@ from wuxia_core.corpus import (
     RULES,
     Account,
     File,
+    chapter,
     chapters,
     clean,
     encodings,
@@ -286,3 +287,11 @@ def test_a_bad_line_of_jsonl_is_numbered(tmp_path, line, after):
     path.write_text('{"text": "甲"}\n' + line + after, encoding="utf-8")
     with pytest.raises(DataError, match=r"g\.jsonl:2"):
         read(path, "general")
+
+
+def test_a_chapter_is_asked_for_by_its_number():
+    text = "\n".join(f"第{n}回 题\n" + "他走了。" * 40 for n in "一二三四")
+    assert chapter(text, 3).startswith("第三回")
+    for number in (0, 5, -1):
+        with pytest.raises(DataError, match=f"chapter {number}: there are 4"):
+            chapter(text, number)

@@ -3,7 +3,7 @@
 It does not split, mix or tokenize. A document is a chapter of a novel, or one general text.
 """
 
-from wuxia_core.corpus.chapters import chapters
+from wuxia_core.corpus.chapters import chapter, chapters
 from wuxia_core.corpus.cleaning import RULES, Tally, clean
 from wuxia_core.corpus.documents import Account, Document, read_documents
 from wuxia_core.corpus.duplicates import SameBook, Sketches

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from wuxia_core.errors import DataError
+
 SECTION = 3000  # characters: length of a part where a book has no chapters
 LONE = 20  # characters: a heading with less text behind it opens no chapter
 TEASER = 5  # a part so many times shorter than another of its number is from a table of contents
@@ -34,6 +36,17 @@ class _Part:
     heading: str
     number: int | None
     text: str
+
+
+def chapter(text: str, number: int) -> str:
+    """Give one chapter of a cleaned text, by its place from 1 on.
+
+    Raises `DataError` where there is none.
+    """
+    parts = chapters(text)
+    if not 1 <= number <= len(parts):
+        raise DataError(f"chapter {number}: there are {len(parts)}, counted from 1")
+    return parts[number - 1][1]
 
 
 def chapters(text: str) -> list[tuple[str, str]]:
