@@ -131,3 +131,11 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, c
 def test_an_unknown_card_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"plan.card RTX 9999: not known; .*RTX 4090"):
         preflight.planned_device(load_config(REAL, ["plan.card=RTX 9999"]), None)
+
+
+def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):
+    mixture = f"data.processed_data_file={tmp_path / 'none'}"
+    config = load_config(REAL, [f"data.data_dir={PROJECT / 'data' / 'sample'}", mixture])
+    said = preflight.forecast(config, None)
+    assert said.startswith("plan, arithmetic: Qwen/Qwen3-8B, 8.19 B parameters, on 2 × RTX 4090")
+    assert "fits" in said and not (tmp_path / "none").exists()

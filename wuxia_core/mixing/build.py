@@ -70,6 +70,8 @@ def mix(config: Config) -> Mixture:
 
 def current_mixture(config: Config) -> Mixture | None:
     """Open the mixture where it is there and nothing has changed, else None."""
+    if read_manifest(mixture_folder(config.data.processed_data_file)) is None:
+        return None  # and no tokenizer is asked for
     folder, _, manifest, _ = _state(config)
     return open_mixture(folder) if _is_current(folder, manifest) else None
 

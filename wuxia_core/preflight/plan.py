@@ -76,21 +76,26 @@ def _memory(config: Config, shape: Shape, device: Device) -> Iterator[str]:
     needs = memory(config, shape, device.processes, device.on_card)
     kept = "checkpointed" if config.training.gradient_checkpointing else "all kept"
     parts = {
-        f"weights ({config.model.quantization} quantized)": needs.weights,
+        f"weights{_quantized(config)}": needs.weights,
         "adapter, gradients, optimizer": needs.adapter,
         f"activations ({kept})": needs.activations,
         f"largest moment ({needs.moment_name})": needs.moment,
         "reserve": needs.reserve,
     }
-    yield f"{'GiB a process':42}"
+    yield "GiB a process"
     for part, size in parts.items():
-        yield f"  {part:40}{size / GIB:7.2f}"
+        yield f"  {part:44}{size / GIB:7.2f}"
     fits = needs.total <= device.bytes
     verdict = "fits" if fits else "DOES NOT FIT"
-    yield f"  {'in all':40}{needs.total / GIB:7.2f} of {device.bytes / GIB:.1f}: {verdict}"
+    yield f"  {'in all':44}{needs.total / GIB:7.2f} of {device.bytes / GIB:.1f}: {verdict}"
     if not fits:
         yield "what to change, the least harmful first, each with those above it:"
         yield from advice(config, shape, device)
+
+
+def _quantized(config: Config) -> str:
+    bits = config.model.quantization
+    return "" if bits == "none" else f" ({bits} linear layers)"
 
 
 def advice(config: Config, shape: Shape | None, device: Device) -> Iterator[str]:
