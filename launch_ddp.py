@@ -14,17 +14,12 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 from wuxia_core.config import PROJECT, load_config
-from wuxia_core.errors import MachineError, WuxiaError
+from wuxia_core.errors import STOPPED, MachineError, WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-STOPPED, BUG = 75, 1
-LATER = (
-    *("--doctor", "--resume", "--allow-changed"),
-    *("--nnodes", "--rdzv-endpoint", "--max-restarts"),
-)
+LATER = ("--resume", "--allow-changed", "--nnodes", "--rdzv-endpoint", "--max-restarts")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,6 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nproc", type=int, help="processes (default: one a GPU, 2 without)")
     parser.add_argument("--plan", action="store_true", help="say what the run needs; start nothing")
     parser.add_argument("--measure", action="store_true", help="with --plan: time 20 steps")
+    parser.add_argument("--doctor", action="store_true", help="check the machine, in all processes")
     for flag in LATER:
         parser.add_argument(flag, nargs="?", const="", help="not yet")
     options = parser.parse_args(arguments)
@@ -70,32 +66,33 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def torchrun(folder: Path, processes: int, *flags: str) -> None:
-    """Train in this many processes; torchrun's agent runs here, so signals reach it."""
+def doctor(options: argparse.Namespace) -> int:
+    """Check the machine; 5 where something is wrong."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from wuxia_core import preflight
+
+    config = load_config(options.config or SAMPLE, options.set)
+    with tempfile.TemporaryDirectory() as folder:
+        config.save(Path(folder) / "config.yaml")
+        try:
+            processes = preflight.process_count(options.nproc)
+            torchrun(Path(folder), processes, module="wuxia_core.preflight.doctor")
+        except ChildFailedError:
+            print("error: a check failed; what to do stands beside it", file=sys.stderr)
+            return MachineError.exit_status
+    return 0
+
+
+def torchrun(folder: Path, processes: int, *flags: str, module: str = "wuxia_core.train") -> None:
+    """Start a module in this many processes; torchrun's agent runs here, so signals reach it."""
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     where = ["--standalone", f"--nproc-per-node={processes}"]
-    run(parse_args([*where, "-m", "wuxia_core.train", str(folder), *flags]))
-
-
-def failure(error: Any, folder: Path) -> int:
-    """Say what stopped torchrun and choose the exit status."""
-    from wuxia_core import preflight
-
-    rank = min(error.failures.values(), key=lambda f: (f.exitcode == BUG, f.exitcode < 0))
-    if rank.exitcode > BUG and isinstance(rank.message, dict):
-        print(f"error: {rank.message['message'].partition(': ')[2]}", file=sys.stderr)
-        return int(rank.exitcode)
-    if rank.exitcode < 0:
-        print(
-            f"error: {rank.message}, for want of memory? {preflight.saved(folder)}", file=sys.stderr
-        )
-        return STOPPED if preflight.newest_checkpoint(folder) else MachineError.exit_status
-    print("error: this is a bug; the traceback of the failed process is above", file=sys.stderr)
-    return BUG
+    run(parse_args([*where, "-m", module, str(folder), *flags]))
 
 
 def finish(folder: Path) -> None:
@@ -116,14 +113,14 @@ def launch(options: argparse.Namespace) -> int:
 
     from wuxia_core import preflight
 
-    if options.plan:
-        return plan(options)
+    if options.doctor or options.plan:
+        return doctor(options) if options.doctor else plan(options)
     folder, processes = prepare(options)
     try:
         torchrun(folder, processes)
         finish(folder)
     except ChildFailedError as error:
-        return failure(error, folder)
+        return preflight.failure(error, folder)
     except SignalException as error:
         print(f"stopped by {error.sigval.name}; {preflight.saved(folder)}", file=sys.stderr)
         return STOPPED

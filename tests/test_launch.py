@@ -101,7 +101,6 @@ def test_the_closing_table_says_first_what_got_worse():
         (settings("training.fp16=true"), 2, "needs a GPU"),
         (["--resume"], 2, "--resume: not yet"),
         (["--measure"], 2, "--measure: goes with --plan"),
-        (["--doctor"], 2, "--doctor: not yet"),
         (["--max-restarts", "2"], 2, "--max-restarts: not yet"),
         (["--nnodes", "2", "--rdzv-endpoint", "a:1"], 2, "not yet"),
     ],

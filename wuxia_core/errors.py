@@ -3,11 +3,13 @@
 The message of every one of these says what, where and what to do; no traceback is shown for them.
 """
 
+STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
+
 
 class WuxiaError(Exception):
     """A failure that is the user's or the machine's to mend, not a bug."""
 
-    exit_status = 1
+    exit_status = BUG
 
 
 class ConfigError(WuxiaError):

@@ -3,10 +3,10 @@
 from wuxia_core.preflight.checks import (
     claim_output_dir,
     effective_batch,
-    newest_checkpoint,
     open_run_folder,
-    saved,
+    process_count,
 )
+from wuxia_core.preflight.outcome import failure, newest_checkpoint, saved
 from wuxia_core.preflight.plan import advice, plan, planned_device, this_device
 from wuxia_core.preflight.prepare import forecast, prepare
 from wuxia_core.preflight.shape import Shape, read_shape

@@ -107,22 +107,6 @@ def open_run_folder(config: Config, mixture: Mixture, folder: Path) -> None:
         ) from None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest whole checkpoint; its `trainer_state.json` is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    steps = {path.name.partition("-")[2]: path for path in whole}
-    numbers = [int(step) for step in steps if step.isdigit()]
-    return steps[str(max(numbers))] if numbers else None
-
-
-def saved(folder: Path) -> str:
-    """Say what a stopped run leaves behind."""
-    if (folder / "adapter_model.safetensors").exists():
-        return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
-    checkpoint = newest_checkpoint(folder)
-    return f"saved: {checkpoint}" if checkpoint else f"no checkpoint in {folder} yet"
-
-
 def card_precautions() -> list[str]:
     """Switch off what RTX 40 cards get wrong over NCCL, unless the user decided; say what was set.
 
