@@ -136,3 +136,8 @@ def test_a_plot_can_be_drawn_on_given_axes():
     metrics = pd.DataFrame({"step": [1], "loss": [3.0]})
     assert show.plot_metric(metrics, {"loss": "x"}, "nats", ax=ax) is ax
     plt.close("all")
+
+
+def test_a_text_all_of_whose_tokens_are_masked_is_shown(tokenizer):
+    shown = {str(show_masks("剑", tokenizer, SpanMasker(0.3), key=key)) for key in range(40)}
+    assert shown == {"剑", "〔剑〕"}

@@ -191,7 +191,7 @@ def masked_text(
 
 def _tip(kinds: Kinds, names: Iterable[str]) -> str:
     """Describe a block: `span of 3 tokens: 剑 #7, 光 #8, 一 #9`; nothing for what is kept."""
-    if kinds[0] == KEPT:
+    if not kinds.any():
         return ""
     size = f" of {len(kinds)} tokens" if kinds[0] == SPAN else ""
     return f"{NAMES[int(kinds[0])]}{size}: {', '.join(names)}"
