@@ -200,6 +200,7 @@ def test_rows_too_short_for_a_span_get_singles_and_empty_rows_nothing():
         ({"span_ratio": -0.1}, "span_ratio -0.1"),
         ({"span_length": (5, 3)}, r"span_length \[5, 3\]"),
         ({"span_length": (0, 3)}, r"span_length \[0, 3\]"),
+        ({"seed": -1}, "seed -1"),
     ],
 )
 def test_what_cannot_be_arranged_is_refused(settings, said):

@@ -64,6 +64,9 @@ def test_the_mask_token_is_the_named_one_or_a_spare_row(tokenizer):
     plain = type(tokenizer)(tokenizer_object=_without_mask(), eos_token="<|endoftext|>")
     assert mask_token_id(plain, 8192) == max(plain.get_vocab().values()) + 1
     assert mask_token_id(tokenizer, 8192, "x") == tokenizer.convert_tokens_to_ids("x")
+    assert mask_token_id(tokenizer, 8192, "剑") == tokenizer.convert_tokens_to_ids("åīĳ")
+    with pytest.raises(ConfigError, match="begins or ends texts"):
+        mask_token_id(tokenizer, 8192, "<|endoftext|>")
     with pytest.raises(ConfigError, match=r"masking.mask_token <\|hole\|>: .* no such token"):
         mask_token_id(tokenizer, 8192, "<|hole|>")
     with pytest.raises(ConfigError, match="no spare one"):

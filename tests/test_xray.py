@@ -126,3 +126,5 @@ def test_the_view_shows_text_losses_and_guesses_and_escapes_them(adapted, tokeni
 def test_texts_too_short_for_a_mask_are_refused(base, tokenizer):
     with pytest.raises(DataError, match="no token is masked"):
         xray(base, tokenizer, ["剑"], SpanMasker(0.01))
+    with pytest.raises(DataError, match="no token is masked"):
+        xray(base, tokenizer, [])

@@ -94,7 +94,7 @@ def xray(
         With an adapter it is asked twice: `base` without it, `tuned` with it.
     texts : sequence of str
         The first is masked as `show_masks` masks it with the same `masker`, `key`, `epoch` and
-        `segmenter`; the next has the next key.
+        `segmenter`, as long as it is no longer than a window; the next has the next key.
     shares : (float, float, float)
         Of the masked tokens, how many are hidden, replaced and left; see `Corruption`.
     window : int
@@ -126,7 +126,7 @@ def xray(
         kinds = np.concatenate([collate.kinds([piece])[0] for piece in pieces])[1:]
         rows.append(_asked(text, offsets, kinds, segmenter or Segmenter()).assign(text=number))
         windows += pieces
-    table = pd.concat(rows, ignore_index=True)
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
     if table.empty:
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]

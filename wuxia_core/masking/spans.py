@@ -57,8 +57,11 @@ class SpanMasker:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
             raise ConfigError(
-                f"masking.span_length {list(self.span_length)}: must be [short, long]"
+                f"masking.span_length {list(self.span_length)}: must be [shortest, longest], the "
+                "shortest first and at least 1"
             )
+        if self.seed < 0:
+            raise ConfigError(f"training.seed {self.seed}: must be at least 0")
         if not 0 < self.mask_ratio <= self.largest_ratio:
             largest = math.floor(1000 * self.largest_ratio) / 1000
             raise ConfigError(

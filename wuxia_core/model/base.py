@@ -136,14 +136,11 @@ def mask_token_id(
 
     Raises `ConfigError` where no token is called so, or the table has no spare row.
     """
+    if name is not None:
+        return _named_token(tokenizer, name)
     known = tokenizer.get_vocab()
-    if name is not None and name not in known:
-        raise ConfigError(
-            f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
-            "take a spare row"
-        )
-    if (name or MASK_TOKEN) in known:
-        return int(known[name or MASK_TOKEN])
+    if MASK_TOKEN in known:
+        return int(known[MASK_TOKEN])
     spare = int(max(known.values())) + 1
     if spare >= vocab_size:
         raise ConfigError(
@@ -151,6 +148,19 @@ def mask_token_id(
             "mask token; name a token it can do without as masking.mask_token"
         )
     return spare
+
+
+def _named_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
+    """Find the token that a text is; what begins, ends or fills up texts cannot be spared."""
+    ids = tokenizer(name, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise ConfigError(
+            f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
+            "take a spare row"
+        )
+    if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
+        raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
+    return int(ids[0])
 
 
 def weights_dtype(config: Config) -> "torch.dtype":
