@@ -71,6 +71,18 @@ def test_batches_and_other_texts_change_nothing(base, tokenizer):
     assert np.allclose(together[together["text"] == 1]["base_bits"], second["base_bits"], atol=1e-4)
 
 
+def test_a_model_in_training_is_asked_without_dropout_and_left_as_it_was(tokenizer):
+    model = add_adapter(
+        load_base("data/tiny_base", torch.float32), ModelConfig(lora_dropout=0.5), MASK
+    )
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            weights.data.fill_(0.01)
+    quiet = xray(model.eval(), tokenizer, [TEXT]).tokens["tuned_bits"]
+    assert np.allclose(xray(model.train(), tokenizer, [TEXT]).tokens["tuned_bits"], quiet)
+    assert model.training
+
+
 def test_a_long_text_is_cut_into_windows(base, tokenizer):
     tokens = len(tokenizer(TEXT * 9, add_special_tokens=False).input_ids)
     rows = xray(base, tokenizer, [TEXT * 9], window=64).tokens
@@ -86,11 +98,16 @@ def test_each_character_has_its_class():
     assert IDIOM not in classes("白鹤亮翅", Segmenter())
 
 
-def test_dialogue_is_what_stands_in_quotation_marks():
-    text = "他道：“走！”\n「好」，“没说完\n天亮了。"
-    assert (
-        "".join(c for c, said in zip(text, dialogue(text), strict=True) if said) == "走！好没说完"
-    )
+@pytest.mark.parametrize(
+    ("text", "spoken"),
+    [
+        ("他道：“走！”\n「好」，“没说完\n天亮了。", "走！好没说完"),
+        ('他说"走"然后走了。她笑"好"便去。', "走好"),
+    ],
+)
+def test_dialogue_is_what_stands_in_quotation_marks(text, spoken):
+    said = [c for c, inside in zip(text, dialogue(text), strict=True) if inside]
+    assert "".join(said) == spoken
 
 
 def test_the_summary_counts_every_token_once_by_class_and_once_by_speech(adapted, tokenizer):

@@ -25,7 +25,9 @@ FUNCTION_CHARACTERS = frozenset(
 )
 HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
 FOUR = re.compile(rf"{HAN.pattern}{{4}}")
-QUOTED = re.compile(r"“[^”\n]*|「[^」\n]*|『[^』\n]*|‘[^’\n]*|\"[^\"\n]*")
+# One mark opens and its like closes; a straight one does both.
+QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("‘", "’"), ('"', '"'))
+QUOTED = re.compile("|".join(rf"{a}(?:[^{b}\n]*){b}?" for a, b in QUOTES))
 
 Classes = npt.NDArray[np.int8]
 
@@ -55,5 +57,6 @@ def dialogue(text: str) -> npt.NDArray[np.bool_]:
     """Whether each character stands inside quotation marks, (C,); a paragraph ends a quotation."""
     inside = np.zeros(len(text), np.bool_)
     for match in QUOTED.finditer(text):
-        inside[match.start() + 1 : match.end()] = True
+        closed = match.group()[1:].endswith(("”", "」", "』", "’", '"'))
+        inside[match.start() + 1 : match.end() - closed] = True
     return inside

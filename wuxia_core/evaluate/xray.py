@@ -131,10 +131,13 @@ def xray(
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
     models = ("base",) if adapter is None else ("base", "tuned")
+    training = model.training
+    model.eval()
     for name in models:
         with model.disable_adapter() if name == "base" and adapter else nullcontext():
             answers = _answers(model, tokenizer, tqdm(batches, f"X-ray, {name}", leave=False))
         table = table.join(answers.add_prefix(f"{name}_"))
+    model.train(training)
     return XRay(tuple(texts), table, models)
 
 

@@ -1,4 +1,4 @@
-"""Place spans and singles in rows so that every arrangement is equally likely.
+"""Place spans and singles in runs of tokens so that every arrangement of a run is equally likely.
 
 A run of n maskable tokens is seen as n + 1 places that are tiled by kept tokens, one place each,
 and by blocks with the kept token behind them: a span of L takes L + 1 places, a single two. The

@@ -56,8 +56,9 @@ class MaskCollator:
     """Make a batch of windows into model inputs, for any objective.
 
     `masked` hides tokens and asks for them; `clm` hides nothing and asks for every token; `mixed`
-    does both, each for half of a batch (MEAP-SFT, arXiv 2502.07490). Tokens in `special_ids`
-    are never hidden or asked for. With `span_unit` "word" spans cover whole words.
+    does the one or the other by turns, window by window and epoch by epoch, after MEAP-SFT (arXiv
+    2502.07490). Tokens in `special_ids` are never hidden or asked for. With `span_unit` "word"
+    spans cover whole words.
     """
 
     masker: SpanMasker
@@ -89,7 +90,7 @@ class MaskCollator:
     def __call__(self, windows: Sequence["Window"]) -> "dict[str, torch.Tensor]":
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
-        hides = self._hides(windows)[:, None]
+        hides = np.array([self._hides(window) for window in windows])[:, None]
         masked = (self.kinds(windows) > KEPT) & hides
         keys, epoch = [window.key for window in windows], windows[0].epoch
         actions = self.corruption.actions(masked, keys, epoch)
@@ -115,9 +116,7 @@ class MaskCollator:
         ]
         return padded(rows, 0).astype(np.bool_)
 
-    def _hides(self, windows: Sequence["Window"]) -> Bools:
-        """Say which windows are masked, (B,): all, none, or by turns every second one."""
+    def _hides(self, window: "Window") -> bool:
         if self.objective == "mixed":
-            turn = windows[0].key + windows[0].epoch
-            return np.asarray((np.arange(len(windows)) + turn) % 2 == 0)
-        return np.full(len(windows), self.objective == "masked")
+            return (window.key + window.epoch) % 2 == 0
+        return self.objective == "masked"

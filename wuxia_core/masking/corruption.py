@@ -57,7 +57,8 @@ class Corruption:
     ) -> Self:
         """Draw random tokens from all of a tokenizer's that are neither special nor added."""
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-        known = np.array(sorted(set(tokenizer.get_vocab().values()) - added), np.int64)
+        ordinary = set(tokenizer.get_vocab().values()) - added - {mask_token_id}
+        known = np.array(sorted(ordinary), np.int64)
         return cls(mask_token_id, known, shares, seed)
 
     def actions(self, masked: Bools, keys: Sequence[int] | Ints, epoch: int = 0) -> Kinds:
@@ -88,7 +89,7 @@ class Corruption:
 
 def check_shares(shares: tuple[float, float, float]) -> None:
     """Refuse shares that are negative or do not add up to 1."""
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN too
         raise ConfigError(
             f"masking.corruption {list(shares)}: must be three shares (mask token, random token, "
             "unchanged) of at least 0 that add up to 1"

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wuxia_core.errors import ConfigError
+from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.masking import keyed
 from wuxia_core.masking.arrange import (
+    RUN_BITS,
     SPAN,
     TOKENS,
     Bools,
@@ -71,8 +72,13 @@ class SpanMasker:
 
     @property
     def largest_ratio(self) -> float:
-        """Masked share at which each block has just one unmasked token beside it."""
-        return 1 / (1 + self.span_ratio / self._mean_length + (1 - self.span_ratio))
+        """Masked share at which each block has just one unmasked token beside it.
+
+        Room for a span is counted as if it were of the longest.
+        """
+        mean, longest = self._mean_length, self.span_length[1]
+        dense = 1 / (1 + self.span_ratio / mean + (1 - self.span_ratio))
+        return min(dense, mean / (longest + 1) / self.span_ratio) if self.span_ratio else dense
 
     @property
     def _mean_length(self) -> float:
@@ -102,8 +108,21 @@ class SpanMasker:
         -------
         (B, T) int8
             0 kept, 1 single, 2 in a span. `mask_ratio` of a row's maskable tokens is masked, to
-            within one token; no two blocks touch and none leaves a run of maskable tokens.
+            within one token, and `span_ratio` of that in spans, to within half a span as long as a
+            row has some tens of tokens; no two blocks touch and none leaves a run of maskable
+            tokens. Whole words may leave too little room for that at ratios above 0.5. Runs get
+            their share by length; inside a run every arrangement is equally likely.
+
+        Raises
+        ------
+        DataError
+            Where a row is too long.
         """
+        if maskable.shape[1] >= 1 << RUN_BITS:
+            raise DataError(
+                f"masks are drawn for rows of {(1 << RUN_BITS) - 1:,} tokens at most, not of "
+                f"{maskable.shape[1]:,}; cut the text"
+            )
         kinds = np.zeros(maskable.shape, np.int8)
         states = keyed.row_states(self.seed, epoch, keys)
         step = max(1, TOKENS // (maskable.shape[1] + 1))
@@ -142,7 +161,8 @@ class SpanMasker:
         shortest, longest = self.span_length
         mean = self._mean_length
         wanted = np.minimum(count * self.span_ratio, room * mean)
-        spans = np.minimum(np.floor(wanted / mean + dithers[:, 0]), count // shortest)
+        spans = np.maximum(np.floor(wanted / mean + dithers[:, 0]), wanted > mean / 2)
+        spans = np.minimum(spans, count // shortest)
         total = np.floor(wanted + mean * (dithers[:, 0] - 0.5) + 0.5)
         total = np.clip(total, shortest * spans, np.minimum(longest * spans, count))
         longer = self._longer_than(spans, total, dithers[:, 1])
