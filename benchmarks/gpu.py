@@ -5,12 +5,9 @@
 Needs torch, transformers and peft, and nothing from the hub: the weights are random. Both ways
 train LoRA (r 16, all linear layers) in bfloat16 with the same batches and attention; the standard
 way projects every token, ours those that are asked for. The loop is a plain one, without the copy
-of all logits that accelerate adds to the standard way. `--tiny` tries the script on a CPU.
-
-- step: activations recomputed (checkpointing) or kept; recomputed under the cap of a 24 GB card.
-- compile: recomputed or kept, each layer eager or compiled.
-- quantized: linear layers of 8 and 4 bits under that cap, where bitsandbytes is installed.
-
+of all logits that accelerate adds to the standard way. `PARTS` lists the rows: activations kept or
+recomputed (checkpointing), layers eager or compiled, linear layers of 16, 8 or 4 bits, and a cap
+that stands for a card of 24 GB. `--tiny` tries it on a CPU, without the cap.
 Utilisation: useful operations (4 a weight of the linear layers and token, 4 a weight of the head
 and asked token; nothing that is computed twice) over what a large product of matrices reaches.
 """
@@ -18,9 +15,9 @@ and asked token; nothing that is computed twice) over what a large product of ma
 import argparse
 import gc
 import json
+import os
 import sys
 import timeit
-import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -40,52 +37,42 @@ from wuxia_core import SpanMasker
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
 from wuxia_core.objective import asked_cross_entropy
 
-ROW = "{:9} {:11} {:9} {:8} {:5} {:>10} {:>13} {:>12} {:>9}  {}".format
-FULL = SimpleNamespace(
-    device="cuda", batch=(4, 1024), steps=12, flop=4 * 6.95e9 + 4 * 0.15 * 0.62e9,  # a token
-    side=8192,  # of the large product
-    card=23.5,  # GiB usable of 24
-    model={"hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12_288, "head_dim":
-           128, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151_936},
-)  # fmt: skip
-TINY = SimpleNamespace(
-    device="cpu", batch=(2, 64), steps=3, flop=4 * 111e3 + 4 * 0.15 * 131e3, side=256, card=None,
-    model={"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128, "head_dim": 16,
-           "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2048},
-)  # fmt: skip
-BARS = {"bf16": 20.5, "8bit": 14.0}  # GiB reserved, ours under the cap
+CARD = 23.5  # GiB usable of 24
+BARS = {"bf16": 20.5, "8bit": 14.0}  # GiB reserved, ours on such a card
+SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "vocab_size")  # fmt: skip
+FULL = SimpleNamespace(  # operations a token; side of the large product
+    device="cuda", batch=(4, 1024), steps=12, flop=4 * 6.95e9 + 4 * 0.15 * 0.62e9, side=8192,
+    model=(4096, 36, 12_288, 32, 8, 128, 151_936))  # fmt: skip
+TINY = SimpleNamespace(device="cpu", batch=(2, 64), steps=3, flop=4 * 111e3 + 4 * 0.15 * 131e3,
+                       side=256, model=(64, 3, 128, 4, 2, 16, 2048))  # fmt: skip
 
 
 class Setting(NamedTuple):
     """What a row of the table was measured with."""
 
     way: str
+    weights: str
+    layers: str
     activations: str
-    layers: str = "eager"
-    weights: str = "bf16"
     cap: float | None = None  # GiB
 
 
-Row = dict[str, Any]
+PARTS = {  # compiled ones last, since layers stay so
+    "step": [*product(["bf16"], ["eager"], ["recomputed", "kept"]),
+             ("bf16", "eager", "recomputed", CARD)],
+    "compile": [*product(["bf16"], ["eager", "compiled"], ["recomputed", "kept"])],
+    "quantized": [*product(["8bit", "4bit"], ["eager"], ["recomputed"], [CARD])],
+}  # fmt: skip
 WITHOUT = {"way": "standard", "activations": "recomputed", "layers": "eager"}
 NUMBERS = {"tokens/s": ",.0f", "reserved GiB": ".2f", "utilisation": ".3f", "loss": ".4f"}
-
-
-def settings(part: str, card: float | None) -> list[Setting]:
-    """List a part's rows, those of the same weights together, compiled ones last: they stay so."""
-    ways, activations = ("ours", "standard"), ("recomputed", "kept")
-    if part == "quantized":
-        bits = product(("8bit", "4bit"), ways)
-        return [Setting(w, "recomputed", "eager", b, card) for b, w in bits]
-    layers = ("eager", "compiled") if part == "compile" else ("eager",)
-    rows = [Setting(w, a, n) for n, a, w in product(layers, activations, ways)]
-    return rows + [Setting(w, "recomputed", cap=card) for w in ways if card and part == "step"]
 
 
 def build(size: SimpleNamespace, weights: str) -> Any:
     """Make the random model with its adapter."""
     torch.manual_seed(0)
-    config = Qwen3Config(use_cache=False, tie_word_embeddings=False, **size.model)
+    shape = dict(zip(SHAPE, size.model, strict=True))
+    config = Qwen3Config(use_cache=False, tie_word_embeddings=False, **shape)
     with torch.device(size.device):
         base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     if weights != "bf16":
@@ -113,10 +100,10 @@ def quantize(base: Any, weights: str) -> None:
 
 def batches(size: SimpleNamespace) -> Iterator[dict[str, torch.Tensor]]:
     """Give masked windows, four batches by turns."""
-    made, mask_id = [], size.model["vocab_size"] - 1
+    made, mask_id = [], size.model[-1] - 1
+    maskable = np.broadcast_to(np.arange(size.batch[1]) > 0, size.batch)
     for seed in range(4):
         ids = np.random.default_rng(seed).integers(0, mask_id, size.batch)
-        maskable = np.broadcast_to(np.arange(size.batch[1]) > 0, size.batch)
         masked = SpanMasker(seed=seed).kinds(maskable, range(len(ids))) > 0
         inputs = model_inputs(np.where(masked, mask_id, ids), np.where(masked, ids, IGNORE_INDEX))
         made.append({name: values.to(size.device) for name, values in inputs.items()})
@@ -129,8 +116,7 @@ def make_step(model: Any, size: SimpleNamespace, way: str) -> Callable[[], torch
         if "lora_B" in name:
             torch.nn.init.zeros_(parameter)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    data = batches(size)
+    data, optimizer = batches(size), torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def step() -> torch.Tensor:
         ids, labels, keep = next(data).values()
@@ -164,30 +150,31 @@ def seconds(work: Callable[[], object], device: str, count: int) -> float:
 
 def largest_kernels(step: Callable[[], object], device: str) -> dict[str, float]:
     """Shares of the three kernels that take most of a step's time."""
-    kind = {"cuda": ("CUDA", "self_device_time_total"), "cpu": ("CPU", "self_cpu_time_total")}
-    activity, field = kind[device]
-    with torch.profiler.profile([getattr(torch.profiler.ProfilerActivity, activity)]) as profiler:
+    with torch.profiler.profile() as profiler:
         step()
-    events = [e for e in profiler.key_averages() if not e.is_user_annotation]
-    total = sum(getattr(e, field) for e in events)
-    largest = sorted(events, key=lambda e: -getattr(e, field))[:3]
-    return {e.key: getattr(e, field) / total for e in largest}
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    here = [e for e in profiler.key_averages() if e.device_type.name == device.upper()]
+    times = sorted((getattr(e, field), e.key) for e in here if not e.is_user_annotation)[::-1]
+    return {name: time / sum(t for t, _ in times) for time, name in times[:3]}
 
 
-def measure(model: Any, size: SimpleNamespace, setting: Setting, rate: float) -> Row:
+def measure(model: Any, size: SimpleNamespace, setting: Setting, rate: float) -> dict[str, Any]:
     """Train a few steps: speed, memory, utilisation and the first loss."""
     if size.device == "cuda":
-        allow(setting.cap)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (setting.cap or total) / total))
+    model.gradient_checkpointing_disable()
     if setting.activations == "recomputed":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_disable()
     for layer in model.get_base_model().model.layers if setting.layers == "compiled" else []:
         layer.compile()
     step = make_step(model, size, setting.way)
-    loss = float(step())
+    row = {"loss": float(step())}
     speed = size.batch[0] * size.batch[1] / seconds(step, size.device, size.steps)
-    row = {"tokens/s": speed, "utilisation": speed * size.flop / rate, "loss": loss}
+    row |= {"tokens/s": speed, "utilisation": speed * size.flop / rate}
     if size.device == "cuda":
         row["reserved GiB"] = torch.cuda.max_memory_reserved() / 2**30
     if setting.activations == "kept" and row["utilisation"] < 0.55:
@@ -195,54 +182,46 @@ def measure(model: Any, size: SimpleNamespace, setting: Setting, rate: float) ->
     return row
 
 
-def allow(cap: float | None) -> None:
-    """Free what the row before left, and allow the allocator so many GiB from now on."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    total = torch.cuda.get_device_properties(0).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (cap or total) / total))
-
-
-def conclusions(rows: dict[Setting, Row]) -> Iterator[str]:
+def conclusions(rows: dict[Setting, dict[str, Any]]) -> Iterator[str]:
     """Say what each measure contributes, and whether the bars hold."""
     for (setting, row), (field, without) in product(rows.items(), WITHOUT.items()):
-        other = setting._replace(**{field: without})
-        if other != setting and other in rows:
-            keys = [key for key in list(NUMBERS)[:2] if key in row and key in rows[other]]
-            ratios = [f"{row[key] / rows[other][key]:.2f} times the {key}" for key in keys]
+        other = rows.get(setting._replace(**{field: without}), row)
+        if other is not row:
+            keys = [k for k in ("tokens/s", "reserved GiB") if k in row and k in other]
+            ratios = [f"{row[k] / other[k]:.2f} times the {k}" for k in keys] or ["out of memory"]
             among = ", ".join(str(v) for k, v in setting._asdict().items() if k != field and v)
-            what = f"{getattr(setting, field)} / {without} ({among})"
-            yield f"{what}: {', '.join(ratios) or 'out of memory'}"
-    for setting, row in rows.items():
-        if setting.way == "ours" and setting.cap and setting.weights in BARS:
-            bar, reserved = BARS[setting.weights], row.get("reserved GiB", setting.cap)
-            yield f"{setting.weights}, at most {bar} GiB: {'yes' if reserved <= bar else 'NO'}"
+            yield f"{getattr(setting, field)} / {without} ({among}): {', '.join(ratios)}"
+    for weights, bar in BARS.items():
+        row = rows.get(Setting("ours", weights, "eager", "recomputed", CARD), {})
+        if reserved := row.get("reserved GiB", CARD if "out of memory" in row else 0):
+            yield f"ours, {weights}, at most {bar} GiB: {'yes' if reserved <= bar else 'NO'}"
 
 
-def run(part: str, size: SimpleNamespace) -> Iterator[Row]:
+def run(part: str, size: SimpleNamespace) -> Iterator[dict[str, Any]]:
     """Measure a part's rows; print them and what follows from them."""
     a = torch.randn(size.side, size.side, device=size.device, dtype=torch.bfloat16)
     rate = 2 * size.side**3 / seconds(lambda: a @ a, size.device, 20)
     print(f"large product: {rate / 1e12:.3g} TFLOP/s; {size.batch[0]} × {size.batch[1]} tokens\n")
     print("".join(word.ljust(13) for word in [*Setting._fields, *NUMBERS]))
-    rows: dict[Setting, Row] = {}
-    for weights, group in groupby(settings(part, size.card), key=lambda setting: setting.weights):
+    settings = [Setting(way, *others) for others in PARTS[part] for way in ("ours", "standard")]
+    rows: dict[Setting, dict[str, Any]] = {}
+    for weights, group in groupby(settings, key=lambda setting: setting.weights):
         model = build(size, weights)
         for setting in group:
             model.zero_grad()
             try:
-                row = measure(model, size, setting, rate)
+                row = rows[setting] = measure(model, size, setting, rate)
             except torch.cuda.OutOfMemoryError as error:  # is a result
-                row = {"out of memory": str(error).splitlines()[0]}
-            rows[setting] = row
+                row = rows[setting] = {"out of memory": str(error).splitlines()[0]}
             numbers = [format(row[k], form) if k in row else "-" for k, form in NUMBERS.items()]
             words = [*setting[:4], str(setting.cap or "-"), *numbers, row.get("out of memory", "")]
-            print("".join(word.ljust(13) for word in words), flush=True)
-            print(*(f"  {n:.1%} {k}\n" for k, n in row.get("kernels", {}).items()), sep="", end="")
+            below = [f"\n  {share:.1%} {name}" for name, share in row.get("kernels", {}).items()]
+            print("".join(word.ljust(13) for word in words).rstrip(), *below, sep="", flush=True)
             yield {"part": part, "product FLOP/s": rate} | setting._asdict() | row
         losses = [rows[s]["loss"] for s in rows if s.weights == weights and "loss" in rows[s]]
-        assert max(losses) - min(losses) < 0.01, f"different losses, {weights}: {losses}"
+        assert not losses or max(losses) - min(losses) < 0.01, (
+            f"different losses, {weights}: {losses}"
+        )
         del model
     print("", *conclusions(rows), sep="\n")
 
@@ -250,25 +229,20 @@ def run(part: str, size: SimpleNamespace) -> Iterator[Row]:
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("step", "compile", "quantized"), required=True)
+    parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--out", type=Path, help="file that a JSON line a row is appended to")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, only to try it")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    lacks = "" if options.tiny or torch.cuda.is_available() else "a GPU of 80 GB, or --tiny"
+    if not (options.tiny or torch.cuda.is_available()):
+        parser.exit(5, "this needs a GPU of 80 GB; --tiny tries the script without\n")
     if options.part == "quantized" and not find_spec("bitsandbytes"):
-        lacks = lacks or "bitsandbytes"
-    if lacks:
-        print(f"--part {options.part} needs {lacks}", file=sys.stderr)
-        sys.exit(5)
-    device = "CPU" if options.tiny else torch.cuda.get_device_name()
-    print(
-        device, *(f"{name} {version(name)}" for name in ("torch", "transformers", "peft")), sep=", "
-    )
-    for row in run(options.part, TINY if options.tiny else FULL):
-        if options.out:
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"device": device} | row) + "\n")
+        parser.exit(5, "--part quantized needs bitsandbytes\n")
+    about = {name: version(name) for name in ("torch", "transformers", "peft")}
+    about["device"] = "CPU" if options.tiny else torch.cuda.get_device_name()
+    print(about)
+    with (options.out or Path(os.devnull)).open("a", encoding="utf-8") as file:
+        for row in run(options.part, TINY if options.tiny else FULL):
+            print(json.dumps(about | row), file=file, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wuxia_core.config import PROJECT
+
+pytestmark = pytest.mark.slow
+
+
+def run(tmp_path, script, *options):
+    """Run a benchmark from outside the project; one thread, since the shapes are tiny."""
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "benchmarks" / script), *options],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=80,
+    )
+
+
+def test_both_ways_are_measured_on_a_gpu(tmp_path):
+    """On a CPU in its place, with a tiny model."""
+    finished = run(tmp_path, "gpu.py", "--part", "step", "--tiny", "--out", "rows.jsonl")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    rows = [line.split() for line in finished.stdout.splitlines()]
+    assert {row[0] for row in rows if "recomputed" in row} >= {"ours", "standard"}
+    assert len((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_missing_gpu_is_said(tmp_path):
+    finished = run(tmp_path, "gpu.py", "--part", "step")
+    assert finished.returncode == 5
+    assert "needs a GPU" in finished.stderr
+
+
+def test_all_ways_of_a_training_step_have_the_same_losses(tmp_path):
+    """The script itself compares them to 1e-4."""
+    finished = run(tmp_path, "train_step.py", "--tiny")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert {"ours", "standard"} <= {line.split(" ")[0] for line in finished.stdout.splitlines()}
