@@ -31,7 +31,7 @@ def blocks(row):
 def window(ids, key=0, epoch=0):
     ids = np.asarray(ids, np.int32)
     places = np.arange(len(ids), dtype=np.int32)
-    return Window(ids, places, places, key, epoch)
+    return Window(ids, places, places, key, epoch, row=key)
 
 
 def collate(windows, objective="masked", **kwargs):

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from wuxia_core import preflight
 from wuxia_core.config import PROJECT
 from wuxia_core.errors import NonFiniteError
+from wuxia_core.masking.collator import hidden_by_turns
 from wuxia_core.mixing import mix
+from wuxia_core.train import __main__ as stage
 from wuxia_core.train.callbacks import StopOnNonFinite
 from wuxia_core.train.trainer import EpochSampler
 
@@ -44,6 +46,19 @@ def test_packed_windows_share_batches():
     rows = np.array([row for _, row in EpochSampler(packed, 1, batch=4, effective_batch=8)])
     mixed = sum(len(set(packed[batch])) > 1 for batch in rows.reshape(-1, 4))
     assert mixed <= 2 and set(rows) == set(range(50))
+
+
+@pytest.mark.parametrize("size", [50, 51])
+def test_half_of_a_mixed_batch_is_masked(size):
+    packed = np.arange(size) % 3 == 0
+    sampler = EpochSampler(packed, 1, batch=4, effective_batch=8, by_turns=True)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        order = np.array(list(sampler)).reshape(-1, 4, 2)
+        masked = np.vectorize(hidden_by_turns)(order[..., 1], order[..., 0]).sum(1)
+        assert set(order[..., 1].flat) == set(range(size))
+        uneven = np.flatnonzero(masked != 2)
+        assert len(uneven) <= size % 2 and abs(masked - 2).max() <= 1
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run():
@@ -105,3 +120,33 @@ def test_two_processes_train_what_one_does_on_the_same_batches(short, tmp_path):
         of_one, of_two = ([row[name] for row in rows if name in row] for rows in steps)
         assert len(of_one) >= 2
         assert of_one == pytest.approx(of_two, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantized_base_is_trained_in_two_processes(short, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    short.model.quantization = bits
+    short.data.max_length = 64
+    short.training.per_device_train_batch_size = 2
+    short.training.max_steps = 2
+    weights = train(short, tmp_path / "run", processes=2, accumulation=1)
+    assert all(w.isfinite().all() for w in weights.values())
+    assert all(w.any() for name, w in weights.items() if "lora_B" in name)
+
+
+def test_out_of_gpu_memory_ends_with_5_and_what_to_change(short, tmp_path, monkeypatch, capsys):
+    """A CPU raises no such error, so it is raised in the loop's place."""
+    preflight.open_run_folder(short, mix(short), tmp_path)
+
+    def train(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
+
+    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path)])
+    with pytest.raises(SystemExit, match="5"):
+        stage.main()
+    said = stage.out_of_memory(tmp_path, "CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
+    first, *changes = str(said).splitlines()
+    assert first.startswith("out of GPU memory (CUDA out of memory. Tried to allocate 7 GiB.)")
+    assert "training.gradient_checkpointing=true" in changes[0]
+    assert "a smaller model" in changes[-1] or "fits" in changes[-1]

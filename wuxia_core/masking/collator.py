@@ -51,14 +51,19 @@ def model_inputs(
     return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
+def hidden_by_turns(row: int, epoch: int) -> bool:
+    """Say whether `mixed` hides tokens of a window in this epoch; in the next one it does not."""
+    return (row + epoch) % 2 == 0
+
+
 @dataclass(frozen=True)
 class MaskCollator:
     """Make a batch of windows into model inputs, for any objective.
 
     `masked` hides tokens and asks for them; `clm` hides nothing and asks for every token; `mixed`
     does the one or the other by turns, window by window and epoch by epoch, after MEAP-SFT (arXiv
-    2502.07490). Tokens in `special_ids` are never hidden or asked for. With `span_unit` "word"
-    spans cover whole words.
+    2502.07490); the sampler sees to it that a batch has as many of both. Tokens in `special_ids`
+    are never hidden or asked for. With `span_unit` "word" spans cover whole words.
     """
 
     masker: SpanMasker
@@ -118,5 +123,5 @@ class MaskCollator:
 
     def _hides(self, window: "Window") -> bool:
         if self.objective == "mixed":
-            return (window.key + window.epoch) % 2 == 0
+            return hidden_by_turns(window.row, window.epoch)
         return self.objective == "masked"

@@ -6,7 +6,8 @@ piece: window, document, start, end, source, split; offsets into the tokens), `t
 `word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
 """
 
-from wuxia_core.mixing.build import current_mixture, mix
+from wuxia_core.mixing.build import current_mixture, manifest_of, mix
+from wuxia_core.mixing.manifest import read_json, read_manifest
 from wuxia_core.mixing.store import (
     Mixture,
     Tokens,

@@ -76,6 +76,11 @@ def current_mixture(config: Config) -> Mixture | None:
     return open_mixture(folder) if _is_current(folder, manifest) else None
 
 
+def manifest_of(config: Config) -> dict[str, Any]:
+    """Say what a mixture of the texts as they are now would be built from."""
+    return _state(config)[2]
+
+
 def _state(config: Config) -> tuple[Path, list[corpus.File], dict[str, Any], Fingerprints]:
     """Say where the mixture lies, what it is made of, and what its manifest should be."""
     folder = mixture_folder(config.data.processed_data_file)

@@ -30,6 +30,7 @@ class Window(NamedTuple):
     position_ids: Tokens  # (T,), from 0 in each piece
     key: int
     epoch: int
+    row: int = 0  # its place among the windows of its split
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Windows:
             position_ids=position_ids.astype(np.int32),
             key=int(self._keys[row]),
             epoch=epoch,
+            row=row,
         )
 
 

@@ -13,7 +13,7 @@ import tempfile
 from importlib.metadata import metadata, requires, version
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 import torch.distributed as dist
 from packaging.requirements import Requirement

@@ -67,6 +67,7 @@ def train(folder: Path, *, measure: bool = False) -> None:
     config = load_config(folder / "config.yaml")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     args = arguments(config, folder)
+    check_world_size(args.world_size)
     set_seed(config.training.seed)
     name = config.model.model_name_or_path
     tokenizer = load_tokenizer(name)
@@ -95,6 +96,15 @@ def train(folder: Path, *, measure: bool = False) -> None:
     trainer.train()
     if not measure and trainer.is_world_process_zero():
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder)
+
+
+def check_world_size(found: int) -> None:
+    """Raise `MachineError` where the processes that torchrun started did not all meet."""
+    wanted = int(os.environ.get("WORLD_SIZE", 1))
+    if found != wanted:
+        raise MachineError(
+            f"{found} of {wanted} processes have met; python launch_ddp.py --doctor says more"
+        )
 
 
 def save_adapter(model: Any, folder: Path) -> None:

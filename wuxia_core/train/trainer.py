@@ -18,13 +18,21 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
 
     The last step of an epoch is filled up from the epoch's first rows, so that every step has the
     effective batch, however many processes share it. `packed` windows, which need an attention
-    mask, share a device's batch with each other, so that the others do without.
+    mask, share a device's batch with each other, so that the others do without. With `by_turns`
+    rows of even and odd number take turns, so that half of a batch is of each kind that `mixed`
+    makes of them.
     """
 
     def __init__(
-        self, packed: npt.NDArray[np.bool_], seed: int, batch: int, effective_batch: int
+        self,
+        packed: npt.NDArray[np.bool_],
+        seed: int,
+        batch: int,
+        effective_batch: int,
+        by_turns: bool = False,
     ) -> None:
         self._packed, self._seed, self._batch, self._epoch = torch.tensor(packed), seed, batch, 0
+        self._by_turns = by_turns
         self._length = -(-len(packed) // effective_batch) * effective_batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,6 +47,11 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
         size = len(self._packed)
         order = torch.randperm(size, generator=generator)
         order = order[torch.argsort(self._packed[order].int(), stable=True)]
+        if self._by_turns:
+            places = torch.empty(size, dtype=torch.int64)
+            places[order % 2 == 0] = torch.arange(0, size, 2)
+            places[order % 2 == 1] = torch.arange(1, size, 2)
+            order = order[places.argsort()]
         batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self._epoch, row
@@ -51,7 +64,8 @@ class SpanTrainer(Trainer):
         args = self.args
         batch = args.per_device_train_batch_size
         step = batch * args.gradient_accumulation_steps * args.world_size
-        return EpochSampler(self.train_dataset.packed, args.seed, batch, step)
+        by_turns = self.data_collator.objective == "mixed"
+        return EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure and log the loss on each source's held-out windows, in nats per asked token."""

@@ -1,0 +1,159 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from wuxia_core.errors import MachineError
+from wuxia_core.run import checkpoints, lock
+
+
+def make_checkpoint(folder, step, **files):
+    staged = folder / f"{checkpoints.STAGING}{step}" / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    for name, content in {"adapter": b"a" * 100, "optimizer": b"o" * 200, **files}.items():
+        (staged / name).write_bytes(content)
+    checkpoints.seal(staged, {"step": step, "world_size": 2})
+    checkpoints.publish(staged, folder)
+    return folder / f"checkpoint-{step}"
+
+
+def test_a_sealed_checkpoint_is_whole_and_says_what_it_is_of(tmp_path):
+    made = make_checkpoint(tmp_path, 4)
+    assert checkpoints.fault(made) is None
+    assert checkpoints.newest_whole(tmp_path) == made
+    manifest = json.loads((made / "MANIFEST.json").read_text())
+    assert manifest["step"] == 4 and manifest["files"]["adapter"]["bytes"] == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda c: (c / "adapter").write_bytes(b"a" * 60), "adapter has 60 bytes, not 100"),
+        (lambda c: (c / "adapter").write_bytes(bytes(100)), "adapter has changed"),
+        (lambda c: flip(c / "optimizer"), "optimizer has changed"),
+        (lambda c: (c / "optimizer").unlink(), "optimizer is missing"),
+        (lambda c: (c / "MANIFEST.json").unlink(), "MANIFEST.json is missing"),
+        (lambda c: (c / "MANIFEST.json").write_text('{"files"'), "MANIFEST.json is missing"),
+        (lambda c: [path.unlink() for path in c.iterdir()], "MANIFEST.json is missing"),
+    ],
+    ids=["truncated", "zeroed", "bit flipped", "deleted", "no manifest", "half manifest", "empty"],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, harm, said):
+    before, newest = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoint-abc").mkdir()
+    harm(newest)
+    assert checkpoints.newest_whole(tmp_path) == before
+    assert said in caplog.text and "set aside as checkpoint-10.broken" in caplog.text
+    assert (tmp_path / "checkpoint-10.broken").is_dir() and not newest.exists()
+
+
+def test_what_was_set_aside_before_stays(tmp_path):
+    for _ in range(2):
+        flip(make_checkpoint(tmp_path, 3) / "adapter")
+        assert checkpoints.newest_whole(tmp_path) is None
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint-3.broken", "checkpoint-3.broken-2"}
+
+
+@pytest.mark.parametrize(("limit", "left"), [(3, [8, 12, 16]), (1, [12, 16])])
+def test_pruning_leaves_at_least_two(tmp_path, limit, left):
+    for step in (4, 8, 12, 16):
+        make_checkpoint(tmp_path, step)
+    checkpoints.prune(tmp_path, limit)
+    assert [int(c.name[11:]) for c in checkpoints.checkpoints(tmp_path)] == left
+
+
+def test_pruning_counts_whole_ones_only(tmp_path):
+    for step in (4, 8, 12, 16):
+        made = make_checkpoint(tmp_path, step)
+    flip(made / "adapter")
+    checkpoints.prune(tmp_path, 2)
+    assert [int(c.name[11:]) for c in checkpoints.checkpoints(tmp_path)] == [8, 12, 16]
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
+    said = f"process {os.getpid()} on .* delete .*run.lock"
+    with lock.locked(tmp_path), pytest.raises(MachineError, match=said):
+        lock.locked(tmp_path).__enter__()
+    with lock.locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def dead_process():
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    return finished.pid
+
+
+def test_the_lock_of_dead_processes_is_taken_over(tmp_path):
+    line = json.loads(lock._line(None))
+    dead = [{**line, "pid": dead_process()}, {**line, "started": line["started"] - 1}]
+    (tmp_path / lock.LOCK).write_text("".join(json.dumps(row) + "\n" for row in dead))
+    with lock.locked(tmp_path):
+        assert json.loads((tmp_path / lock.LOCK).read_text())["started"] == line["started"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_outlives_its_launcher_keeps_the_lock(tmp_path):
+    line = json.loads(lock._line(None))
+    (tmp_path / lock.LOCK).write_text(json.dumps({**line, "pid": dead_process()}) + "\n")
+    lock.join(tmp_path)
+    with pytest.raises(MachineError, match=f"process {os.getpid()}"):
+        lock.locked(tmp_path).__enter__()
+
+
+def test_a_process_of_another_machine_is_taken_to_be_alive(tmp_path):
+    line = json.loads(lock._line(None)) | {"host": "elsewhere"}
+    (tmp_path / lock.LOCK).write_text(json.dumps(line) + "\n")
+    with pytest.raises(MachineError, match="on elsewhere"):
+        lock.locked(tmp_path).__enter__()
+
+
+def test_launchers_of_one_rendezvous_share_the_lock(tmp_path):
+    with lock.locked(tmp_path, "host:1"):
+        with lock.locked(tmp_path, "host:1"):
+            pass
+        assert (tmp_path / lock.LOCK).exists()
+        with pytest.raises(MachineError):
+            lock.locked(tmp_path, "host:2").__enter__()
+
+
+def test_of_many_at_once_one_gets_the_lock(tmp_path):
+    (tmp_path / lock.LOCK).write_text(
+        json.dumps(json.loads(lock._line(None)) | {"pid": dead_process()}) + "\n"
+    )
+    start, stop, got = threading.Barrier(8), threading.Event(), []
+
+    def launch():
+        start.wait()
+        try:
+            with lock.locked(tmp_path):
+                got.append(True)
+                stop.wait(10)
+        except MachineError:
+            got.append(False)
+        if len(got) == 8:
+            stop.set()
+
+    threads = [threading.Thread(target=launch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 7 + [True]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(MachineError, match="cannot be written"):
+        lock.locked(tmp_path / "absent").__enter__()

@@ -1,0 +1,92 @@
+"""One run at a time in a run folder: a file that says who is at work there."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from wuxia_core.errors import MachineError
+
+LOCK = "run.lock"
+
+
+@contextmanager
+def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
+    """Keep other runs out of a folder; launchers of the same rendezvous share it.
+
+    Raises `MachineError` where a run is at work there, or the folder cannot be written. A lock
+    whose processes are all dead is taken over.
+    """
+    owner = _take(folder / LOCK, rendezvous)
+    try:
+        yield
+    finally:
+        if owner:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def join(folder: Path) -> None:
+    """Add this process to the folder's lock: it may outlive its launcher."""
+    with (folder / LOCK).open("a", encoding="utf-8") as file:
+        file.write(_line(None))
+
+
+def _take(path: Path, rendezvous: str | None) -> bool:
+    """Make the lock; say whether it is ours, or that of a launcher that we meet."""
+    with _opened(path) as file:
+        file.seek(0)
+        alive = [holder for holder in map(json.loads, file) if _alive(holder)]
+        if alive and rendezvous and alive[0]["rendezvous"] == rendezvous:
+            return False
+        if alive:
+            raise MachineError(_refusal(path, alive[0]))
+        file.truncate(0)
+        file.write(_line(rendezvous))
+    return True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Open the lock for this process alone, so that two cannot take over a dead one at once."""
+    try:
+        while True:
+            with path.open("a+", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    yield file
+                    return
+    except OSError as error:
+        raise MachineError(
+            f"training.output_dir {path.parent}: cannot be written ({error.strerror}); name another"
+        ) from None
+
+
+def _line(rendezvous: str | None) -> str:
+    me = psutil.Process()
+    facts = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
+    return json.dumps(facts | {"rendezvous": rendezvous}) + "\n"
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    """Whether a process still runs; one on another machine is taken to."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        process = psutil.Process(holder["pid"])
+        return bool(process.create_time() == holder["started"] and process.status() != "zombie")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _refusal(path: Path, holder: dict[str, Any]) -> str:
+    return (
+        f"{path.parent}: a run is at work there (process {holder['pid']} on {holder['host']}); "
+        "wait for it, stop it, or name another training.output_dir. If that machine is gone, "
+        f"delete {path}"
+    )

@@ -1,0 +1,66 @@
+"""Going on with a run that stopped: from its newest whole checkpoint, and as the same run."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wuxia_core.config import Config, load_config
+from wuxia_core.errors import ConfigError
+from wuxia_core.mixing import manifest_of, read_manifest
+from wuxia_core.run.checkpoints import MANIFEST, newest_whole
+
+FREE = ("plan.", "evaluation.", "training.output_dir")  # do not touch the adapter
+
+
+def resume_point(folder: Path) -> Path:
+    """Find the checkpoint that a stopped run goes on from.
+
+    Raises `ConfigError` where the run is finished, or there is no whole checkpoint.
+    """
+    if (folder / "adapter_model.safetensors").exists():
+        raise ConfigError(
+            f"--resume: {folder} is finished; python -m wuxia_core.evaluate {folder} measures it"
+        )
+    checkpoint = newest_whole(folder)
+    if checkpoint is None:
+        raise ConfigError(
+            f"--resume: no whole checkpoint in {folder}, so there is nothing to go on from; start "
+            "it again in another training.output_dir"
+        )
+    return checkpoint
+
+
+def check_unchanged(config: Config, folder: Path, checkpoint: Path, processes: int) -> None:
+    """Refuse to go on with other settings, texts or processes than the run began with.
+
+    Raises `ConfigError` naming each that differs.
+    """
+    before = load_config(folder / "config.yaml")
+    differing = list(_settings(before, config))
+    was = manifest(checkpoint)["world_size"]
+    if was != processes:
+        differing.append(f"processes: {was} then, {processes} now (--nproc, --nnodes)")
+    if manifest_of(config) != read_manifest(folder, "mixture.json"):
+        differing.append(f"the texts, or how they are cut, are not those in {folder}/mixture.json")
+    if differing:
+        what = "\n  ".join(differing)
+        raise ConfigError(
+            f"--resume: this would be another run than the one in {folder}:\n  {what}\n"
+            "Set them back, or insist with --allow-changed"
+        )
+
+
+def manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read what a whole checkpoint says of itself."""
+    facts: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    return facts
+
+
+def _settings(before: Config, now: Config) -> Iterator[str]:
+    """Name the settings that differ."""
+    for (section, then), current in zip(before, dict(now).values(), strict=True):
+        for (key, old), new in zip(then, dict(current).values(), strict=True):
+            name = f"{section}.{key}"
+            if old != new and not name.startswith(FREE):
+                yield f"{name}: {old} then, {new} now"
