@@ -4,22 +4,21 @@ python launch_ddp.py                                         the sample, on two 
 python launch_ddp.py --config configs/qwen3_8b_2x4090.yaml   the real recipe, one process a GPU
 python launch_ddp.py --config my.yaml --set data.data_dir=novels --nproc 1
 python launch_ddp.py --config my.yaml --plan                 its memory, hours and cost
+python launch_ddp.py --config my.yaml --resume               go on with a run that was stopped
 """
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
-from wuxia_core.config import PROJECT, load_config
+from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import STOPPED, MachineError, WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-LATER = ("--resume", "--allow-changed", "--nnodes", "--rdzv-endpoint", "--max-restarts")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -29,70 +28,84 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", help="YAML file (default: configs/sample.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--nproc", type=int, help="processes (default: one a GPU, 2 without)")
+    parser.add_argument("--nproc", type=int, help="processes here (default: one a GPU, 2 without)")
+    parser.add_argument("--nnodes", type=int, default=1, help="machines that train together")
+    parser.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where they meet")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--allow-changed", action="store_true", help="with --resume: all the same")
+    parser.add_argument("--max-restarts", type=int, default=0, help="after crashes, by itself")
     parser.add_argument("--plan", action="store_true", help="say what the run needs; start nothing")
     parser.add_argument("--measure", action="store_true", help="with --plan: time 20 steps")
     parser.add_argument("--doctor", action="store_true", help="check the machine, in all processes")
-    for flag in LATER:
-        parser.add_argument(flag, nargs="?", const="", help="not yet")
     options = parser.parse_args(arguments)
-    for flag in LATER:
-        if getattr(options, flag[2:].replace("-", "_")) is not None:
-            parser.error(f"{flag}: not yet in this version; leave it out")
-    if options.measure and not options.plan:
-        parser.error("--measure: goes with --plan")
+    for flag, other in (("measure", "plan"), ("allow_changed", "resume")):
+        if getattr(options, flag) and not getattr(options, other):
+            parser.error(f"--{flag.replace('_', '-')}: goes with --{other}")
+    if (options.nnodes > 1) != (options.rdzv_endpoint is not None) or options.nnodes < 1:
+        parser.error("--nnodes, 2 or more, and --rdzv-endpoint go together")
+    if options.max_restarts < 0:
+        parser.error("--max-restarts: must be at least 0")
     return options
 
 
-def prepare(options: argparse.Namespace, folder: Path | None = None) -> tuple[Path, int]:
-    """Check, mix and forecast; return the run folder and how many processes to start."""
-    from wuxia_core import preflight
-
-    config = load_config(options.config or SAMPLE, options.set)
-    named = bool(options.config) or any(s.startswith("training.output_dir=") for s in options.set)
-    folder = folder or preflight.claim_output_dir(config, named)
-    return folder, preflight.prepare(config, folder, options.nproc)
-
-
-def plan(options: argparse.Namespace) -> int:
+def plan(options: argparse.Namespace, config: Config) -> int:
     """Say what the run needs; with --measure, time its first steps too."""
-    from wuxia_core import preflight
+    from wuxia_core import preflight, run
 
     if options.measure:
         with tempfile.TemporaryDirectory() as folder:
-            torchrun(*prepare(options, Path(folder)), "--measure")
+            processes = run.Processes(preflight.process_count(options.nproc))
+            preflight.prepare(config, Path(folder), processes)
+            run.torchrun(Path(folder), processes, "--measure")
     else:
-        print(preflight.forecast(load_config(options.config or SAMPLE, options.set), options.nproc))
+        print(preflight.forecast(config, options.nproc))
     return 0
 
 
-def doctor(options: argparse.Namespace) -> int:
+def doctor(options: argparse.Namespace, config: Config) -> int:
     """Check the machine; 5 where something is wrong."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from wuxia_core import preflight
+    from wuxia_core import preflight, run
 
-    config = load_config(options.config or SAMPLE, options.set)
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")
         try:
-            processes = preflight.process_count(options.nproc)
-            torchrun(Path(folder), processes, module="wuxia_core.preflight.doctor")
+            processes = run.Processes(preflight.process_count(options.nproc))
+            run.torchrun(Path(folder), processes, module="wuxia_core.preflight.doctor")
         except ChildFailedError:
             print("error: a check failed; what to do stands beside it", file=sys.stderr)
             return MachineError.exit_status
     return 0
 
 
-def torchrun(folder: Path, processes: int, *flags: str, module: str = "wuxia_core.train") -> None:
-    """Start a module in this many processes; torchrun's agent runs here, so signals reach it."""
-    from torch.distributed.run import parse_args, run
+def train(options: argparse.Namespace, config: Config) -> int:
+    """Train, evaluate and report; return the exit status."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    where = ["--standalone", f"--nproc-per-node={processes}"]
-    run(parse_args([*where, "-m", module, str(folder), *flags]))
+    from wuxia_core import preflight, run
+
+    named = bool(options.config) or any(s.startswith("training.output_dir=") for s in options.set)
+    here = preflight.process_count(options.nproc)
+    processes = run.Processes(here, options.nnodes, options.rdzv_endpoint)
+    claim = {"named": named, "resume": options.resume, "rendezvous": options.rdzv_endpoint}
+    with run.claimed(config, **claim) as folder:
+        start = run.resume_point(folder) if options.resume else None
+        preflight.prepare(config, folder, processes, start, options.allow_changed)
+        flags = ["--allow-changed"] if options.allow_changed else []
+        try:
+            run.supervise(folder, processes, start, flags, options.max_restarts)
+            if run.led_here(folder):
+                finish(folder)
+        except ChildFailedError as error:
+            ended = run.outcome(error, folder, here)
+            print(ended.message, file=sys.stderr)
+            return ended.status
+        except SignalException as error:
+            print(f"stopped by {error.sigval.name}; {run.saved(folder, here)}", file=sys.stderr)
+            return STOPPED
+    return 0
 
 
 def finish(folder: Path) -> None:
@@ -106,27 +119,6 @@ def finish(folder: Path) -> None:
     print(f"\nadapter    {folder}\nscorecard  {folder / 'scorecard.json'}\nreport     {page}")
 
 
-def launch(options: argparse.Namespace) -> int:
-    """Do all of it; return the exit status."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from wuxia_core import preflight
-
-    if options.doctor or options.plan:
-        return doctor(options) if options.doctor else plan(options)
-    folder, processes = prepare(options)
-    try:
-        torchrun(folder, processes)
-        finish(folder)
-    except ChildFailedError as error:
-        return preflight.failure(error, folder)
-    except SignalException as error:
-        print(f"stopped by {error.sigval.name}; {preflight.saved(folder)}", file=sys.stderr)
-        return STOPPED
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Launch; a user's mistake gets one message, never a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -134,8 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until torchrun takes it over
+    work = doctor if options.doctor else plan if options.plan else train
     try:
-        return launch(options)
+        return work(options, load_config(options.config or SAMPLE, options.set))
     except WuxiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

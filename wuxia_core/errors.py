@@ -40,6 +40,18 @@ class NonFiniteError(WuxiaError):
     exit_status = 4
 
 
+class Stopped(WuxiaError):
+    """A signal asked the run to stop; its newest checkpoint is where it goes on."""
+
+    exit_status = STOPPED
+
+
+class RankLost(WuxiaError):
+    """Another process of the run is gone, or does not answer."""
+
+    exit_status = STOPPED
+
+
 class MachineError(WuxiaError):
     """The machine or the network: hub, memory, disk, port."""
 

@@ -20,7 +20,7 @@ TINY_BASE = PROJECT / "data" / "tiny_base"
 # Keys of older files that are accepted and replaced: what happens instead.
 RETIRED = {
     "training.eval_strategy": "held-out loss is measured every training.eval_steps steps",
-    "training.metric_for_best_model": "the adapter of the last step is kept",
+    "training.metric_for_best_model": "that of the fewest held-out bits per character is kept",
 }
 
 

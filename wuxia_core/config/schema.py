@@ -140,6 +140,8 @@ class TrainingConfig(_Section):
     fp16: bool = False  # needs a GPU
     bf16: bool = False
     gradient_checkpointing: bool = False  # less memory, a third more time
+    early_stopping_patience: Count | None = None  # measurements without an improvement; null: never
+    ddp_timeout: Count = 1800  # seconds that a process may be silent before the others give up
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42  # everything random hangs on it
 
     @model_validator(mode="after")

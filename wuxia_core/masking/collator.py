@@ -1,7 +1,7 @@
 """From windows to model inputs: hide what the masker drew, and say which tokens are asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -91,6 +91,10 @@ class MaskCollator:
             objective=objective,
             span_unit=masking.span_unit,
         )
+
+    def for_objective(self, objective: str) -> Self:
+        """Give the same collator for another objective."""
+        return replace(self, objective=objective)
 
     def __call__(self, windows: Sequence["Window"]) -> "dict[str, torch.Tensor]":
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""

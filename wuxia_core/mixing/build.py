@@ -17,7 +17,7 @@ from wuxia_core.config import Config, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import prepare, windows
 from wuxia_core.mixing.manifest import MANIFEST, SEEN, Fingerprints, make_manifest, read_manifest
-from wuxia_core.mixing.staging import Texts, staged
+from wuxia_core.mixing.staging import Texts, alone, staged
 from wuxia_core.mixing.store import (
     OUTLINE,
     TRAIN,
@@ -55,10 +55,12 @@ def mix(config: Config) -> Mixture:
         fingerprints.remember(folder)
     else:
         _refuse_strangers(folder)
-        with staged(folder) as staging:
-            _build(staging, config, files)
-            _write_json(staging / MANIFEST, manifest)
-            fingerprints.remember(staging)
+        with alone(folder.with_name(f".{folder.name}.lock")):
+            if not _is_current(folder, manifest):  # another launcher may have built it
+                with staged(folder) as staging:
+                    _build(staging, config, files)
+                    _write_json(staging / MANIFEST, manifest)
+                    fingerprints.remember(staging)
     mixture = open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"

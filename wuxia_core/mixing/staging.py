@@ -1,16 +1,38 @@
 """Files that grow while a mixture is built, so that no more than a piece of it is in memory."""
 
+import fcntl
+import os
 import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.errors import MachineError
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[TextIO]:
+    """Open a file for this process alone; others wait, and a process that dies lets go of it.
+
+    Raises `MachineError` where it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with path.open("a+", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    yield file
+                    return
+    except OSError as error:
+        raise MachineError(
+            f"{path.parent}: cannot be written ({error.strerror}); name another folder"
+        ) from None
 
 
 @contextmanager

@@ -98,6 +98,7 @@ class Windows:
         self._pieces = np.append(first, len(pieces))
         self._starts, self._ends = pieces["start"].to_numpy(), pieces["end"].to_numpy()
         self.documents = pieces["document"].to_numpy()[first]  # (windows,) the first piece's
+        self.characters = 0  # of the documents in all; told of held-out ones only
         self.packed = np.diff(self._pieces) > 1  # (windows,) more than one piece
 
     def __len__(self) -> int:
@@ -175,6 +176,7 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
         rows = mixture.windows[mixture.windows["document"].isin(drawn)]
         if len(rows):
             chosen[source] = Windows(mixture, rows)
+            chosen[source].characters = int(documents.loc[drawn, "characters"].sum())
     return chosen
 
 

@@ -69,42 +69,18 @@ def check_device(config: Config) -> None:
         )
 
 
-def occupied(folder: Path) -> bool:
-    """Whether a folder already holds a run, finished or not."""
-    return (folder / "metrics.jsonl").exists() or (folder / "adapter_model.safetensors").exists()
+def check_disk(folder: Path, needed: float) -> None:
+    """Refuse to start where the run's checkpoints would not find room.
 
-
-def claim_output_dir(config: Config, named: bool) -> Path:
-    """Choose the run folder: the named one, else the first free of `sample`, `sample-2` and so on.
-
-    Raises `ConfigError` where the named folder already holds a run.
+    Raises `MachineError` naming both sizes.
     """
-    folder = Path(config.training.output_dir).expanduser()
-    if named and occupied(folder):
-        raise ConfigError(
-            f"training.output_dir {folder}: already holds a run, which is never overwritten; "
-            "name another folder with --set training.output_dir=..."
-        )
-    candidate, number = folder, 1
-    while occupied(candidate):
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
-
-
-def open_run_folder(config: Config, mixture: Mixture, folder: Path) -> None:
-    """Make the run folder and write into it the resolved config, and which mixture it is for.
-
-    Raises `MachineError` where that cannot be done.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / "config.yaml")
-        shutil.copyfile(mixture.folder / "manifest.json", folder / "mixture.json")
-    except OSError as error:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
         raise MachineError(
-            f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"
-        ) from None
+            f"training.output_dir {folder}: {free / 2**20:,.1f} MiB free, and checkpoints need "
+            f"{needed / 2**20:,.1f}: free some, name another folder, or lower "
+            "training.save_total_limit"
+        )
 
 
 def card_precautions() -> list[str]:

@@ -6,26 +6,37 @@ from wuxia_core.config import Config
 from wuxia_core.mixing import current_mixture, mix, train_windows
 from wuxia_core.preflight import checks
 from wuxia_core.preflight.plan import plan, planned_device, this_device
-from wuxia_core.preflight.work import estimated_text, measured_text
+from wuxia_core.preflight.shape import read_shape
+from wuxia_core.preflight.work import checkpoint_bytes, estimated_text, measured_text
+from wuxia_core.run import Processes, check_unchanged, open_folder
 
 
-def prepare(config: Config, folder: Path, asked: int | None) -> int:
+def prepare(
+    config: Config,
+    folder: Path,
+    processes: Processes,
+    start: Path | None = None,
+    allow_changed: bool = False,
+) -> None:
     """Check all that can be checked without a model, mix, say what the run needs, open its folder.
 
-    Returns how many processes to start: `asked`, or what the machine has. Raises as what it calls.
+    With `start`, a checkpoint, the run has to be the one that it is of. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
-    processes = checks.process_count(asked)
     checks.check_device(config)
+    if start and not allow_changed:
+        check_unchanged(config, folder, start, processes.total)
     mixture = mix(config)
-    checks.check_windows(config, len(train_windows(mixture)), processes)
-    print(checks.summary(config, processes, mixture))
-    print(plan(config, this_device(processes), measured_text(mixture)))
+    checks.check_windows(config, len(train_windows(mixture)), processes.total)
+    print(checks.summary(config, processes.total, mixture))
+    print(plan(config, this_device(processes.total), measured_text(mixture)))
     for precaution in checks.card_precautions():
         print(precaution)
-    checks.open_run_folder(config, mixture, folder)
-    print(f"training into {folder}")
-    return processes
+    shape = read_shape(config.model.model_name_or_path)
+    if shape:
+        checks.check_disk(folder, checkpoint_bytes(config, shape))
+    open_folder(config, mixture, folder)
+    print(f"training into {folder}" + (f", from {start.name} on" if start else ""))
 
 
 def forecast(config: Config, asked: int | None) -> str:

@@ -46,6 +46,11 @@ def publish(staged: Path, folder: Path) -> None:
         os.close(handle)
 
 
+def step_of(checkpoint: Path) -> int:
+    """Read the step from a checkpoint's name."""
+    return int(checkpoint.name.partition("-")[2])
+
+
 def fault(checkpoint: Path) -> str | None:
     """Find what keeps a checkpoint from being used; None where it is whole."""
     manifest = read_json(checkpoint / MANIFEST)

@@ -1,6 +1,5 @@
 """One run at a time in a run folder: a file that says who is at work there."""
 
-import fcntl
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 import psutil
 
 from wuxia_core.errors import MachineError
+from wuxia_core.mixing.staging import alone
 
 LOCK = "run.lock"
 
@@ -23,25 +23,28 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     Raises `MachineError` where a run is at work there, or the folder cannot be written. A lock
     whose processes are all dead is taken over.
     """
-    owner = _take(folder / LOCK, rendezvous)
+    path = folder / LOCK
+    ours = _take(path, rendezvous)
     try:
         yield
     finally:
-        if owner:
-            (folder / LOCK).unlink(missing_ok=True)
+        if ours:
+            with alone(path) as file:
+                if not [holder for holder in _alive(file) if holder["pid"] != os.getpid()]:
+                    path.unlink()
 
 
 def join(folder: Path) -> None:
-    """Add this process to the folder's lock: it may outlive its launcher."""
-    with (folder / LOCK).open("a", encoding="utf-8") as file:
-        file.write(_line(None))
+    """Add this process to the folder's lock, where there is one: it may outlive its launcher."""
+    if (folder / LOCK).exists():
+        with (folder / LOCK).open("a", encoding="utf-8") as file:
+            file.write(_line(None))
 
 
 def _take(path: Path, rendezvous: str | None) -> bool:
     """Make the lock; say whether it is ours, or that of a launcher that we meet."""
-    with _opened(path) as file:
-        file.seek(0)
-        alive = [holder for holder in map(json.loads, file) if _alive(holder)]
+    with alone(path) as file:
+        alive = _alive(file)
         if alive and rendezvous and alive[0]["rendezvous"] == rendezvous:
             return False
         if alive:
@@ -51,29 +54,19 @@ def _take(path: Path, rendezvous: str | None) -> bool:
     return True
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """Open the lock for this process alone, so that two cannot take over a dead one at once."""
-    try:
-        while True:
-            with path.open("a+", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    yield file
-                    return
-    except OSError as error:
-        raise MachineError(
-            f"training.output_dir {path.parent}: cannot be written ({error.strerror}); name another"
-        ) from None
-
-
 def _line(rendezvous: str | None) -> str:
     me = psutil.Process()
     facts = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
     return json.dumps(facts | {"rendezvous": rendezvous}) + "\n"
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def _alive(file: TextIO) -> list[dict[str, Any]]:
+    """List the processes that a lock names and that still run."""
+    file.seek(0)
+    return [holder for holder in map(json.loads, file) if _runs(holder)]
+
+
+def _runs(holder: dict[str, Any]) -> bool:
     """Whether a process still runs; one on another machine is taken to."""
     if holder["host"] != socket.gethostname():
         return True

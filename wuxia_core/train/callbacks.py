@@ -1,7 +1,5 @@
-"""What happens beside the steps: the progress bar, the metrics file, the stop at a bad number."""
+"""What is seen of the steps: the progress bar, the metrics file, the time that is left."""
 
-import json
-import math
 import resource
 import time
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
-from wuxia_core.errors import NonFiniteError
+from wuxia_core.run.metrics import append
 
 WARM_UP, TIMED_STEPS = 2, 20
 
@@ -27,33 +25,33 @@ class Progress(ProgressCallback):
         """Show the losses."""
         losses = {name: f"{value:.3f}" for name, value in logs.items() if name.endswith("loss")}
         if self.training_bar is not None and "train_loss" not in losses:
+            if "tokens_per_second" in logs:
+                losses["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
             self._shown.update(losses)
             self.training_bar.set_postfix(self._shown)
 
 
 class MetricsFile(TrainerCallback):
-    """Append each logged row to `metrics.jsonl`, flushed, with the throughput since the last."""
+    """Append what is logged to `metrics.jsonl`, and when the run starts, resumes and saves."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._last: tuple[float, int] | None = None
+        self._folder = folder
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock with the first step."""
-        self._last = self._last or (time.monotonic(), state.num_input_tokens_seen)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note where this attempt starts."""
+        self._write(state, {"event": "resumed" if state.global_step else "started"})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Write the row on the first rank."""
-        if not state.is_world_process_zero:
-            return
-        row = {"step": state.global_step, "time": time.time(), **logs}
-        if "loss" in logs and self._last:
-            now, seen = time.monotonic(), state.num_input_tokens_seen
-            row["tokens_per_second"] = (seen - self._last[1]) / (now - self._last[0])
-            self._last = now, seen
-            row["memory_gib"] = peak_memory() / 2**30
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Note the figures."""
+        self._write(state, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the checkpoint, which has its place by now."""
+        self._write(state, {"event": "checkpoint"})
+
+    def _write(self, state: Any, row: dict[str, Any]) -> None:
+        if state.is_world_process_zero:
+            append(self._folder, {"step": state.global_step, "time": time.time(), **row})
 
 
 class FirstSteps(TrainerCallback):
@@ -91,27 +89,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stop before an update that would break the adapter; every rank sees the same numbers."""
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any, **_: Any
-    ) -> None:
-        """Look at the gradients, after clipping and after DDP has averaged them."""
-        if args.fp16:
-            return  # the loss scaler meets infinities on purpose and skips those steps
-        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        self._check(torch.stack(norms).isfinite().all(), "gradient", state.global_step + 1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Look at the logged loss, which with fp16 is all there is to look at."""
-        self._check(math.isfinite(logs.get("loss", 0)), "loss", state.global_step)
-
-    def _check(self, finite: object, what: str, step: int) -> None:
-        if not finite:
-            raise NonFiniteError(
-                f"the {what} at step {step} is not a finite number; nothing was saved from it. "
-                "Lower training.learning_rate, or look at the text of that step."
-            )

@@ -1,5 +1,7 @@
 """transformers' Trainer with what it cannot know: epochs that travel, a loss over asked tokens."""
 
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from transformers import Trainer
+from torch.utils.data import DataLoader
 
-from wuxia_core.masking import IGNORE_INDEX
+from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
+from wuxia_core.train.callbacks import peak_memory
+from wuxia_core.train.saving import AtomicTrainer
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
@@ -57,8 +61,10 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
             yield self._epoch, row
 
 
-class SpanTrainer(Trainer):
-    """Trainer whose samples know their epoch, and whose held-out loss is the mean over tokens."""
+class SpanTrainer(AtomicTrainer):
+    """Trainer whose samples know their epoch, and which measures held-out text exactly."""
+
+    _logged: tuple[float, int] | None = None
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
         args = self.args
@@ -67,26 +73,51 @@ class SpanTrainer(Trainer):
         by_turns = self.data_collator.objective == "mixed"
         return EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the throughput since the last row, and the peak of memory."""
+        now, seen = time.monotonic(), self.state.num_input_tokens_seen
+        if "loss" in logs:
+            if self._logged:
+                logs["tokens_per_second"] = (seen - self._logged[1]) / (now - self._logged[0])
+            logs["memory_gib"] = peak_memory() / 2**30
+            self._logged = now, seen
+        super().log(logs, start_time)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure and log the loss on each source's held-out windows, in nats per asked token."""
+        """Measure and log each source's held-out windows.
+
+        In nats per masked token, the masks being those of epoch 0, and in bits per character, left
+        to right within a window.
+        """
         self.model.eval()
-        losses = {f"eval_{name}_loss": self._held_out(w) for name, w in self.eval_dataset.items()}
-        self.log(losses)
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
-        return losses
+        batch = self.args.per_device_eval_batch_size
+        masked = self.data_collator.for_objective("masked")
+        plain = self.data_collator.for_objective("clm")
+        share = masked.masker.mask_ratio  # plain windows ask for so many times more logits
+        metrics = {}
+        for source, windows in self.eval_dataset.items():
+            nats, tokens = self._nats(windows, masked, batch)
+            metrics[f"eval_{source}_loss"] = nats / max(tokens, 1)
+            bits = self._nats(windows, plain, max(1, int(batch * share)))[0] / math.log(2)
+            metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._logged = time.monotonic(), self.state.num_input_tokens_seen
+        return metrics
 
     @torch.no_grad()
-    def _held_out(self, windows: Windows) -> float:
-        """Average over all tokens of all ranks; rows that fill up the last batch do not count."""
+    def _nats(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
+        """Sum over the tokens asked of all ranks; rows that fill up the last batch do not count."""
         rows = []
-        for batch in self.get_eval_dataloader(windows):
-            labels = batch.pop("labels")
+        loader: Any = DataLoader(windows, batch_size=batch, collate_fn=collator)  # type: ignore[arg-type]
+        for inputs in self.accelerator.prepare_data_loader(loader):
+            labels = inputs.pop("labels")
             owner, _ = (asked := labels != IGNORE_INDEX).nonzero(as_tuple=True)
-            logits = self.model(**batch).logits.float()
+            logits = self.model(**inputs).logits.float()
             nats = F.cross_entropy(logits, labels[asked], reduction="none")
             sums = nats.new_zeros(len(labels)).index_add(0, owner, nats)  # (B,)
             rows.append(
                 self.accelerator.gather_for_metrics(torch.stack([sums, asked.sum(1)], dim=1))
             )
-        nats_and_tokens = torch.cat(rows).sum(0)
-        return float(nats_and_tokens[0] / nats_and_tokens[1].clamp(min=1))
+        nats_and_tokens = torch.cat(rows).double().sum(0)
+        return float(nats_and_tokens[0]), float(nats_and_tokens[1])

@@ -1,0 +1,32 @@
+"""Breaks a process of a run from within, where that cannot be timed from outside.
+
+Python imports this at its start where the folder is on PYTHONPATH; WUXIA_FAULT says what to break.
+"""
+
+import os
+import signal
+
+fault, rank = os.environ.get("WUXIA_FAULT"), os.environ.get("RANK")
+
+if fault == "killed while saving" and rank == "0":
+    from wuxia_core.run import checkpoints
+
+    sealed = checkpoints.seal
+
+    def seal(checkpoint, facts):
+        if checkpoint.name == "checkpoint-8":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sealed(checkpoint, facts)
+
+    checkpoints.seal = seal
+
+if fault == "not a number" and rank == "1":
+    from wuxia_core import objective
+
+    loss, calls = objective.asked_cross_entropy, []
+
+    def asked_cross_entropy(*arguments, **named):
+        calls.append(None)
+        return loss(*arguments, **named) * (float("nan") if len(calls) == 6 else 1)
+
+    objective.asked_cross_entropy = asked_cross_entropy

@@ -1,0 +1,250 @@
+"""What happens to a run at night, done to `launch_ddp.py` from outside, two gloo processes each.
+
+The measure is a golden run: after going on, the adapter is byte for byte that of a run to which
+nothing happened.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from wuxia_core.config import PROJECT
+from wuxia_core.run import checkpoints, lock
+from wuxia_core.run.metrics import read_rows
+
+pytestmark = pytest.mark.faults
+
+STEPS, SAVE = 12, 4
+SETTINGS = {
+    "training.max_steps": STEPS, "training.save_steps": SAVE, "training.logging_steps": 1,
+    "training.eval_steps": 100, "training.warmup_steps": 0, "evaluation.max_documents": 1,
+}  # fmt: skip
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults") / "mixture"
+
+
+class Launch:
+    """A launch in the background."""
+
+    def __init__(self, folder, mixture, *flags, fault="", **settings):
+        wanted = SETTINGS | {"training.output_dir": folder, "data.processed_data_file": mixture}
+        wanted |= {name.replace("__", "."): value for name, value in settings.items()}
+        sets = [word for key, value in wanted.items() for word in ("--set", f"{key}={value}")]
+        self.folder = folder
+        self._log = (folder.parent / f"{folder.name}-{time.monotonic_ns()}.log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "launch_ddp.py"), *sets, *flags],
+            cwd=folder.parent, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {
+                "OMP_NUM_THREADS": "1", "WUXIA_FAULT": fault, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
+                "PYTHONPATH": str(PROJECT / "tests" / "faults"),
+            },
+        )  # fmt: skip
+
+    def at(self, step):
+        """Wait until a step is logged."""
+        return self._until(lambda: (self.folder / "metrics.jsonl").exists() and any(
+            row["step"] >= step for row in read_rows(self.folder)))  # fmt: skip
+
+    def rank(self, rank):
+        """Find a process of the run by its rank."""
+        workers = psutil.Process(self.process.pid).children(recursive=True)
+        return next(w for w in workers if w.environ().get("RANK") == str(rank))
+
+    def trained(self):
+        """Wait for the adapter; evaluation and report are another test's."""
+        self._until((self.folder / ADAPTER).exists)
+        self.process.send_signal(signal.SIGTERM)
+        self.end()
+
+    def end(self):
+        """Wait for the end: exit status and last line."""
+        status = self.process.wait(timeout=120)
+        said = self.said()
+        assert status == 1 or "Traceback" not in said or "gloo" in said, said[-3000:]
+        return status, said.strip().splitlines()[-1]
+
+    def said(self):
+        self._log.seek(0)
+        return self._log.read()
+
+    def _until(self, true):
+        deadline = time.monotonic() + 90
+        while not true():
+            assert self.process.poll() is None, self.said()[-3000:]
+            assert time.monotonic() < deadline, self.said()[-3000:]
+            time.sleep(0.02)
+        return self
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory, mixture):
+    """Run to the end without a fault, early stopping and best adapter included."""
+    folder = tmp_path_factory.mktemp("golden") / "run"
+    status, said = (launched := Launch(folder, mixture)).end()
+    assert status == 0, launched.said()[-3000:]
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path, mixture):
+    """Launch in a folder of its own; nothing is left running."""
+    launched = []
+
+    def launch(*flags, folder=tmp_path / "run", **settings):
+        launched.append(Launch(folder, mixture, *flags, **settings))
+        return launched[-1]
+
+    yield launch
+    for each in launched:
+        if each.process.poll() is None:
+            os.killpg(each.process.pid, signal.SIGKILL)
+
+
+def steps(folder):
+    return [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)]
+
+
+def check_goes_on(launch, golden):
+    """Go on, and get what a run gets to which nothing happened."""
+    launched = launch("--resume")
+    launched.trained()
+    assert same_adapter(launched.folder, golden), launched.said()[-3000:]
+    assert not list(launched.folder.glob(f"{checkpoints.STAGING}*"))
+    assert not (launched.folder / lock.LOCK).exists()
+
+
+def same_adapter(folder, golden):
+    return (folder / ADAPTER).read_bytes() == (golden / ADAPTER).read_bytes()
+
+
+def test_a_rank_that_is_killed(launch, golden):
+    launched = launch().at(6)
+    launched.rank(0).kill()
+    status, said = launched.end()
+    assert status == 75 and "SIGKILL" in said and "checkpoint-4 is whole" in said
+    assert "--resume" in said and steps(launched.folder) == [4]
+    check_goes_on(launch, golden)
+
+
+def test_a_killed_rank_is_started_again(launch, golden):
+    launched = launch("--max-restarts", "1").at(6)
+    launched.rank(1).kill()
+    status, _ = launched.end()
+    assert status == 0 and "starting afresh from" in launched.said()
+    assert same_adapter(launched.folder, golden)
+    events = [(row["event"], row["step"]) for row in read_rows(launched.folder) if "event" in row]
+    assert events == [("started", 0), ("checkpoint", 4), ("resumed", 4), ("checkpoint", 8),
+                      ("checkpoint", 12)]  # fmt: skip
+
+
+def test_a_launcher_that_is_killed(launch, golden):
+    """Its processes notice, save and end; until then they keep the folder."""
+    launched = launch().at(6)
+    launched.process.kill()
+    workers = [int(json.loads(line)["pid"]) for line in (launched.folder / lock.LOCK).open()]
+    assert len(workers) == 3
+    gone, still = psutil.wait_procs([p for p in map(_process, workers) if p], timeout=30)
+    assert not still
+    assert steps(launched.folder)[-1] in range(6, 9)
+    check_goes_on(launch, golden)
+
+
+def _process(pid):
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def test_killed_while_a_checkpoint_is_written(launch, golden):
+    launched = launch(fault="killed while saving")
+    status, said = launched.end()
+    assert status == 75 and "checkpoint-4 is whole" in said
+    assert steps(launched.folder) == [4] and list(launched.folder.glob(f"{checkpoints.STAGING}8"))
+    check_goes_on(launch, golden)
+
+
+@pytest.mark.parametrize("whom", ["launcher", "one rank", "process group"])
+def test_a_signal_saves_and_stops(launch, golden, whom):
+    launched = launch().at(6)
+    if whom == "launcher":
+        launched.process.send_signal(signal.SIGTERM)
+    elif whom == "one rank":
+        launched.rank(1).send_signal(signal.SIGTERM)
+    else:  # Ctrl-C
+        os.killpg(launched.process.pid, signal.SIGINT)
+    status, said = launched.end()
+    assert status == 75 and said.startswith("stopped")
+    assert steps(launched.folder)[-1] in (6, 7) and "is whole; go on" in said
+    check_goes_on(launch, golden)
+
+
+def test_a_number_that_is_none_on_one_rank(launch):
+    launched = launch(fault="not a number")
+    status, said = launched.end()
+    assert status == 4 and "step 6 is not a finite number" in said
+    assert steps(launched.folder) == [4] and not (launched.folder / ADAPTER).exists()
+    weights = load_file(launched.folder / "checkpoint-4" / ADAPTER)
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_a_rank_that_does_not_answer(launch, golden):
+    launched = launch(training__ddp_timeout=6).at(6)
+    launched.rank(1).suspend()
+    status, said = launched.end()
+    assert status == 75 and "gone or does not answer" in said and "checkpoint-4 is whole" in said
+
+
+def test_two_runs_in_one_folder(launch):
+    first = launch(training__max_steps=5000).at(1)
+    status, said = launch(training__max_steps=5000).end()
+    assert status == 2 and "already holds a run" in said
+    status, said = launch("--resume", training__max_steps=5000).end()
+    assert status == 5 and "a run is at work there" in said
+    assert first.process.poll() is None
+
+
+def test_a_full_disk(launch, golden, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted")
+    try:
+        settings = {"folder": disk / "run", "model__lora_r": 1}
+        launched = launch(**settings).at(5)
+        (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - 20_000))
+        status, said = launched.end()
+        assert status == 5 and "cannot be written" in said and "free some space" in said
+        assert steps(disk / "run") == [4]
+        assert checkpoints.fault(disk / "run" / "checkpoint-4") is None
+        assert not list((disk / "run").glob(f"{checkpoints.STAGING}*"))
+        (disk / "filler").unlink()
+        launch("--resume", **settings).trained()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_bit_that_flipped_in_the_newest_checkpoint(launch, golden, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(golden, folder)
+    (folder / ADAPTER).unlink()
+    damaged = folder / "checkpoint-12" / "optimizer.pt"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    check_goes_on(launch, golden)
+    assert (folder / "checkpoint-12.broken").is_dir()

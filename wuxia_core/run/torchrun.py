@@ -1,0 +1,85 @@
+"""The processes of a run: torchrun, in here, so that signals reach it; and again after a crash."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wuxia_core.errors import MachineError
+from wuxia_core.run.checkpoints import newest_whole
+from wuxia_core.run.outcome import outcome
+
+SHUTDOWN = 120  # seconds that processes have to save when a signal has come
+JOIN = 600  # seconds that machines wait for each other
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many, and where the machines meet."""
+
+    here: int  # on this machine
+    machines: int = 1
+    rendezvous: str | None = None  # HOST:PORT
+
+    @property
+    def total(self) -> int:
+        """On all machines."""
+        return self.here * self.machines
+
+    def arguments(self) -> list[str]:
+        """Say so to torchrun."""
+        here = f"--nproc-per-node={self.here}"
+        if self.rendezvous is None:
+            return ["--standalone", here]
+        return [
+            here, f"--nnodes={self.machines}", "--rdzv-backend=c10d", "--rdzv-id=wuxia",
+            f"--rdzv-endpoint={self.rendezvous}", f"--rdzv-conf=join_timeout={JOIN}",
+        ]  # fmt: skip
+
+
+def torchrun(
+    folder: Path, processes: Processes, *flags: str, module: str = "wuxia_core.train"
+) -> None:
+    """Start a module in these processes and wait for them.
+
+    Raises torch's `ChildFailedError` and `SignalException`; `MachineError` where the machines do
+    not meet.
+    """
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.here)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
+    except RendezvousError as error:
+        raise MachineError(
+            f"--rdzv-endpoint {processes.rendezvous}: the machines did not meet there ({error}); "
+            "is the port free on that machine and open to the others, and do all of them run?"
+        ) from None
+
+
+def supervise(
+    folder: Path, processes: Processes, start: Path | None, flags: list[str], restarts: int
+) -> None:
+    """Train; after a crash start afresh from the newest checkpoint, while there is a newer one.
+
+    Raises as `torchrun`.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    while True:
+        try:
+            torchrun(folder, processes, *flags, *([f"--from={start}"] if start else []))
+            return
+        except ChildFailedError as error:
+            ended = outcome(error, folder, processes.here)
+            newest = newest_whole(folder) if ended.crashed and restarts else None
+            if newest is None or newest == start:
+                raise
+        start, restarts = newest, restarts - 1
+        logger.warning("%s\nstarting afresh from %s", ended.message, newest)
