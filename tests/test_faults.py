@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,8 +94,8 @@ class Launch:
 def golden(tmp_path_factory, mixture):
     """Run to the end without a fault, early stopping and best adapter included."""
     folder = tmp_path_factory.mktemp("golden") / "run"
-    status, said = (launched := Launch(folder, mixture)).end()
-    assert status == 0, launched.said()[-3000:]
+    launched = Launch(folder, mixture)
+    assert launched.end()[0] == 0, launched.said()[-3000:]
     return folder
 
 
@@ -156,8 +157,7 @@ def test_a_launcher_that_is_killed(launch, golden):
     launched.process.kill()
     workers = [int(json.loads(line)["pid"]) for line in (launched.folder / lock.LOCK).open()]
     assert len(workers) == 3
-    gone, still = psutil.wait_procs([p for p in map(_process, workers) if p], timeout=30)
-    assert not still
+    assert not psutil.wait_procs(filter(None, map(_process, workers)), timeout=30)[1]
     assert steps(launched.folder)[-1] in range(6, 9)
     check_goes_on(launch, golden)
 
@@ -203,7 +203,10 @@ def test_a_number_that_is_none_on_one_rank(launch):
 
 def test_a_rank_that_does_not_answer(launch, golden):
     launched = launch(training__ddp_timeout=6).at(6)
-    launched.rank(1).suspend()
+    waiting, silent = launched.rank(0), launched.rank(1)
+    silent.suspend()
+    waiting.wait(timeout=60)
+    silent.resume()  # or torchrun waits half a minute before it kills it
     status, said = launched.end()
     assert status == 75 and "gone or does not answer" in said and "checkpoint-4 is whole" in said
 
@@ -220,7 +223,7 @@ def test_two_runs_in_one_folder(launch):
 def test_a_full_disk(launch, golden, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted")
     try:
@@ -248,3 +251,25 @@ def test_a_bit_that_flipped_in_the_newest_checkpoint(launch, golden, tmp_path):
     damaged.write_bytes(content)
     check_goes_on(launch, golden)
     assert (folder / "checkpoint-12.broken").is_dir()
+
+
+def test_two_machines_train_what_one_does(launch, golden):
+    """Two launchers on this machine, a process each: the same steps and the same adapter."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ("--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}")
+    both = [launch(*flags), launch(*flags)]
+    for each in both:
+        assert each.end()[0] == 0, each.said()[-3000:]
+    assert sorted("scorecard" in each.said() for each in both) == [False, True]  # one of them
+    folder = both[0].folder
+    assert same_adapter(folder, golden)
+    of_one, of_two = ([(row["step"], row["loss"]) for row in read_rows(f) if "loss" in row]
+                      for f in (golden, folder))  # fmt: skip
+    assert of_one == of_two and len(of_one) == STEPS
+
+
+def test_machines_that_do_not_meet(launch):
+    launched = launch("--nnodes", "2", "--rdzv-endpoint", "no.such.host.invalid:29400")
+    status, said = launched.end()
+    assert status == 5 and "the machines did not meet there" in said

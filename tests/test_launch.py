@@ -1,9 +1,7 @@
 import json
-import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +10,11 @@ import yaml
 from safetensors.torch import load_file
 
 import launch_ddp
-from wuxia_core import preflight
+from wuxia_core import run
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import ConfigError
 from wuxia_core.evaluate import closing_table
+from wuxia_core.run import checkpoints
 
 
 @pytest.fixture
@@ -99,10 +98,12 @@ def test_the_closing_table_says_first_what_got_worse():
         (["--nproc", "0"], 2, "--nproc 0"),
         (["--nproc", "500"], 2, "500 processes for"),
         (settings("training.fp16=true"), 2, "needs a GPU"),
-        (["--resume"], 2, "--resume: not yet"),
+        (["--resume"], 2, "--resume: no run in"),
+        (["--allow-changed"], 2, "--allow-changed: goes with --resume"),
         (["--measure"], 2, "--measure: goes with --plan"),
-        (["--max-restarts", "2"], 2, "--max-restarts: not yet"),
-        (["--nnodes", "2", "--rdzv-endpoint", "a:1"], 2, "not yet"),
+        (["--max-restarts", "-1"], 2, "--max-restarts: must be at least 0"),
+        (["--nnodes", "2"], 2, "--nnodes, 2 or more, and --rdzv-endpoint go together"),
+        (["--rdzv-endpoint", "a:1"], 2, "--nnodes, 2 or more, and --rdzv-endpoint go together"),
     ],
 )
 def test_bad_input_gets_one_message_and_its_status(launch, tmp_path, arguments, status, said):
@@ -160,28 +161,76 @@ def test_a_finished_run_is_never_overwritten(launch, tmp_path):
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == b"mine"
 
 
+def claim(config, **how):
+    with run.claimed(config, **({"named": False, "resume": False} | how)) as folder:
+        return folder
+
+
 def test_a_bare_launch_takes_the_next_free_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config(PROJECT / "configs" / "sample.yaml")
-    assert preflight.claim_output_dir(config, named=False) == Path("output/sample")
+    assert claim(config) == Path("output/sample") and not Path("output/sample").exists()
+    with pytest.raises(ConfigError, match="no run in output/sample"):
+        claim(config, resume=True)
     for number in ("", "-2"):
         (tmp_path / f"output/sample{number}").mkdir(parents=True)
         (tmp_path / f"output/sample{number}" / "metrics.jsonl").touch()
-    assert preflight.claim_output_dir(config, named=False) == Path("output/sample-3")
-    with pytest.raises(ConfigError):
-        preflight.claim_output_dir(config, named=True)
+    assert claim(config) == Path("output/sample-3")
+    with pytest.raises(ConfigError, match=r"never overwritten; go on with it \(--resume\)"):
+        claim(config, named=True)
+
+
+def test_a_bare_resume_takes_the_newest_run_that_is_not_finished(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PROJECT / "configs" / "sample.yaml")
+    for number in ("", "-2", "-3"):
+        (tmp_path / f"output/sample{number}").mkdir(parents=True)
+        (tmp_path / f"output/sample{number}" / "metrics.jsonl").touch()
+    (tmp_path / "output/sample-3/adapter_model.safetensors").touch()
+    assert claim(config, resume=True) == Path("output/sample-2")
+    assert claim(config, resume=True, named=True) == Path("output/sample")
 
 
 def test_what_a_stopped_run_leaves_is_named(tmp_path):
-    run = tmp_path / "checkpoint-run"
+    folder = tmp_path / "checkpoint-run"
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-100", "checkpoint-foo"):
-        (run / name).mkdir(parents=True)
-    assert "no checkpoint in" in preflight.saved(run)
+        (folder / name).mkdir(parents=True)
+    assert "no checkpoint in" in run.saved(folder, 2)
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-foo"):
-        (run / name / "trainer_state.json").touch()
-    assert preflight.newest_checkpoint(run) == run / "checkpoint-20"
-    (run / "adapter_model.safetensors").touch()
-    assert "wuxia_core.evaluate" in preflight.saved(run)
+        (folder / name / "MANIFEST.json").touch()
+    said = run.saved(folder, 2)
+    assert f"{folder}/checkpoint-20 is whole" in said
+    assert f"launch_ddp.py --config {folder}/config.yaml --nproc 2 --resume" in said
+    (folder / "adapter_model.safetensors").touch()
+    assert "wuxia_core.evaluate" in run.saved(folder, 2)
+
+
+def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch):
+    """Each thing that differs is named, and --allow-changed insists."""
+    folder = tmp_path / "run"
+    shutil.copytree(sample_run[0], folder)
+    status, error = launch("--config", folder / "config.yaml", "--resume")
+    assert status == 2 and "is finished" in error
+    (folder / "adapter_model.safetensors").unlink()
+    mixture = f"data.processed_data_file={sample_run[0].parent / 'mixture'}"
+    here = ["--config", folder / "config.yaml", "--resume", *settings(
+        f"training.output_dir={folder}", mixture)]  # fmt: skip
+    changed = settings("training.learning_rate=1e-3", "data.general_ratio=0.2", "plan.cards=7")
+    status, error = launch(*here, *changed, "--nproc", "1")
+    assert status == 2 and "Set them back, or insist with --allow-changed" in error
+    for words in ("training.learning_rate: 0.0005 then, 0.001 now", "data.general_ratio: 0.1 then",
+                  "processes: 2 then, 1 now", "the texts, or how they are cut"):  # fmt: skip
+        assert words in error
+    assert "plan.cards" not in error
+    newest = checkpoints.newest_whole(folder)
+    manifest = json.loads((newest / "MANIFEST.json").read_text())
+    (newest / "MANIFEST.json").write_text(json.dumps(manifest | {"base": "another"}))
+    status, error = launch(*here)
+    assert status == 2 and "trained on other weights" in error
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    status, error = launch(*here)
+    assert status == 2 and "no whole checkpoint" in error
 
 
 def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
@@ -233,22 +282,3 @@ def test_a_gradient_that_is_not_a_number_ends_with_4(launch, tmp_path):
     assert "is not a finite number" in error.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
     assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-def test_sigterm_reaches_the_processes_and_ends_with_75(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT / "launch_ddp.py"),
-         *settings(f"training.output_dir={tmp_path / 'run'}", "data.processed_data_file=mixture",
-                   "training.max_steps=5000", "training.save_steps=2")],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("run/checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 75, error[-2000:]
-    assert error.strip().splitlines()[-1].startswith("stopped by SIGTERM")
-    left = subprocess.run(["pgrep", "-f", f"wuxia_core.train {tmp_path}"], capture_output=True)
-    assert not left.stdout

@@ -12,7 +12,7 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.mixing.tokens import Encoder
-from wuxia_core.preflight import open_run_folder
+from wuxia_core.run import open_folder
 
 COMMON = (
     "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多"
@@ -218,7 +218,7 @@ def test_the_end_of_each_general_file_is_held_out(library, config):
 
 def test_a_run_refuses_another_mixture_than_its_own(library, config, tmp_path):
     run = tmp_path / "run"
-    open_run_folder(config, mix(config), run)
+    open_folder(config, mix(config), run)
     place = config.data.processed_data_file
     assert open_run_mixture(run, place).tokens.size
     with pytest.raises(DataError, match="no run folder"):

@@ -155,5 +155,6 @@ def test_of_many_at_once_one_gets_the_lock(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="cannot be written"):
-        lock.locked(tmp_path / "absent").__enter__()
+        lock.locked(tmp_path / "file").__enter__()

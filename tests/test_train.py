@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wuxia_core import preflight
+from wuxia_core import run
 from wuxia_core.config import PROJECT
 from wuxia_core.errors import NonFiniteError
 from wuxia_core.masking.collator import hidden_by_turns
 from wuxia_core.mixing import mix
+from wuxia_core.run.metrics import append, read_rows
 from wuxia_core.train import __main__ as stage
-from wuxia_core.train.callbacks import StopOnNonFinite
+from wuxia_core.train.guards import JUDGED_BY, KeepBest, StopOnNonFinite
 from wuxia_core.train.trainer import EpochSampler
 
 NONE_PACKED = np.zeros(50, bool)
@@ -73,7 +74,7 @@ def train(config, folder, processes, accumulation):
     """Run the training stage alone, as torchrun does."""
     config = config.model_copy(deep=True)
     config.training.gradient_accumulation_steps = accumulation
-    preflight.open_run_folder(config, mix(config), folder)
+    run.open_folder(config, mix(config), folder)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={processes}", "-m", "wuxia_core.train", str(folder)),
@@ -134,19 +135,63 @@ def test_a_quantized_base_is_trained_in_two_processes(short, tmp_path, bits):
     assert all(w.any() for name, w in weights.items() if "lora_B" in name)
 
 
-def test_out_of_gpu_memory_ends_with_5_and_what_to_change(short, tmp_path, monkeypatch, capsys):
+def test_out_of_gpu_memory_ends_with_5_and_what_to_change(short, tmp_path, monkeypatch):
     """A CPU raises no such error, so it is raised in the loop's place."""
-    preflight.open_run_folder(short, mix(short), tmp_path)
+    run.open_folder(short, mix(short), tmp_path)
 
-    def train(*_, **__):
+    def train(_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
 
     monkeypatch.setattr(stage, "train", train)
     monkeypatch.setattr(sys, "argv", ["train", str(tmp_path)])
     with pytest.raises(SystemExit, match="5"):
         stage.main()
-    said = stage.out_of_memory(tmp_path, "CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
+    said = stage.out_of_memory(tmp_path, "CUDA out of memory. Tried to allocate 7 GiB.")
     first, *changes = str(said).splitlines()
     assert first.startswith("out of GPU memory (CUDA out of memory. Tried to allocate 7 GiB.)")
     assert "training.gradient_checkpointing=true" in changes[0]
     assert "a smaller model" in changes[-1] or "fits" in changes[-1]
+
+
+def measured(kept, **at):
+    """Tell of measurements by step; return the steps after which it wants to stop."""
+    stops = []
+    for name, bits in at.items():
+        state = SimpleNamespace(global_step=int(name[2:]), is_world_process_zero=False)
+        control = SimpleNamespace(should_training_stop=False)
+        kept.on_evaluate(None, state, control, None, {"eval_wuxia_bits_per_char": bits})
+        stops += [state.global_step] * control.should_training_stop
+    return stops
+
+
+def test_the_best_adapter_is_that_of_fewest_bits_and_the_untrained_one_is_none(tmp_path):
+    kept = KeepBest(tmp_path, patience=None, resumed_at=0)
+    assert measured(kept, at0=1.0, at10=6.2, at20=6.0, at30=6.0, at40=6.1) == []
+    assert kept.best == 20
+
+
+def test_a_run_stops_after_measurements_without_an_improvement(tmp_path):
+    kept = KeepBest(tmp_path, patience=2, resumed_at=0)
+    assert measured(kept, at10=6.2, at20=6.3, at30=6.1, at40=6.1, at50=6.4) == [50]
+
+
+def test_a_resumed_run_remembers_what_was_measured_before_its_checkpoint(tmp_path):
+    for step, bits in ((0, 1.0), (10, 6.0), (20, 6.1), (30, 5.0)):
+        append(tmp_path, {"step": step, "eval_wuxia_bits_per_char": bits})
+    kept = KeepBest(tmp_path, patience=2, resumed_at=20)
+    assert kept.best == 10
+    assert measured(kept, at30=6.2) == [30]
+
+
+def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
+    """At a rate that makes it worse and worse, the first is the best."""
+    short.training.learning_rate = 0.1
+    short.training.max_steps = 9
+    short.training.eval_steps = 2
+    short.training.save_steps = 100
+    short.training.early_stopping_patience = 1
+    train(short, tmp_path / "run", processes=1, accumulation=1)
+    rows = read_rows(tmp_path / "run")
+    bits = {r["step"]: r[JUDGED_BY] for r in rows if r["step"] and JUDGED_BY in r}
+    assert len(bits) < 5 and list(bits)[-2] == min(bits, key=bits.get)
+    assert not (tmp_path / "run" / "best").exists()

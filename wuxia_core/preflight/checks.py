@@ -75,6 +75,7 @@ def check_disk(folder: Path, needed: float) -> None:
     Raises `MachineError` naming both sizes.
     """
     free = shutil.disk_usage(folder).free
+    needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))  # pruned in time
     if free < needed:
         raise MachineError(
             f"training.output_dir {folder}: {free / 2**20:,.1f} MiB free, and checkpoints need "

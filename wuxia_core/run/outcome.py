@@ -8,6 +8,8 @@ from wuxia_core.errors import BUG, STOPPED, MachineError, RankLost
 from wuxia_core.run.checkpoints import MANIFEST, checkpoints
 from wuxia_core.run.folder import ADAPTER
 
+TOGETHER = 2  # seconds within which failures may come of each other
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,7 +41,9 @@ def saved(folder: Path, processes: int) -> str:
 
 def outcome(error: Any, folder: Path, processes: int) -> Outcome:
     """Read torchrun's `ChildFailedError`: which process failed first, and of what."""
-    rank = min(error.failures.values(), key=_weight)
+    first = min(rank.timestamp for rank in error.failures.values())  # s; torchrun kills the rest
+    together = [r for r in error.failures.values() if r.timestamp <= first + TOGETHER]
+    rank = min(together, key=_weight)
     kind, message = _message(rank)
     left = saved(folder, processes)
     resumable = STOPPED if newest_checkpoint(folder) else MachineError.exit_status

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -73,10 +74,17 @@ def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
     )
 
 
+def meet(timeout: int) -> None:
+    """Have processes without a GPU meet with a time-out, which accelerate gives to GPUs alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+
+
 def train(options: argparse.Namespace) -> None:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
     config = load_config(folder / "config.yaml")
+    meet(config.training.ddp_timeout)
     args, stop = arguments(config, options), StopOnSignal()
     dependencies.check_world_size(args.world_size)
     join(folder)

@@ -40,9 +40,11 @@ class AtomicTrainer(Trainer):
         if problem:
             if self.is_world_process_zero():
                 checkpoints.clear_staging(folder)
+            free = shutil.disk_usage(folder).free / 2**20
             raise MachineError(
                 f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
-                f"({problem}); free some space and go on with --resume from the one before"
+                f"({free:,.1f} MiB free; {problem}); free some space and go on with --resume from "
+                "the one before"
             )
 
     def _tried(self, work: Any, *arguments: Any) -> str | None:
