@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 from wuxia_core.config import PROJECT, Config, load_config
-from wuxia_core.errors import STOPPED, MachineError, WuxiaError
+from wuxia_core.errors import STOPPED, MachineError, Stopped, WuxiaError
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 
@@ -43,8 +43,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag.replace('_', '-')}: goes with --{other}")
     if (options.nnodes > 1) != (options.rdzv_endpoint is not None) or options.nnodes < 1:
         parser.error("--nnodes, 2 or more, and --rdzv-endpoint go together")
+    if options.doctor + options.plan + options.resume > 1:
+        parser.error("--doctor, --plan and --resume: one at a time")
+    if (options.doctor or options.plan) and options.nnodes > 1:
+        parser.error("--nnodes: --doctor looks at one machine, --plan at all of plan.cards")
     if options.max_restarts < 0:
         parser.error("--max-restarts: must be at least 0")
+    if options.nproc is not None and options.nproc < 1:
+        parser.error(f"--nproc {options.nproc}: must be at least 1")
     return options
 
 
@@ -64,26 +70,21 @@ def plan(options: argparse.Namespace, config: Config) -> int:
 
 def doctor(options: argparse.Namespace, config: Config) -> int:
     """Check the machine; 5 where something is wrong."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     from wuxia_core import preflight, run
 
+    preflight.check_settings(config)
+    processes = run.Processes(preflight.process_count(options.nproc))
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")
         try:
-            processes = run.Processes(preflight.process_count(options.nproc))
             run.torchrun(Path(folder), processes, module="wuxia_core.preflight.doctor")
-        except ChildFailedError:
-            print("error: a check failed; what to do stands beside it", file=sys.stderr)
-            return MachineError.exit_status
+        except run.Ended:
+            raise MachineError("a check failed; what to do stands beside it") from None
     return 0
 
 
 def train(options: argparse.Namespace, config: Config) -> int:
-    """Train, evaluate and report; return the exit status."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
+    """Train, evaluate and report."""
     from wuxia_core import preflight, run
 
     named = bool(options.config) or any(s.startswith("training.output_dir=") for s in options.set)
@@ -96,15 +97,12 @@ def train(options: argparse.Namespace, config: Config) -> int:
         flags = ["--allow-changed"] if options.allow_changed else []
         try:
             run.supervise(folder, processes, start, flags, options.max_restarts)
-            if run.led_here(folder):
-                finish(folder)
-        except ChildFailedError as error:
-            ended = run.outcome(error, folder, here)
-            print(ended.message, file=sys.stderr)
-            return ended.status
-        except SignalException as error:
-            print(f"stopped by {error.sigval.name}; {run.saved(folder, here)}", file=sys.stderr)
-            return STOPPED
+        except run.Ended as ended:
+            raise run.closing(ended, folder, here) from None
+        except Stopped as error:
+            raise Stopped(f"{error}; {run.saved(folder, here)}") from None
+        if run.led_here(folder):
+            finish(folder)
     return 0
 
 
@@ -130,10 +128,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return work(options, load_config(options.config or SAMPLE, options.set))
     except WuxiaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        kind = "stopped" if error.exit_status == STOPPED else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("stopped before training; nothing is lost", file=sys.stderr)
+        print("stopped: no process of the run was at work; nothing is lost", file=sys.stderr)
         return STOPPED
 
 

@@ -101,8 +101,22 @@ def test_the_closing_table_says_first_what_got_worse():
         (["--resume"], 2, "--resume: no run in"),
         (["--allow-changed"], 2, "--allow-changed: goes with --resume"),
         (["--measure"], 2, "--measure: goes with --plan"),
+        (["--plan", "--doctor"], 2, "one at a time"),
+        (settings("masking.mask_token=没有的词"), 2, "the model's vocabulary has no such token"),
+        (
+            [
+                "--set",
+                "training.objective=mixed",
+                "--set",
+                "training.per_device_train_batch_size=3",
+            ],
+            2,
+            "is odd: make it even",
+        ),
         (["--max-restarts", "-1"], 2, "--max-restarts: must be at least 0"),
         (["--nnodes", "2"], 2, "--nnodes, 2 or more, and --rdzv-endpoint go together"),
+        (["--nnodes", "2", "--rdzv-endpoint", "host"], 2, "must be HOST:PORT"),
+        (["--nnodes", "2", "--rdzv-endpoint", "no.such.host.invalid:1"], 5, "no such host"),
         (["--rdzv-endpoint", "a:1"], 2, "--nnodes, 2 or more, and --rdzv-endpoint go together"),
     ],
 )

@@ -1,4 +1,7 @@
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ import torch
 from wuxia_core import preflight
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import ConfigError
+from wuxia_core.mixing import mix
 from wuxia_core.preflight import work
 from wuxia_core.preflight.memory import GIB, _layer_bytes, memory, remedies
 from wuxia_core.preflight.shape import KNOWN, Shape
@@ -118,6 +122,7 @@ def test_operations_are_counted_by_hand():
     [
         ("data.max_length=5000", "data.max_length 5000: data/tiny_base reads .* tokens at most"),
         ("training.fp16=true", "training.fp16: needs a GPU"),
+        ("model.lora_target_modules=[q_proj,lm_head]", "lm_head is none of its linear layers"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, config):
@@ -139,3 +144,95 @@ def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):
     said = preflight.forecast(config, None)
     assert said.startswith("plan, arithmetic: Qwen/Qwen3-8B, 8.19 B parameters, on 2 × RTX 4090")
     assert "fits" in said and not (tmp_path / "none").exists()
+
+
+def test_the_cards_of_a_machine_are_known_by_torchs_names():
+    rates = [work.known_rate(name) for name in (
+        "NVIDIA GeForce RTX 4090", "NVIDIA A100-SXM4-40GB", "NVIDIA H100 80GB HBM3",
+        "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GH200 480GB")]  # fmt: skip
+    assert rates == [165, 312, 989, None, None]
+
+
+def test_steps_and_cost_are_of_the_run_not_of_its_epochs():
+    device = preflight.planned_device(load_config(REAL), None)
+    text = work.Text((1e6, 1e6), (1000, 1000), measured=True)  # 16 steps an epoch
+    costs = []
+    for override in ("training.max_steps=16", "training.max_steps=32", "training.max_steps=-1"):
+        said = preflight.plan(
+            load_config(REAL, [override, "plan.price_per_hour=1e6"]), device, text
+        )
+        costs.append(float(re.search(r"costs ([\d.]+) to", said)[1]))
+    assert costs[1] == pytest.approx(2 * costs[0]) and costs[2] == pytest.approx(3 * costs[0])
+    few = load_config(REAL, ["training.num_train_epochs=0.1"])
+    assert work.steps(few, text, 64) == (2, 2)  # of 1.6
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_the_estimate_of_tokens_holds_what_is_measured(tmp_path, encoding):
+    (tmp_path / "novels").mkdir()
+    for path in (PROJECT / "data/sample").glob("*.txt"):
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / "novels" / path.name).write_bytes(text.encode(encoding))
+    names = [f"data.data_dir={tmp_path / 'novels'}", "data.general_file=null", "data.val_ratio=0"]
+    config = load_config(
+        PROJECT / "configs/sample.yaml",
+        [*names, f"data.processed_data_file={tmp_path / 'mixture'}"],
+    )
+    few, many = work.estimated_text(config).tokens
+    tokens = work.measured_text(mix(config)).tokens[0]
+    assert few < tokens < many
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        ({}, True), ({"num_key_value_heads": None}, True), ({"model_type": "qwen3_moe"}, False),
+        ({"model_type": None}, False), ({"hidden_size": None}, False),
+    ],
+)  # fmt: skip
+def test_only_shapes_that_are_known_are_planned(tmp_path, settings, known):
+    told = json.loads((PROJECT / "data/tiny_base/config.json").read_text())
+    told = {name: value for name, value in (told | settings).items() if name != "hidden_size"
+            or value}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert (preflight.read_shape(str(tmp_path)) is not None) == known
+    (tmp_path / "config.json").write_text("{")
+    assert preflight.read_shape(str(tmp_path)) is None
+
+
+def test_remedies_keep_to_what_the_settings_allow():
+    for override in ("data.stride=1024", "training.objective=mixed"):
+        config = load_config(REAL, [override, "training.per_device_train_batch_size=6"])
+        for _, changed in remedies(config):
+            assert changed.data.max_length >= (changed.data.stride or 0)
+            assert override != "training.objective=mixed" or (
+                changed.training.per_device_train_batch_size % 2 == 0
+            )
+
+
+def ask(tmp_path, *flags):
+    return subprocess.run([sys.executable, str(PROJECT / "launch_ddp.py"), *flags], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def test_the_plan_alone_starts_nothing(tmp_path):
+    finished = ask(tmp_path, "--plan", "--config", str(REAL), "--set",
+                   f"data.data_dir={PROJECT / 'data/sample'}", "--set", "data.processed_data_file=m")  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("plan, arithmetic: Qwen/Qwen3-8B")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_is_measured_times_its_steps_without_what_lies_between(tmp_path):
+    finished = ask(tmp_path, "--plan", "--measure", "--set", "data.processed_data_file=m", "--set",
+                   "training.eval_steps=1", "--set", "training.save_steps=1")  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "measured over 18 steps" in finished.stderr + finished.stdout
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["m"]
+
+
+def test_what_fails_in_a_process_of_a_measured_plan_keeps_its_words_and_status(tmp_path):
+    finished = ask(tmp_path, "--plan", "--measure", "--set", "training.max_steps=2", "--set",
+                   "data.processed_data_file=m")  # fmt: skip
+    assert finished.returncode == 2 and "needs a run of more than 2 steps" in finished.stderr
+    assert "Traceback" not in finished.stderr

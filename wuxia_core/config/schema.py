@@ -148,6 +148,11 @@ class TrainingConfig(_Section):
     def _consistent(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps is 0: give a number of steps, or -1 for num_train_epochs")
+        if self.objective == "mixed" and self.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"objective mixed masks half of a batch, and per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} is odd: make it even"
+            )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true: choose one (bf16 on RTX 30 and later)")
         return self

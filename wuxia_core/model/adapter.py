@@ -5,9 +5,9 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from wuxia_core.config import ModelConfig, load_config
+from wuxia_core.config import Config, ModelConfig, load_config
 from wuxia_core.errors import ConfigError, DataError
-from wuxia_core.model.base import load_base, load_tokenizer
+from wuxia_core.model.base import load_base, load_tokenizer, weights_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,8 @@ def load_adapter(
     """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
 
     `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere they
-    keep the precision that the base is stored in. A base that was quantized in training is so here.
+    have the precision of the training, without `config.yaml` the base's. A base that was quantized
+    in training is so here.
 
     Raises
     ------
@@ -93,8 +94,10 @@ def load_adapter(
 
     folder = Path(output_dir)
     name = adapter_settings(folder)["base_model_name_or_path"]
-    dtype = torch.float32 if device == "cpu" else "auto"
-    base = load_base(name, dtype, run_quantization(folder))
+    config = run_config(folder)
+    trained = weights_dtype(config) if config else "auto"
+    dtype = torch.float32 if device == "cpu" else trained
+    base = load_base(name, dtype, config.model.quantization if config else "none")
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
     model = PeftModel.from_pretrained(base, str(folder))
@@ -103,10 +106,10 @@ def load_adapter(
     return model, load_tokenizer(name)
 
 
-def run_quantization(folder: Path) -> str:
-    """Say how a run's base was quantized; a folder without `config.yaml` has no such thing."""
+def run_config(folder: Path) -> Config | None:
+    """Read a run's settings; None where only the adapter is there."""
     path = folder / "config.yaml"
-    return load_config(path).model.quantization if path.is_file() else "none"
+    return load_config(path) if path.is_file() else None
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

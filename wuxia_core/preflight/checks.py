@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from wuxia_core.config import Config
+from wuxia_core.config.schema import LINEAR_LAYERS
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture
+from wuxia_core.model import load_tokenizer, mask_token_id
 from wuxia_core.preflight.shape import read_shape
 
 
@@ -43,11 +45,17 @@ def check_windows(config: Config, windows: int, processes: int) -> None:
         )
 
 
-def check_device(config: Config) -> None:
+def check_settings(config: Config) -> None:
     """Refuse what the device or the model cannot do, before anything is loaded.
 
     Raises `ConfigError` naming the key.
     """
+    check_device(config)
+    check_model(config)
+
+
+def check_device(config: Config) -> None:
+    """Refuse a precision that this machine has not got."""
     import torch
 
     on_card = torch.cuda.is_available()
@@ -56,17 +64,35 @@ def check_device(config: Config) -> None:
     if config.training.bf16 and on_card and not torch.cuda.is_bf16_supported(False):
         name = torch.cuda.get_device_name()
         raise ConfigError(f"training.bf16: {name} has none; set training.fp16=true in its place")
+
+
+def check_model(config: Config) -> None:
+    """Refuse what no machine could do with this model."""
     if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization {config.model.quantization}: needs bitsandbytes; "
             "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         )
     shape = read_shape(config.model.model_name_or_path)
-    if shape and config.data.max_length > shape.positions:
+    if shape is None:
+        return
+    if config.data.max_length > shape.positions:
         raise ConfigError(
             f"data.max_length {config.data.max_length}: {config.model.model_name_or_path} reads "
             f"{shape.positions} tokens at most"
         )
+    if unknown := set(config.model.lora_target_modules) - set(LINEAR_LAYERS):
+        raise ConfigError(
+            f"model.lora_target_modules: {', '.join(sorted(unknown))} is none of its linear "
+            f"layers, which are {', '.join(LINEAR_LAYERS)}"
+        )
+
+
+def check_mask_token(config: Config) -> None:
+    """Refuse a mask token that the vocabulary has not got; raises `ConfigError`."""
+    name = config.model.model_name_or_path
+    if shape := read_shape(name):
+        mask_token_id(load_tokenizer(name), shape.vocab, config.masking.mask_token)
 
 
 def check_disk(folder: Path, needed: float) -> None:

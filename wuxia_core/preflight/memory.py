@@ -91,6 +91,8 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield "training.gradient_checkpointing=true", changed
     while training.per_device_train_batch_size > 1:
         batch = training.per_device_train_batch_size
+        if training.objective == "mixed" and batch % 4:
+            break  # its batches are even
         training.gradient_accumulation_steps *= 2 if batch % 2 == 0 else batch
         training.per_device_train_batch_size = batch // 2 if batch % 2 == 0 else 1
         yield (
@@ -102,6 +104,6 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         if WEIGHT_BYTES[bits] < WEIGHT_BYTES.get(changed.model.quantization, 2):
             changed.model.quantization = bits
             yield f"model.quantization={bits}", changed
-    if changed.data.max_length >= 512:
+    if changed.data.max_length >= 512 and changed.data.stride is None:
         changed.data.max_length //= 2
         yield f"data.max_length={changed.data.max_length}", changed

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from wuxia_core.config import Config
 from wuxia_core.errors import ConfigError
 from wuxia_core.preflight import work
@@ -33,8 +35,8 @@ def this_device(processes: int) -> Device:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
         size = torch.cuda.get_device_properties(0).total_memory
-        known = work.known_card(name)
-        rate = known[1] * 1e12 * processes if known else None
+        known = work.known_rate(name)
+        rate = known * 1e12 * processes if known else None
         return Device(name, processes, USABLE * size, rate, work.CARD_SHARES, True)
     share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
     rate = work.product_rate()
@@ -49,13 +51,12 @@ def planned_device(config: Config, asked: int | None) -> Device | None:
     name = config.plan.card
     if name is None:
         return None
-    known = work.known_card(name)
-    if known is None:
+    if name not in work.CARDS:
         names = ", ".join(work.CARDS)
         raise ConfigError(f"plan.card {name}: not known; known are {names}")
+    gib, rate = work.CARDS[name]
     cards = asked or config.plan.cards
-    rate = known[1] * 1e12 * cards
-    return Device(name, cards, USABLE * known[0] * GIB, rate, work.CARD_SHARES, True)
+    return Device(name, cards, USABLE * gib * GIB, rate * 1e12 * cards, work.CARD_SHARES, True)
 
 
 def plan(config: Config, device: Device, text: work.Text) -> str:
@@ -128,16 +129,17 @@ def _hours(config: Config, shape: Shape, device: Device, text: work.Text) -> str
         return f"hours an epoch: the rate of {device.name} is not known; --plan --measure times it"
     flop = work.flop_per_token(config, shape)
     best, worst = device.shares
-    short = text.tokens[0] * flop / (best * device.rate) / 3600
-    long = text.tokens[1] * flop / (worst * device.rate) / 3600
+    hours = np.array(text.tokens) * flop / (np.array([best, worst]) * device.rate) / 3600
+    batch = effective_batch(config, device.processes)
+    run = hours * work.steps(config, text, batch) / work.steps_per_epoch(text, batch)
     words = (
-        f"hours an epoch: {_short(short)} to {_short(long)}, {best:.0%} to {worst:.0%} of "
-        f"{device.rate / 1e12:.3g} TFLOP/s"
+        f"hours an epoch: {_short(hours[0])} to {_short(hours[1])}, {best:.0%} to {worst:.0%} of "
+        f"{device.rate / 1e12:.3g} TFLOP/s; the run: {_short(run[0])} to {_short(run[1])}"
     )
     price = config.plan.price_per_hour
     if price is not None:
-        cost = price * device.processes * config.training.num_train_epochs
-        words += f"; the run costs {cost * short:.1f} to {cost * long:.1f}"
+        cost = price * device.processes * run
+        words += f", which costs {cost[0]:.1f} to {cost[1]:.1f}"
     return words
 
 

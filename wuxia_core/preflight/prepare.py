@@ -23,9 +23,10 @@ def prepare(
     With `start`, a checkpoint, the run has to be the one that it is of. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
-    checks.check_device(config)
+    checks.check_settings(config)
     if start and not allow_changed:
         check_unchanged(config, folder, start, processes.total)
+    checks.check_mask_token(config)
     mixture = mix(config)
     checks.check_windows(config, len(train_windows(mixture)), processes.total)
     print(checks.summary(config, processes.total, mixture))
@@ -41,7 +42,10 @@ def prepare(
 
 def forecast(config: Config, asked: int | None) -> str:
     """Say what a run needs; nothing is mixed, loaded or started."""
-    device = planned_device(config, asked)
+    import torch
+
+    checks.check_model(config)
+    device = None if torch.cuda.is_available() else planned_device(config, asked)
     if device is None:
         checks.check_device(config)
         device = this_device(checks.process_count(asked))

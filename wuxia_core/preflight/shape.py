@@ -1,6 +1,5 @@
 """The shape of a base model, from its config.json alone: nothing is loaded."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from wuxia_core.config import locate
 from wuxia_core.config.schema import LINEAR_LAYERS
+from wuxia_core.mixing import read_json
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Shape:
         return self.layers * rank * sum(map(sum, known)) + self.hidden
 
 
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral")  # model_type; others have other layers
+
 # The shipped recipes' models, so that a plan needs no network.
 KNOWN = {
     "Qwen/Qwen3-8B": Shape(4096, 36, 32, 8, 128, 12288, 151936, False, 40960),
@@ -84,13 +86,15 @@ def read_shape(name: str) -> Shape | None:
     settings = _settings(name)
     if settings is None:
         return KNOWN.get(name)
+    if settings.get("model_type") not in FAMILIES:
+        return None
     try:
         heads, hidden = settings["num_attention_heads"], settings["hidden_size"]
         return Shape(
             hidden=hidden,
             layers=settings["num_hidden_layers"],
             heads=heads,
-            kv_heads=settings["num_key_value_heads"],
+            kv_heads=settings.get("num_key_value_heads") or heads,
             head_dim=settings.get("head_dim") or hidden // heads,
             intermediate=settings["intermediate_size"],
             vocab=settings["vocab_size"],
@@ -108,8 +112,7 @@ def _settings(name: str) -> dict[str, Any] | None:
         if found is None:
             return None
         path = Path(found)
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return settings
+    return read_json(path) or {}
 
 
 def _from_hub(name: str) -> str | None:

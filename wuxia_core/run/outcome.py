@@ -1,23 +1,21 @@
 """What a run that stopped leaves behind, and the exit status it ends with."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wuxia_core.errors import BUG, STOPPED, MachineError, RankLost
+from wuxia_core.errors import BUG, STOPPED, MachineError, RankLost, WuxiaError
 from wuxia_core.run.checkpoints import MANIFEST, checkpoints
 from wuxia_core.run.folder import ADAPTER
 
 TOGETHER = 2  # seconds within which failures may come of each other
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How torchrun ended: the status to exit with, what to say, whether a restart may help."""
+class Ended(WuxiaError):
+    """How torchrun ended otherwise than well; `crashed` where a fresh start may help."""
 
-    status: int
-    message: str
-    crashed: bool
+    def __init__(self, message: str, status: int, *, crashed: bool) -> None:
+        super().__init__(message)
+        self.exit_status, self.crashed = status, crashed
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -39,25 +37,30 @@ def saved(folder: Path, processes: int) -> str:
     )
 
 
-def outcome(error: Any, folder: Path, processes: int) -> Outcome:
+def closing(ended: Ended, folder: Path, processes: int) -> Ended:
+    """Add what is left of the run, and that it can go on where it can."""
+    if not ended.crashed and ended.exit_status != STOPPED:
+        return ended
+    resumable = ended.exit_status == MachineError.exit_status and newest_checkpoint(folder)
+    status = STOPPED if resumable else ended.exit_status
+    return Ended(f"{ended}; {saved(folder, processes)}", status, crashed=ended.crashed)
+
+
+def outcome(error: Any) -> Ended:
     """Read torchrun's `ChildFailedError`: which process failed first, and of what."""
     first = min(rank.timestamp for rank in error.failures.values())  # s; torchrun kills the rest
     together = [r for r in error.failures.values() if r.timestamp <= first + TOGETHER]
     rank = min(together, key=_weight)
     kind, message = _message(rank)
-    left = saved(folder, processes)
-    resumable = STOPPED if newest_checkpoint(folder) else MachineError.exit_status
     if rank.exitcode < 0:
         why = ", for want of memory?" if rank.exitcode == -9 else ""
-        return Outcome(resumable, f"error: {rank.message}{why}; {left}", crashed=True)
+        return Ended(f"{rank.message}{why}", MachineError.exit_status, crashed=True)
     if kind == RankLost.__name__:
-        return Outcome(resumable, f"error: {message}; {left}", crashed=True)
-    if rank.exitcode == STOPPED:
-        return Outcome(STOPPED, f"stopped: {message}; {left}", crashed=False)
+        return Ended(message, MachineError.exit_status, crashed=True)
     if rank.exitcode > BUG and message:
-        return Outcome(rank.exitcode, f"error: {message}", crashed=False)
-    said = f"error: this is a bug; the traceback of the failed process is above; {left}"
-    return Outcome(BUG, said, crashed=True)
+        return Ended(message, rank.exitcode, crashed=False)
+    said = "this is a bug; the traceback of the failed process is above"
+    return Ended(said, BUG, crashed=True)
 
 
 def _weight(rank: Any) -> int:

@@ -2,12 +2,13 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from wuxia_core.errors import MachineError
+from wuxia_core.errors import ConfigError, MachineError, Stopped
 from wuxia_core.run.checkpoints import newest_whole
-from wuxia_core.run.outcome import outcome
+from wuxia_core.run.outcome import Ended, outcome
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 JOIN = 600  # seconds that machines wait for each other
@@ -22,6 +23,10 @@ class Processes:
     here: int  # on this machine
     machines: int = 1
     rendezvous: str | None = None  # HOST:PORT
+
+    def __post_init__(self) -> None:
+        if self.rendezvous is not None:
+            check_endpoint(self.rendezvous)
 
     @property
     def total(self) -> int:
@@ -39,14 +44,30 @@ class Processes:
         ]  # fmt: skip
 
 
+def check_endpoint(endpoint: str) -> None:
+    """Refuse an address that is none, before anything is prepared.
+
+    Raises `ConfigError` where it is not HOST:PORT, `MachineError` where no such host is known.
+    """
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--rdzv-endpoint {endpoint}: must be HOST:PORT, such as 10.0.0.1:29400")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise MachineError(f"--rdzv-endpoint {endpoint}: no such host ({error.strerror})") from None
+
+
 def torchrun(
     folder: Path, processes: Processes, *flags: str, module: str = "wuxia_core.train"
 ) -> None:
     """Start a module in these processes and wait for them.
 
-    Raises torch's `ChildFailedError` and `SignalException`; `MachineError` where the machines do
-    not meet.
+    Raises `Ended` where a process failed, `Stopped` where a signal came, and `MachineError` where
+    the machines do not meet.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
@@ -56,6 +77,10 @@ def torchrun(
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
         run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
+    except ChildFailedError as error:
+        raise outcome(error) from None
+    except SignalException as error:
+        raise Stopped(f"by {error.sigval.name}") from None
     except RendezvousError as error:
         raise MachineError(
             f"--rdzv-endpoint {processes.rendezvous}: the machines did not meet there ({error}); "
@@ -70,16 +95,14 @@ def supervise(
 
     Raises as `torchrun`.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     while True:
         try:
             torchrun(folder, processes, *flags, *([f"--from={start}"] if start else []))
             return
-        except ChildFailedError as error:
-            ended = outcome(error, folder, processes.here)
+        except Ended as ended:
+            message = str(ended)
             newest = newest_whole(folder) if ended.crashed and restarts else None
             if newest is None or newest == start:
                 raise
         start, restarts = newest, restarts - 1
-        logger.warning("%s\nstarting afresh from %s", ended.message, newest)
+        logger.warning("%s\nstarting afresh from %s", message, newest)

@@ -36,6 +36,7 @@ from wuxia_core.train.guards import KeepBest, StopOnNonFinite, StopOnSignal
 from wuxia_core.train.saving import finish
 from wuxia_core.train.trainer import SpanTrainer
 
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 OURS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}  # not Trainer's
 
 
@@ -161,7 +162,7 @@ def translated(error: Exception, folder: Path) -> WuxiaError | None:
     if isinstance(error, WuxiaError):
         return error
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
         return out_of_memory(folder, first)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return MachineError(f"{folder}: cannot be written ({error.strerror}); free some space")

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
+from wuxia_core.errors import ConfigError
 from wuxia_core.run.metrics import append
 
 WARM_UP, TIMED_STEPS = 2, 20
@@ -61,23 +62,32 @@ class FirstSteps(TrainerCallback):
     """
 
     def __init__(self, *, stop: bool) -> None:
-        self._stop, self._done, self._start, self._tokens = stop, 0, 0.0, 0
+        self._stop, self._done, self._seconds, self._tokens = stop, 0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Refuse to measure a run that is over before it is warm."""
+        if self._stop and state.max_steps <= WARM_UP:
+            raise ConfigError(f"--measure: needs a run of more than {WARM_UP} steps")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock; between steps held-out text is measured and checkpoints are saved."""
+        if self._done == WARM_UP:
+            self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
+        self._seconds -= time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock after the second step, read it after the twentieth."""
+        """Stop the clock; say what it shows after the twentieth step."""
+        self._seconds += time.monotonic()
         self._done += 1
-        if self._done == WARM_UP:
-            self._start, self._tokens = time.monotonic(), state.num_input_tokens_seen
-        last = min(TIMED_STEPS, state.max_steps)
-        if self._done != last or last <= WARM_UP:
+        if self._done != min(TIMED_STEPS, state.max_steps) or self._done <= WARM_UP:
             return
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
-            seconds = time.monotonic() - self._start
-            a_step = seconds / (last - WARM_UP)
-            tokens = (state.num_input_tokens_seen - self._tokens) / seconds
+            timed = self._done - WARM_UP
+            a_step = self._seconds / timed
+            tokens = (state.num_input_tokens_seen - self._tokens) / self._seconds
             tqdm.write(
-                f"measured over {last - WARM_UP} steps: {a_step:.2f} s a step, {tokens:,.0f} "
+                f"measured over {timed} steps: {a_step:.2f} s a step, {tokens:,.0f} "
                 f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
                 f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps, "
                 "held-out measurements not counted"
