@@ -30,7 +30,6 @@ def test_a_sound_machine_passes_every_check(tmp_path, processes):
     found = rows(finished)
     assert list(found) == list(doctor.CHECKS)
     idle = {"driver", "copies between cards"} if not torch.cuda.is_available() else set()
-    idle |= {"all_reduce", "gradients"} if processes == "1" else set()
     assert all(mark == "ok" for name, mark in found.items() if name not in idle)
     assert re.search(rf"processes +{processes} over", finished.stdout)
 
