@@ -13,6 +13,7 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import REPLACED, SPAN, Corruption
+from wuxia_core.run.metrics import append
 from wuxia_core.show.masks import ACTIONS, masked_text
 from wuxia_core.show.text import visible
 
@@ -110,7 +111,7 @@ def test_plots_write_chinese_and_return_their_axes():
     report = pd.DataFrame({"source": ["wuxia", "general"], "tokens": [90, 10], "share": [0.9, 0.1]})
     card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
                          "high": -0.1, "n": 9, "unit": "bits/character"}]}  # fmt: skip
-    metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0]})
+    metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "event": None})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         axes = [
@@ -133,7 +134,7 @@ def test_plots_write_chinese_and_return_their_axes():
 
 def test_a_plot_can_be_drawn_on_given_axes():
     _, ax = plt.subplots()
-    metrics = pd.DataFrame({"step": [1], "loss": [3.0]})
+    metrics = pd.DataFrame({"step": [1], "loss": [3.0], "event": None})
     assert show.plot_metric(metrics, {"loss": "x"}, "nats", ax=ax) is ax
     plt.close("all")
 
@@ -141,3 +142,25 @@ def test_a_plot_can_be_drawn_on_given_axes():
 def test_a_text_all_of_whose_tokens_are_masked_is_shown(tokenizer):
     shown = {str(show_masks("剑", tokenizer, SpanMasker(0.3), key=key)) for key in range(40)}
     assert shown == {"剑", "〔剑〕"}
+
+
+def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
+    """A killed attempt got to step 30; the second went on from 20 and did 30 again."""
+    bits = show.training.BEST
+    for row in ({"event": "started", "step": 0}, {"step": 0, bits: 7.0}, {"step": 20, bits: 6.0},
+                {"event": "checkpoint", "step": 20}, {"step": 30, bits: 1.0},
+                {"event": "resumed", "step": 20}, {"step": 30, bits: 6.5},
+                {"event": "checkpoint", "step": 30}):  # fmt: skip
+        append(tmp_path, row)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 99, "lo')  # cut off; the next row stands on a line of its own
+    metrics = show.read_metrics(tmp_path)
+    ax = show.plot_metric(metrics, {bits: "留出"}, "bits")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn["留出"] == [[0, 7.0], [20, 6.0], [30, 6.5]]
+    assert drawn["best"] == [[20, 6.0]]
+    assert [x for x, _ in drawn["checkpoint"]] == [20, 30]
+    assert [x for x, _ in drawn["restart"]] == [20, 20]
+    both = show.plot_runs({"甲": metrics, "empty": metrics.iloc[:0]}, bits, "bits")
+    assert [len(line.get_xydata()) for line in both.lines] == [3, 0]
+    plt.close("all")

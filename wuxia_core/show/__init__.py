@@ -16,12 +16,11 @@ from wuxia_core.show.plots import (
     plot_coverage,
     plot_kinds,
     plot_lengths,
-    plot_metric,
     plot_mixture,
     plot_scorecard,
     plot_typical,
-    read_metrics,
     scorecard_table,
 )
 from wuxia_core.show.text import escape, visible
+from wuxia_core.show.training import plot_metric, plot_runs, read_metrics
 from wuxia_core.show.xray import XRayView

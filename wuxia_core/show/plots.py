@@ -1,14 +1,12 @@
 """Plots with a font that has the characters: `ax=None` in, Axes out."""
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from wuxia_core.errors import DataError
 from wuxia_core.masking import Floats, Kinds
 from wuxia_core.show.text import visible
 
@@ -37,7 +35,7 @@ def _characters() -> frozenset[int]:
     return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
 
 
-def _label(text: str) -> str:
+def drawable(text: str) -> str:
     """Make a text fit for a plot: `visible`, and numbers for characters that the fonts lack."""
     return "".join(
         c if ord(c) in _characters() or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
@@ -72,7 +70,7 @@ def plot_books(documents: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     colours = {"train": ORANGE, "validation": BLUE, "unused": GREY, "duplicate": "#CCCCCC"}
     for split in table.columns:
         ax.barh(
-            table.index.get_level_values("book").map(_label),
+            table.index.get_level_values("book").map(drawable),
             table[split],
             left=left,
             color=colours[split],
@@ -116,7 +114,7 @@ def plot_mixture(report: pd.DataFrame, asked: float, ax: "Axes | None" = None) -
 
 def plot_typical(table: pd.DataFrame, top: int = 20, ax: "Axes | None" = None) -> "Axes":
     """Draw how often the most typical words of `corpus.words.typical` stand here and there."""
-    rows = table.head(top)[::-1].rename(index=_label)
+    rows = table.head(top)[::-1].rename(index=drawable)
     ax = axes(ax, size=(7.5, 1.2 + 0.22 * len(rows)))
     rarest = max(0.01, float(rows[["here", "there"]].replace(0, np.nan).min(axis=None)) / 2)
     ax.hlines(rows.index, rows["there"].clip(lower=rarest), rows["here"], color=GREY, linewidth=1)
@@ -155,36 +153,6 @@ def plot_coverage(shares: Floats, mask_ratio: float, ax: "Axes | None" = None) -
     ax.locator_params(axis="x", integer=True)
     ax.set_ylabel("masked at least once")
     ax.set_ylim(0, 1)
-    ax.legend(frameon=False)
-    return ax
-
-
-def read_metrics(output_dir: str | Path) -> pd.DataFrame:
-    """Read a run's `metrics.jsonl`, a row a logged step.
-
-    Raises `DataError` where there is none.
-    """
-    path = Path(output_dir) / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path}: not there; is {output_dir} a run folder (training.output_dir)?")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines])
-
-
-def plot_metric(
-    metrics: pd.DataFrame, columns: dict[str, str], ylabel: str, ax: "Axes | None" = None
-) -> "Axes":
-    """Draw columns of `metrics.jsonl` over steps; `columns` maps each to its label."""
-    ax = axes(ax)
-    styles = zip(columns, (GREY, ORANGE, BLUE, GREEN), ("-", "-", "--", ":"), strict=False)
-    for column, colour, line in styles:
-        if column in metrics:
-            rows = metrics[metrics[column].notna()]
-            ax.plot(
-                rows["step"], rows[column], line, color=colour, label=columns[column], marker="."
-            )
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel(ylabel)
     ax.legend(frameon=False)
     return ax
 
