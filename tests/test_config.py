@@ -77,6 +77,9 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("training:\n  learning_rate: .inf", ["my.yaml:2", "finite"]),
         ("data:\n  data_dir: 2024-13-01", ["my.yaml", "month"]),
         ("? [a]\n: 1", ["my.yaml"]),
+        ("a: &a [x]\ndata:\n  skip_cleaning: *a", ["my.yaml:3", "*a is an alias"]),
+        ("model: !!python/object/apply:os.system ['true']", ["not valid YAML", "python/object"]),
+        ("model:\n  hf_token: hf_abc", ["my.yaml:2", "unknown key model.hf_token"]),
         ("training: 5", ["my.yaml:1", "training must be a section with keys"]),
     ],
 )
@@ -84,6 +87,10 @@ def test_a_mistake_is_named_with_its_place(read, text, said):
     with pytest.raises(ConfigError) as error:
         read(text)
     assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def test_a_mark_of_utf_8_and_no_as_a_truth_value_are_read(read):
+    assert read("\ufefftraining:\n  bf16: no\n").training.bf16 is False
 
 
 def test_overrides_win_and_are_checked(read):

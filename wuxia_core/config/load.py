@@ -57,6 +57,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Parse the file; the second value maps `section.key` to `file:line`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        _refuse_aliases(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         places = _places(root, path) if root is not None else {}
         tree = yaml.safe_load(text) or {}
@@ -70,6 +71,14 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if values is None:
             tree[section] = {}
     return tree, places
+
+
+def _refuse_aliases(text: str, path: Path) -> None:
+    """A few lines of aliases can stand for more values than there is memory for."""
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            line = token.start_mark.line + 1
+            raise ConfigError(f"{path}:{line}: *{token.value} is an alias; write out its value")
 
 
 def _places(root: yaml.Node, path: Path) -> dict[str, str]:
