@@ -74,7 +74,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _refuse_aliases(text: str, path: Path) -> None:
-    """A few lines of aliases can stand for more values than there is memory for."""
+    """Refuse aliases: a few lines of them can stand for more values than there is memory for."""
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
         if isinstance(token, yaml.AliasToken):
             line = token.start_mark.line + 1
