@@ -23,8 +23,8 @@ def rows(finished):
     return {line[7:29].strip(): line.split()[0] for line in lines}
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_sound_machine_passes_every_check(tmp_path, processes):
+def test_a_sound_machine_passes_every_check(tmp_path):
+    processes = "2"
     finished = ask(tmp_path, processes, "training.bf16=true")
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]
     found = rows(finished)

@@ -279,20 +279,3 @@ def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "output/wuxia_lora/adapter_model.safetensors").is_file()
     assert "nothing protects" in finished.stderr
-
-
-def test_a_gradient_that_is_not_a_number_ends_with_4(launch, tmp_path):
-    status, error = launch(
-        *settings(
-            "training.output_dir=run",
-            "data.processed_data_file=mixture",
-            "training.learning_rate=1e9",
-            "training.warmup_steps=0",
-            "training.max_steps=20",
-            "training.eval_steps=100",
-        )
-    )
-    assert status == 4
-    assert "is not a finite number" in error.strip().splitlines()[-1]
-    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
-    assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -33,13 +33,10 @@ class AtomicTrainer(Trainer):
         folder = Path(self.args.output_dir)
         if self._tried(self._stage, model, trial) is None and self._tried(self._publish) is None:
             return
-        if self.is_world_process_zero():
-            checkpoints.clear_staging(folder)
-            checkpoints.prune(folder, checkpoints.KEPT)
+        self._tried(self._make_room)
         problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
         if problem:
-            if self.is_world_process_zero():
-                checkpoints.clear_staging(folder)
+            self._tried(self._make_room)
             free = shutil.disk_usage(folder).free / 2**20
             raise MachineError(
                 f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
@@ -56,6 +53,12 @@ class AtomicTrainer(Trainer):
             problem = (str(error).splitlines() or [type(error).__name__])[0]
         problems = gather_object([problem])  # waits for all
         return next((said for said in problems if said), None)
+
+    def _make_room(self) -> None:
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            checkpoints.clear_staging(folder)
+            checkpoints.prune(folder, checkpoints.KEPT)
 
     def _stage(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
@@ -91,5 +94,6 @@ def finish(model: Any, folder: Path) -> None:
         save_adapter(model, folder)
         return
     for name in ADAPTER_FILES:
-        (best / name).replace(folder / name)
+        if (best / name).exists():  # or it was moved before the run was killed
+            (best / name).replace(folder / name)
     shutil.rmtree(best)

@@ -16,6 +16,8 @@ from wuxia_core.mixing import Windows
 from wuxia_core.train.callbacks import peak_memory
 from wuxia_core.train.saving import AtomicTrainer
 
+LOGITS = 2**28  # of a batch of held-out text of which every token is asked; 1 GiB in float32
+
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone.
@@ -93,12 +95,13 @@ class SpanTrainer(AtomicTrainer):
         batch = self.args.per_device_eval_batch_size
         masked = self.data_collator.for_objective("masked")
         plain = self.data_collator.for_objective("clm")
-        share = masked.masker.mask_ratio  # plain windows ask for so many times more logits
         metrics = {}
         for source, windows in self.eval_dataset.items():
             nats, tokens = self._nats(windows, masked, batch)
             metrics[f"eval_{source}_loss"] = nats / max(tokens, 1)
-            bits = self._nats(windows, plain, max(1, int(batch * share)))[0] / math.log(2)
+            longest = max(len(windows[row].input_ids) for row in range(len(windows)))
+            fits = LOGITS // (longest * self.model.config.vocab_size)
+            bits = self._nats(windows, plain, max(1, min(batch, fits)))[0] / math.log(2)
             metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
