@@ -87,13 +87,16 @@ def train(options: argparse.Namespace, config: Config) -> int:
     """Train, evaluate and report."""
     from wuxia_core import preflight, run
 
-    named = bool(options.config) or any(s.startswith("training.output_dir=") for s in options.set)
+    named = bool(options.config or options.rdzv_endpoint) or any(
+        s.startswith("training.output_dir=") for s in options.set
+    )
     here = preflight.process_count(options.nproc)
     processes = run.Processes(here, options.nnodes, options.rdzv_endpoint)
     claim = {"named": named, "resume": options.resume, "rendezvous": options.rdzv_endpoint}
     with run.claimed(config, **claim) as folder:
         start = run.resume_point(folder) if options.resume else None
-        preflight.prepare(config, folder, processes, start, options.allow_changed)
+        same = options.resume and not options.allow_changed
+        preflight.prepare(config, folder, processes, start, same)
         flags = ["--allow-changed"] if options.allow_changed else []
         try:
             run.supervise(folder, processes, start, flags, options.max_restarts)
@@ -101,8 +104,11 @@ def train(options: argparse.Namespace, config: Config) -> int:
             raise run.closing(ended, folder, here) from None
         except Stopped as error:
             raise Stopped(f"{error}; {run.saved(folder, here)}") from None
-        if run.led_here(folder):
-            finish(folder)
+        try:
+            if run.led_here(folder):
+                finish(folder)
+        except KeyboardInterrupt:
+            raise Stopped(run.saved(folder, here)) from None
     return 0
 
 

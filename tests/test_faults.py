@@ -27,6 +27,7 @@ STEPS, SAVE = 12, 4
 SETTINGS = {
     "training.max_steps": STEPS, "training.save_steps": SAVE, "training.logging_steps": 1,
     "training.eval_steps": 100, "training.warmup_steps": 0, "evaluation.max_documents": 1,
+    "data.val_ratio": 0.6, "model.lora_dropout": 0.1,  # an epoch's end among the steps, random numbers
 }  # fmt: skip
 ADAPTER = "adapter_model.safetensors"
 
@@ -68,13 +69,14 @@ class Launch:
         """Wait for the adapter; evaluation and report are another test's."""
         self._until((self.folder / ADAPTER).exists)
         self.process.send_signal(signal.SIGTERM)
-        self.end()
+        status, said = self.end()
+        assert status == 0 or (status == 75 and "the adapter is done" in said), said
 
     def end(self):
         """Wait for the end: exit status and last line."""
         status = self.process.wait(timeout=120)
         said = self.said()
-        assert status == 1 or "Traceback" not in said or "gloo" in said, said[-3000:]
+        assert "Traceback" not in said, said[-3000:]
         return status, said.strip().splitlines()[-1]
 
     def said(self):

@@ -44,9 +44,19 @@ def flip(path):
         (lambda c: (c / "optimizer").unlink(), "optimizer is missing"),
         (lambda c: (c / "MANIFEST.json").unlink(), "MANIFEST.json is missing"),
         (lambda c: (c / "MANIFEST.json").write_text('{"files"'), "MANIFEST.json is missing"),
+        (lambda c: flip(c / "MANIFEST.json"), "MANIFEST.json is missing or damaged"),
         (lambda c: [path.unlink() for path in c.iterdir()], "MANIFEST.json is missing"),
     ],
-    ids=["truncated", "zeroed", "bit flipped", "deleted", "no manifest", "half manifest", "empty"],
+    ids=[
+        "truncated",
+        "zeroed",
+        "bit flipped",
+        "deleted",
+        "no manifest",
+        "half manifest",
+        "manifest flipped",
+        "empty",
+    ],
 )
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, harm, said):
     before, newest = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
@@ -111,6 +121,21 @@ def test_a_worker_that_outlives_its_launcher_keeps_the_lock(tmp_path):
     lock.join(tmp_path)
     with pytest.raises(MachineError, match=f"process {os.getpid()}"):
         lock.locked(tmp_path).__enter__()
+
+
+def test_a_lock_that_was_cut_off_holds_nobody(tmp_path):
+    (tmp_path / lock.LOCK).write_bytes(b'{"host": "x", "pi\n\0\0\n')
+    with lock.locked(tmp_path):
+        pass
+
+
+def test_a_run_of_two_machines_that_ended_leaves_no_lock(tmp_path):
+    with lock.locked(tmp_path, "host:1"):
+        far = json.loads(lock._line("host:1")) | {"host": "elsewhere", "pid": 777}
+        with (tmp_path / lock.LOCK).open("a") as file:
+            file.write(json.dumps(far) + "\n")
+        lock.join(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_of_another_machine_is_taken_to_be_alive(tmp_path):

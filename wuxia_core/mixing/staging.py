@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -43,7 +44,10 @@ def staged(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".mixture-") as name:
+        prefix = f".{folder.name}-building-"
+        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as name:
             staging = Path(name) / folder.name
             staging.mkdir()
             yield staging

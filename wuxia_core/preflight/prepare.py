@@ -16,15 +16,16 @@ def prepare(
     folder: Path,
     processes: Processes,
     start: Path | None = None,
-    allow_changed: bool = False,
+    resumed: bool = False,
 ) -> None:
     """Check all that can be checked without a model, mix, say what the run needs, open its folder.
 
-    With `start`, a checkpoint, the run has to be the one that it is of. Raises as what it calls.
+    A run that is `resumed`, from the checkpoint `start` or from the beginning, has to be the one
+    that the folder is of. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
     checks.check_settings(config)
-    if start and not allow_changed:
+    if resumed:
         check_unchanged(config, folder, start, processes.total)
     checks.check_mask_token(config)
     mixture = mix(config)

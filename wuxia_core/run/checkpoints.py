@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def seal(checkpoint: Path, facts: dict[str, Any]) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest = facts | {"files": files}
     with (checkpoint / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(facts | {"files": files}, file, indent=1)
+        json.dump(manifest | {"sha256": _hash(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
@@ -54,18 +56,30 @@ def step_of(checkpoint: Path) -> int:
 def fault(checkpoint: Path) -> str | None:
     """Find what keeps a checkpoint from being used; None where it is whole."""
     manifest = read_json(checkpoint / MANIFEST)
-    if manifest is None or not manifest.get("files"):
+    if manifest is None or manifest.pop("sha256", None) != _hash(manifest):
         return f"{MANIFEST} is missing or damaged"
-    for name, facts in manifest["files"].items():
+    try:
+        return next((said for said in _faults(checkpoint, manifest["files"]) if said), None)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _faults(checkpoint: Path, files: dict[str, Any]) -> Iterator[str]:
+    for name, facts in files.items():
         path = checkpoint / name
         if not path.is_file():
-            return f"{name} is missing"
+            yield f"{name} is missing"
+            continue
         if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
+            yield f"{name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
+            continue
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                return f"{name} has changed since it was written"
-    return None
+                yield f"{name} has changed since it was written"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -81,7 +95,10 @@ def newest_whole(folder: Path) -> Path | None:
         if found is None:
             return checkpoint
         aside = _free(checkpoint.with_name(f"{checkpoint.name}.broken"))
-        checkpoint.rename(aside)
+        try:
+            checkpoint.rename(aside)
+        except FileNotFoundError:  # another machine's launcher was faster
+            continue
         logger.warning("%s: %s; set aside as %s", checkpoint, found, aside.name)
     return None
 

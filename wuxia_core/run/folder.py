@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -53,8 +54,11 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / "config.yaml")
-        shutil.copyfile(mixture.folder / "manifest.json", folder / "mixture.json")
+        with tempfile.TemporaryDirectory(dir=folder) as staging:  # other machines may read
+            config.save(Path(staging) / "config.yaml")
+            shutil.copyfile(mixture.folder / "manifest.json", Path(staging) / "mixture.json")
+            for path in Path(staging).iterdir():
+                path.replace(folder / path.name)
     except OSError as error:
         raise MachineError(
             f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"

@@ -30,22 +30,24 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     finally:
         if ours:
             with alone(path) as file:
-                if not [holder for holder in _alive(file) if holder["pid"] != os.getpid()]:
+                here = [h for h in _alive(file) if h["host"] == socket.gethostname()]
+                if {holder["pid"] for holder in here} <= {os.getpid()}:
                     path.unlink()
 
 
 def join(folder: Path) -> None:
     """Add this process to the folder's lock, where there is one: it may outlive its launcher."""
     if (folder / LOCK).exists():
-        with (folder / LOCK).open("a", encoding="utf-8") as file:
-            file.write(_line(None))
+        with alone(folder / LOCK) as file:
+            others = _alive(file)
+            file.write(_line(others[0]["rendezvous"] if others else None))
 
 
 def _take(path: Path, rendezvous: str | None) -> bool:
     """Make the lock; say whether it is ours, or that of a launcher that we meet."""
     with alone(path) as file:
         alive = _alive(file)
-        if alive and rendezvous and alive[0]["rendezvous"] == rendezvous:
+        if rendezvous and rendezvous in [holder["rendezvous"] for holder in alive]:
             return False
         if alive:
             raise MachineError(_refusal(path, alive[0]))
@@ -63,7 +65,13 @@ def _line(rendezvous: str | None) -> str:
 def _alive(file: TextIO) -> list[dict[str, Any]]:
     """List the processes that a lock names and that still run."""
     file.seek(0)
-    return [holder for holder in map(json.loads, file) if _runs(holder)]
+    holders = []
+    for line in file:
+        try:
+            holders.append(json.loads(line))
+        except ValueError:  # cut off with its machine
+            continue
+    return [holder for holder in holders if _runs(holder)]
 
 
 def _runs(holder: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Rows have `step` and `time` (s), and either figures or an `event`: started, resu
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:  # the process was killed while it wrote
             continue
-        if row.get("event") == "resumed":
+        if row.get("event") in ("started", "resumed"):
             rows = [old for old in rows if old["step"] <= row["step"]]
         rows.append(row)
     return rows
@@ -35,3 +36,5 @@ def append(folder: Path, row: dict[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

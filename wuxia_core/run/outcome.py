@@ -29,10 +29,9 @@ def saved(folder: Path, processes: int) -> str:
     if (folder / ADAPTER).exists():
         return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
     checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        return f"no checkpoint in {folder} yet, so start again in another training.output_dir"
+    left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
     return (
-        f"{checkpoint} is whole; go on: python launch_ddp.py --config {folder / 'config.yaml'} "
+        f"{left}; go on: python launch_ddp.py --config {folder / 'config.yaml'} "
         f"--nproc {processes} --resume"
     )
 

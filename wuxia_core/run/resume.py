@@ -1,6 +1,7 @@
 """Going on with a run that stopped: from its newest whole checkpoint, and as the same run."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import manifest_of, read_manifest
 from wuxia_core.run.checkpoints import MANIFEST, newest_whole
 
-FREE = ("plan.", "evaluation.", "training.output_dir")  # do not touch the adapter
+logger = logging.getLogger(__name__)
+
+FREE = ("plan.", "training.output_dir")  # do not touch the adapter
 
 
-def resume_point(folder: Path) -> Path:
-    """Find the checkpoint that a stopped run goes on from.
+def resume_point(folder: Path) -> Path | None:
+    """Find the checkpoint that a stopped run goes on from; None where it has to start again.
 
-    Raises `ConfigError` where the run is finished, or there is no whole checkpoint.
+    Raises `ConfigError` where the run is finished.
     """
     if (folder / "adapter_model.safetensors").exists():
         raise ConfigError(
@@ -24,21 +27,18 @@ def resume_point(folder: Path) -> Path:
         )
     checkpoint = newest_whole(folder)
     if checkpoint is None:
-        raise ConfigError(
-            f"--resume: no whole checkpoint in {folder}, so there is nothing to go on from; start "
-            "it again in another training.output_dir"
-        )
+        logger.warning("--resume: no whole checkpoint in %s, so it starts again", folder)
     return checkpoint
 
 
-def check_unchanged(config: Config, folder: Path, checkpoint: Path, processes: int) -> None:
+def check_unchanged(config: Config, folder: Path, checkpoint: Path | None, processes: int) -> None:
     """Refuse to go on with other settings, texts or processes than the run began with.
 
     Raises `ConfigError` naming each that differs.
     """
     before = load_config(folder / "config.yaml")
     differing = list(_settings(before, config))
-    was = manifest(checkpoint)["world_size"]
+    was = manifest(checkpoint)["world_size"] if checkpoint else processes
     if was != processes:
         differing.append(f"processes: {was} then, {processes} now (--nproc, --nnodes)")
     if manifest_of(config) != read_manifest(folder, "mixture.json"):

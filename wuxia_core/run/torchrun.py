@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from wuxia_core.run.checkpoints import newest_whole
 from wuxia_core.run.outcome import Ended, outcome
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torchrun takes
 JOIN = 600  # seconds that machines wait for each other
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ def torchrun(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
     except ChildFailedError as error:
@@ -86,6 +89,9 @@ def torchrun(
             f"--rdzv-endpoint {processes.rendezvous}: the machines did not meet there ({error}); "
             "is the port free on that machine and open to the others, and do all of them run?"
         ) from None
+    finally:
+        for number, handler in handlers.items():  # torchrun's would go on raising its own error
+            signal.signal(number, handler)
 
 
 def supervise(

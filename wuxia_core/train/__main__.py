@@ -9,21 +9,23 @@ stop at a bad gradient or a signal.
 """
 
 import argparse
-import errno
 import os
 import signal
 import sys
+import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from wuxia_core.config import Config, load_config
-from wuxia_core.errors import MachineError, RankLost, Stopped, WuxiaError
+from wuxia_core.errors import BUG, MachineError, RankLost, Stopped, WuxiaError
 from wuxia_core.masking import MaskCollator
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id, weights_dtype
@@ -147,14 +149,29 @@ def main() -> None:
     try:
         train(options)
     except Exception as error:
-        known = translated(error, options.folder)
-        if known is None:
-            raise
-        get_error_handler().record_exception(known)  # for the launcher
-        sys.exit(known.exit_status)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave(error, options.folder)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def leave(error: Exception, folder: Path) -> NoReturn:
+    """Tell the launcher what went wrong, and end with its status.
+
+    At once where there are other processes: they may be anywhere, and taking leave of them in
+    order would wait for them.
+    """
+    known = translated(error, folder)
+    if known is None:
+        traceback.print_exception(error)
+    else:
+        get_error_handler().record_exception(known)
+    status = BUG if known is None else known.exit_status
+    if not dist.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def translated(error: Exception, folder: Path) -> WuxiaError | None:
@@ -164,8 +181,8 @@ def translated(error: Exception, folder: Path) -> WuxiaError | None:
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
         return out_of_memory(folder, first)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return MachineError(f"{folder}: cannot be written ({error.strerror}); free some space")
+    if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
+        return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):
         return RankLost(f"another process is gone or does not answer ({first})")
     return None

@@ -1,5 +1,6 @@
 """Saving what is whole or not at all: checkpoints, and the adapter at the end."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,12 +32,12 @@ class AtomicTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        if self._tried(self._stage, model, trial) is None and self._tried(self._publish) is None:
-            return
-        self._tried(self._make_room)
         problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
         if problem:
-            self._tried(self._make_room)
+            self._tried(self._make_room, checkpoints.KEPT)
+            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+        self._tried(self._make_room, self.checkpoints_kept)
+        if problem:
             free = shutil.disk_usage(folder).free / 2**20
             raise MachineError(
                 f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
@@ -54,11 +55,11 @@ class AtomicTrainer(Trainer):
         problems = gather_object([problem])  # waits for all
         return next((said for said in problems if said), None)
 
-    def _make_room(self) -> None:
+    def _make_room(self, kept: int) -> None:
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             checkpoints.clear_staging(folder)
-            checkpoints.prune(folder, checkpoints.KEPT)
+            checkpoints.prune(folder, kept)
 
     def _stage(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
@@ -73,9 +74,13 @@ class AtomicTrainer(Trainer):
             return
         folder, step = Path(self.args.output_dir), self.state.global_step
         staged = folder / f"{checkpoints.STAGING}{step}" / f"checkpoint-{step}"
+        wanted = {f"rng_state_{rank}.pth" for rank in range(self.args.world_size)}
+        if self.args.world_size > 1 and (missing := wanted - {p.name for p in staged.iterdir()}):
+            raise OSError(
+                f"{', '.join(sorted(missing))} cannot be seen here: is the folder shared?"
+            )
         checkpoints.seal(staged, {"step": step, "world_size": self.args.world_size, **self.facts})
         checkpoints.publish(staged, folder)
-        checkpoints.prune(folder, self.checkpoints_kept)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -84,6 +89,8 @@ def save_adapter(model: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         model.save_pretrained(staging)
         for name in ADAPTER_FILES:
+            with (Path(staging) / name).open("rb") as file:
+                os.fsync(file.fileno())
             (Path(staging) / name).replace(folder / name)
 
 

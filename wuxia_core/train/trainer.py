@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
@@ -39,7 +40,8 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     ) -> None:
         self._packed, self._seed, self._batch, self._epoch = torch.tensor(packed), seed, batch, 0
         self._by_turns = by_turns
-        self._length = -(-len(packed) // effective_batch) * effective_batch
+        self.steps = -(-len(packed) // effective_batch)  # an epoch
+        self._length = self.steps * effective_batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; accelerate calls this."""
@@ -63,6 +65,17 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
             yield self._epoch, row
 
 
+class SetEpoch(TrainerCallback):
+    """Tell the sampler its epoch; accelerate does not reach it in an epoch that is resumed."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Reckon it from the steps that are done."""
+        self._sampler.set_epoch(state.global_step // self._sampler.steps)
+
+
 class SpanTrainer(AtomicTrainer):
     """Trainer whose samples know their epoch, and which measures held-out text exactly."""
 
@@ -73,7 +86,9 @@ class SpanTrainer(AtomicTrainer):
         batch = args.per_device_train_batch_size
         step = batch * args.gradient_accumulation_steps * args.world_size
         by_turns = self.data_collator.objective == "mixed"
-        return EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
+        sampler = EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
+        self.add_callback(SetEpoch(sampler))
+        return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the throughput since the last row, and the peak of memory."""
