@@ -27,7 +27,8 @@ STEPS, SAVE = 12, 4
 SETTINGS = {
     "training.max_steps": STEPS, "training.save_steps": SAVE, "training.logging_steps": 1,
     "training.eval_steps": 100, "training.warmup_steps": 0, "evaluation.max_documents": 1,
-    "data.val_ratio": 0.6, "model.lora_dropout": 0.1,  # an epoch's end among the steps, random numbers
+    "data.weights": "{三勺盐.txt: 0.4, 豆花水.txt: 0.4}",  # so that epochs end among the steps
+    "model.lora_dropout": 0.1,  # so that random numbers matter
 }  # fmt: skip
 ADAPTER = "adapter_model.safetensors"
 
@@ -132,13 +133,12 @@ def same_adapter(folder, golden):
     return (folder / ADAPTER).read_bytes() == (golden / ADAPTER).read_bytes()
 
 
-def test_a_rank_that_is_killed(launch, golden):
+def test_a_rank_that_is_killed(launch):
     launched = launch().at(6)
     launched.rank(0).kill()
     status, said = launched.end()
     assert status == 75 and "SIGKILL" in said and "checkpoint-4 is whole" in said
-    assert "--resume" in said and steps(launched.folder) == [4]
-    check_goes_on(launch, golden)
+    assert "--resume" in said and steps(launched.folder) == [4]  # goes on in the next test
 
 
 def test_a_killed_rank_is_started_again(launch, golden):
@@ -205,7 +205,7 @@ def test_a_number_that_is_none_on_one_rank(launch):
     assert all(weight.isfinite().all() for weight in weights.values())
 
 
-def test_a_rank_that_does_not_answer(launch, golden):
+def test_a_rank_that_does_not_answer(launch):
     launched = launch(training__ddp_timeout=6).at(6)
     waiting, silent = launched.rank(0), launched.rank(1)
     silent.suspend()
@@ -217,14 +217,12 @@ def test_a_rank_that_does_not_answer(launch, golden):
 
 def test_two_runs_in_one_folder(launch):
     first = launch(training__max_steps=5000).at(1)
-    status, said = launch(training__max_steps=5000).end()
-    assert status == 2 and "already holds a run" in said
     status, said = launch("--resume", training__max_steps=5000).end()
     assert status == 5 and "a run is at work there" in said
     assert first.process.poll() is None
 
 
-def test_a_full_disk(launch, golden, tmp_path):
+def test_a_full_disk(launch, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]

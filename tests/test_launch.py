@@ -237,8 +237,8 @@ def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch):
         assert words in error
     assert "plan.cards" not in error
     newest = checkpoints.newest_whole(folder)
-    manifest = json.loads((newest / "MANIFEST.json").read_text())
-    (newest / "MANIFEST.json").write_text(json.dumps(manifest | {"base": "another"}))
+    (newest / "MANIFEST.json").unlink()
+    checkpoints.seal(newest, {"world_size": 2, "base": "another"})
     status, error = launch(*here)
     assert status == 2 and "trained on other weights" in error
     for checkpoint in folder.glob("checkpoint-*"):

@@ -16,7 +16,6 @@ import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -150,28 +149,29 @@ def main() -> None:
         train(options)
     except Exception as error:
         leave(error, options.folder)
+        raise
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def leave(error: Exception, folder: Path) -> NoReturn:
-    """Tell the launcher what went wrong, and end with its status.
+def leave(error: Exception, folder: Path) -> None:
+    """Tell the launcher what went wrong, and end with its status; a bug alone is raised again.
 
     At once where there are other processes: they may be anywhere, and taking leave of them in
     order would wait for them.
     """
     known = translated(error, folder)
-    if known is None:
-        traceback.print_exception(error)
-    else:
+    if known:
         get_error_handler().record_exception(known)
-    status = BUG if known is None else known.exit_status
-    if not dist.is_initialized():
-        sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    if dist.is_initialized():
+        if known is None:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(known.exit_status if known else BUG)
+    if known:
+        sys.exit(known.exit_status)
 
 
 def translated(error: Exception, folder: Path) -> WuxiaError | None:

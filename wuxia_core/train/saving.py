@@ -76,9 +76,8 @@ class AtomicTrainer(Trainer):
         staged = folder / f"{checkpoints.STAGING}{step}" / f"checkpoint-{step}"
         wanted = {f"rng_state_{rank}.pth" for rank in range(self.args.world_size)}
         if self.args.world_size > 1 and (missing := wanted - {p.name for p in staged.iterdir()}):
-            raise OSError(
-                f"{', '.join(sorted(missing))} cannot be seen here: is the folder shared?"
-            )
+            names = ", ".join(sorted(missing))
+            raise OSError(f"{names} cannot be seen here: do all machines share the folder?")
         checkpoints.seal(staged, {"step": step, "world_size": self.args.world_size, **self.facts})
         checkpoints.publish(staged, folder)
 
