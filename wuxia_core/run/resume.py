@@ -10,6 +10,7 @@ from wuxia_core.config import Config, load_config
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import manifest_of, read_manifest
 from wuxia_core.run.checkpoints import MANIFEST, newest_whole
+from wuxia_core.run.folder import ADAPTER
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def resume_point(folder: Path) -> Path | None:
 
     Raises `ConfigError` where the run is finished.
     """
-    if (folder / "adapter_model.safetensors").exists():
+    if (folder / ADAPTER).exists():
         raise ConfigError(
             f"--resume: {folder} is finished; python -m wuxia_core.evaluate {folder} measures it"
         )
