@@ -59,6 +59,8 @@ MODELS = {
 class Batches:
     """A dataset that is only as long as it must be, and the collator that hands its batches out."""
 
+    objective = "masked"
+
     def __init__(self, windows: int, length: int, steps: int) -> None:
         self.packed = np.zeros(windows * steps, np.bool_)
         masked = MaskCollator(SpanMasker(), Corruption(MASK_ID, np.empty(0, int)), 0, frozenset())
