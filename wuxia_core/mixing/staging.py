@@ -17,12 +17,23 @@ from wuxia_core.errors import MachineError
 
 
 @contextmanager
+def written(what: str) -> Iterator[None]:
+    """Raise `MachineError` where something cannot be written in here."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"{what}: cannot be written ({error.strerror}); free some space or name another folder"
+        ) from None
+
+
+@contextmanager
 def alone(path: Path) -> Iterator[TextIO]:
     """Open a file for this process alone; others wait, and a process that dies lets go of it.
 
     Raises `MachineError` where it cannot be written.
     """
-    try:
+    with written(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with path.open("a+", encoding="utf-8") as file:
@@ -30,10 +41,6 @@ def alone(path: Path) -> Iterator[TextIO]:
                 if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     yield file
                     return
-    except OSError as error:
-        raise MachineError(
-            f"{path.parent}: cannot be written ({error.strerror}); name another folder"
-        ) from None
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Raises `MachineError` where it cannot be written.
     """
-    try:
+    with written(f"data.processed_data_file {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{folder.name}-building-"
         for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
@@ -54,11 +61,6 @@ def staged(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 folder.rename(Path(name) / "before")
             staging.replace(folder)
-    except OSError as error:
-        raise MachineError(
-            f"data.processed_data_file {folder}: cannot be written ({error.strerror}); free some "
-            "space or name another folder"
-        ) from None
 
 
 class Texts:

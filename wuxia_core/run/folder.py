@@ -10,8 +10,9 @@ from itertools import count
 from pathlib import Path
 
 from wuxia_core.config import Config
-from wuxia_core.errors import ConfigError, MachineError
+from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import Mixture, read_json
+from wuxia_core.mixing.staging import written
 from wuxia_core.run.lock import locked
 
 ADAPTER = "adapter_model.safetensors"
@@ -52,17 +53,13 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
 
     Raises `MachineError` where that cannot be done.
     """
-    try:
+    with written(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as staging:  # other machines may read
             config.save(Path(staging) / "config.yaml")
             shutil.copyfile(mixture.folder / "manifest.json", Path(staging) / "mixture.json")
             for path in Path(staging).iterdir():
                 path.replace(folder / path.name)
-    except OSError as error:
-        raise MachineError(
-            f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"
-        ) from None
 
 
 def led_here(folder: Path) -> bool:
@@ -94,12 +91,8 @@ def _newest(folder: Path) -> Path:
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make a folder, and remove it where nothing came of it."""
-    try:
+    with written(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(
-            f"training.output_dir {folder}: cannot be written ({error.strerror}); name another"
-        ) from None
     try:
         yield
     finally:
