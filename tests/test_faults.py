@@ -179,11 +179,14 @@ def test_killed_while_a_checkpoint_is_written(launch, golden):
     check_goes_on(launch, golden)
 
 
-@pytest.mark.parametrize("whom", ["launcher", "one rank", "process group"])
+@pytest.mark.parametrize("whom", ["launcher", "launcher, twice", "one rank", "process group"])
 def test_a_signal_saves_and_stops(launch, golden, whom):
     launched = launch().at(6)
-    if whom == "launcher":
+    if whom.startswith("launcher"):
         launched.process.send_signal(signal.SIGTERM)
+        if "twice" in whom:
+            time.sleep(0.1)  # torchrun has told its processes by then, and waits for them
+            launched.process.send_signal(signal.SIGTERM)
     elif whom == "one rank":
         launched.rank(1).send_signal(signal.SIGTERM)
     else:  # Ctrl-C

@@ -238,7 +238,9 @@ def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch):
     assert "plan.cards" not in error
     newest = checkpoints.newest_whole(folder)
     (newest / "MANIFEST.json").unlink()
-    checkpoints.seal(newest, {"world_size": 2, "base": "another"})
+    packages = ("torch", "transformers", "peft", "accelerate", "numpy")
+    facts = {"world_size": 2, "base": "another", "versions": dict.fromkeys(packages, "0.1")}
+    checkpoints.seal(newest, facts)
     status, error = launch(*here)
     assert status == 2 and "trained on other weights" in error
     for checkpoint in folder.glob("checkpoint-*"):

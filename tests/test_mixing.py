@@ -1,16 +1,21 @@
+import errno
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wuxia_core import mix
 from wuxia_core.corpus import Segmenter
-from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.mixing.staging import ArrayFile
 from wuxia_core.mixing.tokens import Encoder
 from wuxia_core.run import open_folder
 
@@ -202,6 +207,35 @@ def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library
     config.data.max_length = 128
     lengths = mix(config).windows.eval("end - start")
     assert lengths.max() == 128
+
+
+def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, config):
+    config.save(library / "config.yaml")
+    code = (
+        "import os, signal, sys\n"
+        "from wuxia_core import mix\n"
+        "from wuxia_core.config import load_config\n"
+        "from wuxia_core.mixing.staging import ArrayFile\n"
+        "ArrayFile.close = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "mix(load_config(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(library / "config.yaml")]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    folder = Path(config.data.processed_data_file)
+    left = list(folder.parent.glob(f".{folder.name}-building-*"))
+    assert len(left) == 1 and not folder.exists()
+    assert len(mix(config).tokens) and not left[0].exists()
+
+
+def test_a_full_disk_leaves_no_half_of_a_mixture(library, config, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ArrayFile, "append", full)
+    with pytest.raises(MachineError, match=r"cannot be written .No space left.*free some space"):
+        mix(config)
+    folder = Path(config.data.processed_data_file)
+    assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}-building-*"))
 
 
 def test_the_same_inputs_give_the_same_bytes(library, config, tmp_path):

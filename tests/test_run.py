@@ -1,11 +1,14 @@
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from wuxia_core import run
 from wuxia_core.errors import MachineError
 from wuxia_core.run import checkpoints, lock
 
@@ -108,7 +111,7 @@ def dead_process():
 
 def test_the_lock_of_dead_processes_is_taken_over(tmp_path):
     line = json.loads(lock._line(None))
-    dead = [{**line, "pid": dead_process()}, {**line, "started": line["started"] - 1}]
+    dead = [{**line, "pid": dead_process()}, {**line, "started": line["started"] - 100}]
     (tmp_path / lock.LOCK).write_text("".join(json.dumps(row) + "\n" for row in dead))
     with lock.locked(tmp_path):
         assert json.loads((tmp_path / lock.LOCK).read_text())["started"] == line["started"]
@@ -177,6 +180,28 @@ def test_of_many_at_once_one_gets_the_lock(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(got) == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_run_folder_that_cannot_be_made_is_said(tmp_path, config, monkeypatch, code):
+    """Root may write anywhere, so the error is injected."""
+
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    config.training.output_dir = str(tmp_path / "run")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(MachineError, match=f"output_dir .*cannot be written .{os.strerror(code)}"):
+        run.claimed(config, named=True, resume=False).__enter__()
+
+
+def test_other_versions_than_a_checkpoints_are_said(tmp_path, caplog):
+    staged = tmp_path / f"{checkpoints.STAGING}4" / "checkpoint-4"
+    staged.mkdir(parents=True)
+    checkpoints.seal(staged, {"versions": run.versions() | {"torch": "2.0"}})
+    checkpoints.publish(staged, tmp_path)
+    assert run.resume_point(tmp_path).name == "checkpoint-4"
+    assert "saved with torch 2.0 (now" in caplog.text and "peft" not in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from wuxia_core.masking.collator import hidden_by_turns
 from wuxia_core.mixing import mix
 from wuxia_core.run.metrics import append, read_rows
 from wuxia_core.train import __main__ as stage
-from wuxia_core.train.guards import JUDGED_BY, KeepBest, StopOnNonFinite
+from wuxia_core.train.guards import JUDGED_BY, KeepBest, StopOnNonFinite, StopOnSignal
 from wuxia_core.train.trainer import EpochSampler
 
 NONE_PACKED = np.zeros(50, bool)
@@ -178,9 +179,49 @@ def test_a_run_stops_after_measurements_without_an_improvement(tmp_path):
 def test_a_resumed_run_remembers_what_was_measured_before_its_checkpoint(tmp_path):
     for step, bits in ((0, 1.0), (10, 6.0), (20, 6.1), (30, 5.0)):
         append(tmp_path, {"step": step, "eval_wuxia_bits_per_char": bits})
+    keep(tmp_path, 10)
     kept = KeepBest(tmp_path, patience=2, resumed_at=20)
     assert kept.best == 10
     assert measured(kept, at30=6.2) == [30]
+
+
+def keep(folder, step):
+    (folder / f"best-{step}").mkdir()
+    (folder / f"best-{step}" / "adapter_model.safetensors").touch()
+
+
+def test_an_adapter_kept_after_the_step_that_is_resumed_from_is_judged_anew(tmp_path):
+    """With --allow-changed what comes may be worse than it was then."""
+    for step, bits in ((10, 6.1), (20, 6.0)):
+        append(tmp_path, {"step": step, "eval_wuxia_bits_per_char": bits})
+    keep(tmp_path, 20)
+    kept = KeepBest(tmp_path, patience=None, resumed_at=15)
+    measured(kept, at20=6.4)
+    assert kept.best == 20
+
+
+def test_a_second_signal_changes_nothing():
+    """The first one asks for a checkpoint at the end of the step, saving or not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopOnSignal()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        args, control = SimpleNamespace(device="cpu"), SimpleNamespace()
+        stop.on_step_end(args, SimpleNamespace(global_step=3, max_steps=9), control)
+        assert control.should_save and control.should_training_stop and stop.stopped_at == 3
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_log_that_cannot_be_written_ends_with_5_and_says_so(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        append(tmp_path, {"step": 1})
+    known = stage.translated(raised.value, tmp_path)
+    assert known.exit_status == 5
+    assert str(tmp_path) in str(known) and "is the disk full?" in str(known)
 
 
 def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
@@ -195,4 +236,4 @@ def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     rows = read_rows(tmp_path / "run")
     bits = {r["step"]: r[JUDGED_BY] for r in rows if r["step"] and JUDGED_BY in r}
     assert len(bits) < 5 and list(bits)[-2] == min(bits, key=bits.get)
-    assert not (tmp_path / "run" / "best").exists()
+    assert not list((tmp_path / "run").glob("best*"))

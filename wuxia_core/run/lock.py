@@ -14,6 +14,7 @@ from wuxia_core.errors import MachineError
 from wuxia_core.mixing.staging import alone
 
 LOCK = "run.lock"
+SAME_START = 60  # seconds; a start time is reckoned from the clock, which may be set meanwhile
 
 
 @contextmanager
@@ -80,7 +81,8 @@ def _runs(holder: dict[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(holder["pid"])
-        return bool(process.create_time() == holder["started"] and process.status() != "zombie")
+        same = abs(process.create_time() - holder["started"]) < SAME_START
+        return same and process.status() != "zombie"
     except psutil.NoSuchProcess:
         return False
 

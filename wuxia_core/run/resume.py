@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from wuxia_core.run.folder import ADAPTER
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 FREE = ("plan.", "training.output_dir")  # do not touch the adapter
 
 
@@ -29,7 +31,15 @@ def resume_point(folder: Path) -> Path | None:
     checkpoint = newest_whole(folder)
     if checkpoint is None:
         logger.warning("--resume: no whole checkpoint in %s, so it starts again", folder)
+    elif (then := manifest(checkpoint)["versions"]) != versions():
+        changed = [f"{p} {then[p]} (now {now})" for p, now in versions().items() if then[p] != now]
+        logger.warning("%s was saved with %s; numbers may differ", checkpoint, ", ".join(changed))
     return checkpoint
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def check_unchanged(config: Config, folder: Path, checkpoint: Path | None, processes: int) -> None:

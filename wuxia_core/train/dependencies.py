@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import socket
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from transformers import PreTrainedModel
 from wuxia_core.config import Config
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.preflight import effective_batch
-from wuxia_core.run import manifest
+from wuxia_core.run import manifest, versions
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
 SAMPLED = 1024  # values of each weight that the base is known by
 
 
@@ -56,11 +54,6 @@ def check_world_size(found: int) -> None:
         raise MachineError(
             f"{found} of {wanted} processes have met; python launch_ddp.py --doctor says more"
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {package: version(package) for package in PACKAGES}
 
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:

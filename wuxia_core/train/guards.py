@@ -11,8 +11,9 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from wuxia_core.errors import NonFiniteError
+from wuxia_core.run import step_of
 from wuxia_core.run.metrics import read_rows
-from wuxia_core.train.saving import save_adapter
+from wuxia_core.train.saving import best_adapter, save_best
 
 JUDGED_BY = "eval_wuxia_bits_per_char"
 
@@ -70,14 +71,17 @@ class KeepBest(TrainerCallback):
     """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
 
     The last step is measured too. `patience` is a number of measurements, None for no early stop.
+    A run that resumes before the step of the kept adapter judges anew from there on.
     """
 
     def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
         self._folder, self._patience = folder, patience
-        self._measured: dict[int, float] = {}
-        if resumed_at:
-            rows = [row for row in read_rows(folder) if 0 < row["step"] <= resumed_at]
-            self._measured = {row["step"]: row[JUDGED_BY] for row in rows if JUDGED_BY in row}
+        rows = read_rows(folder) if resumed_at else []
+        rows = [row for row in rows if 0 < row["step"] <= resumed_at]
+        measured = {row["step"]: row[JUDGED_BY] for row in rows if JUDGED_BY in row}
+        kept = best_adapter(folder)
+        here = kept is not None and step_of(kept) in measured
+        self._measured: dict[int, float] = measured if here else {}
 
     @property
     def best(self) -> int | None:
@@ -97,6 +101,6 @@ class KeepBest(TrainerCallback):
             return
         self._measured[step] = metrics[JUDGED_BY]
         if self.best == step and state.is_world_process_zero:
-            save_adapter(model, self._folder / "best")
+            save_best(model, self._folder, step)
         since = sum(later > (self.best or 0) for later in self._measured)
         control.should_training_stop |= self._patience is not None and since >= self._patience

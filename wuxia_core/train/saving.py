@@ -93,13 +93,28 @@ def save_adapter(model: Any, folder: Path) -> None:
             (Path(staging) / name).replace(folder / name)
 
 
+def best_adapter(folder: Path) -> Path | None:
+    """Find the best adapter so far, in a folder named after its step; None where there is none."""
+    whole = [path for path in folder.glob("best-*") if (path / ADAPTER_FILES[-1]).exists()]
+    return max(whole, key=checkpoints.step_of, default=None)
+
+
+def save_best(model: Any, folder: Path, step: int) -> None:
+    """Keep this adapter as the best, instead of the one before."""
+    before = [path for path in folder.glob("best-*") if checkpoints.step_of(path) != step]
+    save_adapter(model, folder / f"best-{step}")
+    for path in before:
+        shutil.rmtree(path)
+
+
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    best = folder / "best"
-    if not best.is_dir():
+    best = best_adapter(folder)
+    if best is None:
         save_adapter(model, folder)
-        return
-    for name in ADAPTER_FILES:
-        if (best / name).exists():  # or it was moved before the run was killed
-            (best / name).replace(folder / name)
-    shutil.rmtree(best)
+    else:
+        for name in ADAPTER_FILES:
+            if (best / name).exists():  # or it was moved before the run was killed
+                (best / name).replace(folder / name)
+    for path in folder.glob("best-*"):
+        shutil.rmtree(path)
