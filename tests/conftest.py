@@ -49,7 +49,7 @@ def sample_run(tmp_path_factory):
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return root / "run", finished.stdout

@@ -1,5 +1,8 @@
+import copy
+import importlib
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,9 +12,12 @@ import torch.nn.functional as F
 
 from wuxia_core import bits_per_char
 from wuxia_core.errors import DataError
+from wuxia_core.evaluate import evaluate
 from wuxia_core.evaluate.__main__ import main
+from wuxia_core.evaluate.closing import closing_table, refusals
 from wuxia_core.evaluate.scoring import document_bits
-from wuxia_core.evaluate.statistics import METRICS, compare
+from wuxia_core.evaluate.statistics import Metric, between, compare, holm, ratio
+from wuxia_core.evaluate.subject import Subject
 from wuxia_core.model import load_base
 
 TEXT = "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。"
@@ -60,6 +66,10 @@ def test_empty_texts_are_refused(base, tokenizer):
         bits_per_char(base, tokenizer, [])
 
 
+scorecard = importlib.import_module("wuxia_core.evaluate.scorecard")  # a function's name, too
+BITS = Metric("bits_per_char", "bits/character", "wuxia", ratio("bits", "chars"))
+
+
 def scores(bits):
     return pd.DataFrame({"bits": bits, "chars": [100] * len(bits)})
 
@@ -67,35 +77,140 @@ def scores(bits):
 def test_the_difference_and_its_interval():
     rng = np.random.default_rng(0)
     base = rng.normal(600, 100, 40)
-    row = compare(scores(base), scores(base - rng.normal(20, 5, 40)), METRICS[0], seed=0)
+    row = compare(BITS, scores(base), scores(base - rng.normal(20, 5, 40)), 40, seed=0)
     assert row["delta"] == pytest.approx(-0.2, abs=0.03)
     assert row["low"] < row["delta"] < row["high"] < 0
     assert row["high"] - row["low"] < 0.06  # paired: the spread between documents falls out
-    same = compare(scores(base), scores(base), METRICS[0], seed=0)
+    same = compare(BITS, scores(base), scores(base), 40, seed=0)
     assert (same["delta"], same["low"], same["high"], same["n"]) == (0, 0, 0, 40)
 
 
 def test_too_few_documents_give_null_and_a_reason():
-    row = compare(scores([1.0] * 4), scores([1.0] * 4), METRICS[0], seed=0)
+    row = compare(BITS, scores([1.0] * 4), scores([1.0] * 4), 4, seed=0)
     assert row["delta"] is None and row["base"] is None
-    assert row["reason"] == "4 held-out documents, fewer than 5"
+    assert row["reason"] == "n = 4, fewer than 5"
 
 
-def test_the_scorecard_of_the_sample(sample_run):
-    folder, _ = sample_run
-    card = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
-    assert set(card) >= {"base", "adapter", "metrics"}
+def test_a_difference_between_groups_is_of_their_ratios():
+    """Base: 6/4 trained less 2/4 held out; tuned: 2/4 less 2/4."""
+    base = pd.DataFrame({"bits": [2, 4, 1, 1], "chars": 2, "trained": [True, True, False, False]})
+    tuned = base.assign(bits=[1, 1, 1, 1])
+    statistic, once = between("trained", "bits", "chars"), np.ones((1, 4))
+    assert statistic(base, once) == [1.0] and statistic(tuned, once) == [0.0]
+    assert statistic(base, np.array([[2.0, 0, 1, 0]])) == [0.5]
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_sources():
+    rows = [{"name": "bits", "p": p} for p in (0.04, 0.01, 0.03)] + [{"name": "other", "p": 0.04}]
+    holm(rows)
+    assert [row["p_holm"] for row in rows] == pytest.approx([0.06, 0.03, 0.06, 0.04])
+
+
+def test_nothing_is_found_where_nothing_changed():
+    """Of 200 comparisons of noise with noise about one in twenty may be called a change."""
+    rng = np.random.default_rng(0)
+    found = 0
+    for seed in range(200):
+        base, tuned = (scores(rng.normal(600, 50, 40)) for _ in range(2))
+        row = compare(BITS, base, tuned, 40, seed)
+        found += not row["low"] <= 0 <= row["high"]
+    assert found <= 20
+
+
+@pytest.fixture(scope="module")
+def card(sample_run):
+    return json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+
+
+def test_the_scorecard_of_the_sample(card):
+    assert set(card) == {"base", "adapter", "metrics", "passages", "copied"}
     rows = {(row["source"], row["name"]): row for row in card["metrics"]}
-    assert len(rows) == 6
+    assert len(rows) == len(card["metrics"])
     for row in rows.values():
+        if row["delta"] is None:
+            assert row["reason"] and row["low"] is None
+            continue
         assert row["low"] <= row["delta"] <= row["high"]
         assert row["delta"] == pytest.approx(row["tuned"] - row["base"])
         assert row["n"] >= 5 and row["unit"]
     assert rows["wuxia", "masked_loss"]["high"] < 0  # it learned what it was trained on
     assert 5 < rows["wuxia", "bits_per_char"]["base"] < 9
+    assert rows["questions", "wits"]["verdict"] == "cannot tell"  # the bundled model knows nothing
+    wanted = (
+        "memorisation burrows_delta style_strength cliches human_or_model distinct_2 self_bleu "
+    )
+    wanted += "repetition loops copied_length containment extraction_exact extraction_near"
+    assert {name for _, name in rows} >= set(wanted.split())
 
 
-def test_gate_is_not_there_yet(capsys, tmp_path):
-    assert main([str(tmp_path), "--gate"]) == 2
+def test_strata_add_up_to_all_masked_tokens(card):
+    rows = {row["name"]: row for row in card["metrics"] if row["source"] == "wuxia"}
+    parts = [rows[f"masked_accuracy, {name}"] for name in ("dialogue", "narration")]
+    whole = rows["masked_accuracy"]
+    for side in ("base", "tuned", "unigram", "trigram"):
+        low, high = sorted(part[side] for part in parts)
+        assert low <= whole[side] <= high, side
+
+
+def test_passages_are_written_by_both_after_the_same_prompts(card):
+    assert len(card["passages"]) >= 15
+    for passage in card["passages"]:
+        assert passage["base"] != passage["tuned"] and len(passage["tuned"]) > 80
+    assert any(passage["human"] for passage in card["passages"])
+    assert card["passages"][0]["prompt"] in closing_table(card)
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(sample_run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(sample_run[0], folder)
+    before = (folder / "scorecard.json").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(scorecard, "_extracted", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(folder)
+    for done in ("write", "judge_writing", "_wits", "prediction", "recovery"):
+        monkeypatch.setattr(scorecard, done, killed)
+    evaluate(folder)
+    assert not (folder / scorecard.PARTS).exists()
+    again = json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))
+    assert (
+        again["metrics"] == json.loads(before)["metrics"]
+    )  # and the same inputs, the same figures
+
+
+def test_a_budget_of_time_cuts_the_samples(config, caplog):
+    config.evaluation.minutes = 1e-9
+    subject = Subject(None, None, None, config)
+    assert list(subject.in_time(range(10), 4, share=0.5)) == [range(4)]
+    assert "evaluation.minutes 1e-09: 4 of 10" in caplog.text
+    config.evaluation.minutes = None
+    assert len(list(subject.in_time(range(10), 4, share=0.5))) == 3
+
+
+def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
+    assert refusals(card, config.evaluation) == []
+    bad = copy.deepcopy(card)
+    bad["copied"] = [{"length": 41, "title": "某书 第一章", "generated": "…【抄来的】…"}]
+    rows = {row["name"]: row for row in bad["metrics"]}
+    rows["extraction_near"]["tuned"], rows["wits"]["verdict"] = 0.5, "worse"
+    next(r for r in bad["metrics"] if r["source"] == "general")["low"] = 0.03
+    copied, extracted, forgotten, lost = refusals(bad, config.evaluation)
+    assert "general text costs" in forgotten
+    assert "41 characters in a row with 某书 第一章" in copied and "抄来的" in copied
+    assert "50% more" in extracted and "wits fell" in lost
+
+
+def test_the_gate_ends_with_3(sample_run, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(sample_run[0], folder)
+    settings = folder / "config.yaml"
+    changed = settings.read_text().replace("max_copied: 30", "max_copied: 1")
+    settings.write_text(changed)
+    assert main([str(folder), "--gate"]) == 3
+    assert "not to be published" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 3
     assert "no finished adapter" in capsys.readouterr().err

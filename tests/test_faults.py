@@ -27,6 +27,7 @@ STEPS, SAVE = 12, 4
 SETTINGS = {
     "training.max_steps": STEPS, "training.save_steps": SAVE, "training.logging_steps": 1,
     "training.eval_steps": 100, "training.warmup_steps": 0, "evaluation.max_documents": 1,
+    "evaluation.minutes": 0.01,
     "data.max_length": 128,  # short steps
     "data.weights": "{三勺盐.txt: 0.2, 豆花水.txt: 0.2}",  # so that epochs end among the steps
     "model.lora_dropout": 0.1,  # so that random numbers matter

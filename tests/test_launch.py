@@ -70,12 +70,15 @@ def test_the_sample_run_learned(sample_run):
 def test_the_closing_table_says_first_what_got_worse():
     row = {"name": "bits_per_char", "unit": "bits/character", "source": "general", "base": 6.0,
            "tuned": 6.1, "delta": 0.1, "low": 0.05, "high": 0.15, "n": 9}  # fmt: skip
-    card = {"metrics": [row], "passages": {"base": "a", "tuned": "b"}}
+    wits = {"name": "wits", "source": "questions", "unit": "share", "verdict": "kept", "margin": 0.06,
+            "delta": None, "reason": ""}  # fmt: skip
+    card = {"metrics": [row, wits], "passages": []}
     assert closing_table(card).startswith(
         "bits per character ROSE (lower is better): general +0.100"
     )
     row["low"] = -0.01
     assert "may be chance" in closing_table(card).splitlines()[0]
+    assert closing_table(card).splitlines()[1] == "wits, within 0.06: kept"
     row.update(dict.fromkeys(("base", "tuned", "delta", "low", "high")), reason="2 documents")
     assert "not measured: 2 documents" in closing_table(card)
 
@@ -274,7 +277,7 @@ def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     )
     finished = subprocess.run(
         [sys.executable, str(PROJECT / "launch_ddp.py"), "--config", "train_config.yaml",
-         "--nproc", "1"],
+         "--nproc", "1", *settings("evaluation.minutes=0.01")],
         cwd=tmp_path, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

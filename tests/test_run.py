@@ -1,16 +1,21 @@
 import errno
+import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from wuxia_core import run
 from wuxia_core.errors import MachineError
 from wuxia_core.run import checkpoints, lock
+
+torchrun = importlib.import_module("wuxia_core.run.torchrun")  # the name is a function's, too
 
 
 def make_checkpoint(folder, step, **files):
@@ -193,6 +198,16 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path, config, monkeypatch,
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(MachineError, match=f"output_dir .*cannot be written .{os.strerror(code)}"):
         run.claimed(config, named=True, resume=False).__enter__()
+
+
+def test_a_port_that_something_else_uses_is_refused(monkeypatch):
+    monkeypatch.setattr(torchrun, "ANSWER", 2)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        with pytest.raises(MachineError, match=f"127.0.0.1:{port}: something else answers there"):
+            torchrun.check_free(f"127.0.0.1:{port}")
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun.check_free(f"127.0.0.1:{store.port}")
 
 
 def test_other_versions_than_a_checkpoints_are_said(tmp_path, caplog):

@@ -1,4 +1,5 @@
 import html
+import json
 import re
 import warnings
 from collections import Counter
@@ -129,6 +130,30 @@ def test_plots_write_chinese_and_return_their_axes():
             ax.figure.canvas.draw()
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["百科", "九两八钱", "鏢局"]
     assert axes[4].lines[0].get_ydata().tolist() == [3.0, 2.0]
+    plt.close("all")
+
+
+def test_a_scorecards_pictures_say_what_it_holds(sample_run):
+    card = json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+    copied, style, recovery = (
+        f(card) for f in (show.plot_copied, show.plot_style, show.plot_recovery)
+    )
+    assert copied.lines[-1].get_xdata() == [30, 30]
+    assert [tick.get_text().split("\n")[0] for tick in style.get_xticklabels()] == [
+        "base", "base after an example", "tuned", "held-out human text"]  # fmt: skip
+    assert any("span of 3" in tick.get_text() for tick in recovery.get_yticklabels())
+    places = show.plot_map(card)
+    assert len(places.lines) == 6
+    course = show.plot_forgetting(show.read_metrics(sample_run[0]))
+    assert course.lines[1].get_marker() == "s"
+    table = show.scorecard_table(card)
+    assert (
+        table["reason"].str.contains("classifier").any()
+        and not table["name"].str.contains(",").any()
+    )
+    shown = show.side_by_side(card)
+    assert list(shown) == ["prompt", "base", "tuned", "human"] and len(shown) == 6
+    assert show.copied_table(card)["source"].str.contains("【").all()
     plt.close("all")
 
 

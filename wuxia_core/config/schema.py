@@ -162,6 +162,11 @@ class EvaluationConfig(_Section):
     """The scorecard."""
 
     max_documents: Count = 40  # held-out documents a source, drawn by key
+    minutes: Annotated[Float, Field(gt=0)] | None = None  # in all, about; null: all is measured
+    wits_margin: Float = Field(0.06, gt=0, lt=1)  # points of accuracy that may go, at most
+    general_margin: Float = Field(0.02, ge=0)  # bits a character of general text, likewise
+    max_copied: Count = 30  # characters of training text in a row that --gate refuses
+    max_extracted: Float = Field(0.05, ge=0, le=1)  # share of prefixes, train less held out, --gate
 
 
 class PlanConfig(_Section):

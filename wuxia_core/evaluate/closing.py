@@ -4,22 +4,67 @@ from typing import Any
 
 import pandas as pd
 
+from wuxia_core.config.schema import EvaluationConfig
+
+FORGETTING = ("bits_per_char", "general")
+
 
 def closing_table(card: dict[str, Any]) -> str:
-    """Say what fell and what rose, worst news first, then show the two passages."""
-    table = pd.DataFrame(card["metrics"])
-    lines = [_verdict(table), ""]
+    """Say what fell and what rose, worst news first, then show a passage by each.
+
+    Strata are left to the report.
+    """
+    table = pd.DataFrame([row for row in card["metrics"] if "," not in row["name"]])
+    lines = [_verdict(table), _wits(table), ""]
     for row in table.itertuples():
-        label = f"  {row.source:8}{row.name:16}"
+        label = f"  {row.source:10}{row.name:18}"
         if pd.isna(row.delta):
             lines.append(f"{label}not measured: {row.reason}")
             continue
         lines.append(
-            f"{label}{row.base:7.3f} → {row.tuned:7.3f}  {_way(row):9} {row.delta:+.3f} "
+            f"{label}{row.base:8.3f} → {row.tuned:8.3f}  {_way(row):9} {row.delta:+.3f} "
             f"[{row.low:+.3f}, {row.high:+.3f}] {row.unit}, n = {row.n}"
         )
-    passages = card["passages"]
-    return "\n".join([*lines, "", f"base:  {passages['base']}", "", f"tuned: {passages['tuned']}"])
+    for passage in card["passages"][:1]:
+        lines += ["", f"{passage['prompt']} …"]
+        lines += [f"{writer + ':':7}{_short(passage[writer])}" for writer in ("base", "tuned")]
+    return "\n".join(lines)
+
+
+def refusals(card: dict[str, Any], limits: EvaluationConfig) -> list[str]:
+    """Name what speaks against publishing an adapter: copied text, or wits that were lost."""
+    rows = {row["name"]: row for row in card["metrics"]}
+    found = [
+        f"a passage shares {copied['length']} characters in a row with {copied['title']}, "
+        f"evaluation.max_copied is {limits.max_copied}: {copied['generated']}"
+        for copied in card["copied"]
+        if copied["length"] >= limits.max_copied
+    ]
+    extracted = rows["extraction_near"]["tuned"]
+    if extracted is not None and extracted > limits.max_extracted:
+        found.append(
+            f"of training prefixes {extracted:.0%} more than of others are continued as in the "
+            f"book, evaluation.max_extracted is {limits.max_extracted:.0%}"
+        )
+    general = next(r for r in card["metrics"] if (r["name"], r["source"]) == FORGETTING)
+    if general["low"] is not None and general["low"] > limits.general_margin:
+        found.append(
+            f"general text costs {general['delta']:.3f} bits a character more, certainly over "
+            f"evaluation.general_margin, {limits.general_margin}"
+        )
+    if rows["wits"]["verdict"] == "worse":
+        found.append(f"the wits fell by more than evaluation.wits_margin, {limits.wits_margin}")
+    return found
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:120]
+
+
+def _wits(table: pd.DataFrame) -> str:
+    row = table[table["name"] == "wits"].iloc[0]
+    why = f" ({row.reason})" if row.verdict == "cannot tell" else ""
+    return f"wits, within {row.margin:g}: {row.verdict}{why}"
 
 
 def _way(row: Any) -> str:

@@ -1,32 +1,43 @@
-"""The scorecard of a run folder: every metric for base and tuned, and a passage by each."""
+"""The scorecard of a run folder: every metric for base and tuned, and what both write.
 
+Each part is kept beside the run as soon as it is done, so that an evaluation that was cut off goes
+on with the next one; they go when the scorecard is written.
+"""
+
+import hashlib
 import json
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from wuxia_core import mixing, model
-from wuxia_core.config import Config, load_config
-from wuxia_core.corpus import clean
-from wuxia_core.corpus.cleaning import NOVELS_ONLY
-from wuxia_core.evaluate.scoring import document_bits, masked_recovery
-from wuxia_core.evaluate.statistics import METRICS, compare
-from wuxia_core.masking import MaskCollator
-from wuxia_core.model import document_start_id
+from wuxia_core.config import load_config
+from wuxia_core.errors import MachineError
+from wuxia_core.evaluate.copying import extraction
+from wuxia_core.evaluate.generation import write
+from wuxia_core.evaluate.prediction import prediction
+from wuxia_core.evaluate.recovery import recovery
+from wuxia_core.evaluate.statistics import Metric, Row, between, compare, holm, ratio
+from wuxia_core.evaluate.subject import Subject
+from wuxia_core.evaluate.wits import answers, questions, verdict
+from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.mixing.store import TRAIN, VALIDATION, draw
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PROMPT = "剑光一闪"
-PASSAGE_TOKENS = 80
+CARD, PARTS = "scorecard.json", ".scorecard"
+PREFIXES = 50  # of each kind, for extraction
+AT_ONCE = 10  # of them
+QUESTIONS_AT_ONCE = 32
 
 
 def evaluate(output_dir: str | Path) -> dict[str, Any]:
     """Score a run folder and write `scorecard.json` into it.
 
-    Raises `DataError` where the folder holds no finished adapter, or its mixture is gone.
+    Raises `DataError` where the folder holds no finished adapter, or its mixture is gone;
+    `MachineError` where memory runs out.
     """
     import torch
 
@@ -35,30 +46,21 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tuned, tokenizer = model.load_adapter(folder, device)
-    collate = MaskCollator.from_config(
-        config, tokenizer, adapter["trainable_token_indices"][0], "masked"
-    )
-    limit, seed = config.evaluation.max_documents, config.training.seed
-    held_out = mixing.held_out_windows(mixture, limit, seed)
-    rows = []
-    for source in ("wuxia", "general"):
-        windows = held_out.get(source)
-        with tuned.disable_adapter():
-            base_scores = _documents(tuned, tokenizer, collate, mixture, windows, config)
-        scores = _documents(tuned, tokenizer, collate, mixture, windows, config)
-        for metric in METRICS:
-            row = compare(base_scores, scores, metric, seed)
-            rows.append({"source": source, **row})
-    passages = _passages(tuned, tokenizer, seed)
-    card = {
-        "base": adapter["base_model_name_or_path"],
-        "adapter": str(folder),
-        "metrics": rows,
-        "passages": passages,
-    }
+    try:
+        subject = Subject(*model.load_adapter(folder, device), mixture, config)
+        card = {
+            "base": adapter["base_model_name_or_path"],
+            "adapter": str(folder),
+            **_measure(subject, _Parts(folder)),
+        }
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"out of GPU memory while evaluating ({str(error).splitlines()[0]}); lower training."
+            f"per_device_eval_batch_size in {folder / 'config.yaml'} and evaluate again"
+        ) from None
     text = json.dumps(card, ensure_ascii=False, indent=1)
-    (folder / "scorecard.json").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder / PARTS)
     return card
 
 
@@ -67,55 +69,81 @@ def scorecard(output_dir: str | Path) -> dict[str, Any]:
 
     Raises `DataError` where the folder holds no finished adapter.
     """
-    path = Path(output_dir) / "scorecard.json"
+    path = Path(output_dir) / CARD
     if path.is_file():
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return card
     return evaluate(output_dir)
 
 
-def _documents(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    collate: MaskCollator,
-    mixture: mixing.Mixture,
-    windows: mixing.Windows | None,
-    config: Config,
-) -> pd.DataFrame:
-    """Score a source's held-out documents in every way: a row a document that has windows."""
-    if windows is None:
-        return pd.DataFrame(columns=["bits", "chars", "nats", "right", "asked"])
-    batch_size = config.training.per_device_eval_batch_size
-    recovered = masked_recovery(model, collate, windows, batch_size)
-    texts = mixture.texts(recovered.index)
-    bits = document_bits(model, tokenizer, texts, config.data.max_length, batch_size)
-    return recovered.assign(bits=bits["bits"].to_numpy(), chars=bits["chars"].to_numpy())
+class _Parts:
+    """Results that are kept until all of them are there; of this adapter and these settings."""
+
+    def __init__(self, folder: Path) -> None:
+        digest = hashlib.sha256((folder / "config.yaml").read_bytes())
+        digest.update((folder / "adapter_model.safetensors").read_bytes())
+        self._folder = folder / PARTS / digest.hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, work: Callable[[], Any], name: str) -> Any:
+        """Read what was done before, or do it."""
+        path = self._folder / f"{name}.json"
+        if not path.exists():
+            text = json.dumps(work(), ensure_ascii=False)
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _passages(
-    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", seed: int
-) -> dict[str, str]:
-    """Let base and tuned continue the same prompt from the same seed."""
-    with model.disable_adapter():
-        base = continuation(model, tokenizer, PROMPT, seed)
-    return {"prompt": PROMPT, "base": base, "tuned": continuation(model, tokenizer, PROMPT, seed)}
+def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
+    written = parts.get(lambda: write(subject), "written")
+    judged = parts.get(lambda: judge_writing(subject, written), "writing")
+    metrics: list[Row] = [
+        *parts.get(lambda: prediction(subject), "prediction"),
+        *parts.get(lambda: recovery(subject), "recovery"),
+        *parts.get(lambda: _wits(subject), "wits"),
+        *judged.pop("metrics"),
+        *parts.get(lambda: _extracted(subject), "extraction"),
+    ]
+    holm(metrics)
+    return {"metrics": metrics, "passages": written, **judged}
 
 
-def continuation(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str, seed: int
-) -> str:
-    """Sample 80 tokens after a prompt (temperature 0.9, nucleus 0.95), without blank lines."""
-    import torch
+def _wits(subject: Subject) -> list[Row]:
+    """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
+    mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
+    chunks = list(subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.15))
+    asked = [
+        subject.both(partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size))
+        for chunk in chunks
+    ]
+    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*asked, strict=True))
+    head = {"name": "wits", "unit": "share of questions", "source": "questions", "level": 0.9}
+    rows = [head | verdict(base, tuned, subject.config.evaluation.wits_margin)]
+    for kind in base["kind"].unique():
+        of = base["kind"] == kind
+        sides = [side[of].assign(asked=1) for side in (base, tuned)]
+        metric = Metric(f"wits, {kind}", "share of questions", "questions", ratio("right", "asked"))
+        rows.append(compare(metric, sides[0], sides[1], int(of.sum()), subject.seed))
+    return rows
 
-    ids = [document_start_id(tokenizer), *tokenizer(prompt, add_special_tokens=False).input_ids]
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
-        output = model.generate(
-            torch.tensor([ids], device=model.device),
-            do_sample=True,
-            temperature=0.9,
-            top_p=0.95,
-            max_new_tokens=PASSAGE_TOKENS,
-            pad_token_id=tokenizer.eos_token_id,
+
+def _extracted(subject: Subject) -> list[Row]:
+    """How much more often a training prefix draws out its text than one never trained on."""
+    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
+    for split in (TRAIN, VALIDATION):
+        texts = subject.mixture.texts(subject.documents("wuxia", split))
+        asked = (texts, PREFIXES, subject.seed, AT_ONCE)
+        work = partial(extraction, subject.model, subject.tokenizer, *asked)
+        for side, table in zip(sides, subject.both(work), strict=True):
+            side.append(table.assign(trained=split == TRAIN, asked=1))
+    base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
+    rows = []
+    for column, what in (("exact", "exactly"), ("near", "nearly")):
+        unit = f"share continued {what}, trained − held out"
+        metric = Metric(
+            f"extraction_{column}", unit, "training", between("trained", column, "asked")
         )
-    return clean(tokenizer.decode(output[0], skip_special_tokens=True), NOVELS_ONLY)[0]
+        rows.append(compare(metric, base, tuned, len(base), subject.seed))
+    return rows

@@ -1,4 +1,4 @@
-"""What a model makes of a text: bits per character, and how well it recovers masked tokens."""
+"""What a model makes of a text, left to right: bits per character."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from wuxia_core import mixing
 from wuxia_core.errors import DataError
-from wuxia_core.masking import IGNORE_INDEX, MaskCollator, model_inputs, padded
+from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
@@ -121,19 +121,3 @@ def _score(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> dict[s
         nats = F.cross_entropy(logits, targets, reduction="none")
     right = logits.argmax(-1) == targets
     return {"nats": nats.double().cpu().numpy(), "right": right.double().cpu().numpy()}
-
-
-def masked_recovery(
-    model: "PreTrainedModel", collate: MaskCollator, windows: mixing.Windows, batch_size: int
-) -> pd.DataFrame:
-    """Score the masks of epoch 0: columns `nats`, `right`, `asked`, a row a document."""
-    starts = range(0, len(windows), batch_size)
-    scores, asked = [], []
-    for start in tqdm(starts, desc="masked recovery", leave=False):
-        stop = min(start + batch_size, len(windows))
-        batch = collate([windows[row] for row in range(start, stop)])
-        asked += (batch["labels"] != IGNORE_INDEX).sum(1).tolist()
-        scores.append(_score(model, batch))
-    owner = np.repeat(windows.documents, asked)
-    table = pd.DataFrame({key: np.concatenate([s[key] for s in scores]) for key in scores[0]})
-    return table.assign(asked=1).groupby(owner).sum()

@@ -1,52 +1,98 @@
-"""Whether a difference is more than chance: the paired bootstrap over documents."""
+"""Whether a difference is more than chance: the paired bootstrap over documents or prompts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 RESAMPLES = 10_000
-FEWEST_DOCUMENTS = 5  # below that an interval over documents means nothing
+FEWEST = 5  # documents or prompts; below that an interval over them means nothing
+
+Floats = npt.NDArray[np.float64]
+Row = dict[str, Any]
+Statistic = Callable[
+    [Any, Floats], Floats
+]  # what a model did, weights (B, n) of its n items → (B,)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure to report: a ratio of sums over documents."""
+    """A figure to report: what it is called, of which texts, and how items make it."""
 
     name: str
     unit: str
-    numerator: str
-    denominator: str
+    source: str
+    statistic: Statistic
 
 
-METRICS = (
-    Metric("bits_per_char", "bits/character", "bits", "chars"),
-    Metric("masked_loss", "nats/masked token", "nats", "asked"),
-    Metric("masked_accuracy", "share of masked tokens", "right", "asked"),
-)
+def ratio(numerator: str, denominator: str) -> Statistic:
+    """Take the sum of one column of a table over the sum of another."""
+
+    def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
+        top, bottom = (items[name].to_numpy(np.float64) for name in (numerator, denominator))
+        return np.asarray((weights @ top) / (weights @ bottom))
+
+    return statistic
 
 
-def compare(base: pd.DataFrame, tuned: pd.DataFrame, metric: Metric, seed: int) -> dict[str, Any]:
+def between(group: str, numerator: str, denominator: str) -> Statistic:
+    """Take a ratio in the items that `group` flags, less the same in the others."""
+
+    def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
+        top, bottom = (items[name].to_numpy(np.float64) for name in (numerator, denominator))
+        inside = items[group].to_numpy(bool)
+        with np.errstate(invalid="ignore"):  # a resample without any of a group
+            rates = [
+                (weights[:, s] @ top[s]) / (weights[:, s] @ bottom[s]) for s in (inside, ~inside)
+            ]
+        return np.asarray(rates[0] - rates[1])
+
+    return statistic
+
+
+def compare(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
     """Report a metric for both models with the 95 % interval of the difference.
 
-    A paired bootstrap (Efron & Tibshirani 1993, percentile interval): the same documents are drawn
-    for both, 10,000 times.
+    A paired bootstrap (Efron & Tibshirani 1993, percentile interval): the same items are drawn for
+    both, 10,000 times. `p` is the two-sided achieved significance level of no difference.
     """
-    n = len(base)
-    head = {"name": metric.name, "unit": metric.unit}
-    if n < FEWEST_DOCUMENTS:
-        empty = dict.fromkeys(("base", "tuned", "delta", "low", "high"))
-        reason = f"{n} held-out documents, fewer than {FEWEST_DOCUMENTS}"
-        return {**head, **empty, "n": n, "reason": reason}
-    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    values = {}
-    for side, table in (("base", base), ("tuned", tuned)):
-        top = table[metric.numerator].to_numpy(np.float64)
-        bottom = table[metric.denominator].to_numpy(np.float64)
-        resampled = top[drawn].sum(1) / bottom[drawn].sum(1)
-        values[side] = top.sum() / bottom.sum(), resampled
-    low, high = np.percentile(values["tuned"][1] - values["base"][1], [2.5, 97.5])
-    point = {side: float(value[0]) for side, value in values.items()}
-    delta = point["tuned"] - point["base"]
-    return {**head, **point, "delta": delta, "low": float(low), "high": float(high), "n": n}
+    if n < FEWEST:
+        return missing(metric, n, f"n = {n}, fewer than {FEWEST}")
+    weights = np.random.default_rng(seed).multinomial(n, [1 / n] * n, RESAMPLES).astype(np.float64)
+    all_once = np.ones((1, n))
+    points = {
+        side: float(metric.statistic(items, all_once)[0])
+        for side, items in (("base", base), ("tuned", tuned))
+    }
+    drawn = metric.statistic(tuned, weights) - metric.statistic(base, weights)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    return {
+        **_head(metric), **points, "delta": points["tuned"] - points["base"],
+        "low": float(low), "high": float(high), "n": n,
+        "p": float(np.clip(2 * tail, 1 / RESAMPLES, 1)),
+    }  # fmt: skip
+
+
+def missing(metric: Metric, n: int, reason: str) -> Row:
+    """Report that a metric was not measured, and why."""
+    empty = dict.fromkeys(("base", "tuned", "delta", "low", "high"))
+    return {**_head(metric), **empty, "n": n, "reason": reason}
+
+
+def _head(metric: Metric) -> Row:
+    return {"name": metric.name, "unit": metric.unit, "source": metric.source}
+
+
+def holm(rows: list[Row]) -> None:
+    """Correct `p` for the number of sources that a metric is reported for (Holm 1979), in place."""
+    for name in {row["name"] for row in rows}:
+        family = sorted((row for row in rows if row["name"] == name and "p" in row),
+                        key=lambda row: row["p"])  # fmt: skip
+        worst = 0.0
+        for place, row in enumerate(family):
+            worst = max(worst, min(1.0, row["p"] * (len(family) - place)))
+            row["p_holm"] = worst

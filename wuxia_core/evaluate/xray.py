@@ -29,6 +29,7 @@ class XRay:
     """What was asked of a model, and what it answered.
 
     `tokens` has a row a masked token: `text` (which of `texts`), `[start, end)` in its characters,
+    `token`, `before` and `after` (what is hidden and its neighbours, ids; -1 where there is none),
     `block` (masked tokens that stand together), `kind` (1 single, 2 span), `class`, `dialogue`, and
     for each of `models` its `bits` (loss), `right` and `guesses` ((token, probability), best
     first), as `base_bits` and so on.
@@ -124,7 +125,8 @@ def xray(
         whole, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
         pieces = list(_cut(whole._replace(epoch=epoch), window, key + len(windows)))
         kinds = np.concatenate([collate.kinds([piece])[0] for piece in pieces])[1:]
-        rows.append(_asked(text, offsets, kinds, segmenter or Segmenter()).assign(text=number))
+        asked = _asked(text, offsets, kinds, segmenter or Segmenter())
+        rows.append(_with_neighbours(asked, whole, kinds).assign(text=number))
         windows += pieces
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
     if table.empty:
@@ -162,6 +164,13 @@ def _asked(
         for start, end in [offsets[token]]
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["start", "end", "block", "kind", "class", "dialogue"])
+
+
+def _with_neighbours(asked: pd.DataFrame, whole: Window, kinds: Kinds) -> pd.DataFrame:
+    """Add which tokens are hidden and stand beside them, by id."""
+    ids = np.append(whole.input_ids, -1)
+    at = 1 + np.flatnonzero(kinds > KEPT)  # the window begins with a token that is not the text's
+    return asked.assign(token=ids[at], before=ids[at - 1], after=ids[at + 1])
 
 
 def _answers(

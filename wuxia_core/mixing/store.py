@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,16 @@ class Mixture:
 
         table = dataset.dataset(self.folder / "documents.parquet")
         return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
+
+    def training_texts(self) -> Iterator[tuple[str, str]]:
+        """Read all texts that are trained on, each behind its book and chapter."""
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(self.folder / "documents.parquet")
+        for batch in file.iter_batches(256, columns=["book", "chapter", "split", "text"]):
+            for row in batch.to_pylist():
+                if row["split"] == TRAIN:
+                    yield f"{row['book']} {row['chapter']}".strip(), row["text"]
 
     @functools.cached_property
     def preparation(self) -> dict[str, Any]:

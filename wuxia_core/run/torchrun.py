@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from wuxia_core.run.outcome import Ended, outcome
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torchrun takes
 JOIN = 600  # seconds that machines wait for each other
+ANSWER = 20  # seconds in which a rendezvous answers
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,27 @@ def check_endpoint(endpoint: str) -> None:
         raise MachineError(f"--rdzv-endpoint {endpoint}: no such host ({error.strerror})") from None
 
 
+def check_free(endpoint: str) -> None:
+    """Refuse a port where something other than a rendezvous answers: torchrun would wait for ever.
+
+    Raises `MachineError`.
+    """
+    from torch.distributed import TCPStore
+
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except OSError:
+        return  # nobody is there yet
+    asked = threading.Thread(target=TCPStore, args=(host, int(port)), daemon=True)
+    asked.start()
+    asked.join(ANSWER)
+    if asked.is_alive():
+        raise MachineError(
+            f"--rdzv-endpoint {endpoint}: something else answers there; choose another port"
+        )
+
+
 def torchrun(
     folder: Path, processes: Processes, *flags: str, module: str = "wuxia_core.train"
 ) -> None:
@@ -73,6 +96,8 @@ def torchrun(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
+    if processes.rendezvous:
+        check_free(processes.rendezvous)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.here)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))

@@ -10,6 +10,12 @@ from wuxia_core.show.mixture import (
     show_window,
     table,
 )
+from wuxia_core.show.objectives import (
+    objectives_table,
+    plot_objectives,
+    plot_tradeoff,
+    read_objectives,
+)
 from wuxia_core.show.plots import (
     axes,
     plot_books,
@@ -17,9 +23,18 @@ from wuxia_core.show.plots import (
     plot_kinds,
     plot_lengths,
     plot_mixture,
-    plot_scorecard,
     plot_typical,
+)
+from wuxia_core.show.scorecard import (
+    copied_table,
+    plot_copied,
+    plot_forgetting,
+    plot_map,
+    plot_recovery,
+    plot_scorecard,
+    plot_style,
     scorecard_table,
+    side_by_side,
 )
 from wuxia_core.show.text import escape, visible
 from wuxia_core.show.training import plot_metric, plot_runs, read_metrics

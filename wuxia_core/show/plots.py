@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -155,26 +155,3 @@ def plot_coverage(shares: Floats, mask_ratio: float, ax: "Axes | None" = None) -
     ax.set_ylim(0, 1)
     ax.legend(frameon=False)
     return ax
-
-
-def plot_scorecard(card: dict[str, Any], name: str, ax: "Axes | None" = None) -> "Axes":
-    """Draw a metric's change by source with its 95 % interval; left of the line is a fall."""
-    rows = [row for row in card["metrics"] if row["name"] == name and row["delta"] is not None]
-    ax = axes(ax, size=(7.5, 1.4 + 0.4 * len(rows)))
-    for place, row in enumerate(rows):
-        error = [[row["delta"] - row["low"]], [row["high"] - row["delta"]]]
-        colour = SOURCE_COLOURS[row["source"]]
-        ax.errorbar(row["delta"], place, xerr=error, fmt="o", color=colour, capsize=4)
-    ax.axvline(0, color="black", linewidth=1)
-    labels = [f"{row['source']} (n = {row['n']})" for row in rows]
-    ax.set_yticks(range(len(rows)), labels)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
-    unit = rows[0]["unit"] if rows else ""
-    ax.set_xlabel(f"change of {name}, tuned − base, {unit} (95 % interval over documents)")
-    return ax
-
-
-def scorecard_table(card: dict[str, Any]) -> pd.DataFrame:
-    """Put a scorecard's metrics in a table for people."""
-    columns = ["source", "name", "unit", "base", "tuned", "delta", "low", "high", "n"]
-    return pd.DataFrame(card["metrics"])[columns].round(3)

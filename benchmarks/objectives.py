@@ -1,0 +1,339 @@
+"""Compare the objectives: which one learns 武侠 style, and at what cost in general text.
+
+    python benchmarks/objectives.py [FOLDER]
+
+Nine conditions × three seeds of 300 steps of 8 × 256 tokens on the bundled tiny model, then shares
+of general text for `masked` and for the winner. Trained on 三侠五义, 七剑十三侠 and 续小五义 with
+10 % general text; judged every 30 steps on openings of 绿牡丹's chapters and of encyclopaedia
+articles, none of them trained on. Two runs at a time, a core each. What is done lies in FOLDER
+(default output/objectives) and is not done again; the table comes from there.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from transformers import TrainerCallback, set_seed
+
+from wuxia_core import mix, run
+from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.evaluate.generation import write
+from wuxia_core.evaluate.scoring import document_bits
+from wuxia_core.evaluate.statistics import Metric, compare
+from wuxia_core.evaluate.statistics import ratio as ratio_of
+from wuxia_core.evaluate.subject import Subject
+from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.evaluate.xray import xray
+from wuxia_core.masking import SpanMasker
+from wuxia_core.model import load_adapter, load_tokenizer
+from wuxia_core.objective import asked_cross_entropy
+from wuxia_core.train.__main__ import arguments, make_trainer
+from wuxia_core.train.saving import save_adapter
+
+CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
+NOVELS = ("三侠五义", "七剑十三侠", "续小五义")
+HELD_OUT_NOVEL, HELD_OUT_GENERAL = "绿牡丹", "zhwiki_cmrc2018_trial"
+STEPS, EVERY, WINDOW, BATCH = 300, 30, 256, 8
+PASSAGES, CHARACTERS = 48, 240  # of each source; an opening fits a window
+SEEDS = (0, 1, 2)
+BERT = "masking.corruption=[0.8, 0.1, 0.1]"  # hidden, random, left
+WAYS = {
+    "masked": (),
+    "masked, words": ("masking.span_unit=word",),
+    "masked, single": ("masking.span_ratio=0",),
+    "mixed": ("training.objective=mixed",),
+}
+CONDITIONS: dict[str, tuple[str, ...]] = {
+    **WAYS,
+    **{f"{name}, 80/10/10": (*sets, BERT) for name, sets in WAYS.items()},
+    "clm": ("training.objective=clm",),
+}
+RATIOS = (0.0, 0.05, 0.2)  # besides the 0.1 of the others
+WRITING = ["masked", "masked, words", "mixed", "clm"]
+HELD_OUT_SHARE = 0.16  # of the four novels, which holds the shortest, 绿牡丹, and no other
+RESULTS = Path(__file__).parent / "results" / "objectives.csv"
+Job = tuple[str, float, int]  # condition, share of general text, seed
+COMMON = (
+    f"training.max_steps={STEPS}", f"training.per_device_train_batch_size={BATCH}",
+    f"data.max_length={WINDOW}", "training.bf16=true", "evaluation.max_documents=1",
+)  # fmt: skip
+
+
+def gather_texts(folder: Path) -> None:
+    """Copy novels and general text to where a run reads them, held-out ones apart."""
+    general = [p for p in (CORPUS / "general").glob("*.txt") if p.stem != HELD_OUT_GENERAL]
+    novels = [CORPUS / "wuxia" / f"{name}.txt" for name in NOVELS]
+    places = {
+        "train": novels, "general": general,
+        "all": [*novels, CORPUS / "wuxia" / f"{HELD_OUT_NOVEL}.txt"],
+        "held_out": [CORPUS / "wuxia" / f"{HELD_OUT_NOVEL}.txt"],
+        "held_out_general": [CORPUS / "general" / f"{HELD_OUT_GENERAL}.txt"],
+    }  # fmt: skip
+    for name, paths in places.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(path, folder / name / path.name)
+
+
+def settings(folder: Path, *sets: str, held_out: bool = False) -> Config:
+    """Make a condition's configuration out of the sample's; nothing of its novels is held out."""
+    novels, general = ("held_out", "held_out_general") if held_out else ("train", "general")
+    data = [
+        f"data.data_dir={folder / novels}", f"data.general_file={folder / general}",
+        "data.val_ratio=0", f"data.processed_data_file={folder / 'mixtures' / novels}",
+    ]  # fmt: skip
+    return load_config(PROJECT / "configs" / "sample.yaml", [*data, *COMMON, *sets])
+
+
+def passages(folder: Path) -> pd.DataFrame:
+    """Take openings of held-out documents, evenly spread: `source` and `text`."""
+    documents = mix(settings(folder, "data.general_ratio=0.2", held_out=True)).documents
+    long = documents[documents["characters"] >= CHARACTERS]
+    rows = [
+        group.iloc[np.linspace(0, len(group) - 1, PASSAGES).round().astype(int)]
+        for _, group in long.groupby("source", sort=False)
+    ]
+    chosen = pd.concat(rows, ignore_index=True)
+    return chosen[["source"]].assign(text=chosen["text"].str[:CHARACTERS])
+
+
+class Curve(TrainerCallback):
+    """Scores the passages every few steps; counts asked tokens, and the CPU time of steps alone."""
+
+    def __init__(self, held_out: pd.DataFrame, tokenizer: Any) -> None:
+        self._held_out, self._tokenizer = held_out, tokenizer
+        self._seconds, self._asked = 0.0, 0
+        self._rows: list[pd.DataFrame] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Score the base."""
+        self._score(model, 0)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
+        self._began = time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Stop it, and score."""
+        self._seconds += time.process_time() - self._began
+        if state.global_step % EVERY == 0:
+            self._score(model, state.global_step)
+
+    def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
+        """Count what is asked."""
+        self._asked += int(num_items_in_batch)
+        return asked_cross_entropy(outputs, labels, num_items_in_batch)
+
+    def table(self) -> pd.DataFrame:
+        """Give all scores, a row a passage and step."""
+        return pd.concat(self._rows).rename_axis("document").reset_index()
+
+    def _score(self, model: Any, step: int) -> None:
+        model.eval()
+        texts = self._held_out["text"]
+        bits = document_bits(model, self._tokenizer, texts, WINDOW, 2 * BATCH)
+        model.train()
+        of = {"step": step, "seconds": self._seconds, "asked": self._asked}
+        self._rows.append(bits.assign(source=self._held_out["source"], **of))
+
+
+def train(folder: Path, name: str, ratio: float, seed: int) -> None:
+    """Train one condition in this process, and write its curve, its masks and its adapter."""
+    held_out, place = passages(folder), run_place(folder, name, ratio, seed)
+    config = settings(
+        folder, *CONDITIONS[name], f"data.general_ratio={ratio}", f"training.seed={seed}",
+        f"data.processed_data_file={folder / 'mixtures' / f'ratio_{ratio:g}'}",
+    )  # fmt: skip
+    shutil.rmtree(place, ignore_errors=True)
+    run.open_folder(config, mix(config), place)
+    options = argparse.Namespace(folder=place, measure=False, start=None, allow_changed=False)
+    args = arguments(config, options)
+    args.save_strategy, args.report_to, args.logging_steps = "no", [], EVERY
+    set_seed(seed)
+    tokenizer = load_tokenizer(config.model.model_name_or_path)
+    curve = Curve(held_out, tokenizer)
+    trainer = make_trainer(config, args, options, [curve])
+    trainer.compute_loss_func = curve.loss
+    trainer.train()
+    save_adapter(trainer.model, place)
+    seen = xray(trainer.model, tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16)
+    tokens = seen.tokens[["text", "kind", "base_right", "tuned_right"]]
+    tokens.to_parquet(place / "masks.parquet")
+    curve.table().to_parquet(place / "curve.parquet")
+
+
+def judge(folder: Path, name: str, ratio: float, seed: int) -> None:
+    """Have a trained condition write, and measure what it wrote; 绿牡丹 is held out here too."""
+    place = run_place(folder, name, ratio, seed)
+    share = f"data.val_ratio={HELD_OUT_SHARE}"
+    mixture = f"data.processed_data_file={folder / 'mixtures' / 'judged'}"
+    config = settings(folder, share, mixture, f"data.data_dir={folder / 'all'}")
+    subject = Subject(*load_adapter(place), mix(config), config)
+    written = judge_writing(subject, write(subject))["metrics"]
+    (place / "writing.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
+
+
+def run_place(folder: Path, name: str, ratio: float, seed: int) -> Path:
+    """Name the folder of a run."""
+    return folder / "runs" / f"{name.replace('/', '-')}, {ratio:.0%} general, seed {seed}"
+
+
+def run_all(folder: Path, work: str, result: str, jobs: Iterable[Job]) -> None:
+    """Do what is not done, two at a time, each in a process with a core of its own."""
+    left = [job for job in jobs if not (run_place(folder, *job) / result).exists()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", __file__, str(folder)]
+
+    def one(job: Job) -> None:
+        said = subprocess.run(
+            [*command, "--worker", work, *map(str, job)], capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if said.returncode:
+            raise RuntimeError(f"{job} failed:\n{said.stderr[-3000:]}")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(tqdm(pool.map(one, left), total=len(left), desc=work))
+
+
+def curves(folder: Path, jobs: Iterable[Job]) -> pd.DataFrame:
+    """Read the curves of some runs, a row a passage, step and run."""
+    parts = []
+    for name, ratio, seed in jobs:
+        curve = pd.read_parquet(run_place(folder, name, ratio, seed) / "curve.parquet")
+        parts.append(curve.assign(condition=name, ratio=ratio, seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def at(curve: pd.DataFrame, column: str, value: float) -> pd.DataFrame:
+    """Read bits of each passage off one run's curve where a column has a value, between two steps.
+
+    A run that ends before it is read at its end.
+    """
+    steps = curve.drop_duplicates("step")
+    bits = curve.pivot(index="document", columns="step", values="bits")  # (documents, steps)
+    place = np.interp(value, steps[column], np.arange(len(steps)))
+    low = min(int(place), len(steps) - 2)
+    mixed = bits.iloc[:, low] * (low + 1 - place) + bits.iloc[:, low + 1] * (place - low)
+    first = curve[curve["step"] == 0].set_index("document")
+    return first[["source", "chars"]].assign(base=first["bits"], tuned=mixed)
+
+
+def change(runs: pd.DataFrame, column: str, value: float) -> dict[str, str]:
+    """Compare with the base, all seeds of a condition together: the change by source."""
+    read = pd.concat([at(curve, column, value) for _, curve in runs.groupby("seed")])
+    cells = {}
+    for source, rows in read.groupby("source"):
+        sums = rows[["chars", "base", "tuned"]].groupby(level=0).sum()
+        sides = [sums[["chars"]].assign(bits=sums[side]) for side in ("base", "tuned")]
+        metric = Metric("bits", "bits/character", str(source), ratio_of("bits", "chars"))
+        row = compare(metric, *sides, len(sums), seed=0)
+        cells[str(source)] = f"{row['delta']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return cells
+
+
+def recovered(folder: Path, jobs: list[Job], documents: pd.DataFrame) -> str:
+    """Give the masked tokens of 武侠 that are found, base to tuned, all seeds together."""
+    novels = documents.index[documents["source"] == "wuxia"]
+    masks = pd.concat([pd.read_parquet(run_place(folder, *job) / "masks.parquet") for job in jobs])
+    share = masks[masks["text"].isin(novels)][["base_right", "tuned_right"]].mean()
+    return f"{share['base_right']:.1%} → {share['tuned_right']:.1%}"
+
+
+def report(folder: Path, done: pd.DataFrame, held_out: pd.DataFrame) -> str:
+    """Make the table of conditions at 10 % general text; return the name of the best."""
+    ten = done[done["ratio"] == 0.1]
+    masked = ten[(ten["condition"] == "masked") & (ten["step"] == STEPS)]
+    asked, seconds = masked["asked"].mean(), masked["seconds"].mean()
+    rows, level = {}, {}
+    for name in CONDITIONS:
+        runs = ten[ten["condition"] == name]
+        last = runs[(runs["step"] == STEPS) & (runs["source"] == "wuxia")]
+        by_seed = last.groupby("seed")[["bits", "chars"]].sum()
+        level[name] = by_seed["bits"].sum() / by_seed["chars"].sum()
+        tokens, supervised, time_ = (
+            change(runs, column, value)
+            for column, value in (("step", STEPS), ("asked", asked), ("seconds", seconds))
+        )
+        rows[name] = {
+            "武侠": tokens["wuxia"], "general": tokens["general"],
+            "sd of seeds": f"{(by_seed['bits'] / by_seed['chars']).std():.3f}",
+            "武侠, equal supervised": supervised["wuxia"],
+            "general, equal supervised": supervised["general"],
+            "武侠, equal time": time_["wuxia"], "general, equal time": time_["general"],
+            "masked found": recovered(folder, [(name, 0.1, seed) for seed in SEEDS], held_out),
+            "CPU s a step": f"{last['seconds'].mean() / STEPS:.2f}",
+        }  # fmt: skip
+    print(f"\nchange of bits per character, {PASSAGES} passages of each source, {len(SEEDS)} seeds")
+    print(pd.DataFrame(rows).T.to_string())
+    return min((name for name in level if name != "masked"), key=level.get)
+
+
+def report_ratios(done: pd.DataFrame, names: list[str]) -> None:
+    """Print the table of shares of general text, one seed."""
+    rows = {
+        (name, f"{ratio:.0%}"): change(runs, "step", STEPS)
+        for (name, ratio), runs in done[done["seed"] == 0].groupby(
+            ["condition", "ratio"], sort=False
+        )
+        if name in names
+    }
+    print("\nby share of general text, one seed")
+    print(pd.DataFrame(rows).T.sort_index().to_string())
+
+
+def report_writing(folder: Path, names: list[str]) -> None:
+    """Print the table of what base and tuned wrote, one seed."""
+    columns = {}
+    for name in names:
+        text = (run_place(folder, name, 0.1, 0) / "writing.json").read_text("utf-8")
+        rows = [row for row in json.loads(text) if row["delta"] is not None]
+        columns["base"] = {row["name"]: f"{row['base']:.3f}" for row in rows}
+        columns[name] = {
+            row["name"]: f"{row['tuned']:.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+            for row in rows
+        }
+        columns["human"] = {row["name"]: f"{row['human']:.3f}" for row in rows if "human" in row}
+    print("\nwhat they write; in brackets the interval of the change")
+    print(pd.DataFrame(columns).to_string())
+
+
+def main() -> None:
+    """Do what is not done yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=PROJECT / "output" / "objectives", type=Path)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.folder
+    if options.worker:
+        work, name, ratio, seed = options.worker
+        {"train": train, "judge": judge}[work](folder, name, float(ratio), int(seed))
+        return
+    gather_texts(folder)
+    held_out = passages(folder)
+    jobs = [(name, 0.1, seed) for seed in SEEDS for name in CONDITIONS]
+    run_all(folder, "train", "curve.parquet", jobs)
+    names = ["masked", report(folder, curves(folder, jobs), held_out)]
+    more = [(name, ratio, 0) for name in names for ratio in RATIOS]
+    run_all(folder, "train", "curve.parquet", more)
+    done = curves(folder, [*jobs, *more])
+    report_ratios(done, names)
+    run_all(folder, "judge", "writing.json", [(name, 0.1, 0) for name in WRITING])
+    report_writing(folder, WRITING)
+    keys = ["condition", "ratio", "seed", "step", "source"]
+    sums = {"bits": "sum", "chars": "sum", "asked": "first", "seconds": "first"}
+    done.groupby(keys, sort=False).agg(sums).round(2).to_csv(RESULTS)
+
+
+if __name__ == "__main__":
+    main()

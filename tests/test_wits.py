@@ -1,0 +1,254 @@
+import importlib.util
+import json
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.evaluate.wits import QUESTIONS, Question, answers, harness, questions, verdict
+from wuxia_core.model import load_base
+
+GOOD = {
+    "id": "a1",
+    "kind": "knowledge",
+    "question": "墨用哪个量词？",
+    "options": ["匹", "锭", "盏", "顶"],
+    "answer": 1,
+    "reason": "一锭墨。",
+}
+HARNESS = importlib.util.find_spec("lm_eval") is not None
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("data/tiny_base", torch.float32).eval()
+
+
+def write(path, *rows):
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_our_questions_are_as_they_should_be():
+    ours = questions()
+    kinds = Counter(question.kind for question in ours)
+    assert len(ours) >= 200 and kinds["arithmetic"] <= 20 and len(kinds) == 4
+    assert len({question.question for question in ours}) == len(ours)
+    places = Counter(question.answer for question in ours)
+    assert max(places.values()) < 0.3 * len(ours)
+
+
+def test_texts_are_composed_and_odd_line_ends_are_none(tmp_path):
+    odd = {**GOOD, "question": "e\u0301 \u2028？", "options": ["e\u0301", "b", "c", "d"]}
+    (question,) = questions(write(tmp_path / "q.jsonl", odd))
+    assert question.question == "\u00e9 \u2028？" and question.options[0] == "\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"answer": 4}, "answer: Input should be less than 4"),
+        ({"answer": "1"}, "answer: Input should be a valid integer"),
+        ({"answer": True}, "answer: Input should be a valid integer"),
+        ({"kind": "poetry"}, "kind: Input should be 'knowledge'"),
+        ({"options": ["匹", "锭", "盏"]}, "options.3: Field required"),
+        ({"options": ["匹", "锭", "盏", "匹"]}, "options: Value error, two options are the same"),
+        ({"options": ["匹", "锭", "盏", ""]}, "options.3: String should have at least 1"),
+        ({"source": "书"}, "source: Extra inputs are not permitted"),
+        ({"id": "a1"}, "id: a1 comes twice"),
+    ],
+)
+def test_a_faulty_line_is_named(tmp_path, change, complaint):
+    path = write(tmp_path / "q.jsonl", GOOD, {**GOOD, "id": "a2", **change})
+    with pytest.raises(DataError) as error:
+        questions(path)
+    assert str(error.value).startswith(f"{path}:2: {complaint}")
+
+
+def test_files_that_hold_no_questions(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        questions(tmp_path / "none.jsonl")
+    for text in (b"", b"\n", b"{]\n"):
+        (tmp_path / "q.jsonl").write_bytes(text)
+        with pytest.raises(DataError, match=r"q\.jsonl:1: line: Invalid JSON"):
+            questions(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_bytes("问题".encode("gb18030"))
+    with pytest.raises(DataError, match="UTF-8"):
+        questions(tmp_path / "q.jsonl")
+
+
+def some(n):
+    """Choose short questions and long ones."""
+    ours = questions()
+    return ours[:: len(ours) // n]
+
+
+def test_a_score_equals_a_plain_forward_pass(base, tokenizer):
+    asked = some(3)
+    for question, row in zip(asked, answers(base, tokenizer, asked, 8).itertuples(), strict=True):
+        prompt = tokenizer(f"问题：{question.question}\n答案：", add_special_tokens=False).input_ids
+        scores = []
+        for option in question.options:
+            tail = tokenizer(option, add_special_tokens=False).input_ids
+            ids = torch.tensor([[tokenizer.eos_token_id, *prompt, *tail]])
+            with torch.no_grad():
+                log_p = base(ids).logits[0, :-1].log_softmax(-1)
+            taken = log_p.gather(1, ids[0, 1:, None])[-len(tail) :].sum().item()
+            scores.append(taken / len(option))
+        right = scores.pop(question.answer)
+        assert row.margin == pytest.approx(right - max(scores), abs=1e-4)
+        assert row.right == (right > max(scores))
+        assert (row.id, row.kind) == (question.id, question.kind)
+
+
+def test_of_a_uniform_model_only_tokens_for_characters_count(tokenizer):
+    uniform = load_base("data/tiny_base", torch.float32).eval()
+    with torch.no_grad():
+        uniform.get_input_embeddings().weight.zero_()  # tied: every logit is 0
+    options = ["中国", "剑", "一闪一闪", "江湖人士"]
+    tokens = [len(ids) for ids in tokenizer(options, add_special_tokens=False).input_ids]
+    scores = [-n * np.log(8192) / len(text) for n, text in zip(tokens, options, strict=True)]
+    asked = [
+        Question.model_validate_json(json.dumps({**GOOD, "options": options, "answer": answer}))
+        for answer in range(4)
+    ]
+    expected = [score - max(scores[:n] + scores[n + 1 :]) for n, score in enumerate(scores)]
+    found = answers(uniform, tokenizer, asked, 5)["margin"]
+    assert found.to_numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_batches_change_nothing(base, tokenizer):
+    asked = some(10)
+    together = answers(base, tokenizer, asked, 64)
+    by_three = answers(base, tokenizer, asked, 3)
+    assert together["margin"].to_numpy() == pytest.approx(by_three["margin"].to_numpy(), abs=1e-4)
+    assert together.drop(columns="margin").equals(by_three.drop(columns="margin"))
+    backwards = answers(base, tokenizer, asked[::-1], 64)["margin"].to_numpy()
+    assert backwards[::-1] == pytest.approx(together["margin"].to_numpy(), abs=1e-4)
+
+
+def sides(both, lost, gained, neither):
+    """Make base and tuned from how many questions both, only base, only tuned, none had right."""
+    marks = np.repeat([[1, 1], [1, 0], [0, 1], [0, 0]], [both, lost, gained, neither], axis=0)
+    ids = [f"q{number}" for number in range(len(marks))]
+    return (pd.DataFrame({"id": ids, "right": column}) for column in marks.T)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((110, 0, 0, 90), "kept"),
+        ((110, 6, 0, 84), "kept"),  # fewer for certain, by a trifle
+        ((110, 12, 8, 70), "kept"),
+        ((110, 20, 10, 60), "not shown"),
+        ((110, 10, 20, 60), "not shown"),
+        ((80, 40, 5, 75), "worse"),
+        ((80, 5, 40, 75), "not shown"),  # far better: not the same
+        ((43, 20, 0, 137), "worse"),  # 63 of 200 are just enough
+        ((43, 19, 0, 138), "cannot tell"),
+        ((50, 11, 40, 99), "cannot tell"),  # chance is 50, and two standard errors are 12.2
+        ((16, 0, 0, 4), "not shown"),  # too few questions to tell
+    ],
+)
+def test_verdicts(counts, expected):
+    row = verdict(*sides(*counts), 0.06)
+    assert row["verdict"] == expected and row["n"] == sum(counts)
+    assert ("reason" in row) == (expected == "cannot tell")
+    assert (row["name"], row["unit"], row["margin"]) == ("wits", "share of questions", 0.06)
+    assert row["low"] < row["delta"] < row["high"]
+    assert row["tuned"] == (counts[0] + counts[2]) / sum(counts)
+    assert row["delta"] == pytest.approx(row["tuned"] - row["base"])
+
+
+def test_the_interval_where_nothing_changed():
+    # z² = n·d / (1 - d) = 1.6449² gives d = 2.7057 / (n + 2.7057)
+    row = verdict(*sides(120, 0, 0, 80), 0.06)
+    assert (-row["low"], row["high"]) == pytest.approx((2.7057 / 202.7057,) * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(12, 3), (30, 30), (7, 0)])
+def test_the_interval_ends_where_a_score_test_refuses(lost, gained):
+    n = 200
+    row = verdict(*sides(100, lost, gained, 100 - lost - gained), 0.06)
+    for delta in (row["low"], row["high"]):
+
+        def unlikely(p, delta=delta):  # p of lost; the likeliest one by search, not by formula
+            p_gained = p + delta
+            same = (n - lost - gained) * np.log(1 - p - p_gained)
+            return -(lost * np.log(p) + gained * np.log(p_gained) + same)
+
+        bounds = (max(0, -delta) + 1e-9, (1 - delta) / 2 - 1e-9)
+        p = minimize_scalar(unlikely, bounds=bounds, options={"xatol": 1e-10}).x
+        variance = (2 * p + delta - delta**2) / n
+        assert abs((gained - lost) / n - delta) / variance**0.5 == pytest.approx(1.645, abs=0.01)
+
+
+@pytest.mark.parametrize("gained", [0.0, 0.03, 0.08])
+def test_a_loss_of_the_margin_is_called_kept_one_time_in_twenty(gained):
+    rng = np.random.default_rng(0)
+    shares = [0.5, gained + 0.06, gained, 0.44 - 2 * gained]
+    drawn = rng.multinomial(219, shares, 1000)
+    kept = [verdict(*sides(*counts), 0.06)["verdict"] == "kept" for counts in drawn]
+    assert np.mean(kept) < 0.05 + 2 * (0.05 * 0.95 / 1000) ** 0.5
+
+
+def test_other_questions_are_not_compared():
+    base, tuned = sides(5, 1, 1, 1)
+    with pytest.raises(DataError, match="other questions"):
+        verdict(base, tuned[::-1], 0.06)
+
+
+@pytest.mark.skipif(HARNESS, reason="lm-eval is installed")
+def test_without_lm_eval_the_extra_is_named(base, tokenizer):
+    with pytest.raises(ConfigError, match=r"\[harness\]"):
+        harness(base, tokenizer)
+
+
+def own_task(folder, data):
+    """Write a task over a question file that asks as `answers` does."""
+    (folder / "own.yaml").write_text(
+        f"""
+task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "<|endoftext|>问题：{{{{question}}}}\\n答案："
+target_delimiter: ""
+doc_to_choice: options
+doc_to_target: answer
+""",
+        encoding="utf-8",
+    )
+
+
+def test_the_harness_agrees_on_a_task_of_ones_own(base, tokenizer, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if '"kind": "reading"' in line][:12]
+    path = write(tmp_path / "q.jsonl", *rows)
+    own_task(tmp_path, path)
+    table = harness(base, tokenizer, ["own"], folder=tmp_path).set_index("metric")
+    assert table.loc["acc_norm", ["task", "n"]].tolist() == ["own", 12]
+    expected = answers(base, tokenizer, questions(path), 8)["right"]
+    assert table.loc["acc_norm", "value"] == pytest.approx(expected.mean())
+    assert table.loc["acc_norm", "stderr"] == pytest.approx(expected.std() / 12**0.5)
+    assert harness(base, tokenizer, ["own"], 5, folder=tmp_path)["n"].tolist() == [5, 5]
+    with pytest.raises(ConfigError, match="no task other"):
+        harness(base, tokenizer, ["other"], folder=tmp_path)
+
+
+def test_data_that_cannot_be_had(base, tokenizer, tmp_path):
+    pytest.importorskip("lm_eval")
+    own_task(tmp_path, "unused")
+    task = (tmp_path / "own.yaml").read_text(encoding="utf-8")
+    task = task.replace("dataset_path: json", "dataset_path: nobody/nothing")
+    (tmp_path / "own.yaml").write_text(task, encoding="utf-8")
+    with pytest.raises(MachineError, match="HF_ENDPOINT"):
+        harness(base, tokenizer, ["own"], folder=tmp_path)

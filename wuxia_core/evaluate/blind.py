@@ -1,0 +1,149 @@
+"""A blind comparison for people: sheets to fill in, and what filled ones say.
+
+    python -m wuxia_core.evaluate.blind OUTPUT_DIR              # writes blind/ and blind_key.csv
+    python -m wuxia_core.evaluate.blind OUTPUT_DIR a.csv b.csv  # reads filled sheets, one a rater
+
+A rater reads `blind/sheet.html` and writes A, B or = into `style` and `quality` of `sheet.csv`.
+Which is base and which tuned stands in `blind_key.csv` alone: do not hand it out.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wuxia_core.errors import DataError, WuxiaError
+from wuxia_core.evaluate.scorecard import scorecard
+from wuxia_core.evaluate.statistics import FEWEST, RESAMPLES
+
+ASKED = {"style": "which is more like 武侠?", "quality": "which is better written?"}
+POINTS = {"A": 1.0, "B": 0.0, "=": 0.5}  # for A
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+PAGE = """<!DOCTYPE html><html lang="zh-Hans"><head><meta charset="utf-8"><title>Blind sheet</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>:root {{ color-scheme: light dark }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+ font: 16px/1.7 "Noto Sans SC", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif }}
+td {{ vertical-align: top; width: 50%; padding: .5rem; border-top: 1px solid #8888;
+ white-space: pre-wrap }}</style></head><body><h1>A or B?</h1>
+<p>Both go on from the same beginning. For each pair write A, B or = (no telling) into sheet.csv:
+style: which is more like 武侠? quality: which is better written?</p>{pairs}</body></html>
+"""
+PAIR = (
+    "<h2>{id} · {prompt} …</h2><table><tr><td><b>A</b> {A}</td><td><b>B</b> {B}</td></tr></table>"
+)
+
+
+def write_sheets(output_dir: Path, seed: int = 0) -> Path:
+    """Write a sheet, the same for reading, and apart from them the key; return the sheet.
+
+    Raises `DataError` where the folder holds no finished adapter.
+    """
+    from wuxia_core.show.text import escape, visible
+
+    passages = scorecard(output_dir)["passages"]
+    swapped = np.random.default_rng(seed).permutation(np.arange(len(passages)) % 2 == 0)
+    folder = output_dir / "blind"
+    folder.mkdir(exist_ok=True)
+    rows, key = [], []
+    for number, (passage, swap) in enumerate(zip(passages, swapped, strict=True), 1):
+        first, second = ("tuned", "base") if swap else ("base", "tuned")
+        text = {"prompt": passage["prompt"], "A": passage[first], "B": passage[second]}
+        rows.append({"id": number, **{name: visible(value) for name, value in text.items()}})
+        key.append({"id": number, "tuned": "A" if swap else "B"})
+    sheet = pd.DataFrame([{name: _cell(value) for name, value in row.items()} for row in rows])
+    sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(
+        folder / "sheet.csv", index=False, encoding="utf-8-sig"
+    )
+    pairs = "".join(PAIR.format(**{n: escape(str(v)) for n, v in row.items()}) for row in rows)
+    (folder / "sheet.html").write_text(PAGE.format(pairs=pairs), encoding="utf-8")
+    pd.DataFrame(key).to_csv(output_dir / "blind_key.csv", index=False)
+    return folder / "sheet.csv"
+
+
+def _cell(value: object) -> object:
+    """Keep a spreadsheet from taking a text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+
+
+def win_rates(output_dir: Path, sheets: list[Path], seed: int = 0) -> pd.DataFrame:
+    """Count how often raters prefer the tuned model; a tie is half a win.
+
+    Returns
+    -------
+    A row a question: `asked`, `tuned` (win rate), `low` and `high` (95 % interval, resampling
+    prompts, each with all its raters), `n` prompts and `raters`.
+
+    Raises
+    ------
+    DataError
+        Where the key is missing, fewer than five prompts are filled in, or a sheet does not fit;
+        it names file, line and value.
+    """
+    path = output_dir / "blind_key.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: not there; it was written with the sheets")
+    key = {row["id"]: row["tuned"] for row in _read(path)}
+    filled = [row for sheet in sheets for row in _votes(sheet, key)]
+    table = []
+    votes = pd.DataFrame(filled, columns=["asked", "id", "won"])
+    for asked, question in ASKED.items():
+        won = votes[votes["asked"] == asked].groupby("id")["won"].mean().to_numpy()
+        if len(won) < FEWEST:
+            raise DataError(f"{asked}: {len(won)} prompts are filled in, fewer than {FEWEST}")
+        drawn = np.random.default_rng(seed).choice(won, (RESAMPLES, len(won))).mean(1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        table.append((question, won.mean(), low, high, len(won), len(sheets)))
+    return pd.DataFrame(table, columns=["asked", "tuned", "low", "high", "n", "raters"])
+
+
+def _votes(sheet: Path, key: dict[str, str]) -> list[tuple[str, str, float]]:
+    """Read a filled sheet: question, prompt, points for the tuned model."""
+    votes = []
+    for line, row in enumerate(_read(sheet), 2):
+        for asked in ASKED:
+            if row.get("id") not in key or row.get(asked) is None:
+                raise DataError(f"{sheet}: row {line} is no row of this run's sheet (id, {asked})")
+            vote = row[asked].strip().upper().replace("＝", "=")
+            if vote and vote not in POINTS:
+                raise DataError(f"{sheet}: row {line}: {asked} is {row[asked]}; write A, B or =")
+            if vote:
+                points = POINTS[vote]
+                votes.append((asked, row["id"], points if key[row["id"]] == "A" else 1 - points))
+    return votes
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 ({error})") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wuxia_core.evaluate.blind", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
+    parser.add_argument("filled", type=Path, nargs="*", help="filled sheets")
+    options = parser.parse_args(arguments)
+    try:
+        if options.filled:
+            print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
+        else:
+            print(write_sheets(options.output_dir))
+    except WuxiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

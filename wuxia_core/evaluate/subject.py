@@ -1,0 +1,76 @@
+"""What is judged: base and tuned model, the texts of their run, and the time there is for it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import pandas as pd
+
+from wuxia_core.config import Config
+from wuxia_core.mixing import Mixture
+from wuxia_core.mixing.store import draw
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+HUMAN = 300_000  # characters that stand for how people write
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter on its base, and the mixture it was trained on."""
+
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    mixture: Mixture
+    config: Config
+
+    @property
+    def seed(self) -> int:
+        """Of the run; everything random hangs on it."""
+        return self.config.training.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a forward pass."""
+        return self.config.training.per_device_eval_batch_size
+
+    def both(self, work: Callable[[], T]) -> tuple[T, T]:
+        """Do something with the base, then with the tuned model."""
+        with self.model.disable_adapter():
+            base = work()
+        return base, work()
+
+    def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
+        """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
+        outline = self.mixture.outline
+        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
+        drawn = sorted(there, key=lambda number: draw(self.seed, "held out", number))
+        return drawn[: limit or self.config.evaluation.max_documents]
+
+    def human(self, source: str, *splits: str) -> pd.DataFrame:
+        """Draw whole documents of about 300,000 characters: `book` and `text`."""
+        outline = self.mixture.outline
+        drawn = pd.Index(self.documents(source, *splits, limit=len(outline)), dtype=int)
+        before = outline.loc[drawn, "characters"].cumsum().shift(fill_value=0)
+        chosen = drawn[(before < HUMAN).to_numpy()]
+        texts = self.mixture.texts(list(chosen))
+        return pd.DataFrame({"book": outline.loc[chosen, "book"].to_numpy(), "text": texts})
+
+    def in_time(self, items: Sequence[T], size: int, share: float) -> Iterator[Sequence[T]]:
+        """Hand out `size` items at a time while a share of `evaluation.minutes` lasts."""
+        minutes = self.config.evaluation.minutes
+        end = time.monotonic() + 60 * share * minutes if minutes else float("inf")
+        for start in range(0, len(items), size):
+            if start and time.monotonic() > end:
+                logger.warning(
+                    "evaluation.minutes %g: %d of %d are measured here", minutes, start, len(items)
+                )
+                return
+            yield items[start : start + size]

@@ -1,0 +1,202 @@
+"""Judge what base and tuned wrote: how near the style, how varied, and whether it is copied."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wuxia_core.errors import DataError
+from wuxia_core.evaluate import diversity, style
+from wuxia_core.evaluate.copying import overlap, passages
+from wuxia_core.evaluate.generation import CHARACTERS, WRITERS
+from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, missing, ratio
+from wuxia_core.evaluate.subject import Subject
+from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION
+
+PIECES = 1000  # of each kind, at most, that a classifier is fitted on
+MAPPED = 40  # pools of each, at most
+MEAN = ratio("value", "texts")
+
+Measure = Callable[[str], Any]  # writer → what the metric's statistic takes
+
+
+def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure the passages, each cut to 150 characters.
+
+    Returns
+    -------
+    `metrics`; `copied`, the longest copied runs; and what the plots draw: `texts`, a row a passage
+    with its longest `copied` run and its `style` logit, and `map`, pools of 2,000 characters by the
+    two principal components of their z-scores.
+    """
+    whole = [row for row in written if all(len(_cut(row[w])) == CHARACTERS for w in WRITERS)]
+    texts = {writer: [_cut(row[writer]) for row in whole] for writer in WRITERS}
+    held_out = _pieces(subject.human("wuxia", VALIDATION))["text"]
+    evenly = np.linspace(0, len(held_out) - 1, len(whole)).astype(int)
+    texts["human"] = held_out.iloc[np.unique(evenly[evenly >= 0])].tolist()
+    owner = np.repeat(list(texts), [len(each) for each in texts.values()])
+    shared = overlap([t for each in texts.values() for t in each], subject.mixture.training_texts)
+    copied = {writer: shared[owner == writer].reset_index(drop=True) for writer in texts}
+    human = _Human(subject)
+    measures = [
+        *_style(human, texts), _human_or_model(whole, texts), *_variety(texts), *_copying(copied),
+    ]  # fmt: skip
+    table = pd.DataFrame({"writer": owner, "copied": shared["length"], "style": None})
+    with contextlib.suppress(DataError):  # said in the row of style_strength
+        table["style"] = human.classifier.logit([t for each in texts.values() for t in each])
+    return {
+        "metrics": [_row(metric, measure, texts, subject.seed) for metric, measure in measures],
+        "copied": passages(copied["tuned"]).to_dict("records"),
+        "texts": table.to_dict("records"),
+        "map": _map(human, texts),
+    }
+
+
+class _Human:
+    """People's writing, and what judges other texts by it; fitted when first asked for."""
+
+    def __init__(self, subject: Subject) -> None:
+        target = subject.human("wuxia", TRAIN)
+        other = subject.human("general", TRAIN, UNUSED)
+        self.texts = {"wuxia": list(target["text"]), "general": list(other["text"])}
+        self._pieces = [_pieces(human)["text"][:PIECES] for human in (target, other)]
+
+    @functools.cached_property
+    def delta(self) -> style.BurrowsDelta:
+        """Raises `DataError` where there is too little."""
+        return style.BurrowsDelta.fit(self.texts["wuxia"], self.texts["general"])
+
+    @functools.cached_property
+    def classifier(self) -> style.StyleClassifier:
+        """Raises `DataError` where there is too little."""
+        every = pd.concat(self._pieces).tolist()
+        flags = np.arange(len(every)) < len(self._pieces[0])
+        return style.StyleClassifier.fit(every, flags, style.commonest(every))
+
+
+def _map(human: _Human, texts: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Project pools of everybody's text on the two directions in which people's differ most."""
+    pools = [(who, pool) for who, each in (human.texts | texts).items()
+             for pool in style.pieces("".join(each), style.POOL)[:MAPPED]]  # fmt: skip
+    try:
+        scores = human.delta.scores(*human.delta.counts([pool for _, pool in pools]))
+    except DataError:  # said in the row of burrows_delta
+        return []
+    people = scores[[who in human.texts for who, _ in pools]]
+    directions = np.linalg.svd(people - people.mean(0), full_matrices=False)[2][:2]
+    places = (scores - people.mean(0)) @ directions.T
+    return [{"who": who, "x": float(x), "y": float(y)}
+            for (who, _), (x, y) in zip(pools, places, strict=True)]  # fmt: skip
+
+
+def _row(metric: Metric, measure: Measure, texts: dict[str, list[str]], seed: int) -> Row:
+    """Compare base and tuned; the controls' figures stand beside them."""
+    n = len(texts["base"])
+    try:
+        row = compare(metric, measure("base"), measure("tuned"), n, seed)
+        controls = ("few_shot", "human") if row["delta"] is not None else ()
+        for control in controls:
+            if (items := measure(control)) is not None:
+                once = np.ones((1, len(texts[control])))
+                row[control] = float(metric.statistic(items, once)[0])
+    except DataError as error:
+        return missing(metric, n, str(error))
+    return row
+
+
+def _style(human: _Human, texts: dict[str, list[str]]) -> Iterator[tuple[Metric, Measure]]:
+    """Burrows's Delta to 武侠, the classifier's logit, and clichés."""
+
+    def cliche_rate(writer: str) -> pd.DataFrame:
+        found, characters = style.cliches(texts[writer])
+        return pd.DataFrame({"value": 1000 * found, "texts": characters})
+
+    def pooled(items: Any, weights: Floats) -> Floats:
+        return human.delta.delta(weights @ items[0], weights @ items[1])
+
+    yield (Metric("burrows_delta", "mean |z|, lower is nearer", "wuxia", pooled),
+           lambda writer: human.delta.counts(texts[writer]))  # fmt: skip
+    yield (Metric("style_strength", "logit, function words and the like only", "wuxia", MEAN),
+           lambda writer: _values(human.classifier.logit(texts[writer])))  # fmt: skip
+    yield Metric("cliches", "per 1,000 characters", "wuxia", MEAN), cliche_rate
+
+
+def _human_or_model(
+    written: list[dict[str, Any]], texts: dict[str, list[str]]
+) -> tuple[Metric, Measure]:
+    """How well one classifier tells passages from what stands in the book behind the prompts."""
+    prompts = [row["prompt"] for row in written]
+    human = [(_cut(row["human"]), row["prompt"]) for row in written]
+    human = [(text, prompt) for text, prompt in human if len(text) == CHARACTERS]
+
+    @functools.cache
+    def logits() -> tuple[Floats, Floats, Floats]:
+        people = [text for text, _ in human], [prompt for _, prompt in human]
+        return style.human_or_model(people, (texts["base"], prompts), (texts["tuned"], prompts))
+
+    def measure(writer: str) -> pd.DataFrame | None:
+        if writer not in ("base", "tuned"):
+            return None
+        people, *models = logits()
+        return _values(style.wins(people, models[writer == "tuned"]).mean(0))
+
+    return Metric("human_or_model", "AUC, 0.5: no telling", "wuxia", MEAN), measure
+
+
+def _variety(texts: dict[str, list[str]]) -> Iterator[tuple[Metric, Measure]]:
+    """How varied the passages are, together and each in itself."""
+
+    def distinct(writer: str) -> pd.DataFrame:
+        own, every = diversity.distinct_n(texts[writer], 2)
+        return pd.DataFrame({"value": own, "texts": every})
+
+    each: dict[tuple[str, str], Callable[[str], float]] = {
+        ("repetition", "share of repeated 4-grams"): diversity.repetition,
+        ("loops", "share of looping passages"): diversity.loops,
+    }
+    yield Metric("distinct_2", "distinct/all bigrams", "wuxia", MEAN), distinct
+    yield (Metric("self_bleu", "0 to 100", "wuxia", MEAN),
+           lambda writer: _values(diversity.self_bleu(texts[writer])))  # fmt: skip
+    for (name, unit), judge in each.items():
+        yield Metric(name, unit, "wuxia", MEAN), functools.partial(_each, judge, texts)
+
+
+def _copying(copied: dict[str, pd.DataFrame]) -> Iterator[tuple[Metric, Measure]]:
+    """Say how much was copied, from what `overlap` found."""
+    columns = {
+        ("copied_length", "characters, longest run shared with training text"): "length",
+        ("copied_passages", "share with a run of 30 characters or more"): "flagged",
+    }
+    for (name, unit), column in columns.items():
+        yield Metric(name, unit, "training", MEAN), functools.partial(_column, column, copied)
+    yield (Metric("containment", "share of 13-grams in training text", "training",
+                  ratio("shared", "runs")), copied.__getitem__)  # fmt: skip
+
+
+def _each(judge: Callable[[str], float], texts: dict[str, list[str]], writer: str) -> pd.DataFrame:
+    return _values([judge(text) for text in texts[writer]])
+
+
+def _column(column: str, tables: dict[str, pd.DataFrame], writer: str) -> pd.DataFrame:
+    return _values(tables[writer][column])
+
+
+def _values(values: Any) -> pd.DataFrame:
+    return pd.DataFrame({"value": np.asarray(values, np.float64), "texts": 1.0})
+
+
+def _cut(text: str) -> str:
+    return style.bare(text)[:CHARACTERS]
+
+
+def _pieces(human: pd.DataFrame) -> pd.DataFrame:
+    """Cut human documents into pieces as long as a passage: `document` and `text`."""
+    rows = [
+        (number, piece)
+        for number, text in enumerate(human["text"])
+        for piece in style.pieces(text, CHARACTERS)
+    ]
+    return pd.DataFrame(rows, columns=["document", "text"])

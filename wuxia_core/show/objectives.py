@@ -1,0 +1,89 @@
+"""The comparison of objectives: curves of several conditions, seeds together."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from wuxia_core.errors import DataError
+from wuxia_core.show.plots import BLUE, GREEN, ORANGE, axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AXES = {
+    "step": "step: equal training tokens",
+    "asked": "tokens asked for: equal supervised tokens",
+    "seconds": "CPU seconds of training: equal time",
+}
+COLOURS = {"masked": ORANGE, "masked, words": "#E69F00", "masked, single": "#CC79A7",
+           "mixed": GREEN, "clm": BLUE}  # fmt: skip
+COLUMNS = ["condition", "ratio", "seed", "step", "source", "bits", "chars", "asked", "seconds"]
+
+
+def read_objectives(path: str | Path) -> pd.DataFrame:
+    """Read what `benchmarks/objectives.py` wrote: a row a run, step and source.
+
+    `change` is in bits per character, from step 0 on. Raises `DataError` where the file is missing
+    or holds something else.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run benchmarks/objectives.py") from None
+    if missing := sorted(set(COLUMNS) - set(table.columns)):
+        raise DataError(f"{path}: no column {missing[0]}; is it from benchmarks/objectives.py?")
+    bits = table["bits"] / table["chars"]
+    first = bits.groupby([table[name] for name in ("condition", "ratio", "seed", "source")])
+    return table.assign(change=bits - first.transform("first"))
+
+
+def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """Put the end of all runs in a table: mean change of bits per character, and sd over seeds."""
+    last = curves[curves["step"] == curves["step"].max()]
+    groups = last.groupby(["condition", "ratio", "source"], sort=False)["change"]
+    wide = groups.agg(["mean", "std", "size"]).unstack("source")
+    table = pd.DataFrame({
+        "wuxia": wide["mean", "wuxia"], "sd": wide["std", "wuxia"],
+        "general": wide["mean", "general"], "sd ": wide["std", "general"],
+        "seeds": wide["size", "wuxia"],
+    })  # fmt: skip
+    return table.sort_values("wuxia").reset_index()
+
+
+def plot_objectives(
+    curves: pd.DataFrame, source: str = "wuxia", x: str = "step", ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the change of bits per character by condition, the mean of all seeds; down is better."""
+    ax = axes(ax)
+    chosen = curves[(curves["source"] == source) & (curves["ratio"] == 0.1)]
+    for name, rows in chosen.groupby("condition", sort=False):
+        way, bert, _ = str(name).partition(", 80/10/10")
+        mean = rows.assign(x=rows[x]).groupby("step")[["x", "change"]].mean()
+        ax.plot(mean["x"], mean["change"], "--" if bert else "-", color=COLOURS[way], label=name)
+    ax.axhline(0, color="black", linewidth=0.5)
+    ax.set_xlabel(AXES[x])
+    ax.set_ylabel(f"{source}, change of bits per character")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def plot_tradeoff(curves: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
+    """Draw where each run ends, 武侠 over general text; crosses: not 10 % of it, but as written."""
+    last = curves[curves["step"] == curves["step"].max()]
+    keys = ["condition", "ratio", "seed"]
+    ends = last.pivot(index=keys, columns="source", values="change").reset_index()
+    ax = axes(ax, size=(7.5, 4.5))
+    for name, rows in ends.groupby("condition", sort=False):
+        way, bert, _ = str(name).partition(", 80/10/10")
+        mark = "s" if bert else "o"
+        ten, other = rows[rows["ratio"] == 0.1], rows[rows["ratio"] != 0.1]
+        ax.plot(ten["general"], ten["wuxia"], mark, color=COLOURS[way], label=name)
+        ax.plot(other["general"], other["wuxia"], "x", color=COLOURS[way])
+        for row in other.itertuples():
+            ax.annotate(f" {row.ratio:.0%}", (row.general, row.wuxia), fontsize="small")
+    ax.axvline(0, color="black", linewidth=0.5)
+    ax.set_xlabel("general text, change of bits per character: to the right is forgetting")
+    ax.set_ylabel("武侠: down is learning")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
