@@ -93,11 +93,16 @@ def test_too_few_documents_give_null_and_a_reason():
 
 def test_a_difference_between_groups_is_of_their_ratios():
     """Base: 6/4 trained less 2/4 held out; tuned: 2/4 less 2/4."""
-    base = pd.DataFrame({"bits": [2, 4, 1, 1], "chars": 2, "trained": [True, True, False, False]})
-    tuned = base.assign(bits=[1, 1, 1, 1])
-    statistic, once = between("trained", "bits", "chars"), np.ones((1, 4))
+    base = pd.DataFrame({"bits": [2, 4, 1, 1] * 3, "chars": 2})
+    base["trained"] = [True, True, False, False] * 3
+    tuned = base.assign(bits=1)
+    statistic, once = between("trained", "bits", "chars"), np.ones((1, 12))
     assert statistic(base, once) == [1.0] and statistic(tuned, once) == [0.0]
-    assert statistic(base, np.array([[2.0, 0, 1, 0]])) == [0.5]
+    assert statistic(base, np.array([[2.0, 0, 1, 0] * 3])) == [0.5]
+    memorisation = Metric("memorisation", "bits", "wuxia", statistic)
+    assert compare(memorisation, base, tuned, 12, seed=0)["delta"] == -1
+    row = compare(memorisation, base[:8], tuned[:8], 8, seed=0)
+    assert row["delta"] is None and row["reason"] == "n = 4 of one kind, fewer than 5"
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_sources():

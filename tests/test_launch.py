@@ -70,8 +70,8 @@ def test_the_sample_run_learned(sample_run):
 def test_the_closing_table_says_first_what_got_worse():
     row = {"name": "bits_per_char", "unit": "bits/character", "source": "general", "base": 6.0,
            "tuned": 6.1, "delta": 0.1, "low": 0.05, "high": 0.15, "n": 9}  # fmt: skip
-    wits = {"name": "wits", "source": "questions", "unit": "share", "verdict": "kept", "margin": 0.06,
-            "delta": None, "reason": ""}  # fmt: skip
+    wits = {"name": "wits", "source": "questions", "unit": "share", "verdict": "kept",
+            "margin": 0.06, "delta": None, "reason": ""}  # fmt: skip
     card = {"metrics": [row, wits], "passages": []}
     assert closing_table(card).startswith(
         "bits per character ROSE (lower is better): general +0.100"

@@ -113,7 +113,7 @@ def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
 def _wits(subject: Subject) -> list[Row]:
     """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
     mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
-    chunks = list(subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.15))
+    chunks = subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.15)
     asked = [
         subject.both(partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size))
         for chunk in chunks

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from wuxia_core.errors import DataError
+
 RESAMPLES = 10_000
 FEWEST = 5  # documents or prompts; below that an interval over them means nothing
 
@@ -39,11 +41,17 @@ def ratio(numerator: str, denominator: str) -> Statistic:
 
 
 def between(group: str, numerator: str, denominator: str) -> Statistic:
-    """Take a ratio in the items that `group` flags, less the same in the others."""
+    """Take a ratio in the items that `group` flags, less the same in the others.
+
+    Raises `DataError` where either has fewer than five.
+    """
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
         top, bottom = (items[name].to_numpy(np.float64) for name in (numerator, denominator))
         inside = items[group].to_numpy(bool)
+        fewest = min(inside.sum(), (~inside).sum())
+        if fewest < FEWEST:
+            raise DataError(f"n = {fewest} of one kind, fewer than {FEWEST}")
         with np.errstate(invalid="ignore"):  # a resample without any of a group
             rates = [
                 (weights[:, s] @ top[s]) / (weights[:, s] @ bottom[s]) for s in (inside, ~inside)
@@ -57,10 +65,18 @@ def compare(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
     """Report a metric for both models with the 95 % interval of the difference.
 
     A paired bootstrap (Efron & Tibshirani 1993, percentile interval): the same items are drawn for
-    both, 10,000 times. `p` is the two-sided achieved significance level of no difference.
+    both, 10,000 times. `p` is the two-sided achieved significance level of no difference. Below the
+    minimum sample there is a reason instead of figures.
     """
     if n < FEWEST:
         return missing(metric, n, f"n = {n}, fewer than {FEWEST}")
+    try:
+        return _compared(metric, base, tuned, n, seed)
+    except DataError as error:
+        return missing(metric, n, str(error))
+
+
+def _compared(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
     weights = np.random.default_rng(seed).multinomial(n, [1 / n] * n, RESAMPLES).astype(np.float64)
     all_once = np.ones((1, n))
     points = {
