@@ -71,18 +71,21 @@ def generate(
     return written
 
 
+def prompts(subject: Subject) -> list[dict[str, Any]]:
+    """Give ten written prompts and openings of held-out chapters, whose own text is `human`."""
+    chapters = subject.mixture.texts(subject.documents("wuxia", VALIDATION, limit=OPENINGS))
+    rows = [{"prompt": prompt, "human": ""} for prompt in WRITTEN]
+    return rows + [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
+
+
 def write(subject: Subject) -> list[dict[str, Any]]:
     """Let base and tuned go on from the same prompts, and the base after an example of 武侠 too.
 
-    Prompts are ten written ones and openings of held-out chapters, whose own text is `human`.
+    Returns rows with `prompt`, `human`, `base`, `tuned` and `few_shot`.
     """
-    documents = subject.documents("wuxia", VALIDATION, limit=OPENINGS)
-    chapters = subject.mixture.texts(documents)
-    prompts = [{"prompt": prompt, "human": ""} for prompt in WRITTEN]
-    prompts += [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
     example = next(iter(subject.mixture.texts(subject.documents("wuxia", TRAIN, limit=1))), "")
     rows: list[dict[str, Any]] = []
-    for chunk in subject.in_time(prompts, AT_ONCE, 0.25):
+    for chunk in subject.in_time(prompts(subject), AT_ONCE, 0.25):
         asked, seed = [row["prompt"] for row in chunk], subject.seed + len(rows)
         base, tuned = subject.both(
             functools.partial(generate, subject.model, subject.tokenizer, asked, seed)

@@ -119,16 +119,9 @@ def xray(
         special_ids=frozenset(tokenizer.all_special_ids),
         span_unit="token" if segmenter is None else "word",
     )
-    rows: list[pd.DataFrame] = []
-    windows: list[Window] = []
-    for number, text in enumerate(texts):
-        whole, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
-        pieces = list(_cut(whole._replace(epoch=epoch), window, key + len(windows)))
-        kinds = np.concatenate([collate.kinds([piece])[0] for piece in pieces])[1:]
-        asked = _asked(text, offsets, kinds, segmenter or Segmenter())
-        rows.append(_with_neighbours(asked, whole, kinds).assign(text=number))
-        windows += pieces
-    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    table, windows = _masked(
+        texts, tokenizer, collate, segmenter or Segmenter(), key=key, epoch=epoch, size=window
+    )
     if table.empty:
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
@@ -141,6 +134,29 @@ def xray(
         table = table.join(answers.add_prefix(f"{name}_"))
     model.train(training)
     return XRay(tuple(texts), table, models)
+
+
+def _masked(
+    texts: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    collate: MaskCollator,
+    segmenter: Segmenter,
+    *,
+    key: int,
+    epoch: int,
+    size: int,
+) -> tuple[pd.DataFrame, list[Window]]:
+    """Draw the masks of texts: a row a masked token, and the windows in the same order."""
+    rows: list[pd.DataFrame] = []
+    windows: list[Window] = []
+    for number, text in enumerate(texts):
+        whole, offsets = encode_passage(text, tokenizer, segmenter)
+        pieces = list(_cut(whole._replace(epoch=epoch), size, key + len(windows)))
+        kinds = np.concatenate([collate.kinds([piece])[0] for piece in pieces])[1:]
+        asked = _asked(text, offsets, kinds, segmenter)
+        rows.append(_with_neighbours(asked, whole, kinds).assign(text=number))
+        windows += pieces
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(), windows
 
 
 def _cut(whole: Window, size: int, key: int) -> Iterator[Window]:
