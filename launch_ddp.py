@@ -95,8 +95,9 @@ def train(options: argparse.Namespace, config: Config) -> int:
     claim = {"named": named, "resume": options.resume, "rendezvous": options.rdzv_endpoint}
     with run.claimed(config, **claim) as folder:
         start = run.resume_point(folder) if options.resume else None
-        same = options.resume and not options.allow_changed
-        preflight.prepare(config, folder, processes, start, same)
+        if options.resume:
+            run.check_unchanged(config, folder, start, processes.total, options.allow_changed)
+        preflight.prepare(config, folder, processes, start)
         flags = ["--allow-changed"] if options.allow_changed else []
         try:
             run.supervise(folder, processes, start, flags, options.max_restarts)

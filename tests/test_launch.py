@@ -222,7 +222,7 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
     assert "wuxia_core.evaluate" in run.saved(folder, 2)
 
 
-def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch):
+def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplog):
     """Each thing that differs is named, and --allow-changed insists."""
     folder = tmp_path / "run"
     shutil.copytree(sample_run[0], folder)
@@ -239,6 +239,9 @@ def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch):
                   "processes: 2 then, 1 now", "the texts, or how they are cut"):  # fmt: skip
         assert words in error
     assert "plan.cards" not in error
+    config = load_config(folder / "config.yaml", ["training.learning_rate=1e-3"])
+    run.check_unchanged(config, folder, None, 2, insist=True)
+    assert "another run" in caplog.text and "0.0005 then, 0.001 now" in caplog.text
     newest = checkpoints.newest_whole(folder)
     (newest / "MANIFEST.json").unlink()
     packages = ("torch", "transformers", "peft", "accelerate", "numpy")

@@ -221,6 +221,7 @@ def test_the_plan_alone_starts_nothing(tmp_path):
                    "data.processed_data_file=m")  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("plan, arithmetic: Qwen/Qwen3-8B")
+    assert "TOO SHORT: the warm-up takes 100 steps" in finished.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -96,8 +96,7 @@ def train(config, folder, processes, accumulation):
 def short(config):
     """Five steps with an epoch's end among them, each logged; windows of unequal lengths."""
     config.data.data_dir = "data/sample"
-    config.data.max_length = 512
-    config.training.per_device_train_batch_size = 8
+    config.data.weights = {"三勺盐.txt": 0.4, "豆花水.txt": 0.4}
     config.training.learning_rate = 5e-5
     config.training.logging_steps = 1
     config.training.max_steps = 5
@@ -227,6 +226,7 @@ def test_a_log_that_cannot_be_written_ends_with_5_and_says_so(tmp_path):
 def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     """At a rate that makes it worse and worse, the first is the best."""
     short.training.learning_rate = 0.1
+    short.data.weights, short.data.max_length = {}, 512
     short.training.max_steps = 9
     short.training.eval_steps = 2
     short.training.save_steps = 100

@@ -4,7 +4,10 @@ The public names load what they need when they are first used.
 """
 
 import importlib
+import logging
 from typing import Any
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, wanted or not
 
 _HOME = {
     "Book": "corpus",

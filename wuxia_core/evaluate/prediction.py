@@ -10,7 +10,7 @@ from wuxia_core.evaluate.subject import Subject
 from wuxia_core.mixing.store import TRAIN, VALIDATION
 
 SOURCES = ("wuxia", "general")
-AT_ONCE = 4  # documents
+AT_ONCE = 8  # documents
 
 
 def prediction(subject: Subject) -> list[Row]:

@@ -15,7 +15,7 @@ from wuxia_core.mixing import Mixture
 from wuxia_core.mixing.store import TRAIN, VALIDATION
 
 SPANS = (3, 4, 5)
-AT_ONCE = 4  # documents
+AT_ONCE = 8  # documents
 PIECES = 2000  # of training text at a time, and what stands between
 Tokens = npt.NDArray[np.int64]
 

@@ -3,6 +3,7 @@
 import bisect
 import logging
 from collections.abc import Iterable
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -98,12 +99,14 @@ def general_epochs(
         return 0.0
     there, most = int(there / share), settings.max_general_epochs
     epochs = wanted / there
+    novels = wanted * (1 / settings.general_ratio - 1)
+    enough = there * most / (novels + there * most)
     if epochs > most:
         raise DataError(
             f"data.general_ratio {settings.general_ratio} takes {wanted:,.0f} tokens of general "
-            f"text and there are {there:,}: {epochs:.2f} epochs of it in one of the novels. Add "
-            f"general text, lower the ratio, or raise data.max_general_epochs (now {most:g}) to "
-            "repeat it"
+            f"text and there are {there:,}, which would be read {epochs:.2f} times. Add general "
+            f"text, --set data.general_ratio={floor(1000 * enough) / 1000}, or repeat it: "
+            f"--set data.max_general_epochs={ceil(100 * epochs) / 100}"
         )
     if epochs > 1:
         log.warning("general text is repeated: %.2f epochs of it in one of the novels", epochs)

@@ -120,6 +120,12 @@ def _work(config: Config, shape: Shape, device: Device, text: work.Text) -> Iter
     source = "" if text.measured else ", estimated from the files' sizes"
     yield f"an epoch: {_range(*text.tokens)} tokens, {_range(*text.windows)} windows{source}"
     yield f"the run: {_range(few, many)} steps of {batch} windows"
+    warmup = config.training.warmup_steps
+    if warmup >= many:
+        yield (
+            f"TOO SHORT: the warm-up takes {warmup} steps, so the rate never reaches its peak; "
+            f"--set training.warmup_steps={many // 10}"
+        )
     yield _hours(config, shape, device, text)
     yield f"disk for checkpoints: {work.checkpoint_bytes(config, shape) / GIB:.2f} GiB"
 

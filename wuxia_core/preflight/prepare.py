@@ -8,25 +8,16 @@ from wuxia_core.preflight import checks
 from wuxia_core.preflight.plan import plan, planned_device, this_device
 from wuxia_core.preflight.shape import read_shape
 from wuxia_core.preflight.work import checkpoint_bytes, estimated_text, measured_text
-from wuxia_core.run import Processes, check_unchanged, open_folder
+from wuxia_core.run import Processes, open_folder
 
 
-def prepare(
-    config: Config,
-    folder: Path,
-    processes: Processes,
-    start: Path | None = None,
-    resumed: bool = False,
-) -> None:
+def prepare(config: Config, folder: Path, processes: Processes, start: Path | None = None) -> None:
     """Check all that can be checked without a model, mix, say what the run needs, open its folder.
 
-    A run that is `resumed`, from the checkpoint `start` or from the beginning, has to be the one
-    that the folder is of. Raises as what it calls.
+    `start` is the checkpoint that a run goes on from. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
     checks.check_settings(config)
-    if resumed:
-        check_unchanged(config, folder, start, processes.total)
     checks.check_mask_token(config)
     mixture = mix(config)
     checks.check_windows(config, len(train_windows(mixture)), processes.total)

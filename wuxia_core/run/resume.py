@@ -42,10 +42,12 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def check_unchanged(config: Config, folder: Path, checkpoint: Path | None, processes: int) -> None:
+def check_unchanged(
+    config: Config, folder: Path, checkpoint: Path | None, processes: int, insist: bool = False
+) -> None:
     """Refuse to go on with other settings, texts or processes than the run began with.
 
-    Raises `ConfigError` naming each that differs.
+    Raises `ConfigError` naming each that differs; who insists is only told.
     """
     before = load_config(folder / "config.yaml")
     differing = list(_settings(before, config))
@@ -56,6 +58,9 @@ def check_unchanged(config: Config, folder: Path, checkpoint: Path | None, proce
         differing.append(f"the texts, or how they are cut, are not those in {folder}/mixture.json")
     if differing:
         what = "\n  ".join(differing)
+        if insist:
+            logger.warning("--allow-changed: from here on it is another run:\n  %s", what)
+            return
         raise ConfigError(
             f"--resume: this would be another run than the one in {folder}:\n  {what}\n"
             "Set them back, or insist with --allow-changed"

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def torchrun(
             "is the port free on that machine and open to the others, and do all of them run?"
         ) from None
     finally:
+        print(file=sys.stderr)  # behind the progress bar
         for number, handler in handlers.items():  # torchrun's would go on raising its own error
             signal.signal(number, handler)
 
