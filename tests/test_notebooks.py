@@ -19,6 +19,7 @@ def test_a_notebook_runs_headless_and_draws(name, sample_run, tmp_path):
         "03_mix_corpora": {"output": str(tmp_path / "mixture")},
         "04_watch_training": {"output_dir": str(folder)},
         "05_evaluate_adapter": {"output_dir": str(folder)},
+        "06_compare_objectives": {},
     }[name]
     page = run(name, parameters, tmp_path / "out").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
