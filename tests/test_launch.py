@@ -72,13 +72,15 @@ def test_the_closing_table_says_first_what_got_worse():
            "tuned": 6.1, "delta": 0.1, "low": 0.05, "high": 0.15, "n": 9}  # fmt: skip
     wits = {"name": "wits", "source": "questions", "unit": "share", "verdict": "kept",
             "margin": 0.06, "delta": None, "reason": ""}  # fmt: skip
-    card = {"metrics": [row, wits], "passages": []}
+    card = {"metrics": [row, wits], "passages": [], "objective": "masked"}
     assert closing_table(card).startswith(
         "bits per character ROSE (lower is better): general +0.100"
     )
     row["low"] = -0.01
     assert "may be chance" in closing_table(card).splitlines()[0]
     assert closing_table(card).splitlines()[1] == "wits, within 0.06: kept"
+    assert "training.objective=clm" in closing_table(card).splitlines()[2]
+    assert "objective" not in closing_table(card | {"objective": "mixed"})
     row.update(dict.fromkeys(("base", "tuned", "delta", "low", "high")), reason="2 documents")
     assert "not measured: 2 documents" in closing_table(card)
 

@@ -15,7 +15,7 @@ def closing_table(card: dict[str, Any]) -> str:
     Strata are left to the report.
     """
     table = pd.DataFrame([row for row in card["metrics"] if "," not in row["name"]])
-    lines = [_verdict(table), _wits(table), ""]
+    lines = [_verdict(table), _wits(table), *_hint(card), ""]
     for row in table.itertuples():
         label = f"  {row.source:10}{row.name:18}"
         if pd.isna(row.delta):
@@ -29,6 +29,13 @@ def closing_table(card: dict[str, Any]) -> str:
         lines += ["", f"{passage['prompt']} …"]
         lines += [f"{writer + ':':7}{_short(passage[writer])}" for writer in ("base", "tuned")]
     return "\n".join(lines)
+
+
+def _hint(card: dict[str, Any]) -> list[str]:
+    """Say what the comparison found, to who trains on masked tokens alone."""
+    if card.get("objective") != "masked":
+        return []
+    return ["on the tiny model training.objective=clm learned 1.6 times as much: see notebook 06"]
 
 
 def refusals(card: dict[str, Any], limits: EvaluationConfig) -> list[str]:

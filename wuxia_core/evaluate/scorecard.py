@@ -51,6 +51,7 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
         card = {
             "base": adapter["base_model_name_or_path"],
             "adapter": str(folder),
+            "objective": config.training.objective,
             **_measure(subject, _Parts(folder)),
         }
     except torch.OutOfMemoryError as error:
