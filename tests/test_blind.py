@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -63,6 +64,21 @@ def test_chance_votes_have_an_interval_around_a_half(folder):
     table = win_rates(folder, [fill(folder, style=lambda _: "A", quality=lambda _: "b")])
     assert table["tuned"].tolist() == [0.5, 0.5]
     assert (table["low"] < 0.3).all() and (table["high"] > 0.7).all()
+
+
+def test_a_filled_sheet_is_not_overwritten_nor_taken_for_another_runs(folder):
+    sheet = write_sheets(folder)
+    filled = fill(folder, style=str, quality=str)
+    shutil.copy(filled, sheet)
+    with pytest.raises(DataError, match="is filled in; move it away"):
+        write_sheets(folder)
+    sheet.unlink()
+    card = json.loads((folder / "scorecard.json").read_text())
+    card["passages"][0]["tuned"] += "。"
+    (folder / "scorecard.json").write_text(json.dumps(card))
+    write_sheets(folder)
+    with pytest.raises(DataError, match="no row of this run's sheet"):
+        win_rates(folder, [filled])
 
 
 def test_faulty_sheets_are_named(folder, capsys):

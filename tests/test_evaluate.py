@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wuxia_core import bits_per_char
+from wuxia_core import bits_per_char, mix, run
 from wuxia_core.config import load_config
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import evaluate
@@ -192,6 +192,20 @@ def test_an_evaluation_that_was_cut_off_goes_on(hurried, card, monkeypatch):
     assert not (hurried / scorecard.PARTS).exists()
     assert passages == card["passages"][: len(passages)]  # the same inputs, the same passages
     assert 5 <= len(passages) < len(card["passages"])
+
+
+def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, tmp_path):
+    sets = ["data.val_ratio=0", f"data.processed_data_file={tmp_path / 'all'}"]
+    config = load_config(hurried / "config.yaml", sets)
+    run.open_folder(config, mix(config), hurried)
+    card = evaluate(hurried)
+    rows = {(row["source"], row["name"]): row for row in card["metrics"]}
+    for name in ("bits_per_char", "masked_loss", "memorisation"):
+        assert rows["wuxia", name]["delta"] is None and rows["wuxia", name]["reason"]
+    assert rows["wuxia", "distinct_2"]["n"] == 10 and "human" not in rows["wuxia", "distinct_2"]
+    assert any(
+        "extraction_near was not measured" in said for said in refusals(card, config.evaluation)
+    )
 
 
 def test_a_budget_of_time_cuts_the_samples(config, caplog):

@@ -206,6 +206,10 @@ def test_a_port_that_something_else_uses_is_refused(monkeypatch):
         port = stranger.getsockname()[1]
         with pytest.raises(MachineError, match=f"127.0.0.1:{port}: something else answers there"):
             torchrun.check_free(f"127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", 0)) as rude:  # hangs up
+        threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
+        with pytest.raises(MachineError, match="something else answers there"):
+            torchrun.check_free(f"127.0.0.1:{rude.getsockname()[1]}")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     torchrun.check_free(f"127.0.0.1:{store.port}")
 

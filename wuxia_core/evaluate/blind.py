@@ -9,6 +9,7 @@ Which is base and which tuned stands in `blind_key.csv` alone: do not hand it ou
 
 import argparse
 import csv
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -39,31 +40,35 @@ PAIR = (
 )
 
 
-def write_sheets(output_dir: Path, seed: int = 0) -> Path:
+def write_sheets(output_dir: Path) -> Path:
     """Write a sheet, the same for reading, and apart from them the key; return the sheet.
 
-    Raises `DataError` where the folder holds no finished adapter.
+    Raises `DataError` where the folder holds no finished adapter, or a sheet that is filled in.
     """
     from wuxia_core.show.text import escape, visible
 
     passages = scorecard(output_dir)["passages"]
-    swapped = np.random.default_rng(seed).permutation(np.arange(len(passages)) % 2 == 0)
+    digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # of these passages, no others
+    chance = np.random.default_rng(int(digest, 16))
+    swapped = chance.permutation(np.arange(len(passages)) % 2 == 0)
     folder = output_dir / "blind"
     folder.mkdir(exist_ok=True)
+    path = folder / "sheet.csv"
+    if path.exists() and any(row.get(asked) for row in _read(path) for asked in ASKED):
+        raise DataError(f"{path}: is filled in; move it away first")
     rows, key = [], []
     for number, (passage, swap) in enumerate(zip(passages, swapped, strict=True), 1):
         first, second = ("tuned", "base") if swap else ("base", "tuned")
         text = {"prompt": passage["prompt"], "A": passage[first], "B": passage[second]}
-        rows.append({"id": number, **{name: visible(value) for name, value in text.items()}})
-        key.append({"id": number, "tuned": "A" if swap else "B"})
+        name = f"{number}-{digest[:6]}"
+        rows.append({"id": name, **{name: visible(value) for name, value in text.items()}})
+        key.append({"id": name, "tuned": "A" if swap else "B"})
     sheet = pd.DataFrame([{name: _cell(value) for name, value in row.items()} for row in rows])
-    sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(
-        folder / "sheet.csv", index=False, encoding="utf-8-sig"
-    )
+    sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(path, index=False, encoding="utf-8-sig")
     pairs = "".join(PAIR.format(**{n: escape(str(v)) for n, v in row.items()}) for row in rows)
     (folder / "sheet.html").write_text(PAGE.format(pairs=pairs), encoding="utf-8")
     pd.DataFrame(key).to_csv(output_dir / "blind_key.csv", index=False)
-    return folder / "sheet.csv"
+    return path
 
 
 def _cell(value: object) -> object:

@@ -47,6 +47,9 @@ def refusals(card: dict[str, Any], limits: EvaluationConfig) -> list[str]:
         for copied in card["copied"]
         if copied["length"] >= limits.max_copied
     ]
+    for name in ("copied_length", "extraction_near"):
+        if rows[name]["delta"] is None:
+            found.append(f"{name} was not measured: {rows[name]['reason']}")
     extracted = rows["extraction_near"]["tuned"]
     if extracted is not None and extracted > limits.max_extracted:
         found.append(

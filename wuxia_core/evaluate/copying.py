@@ -6,6 +6,7 @@ documents. The training text is read a document at a time, so it may be far larg
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -204,7 +205,8 @@ def extraction(
     """
     from rapidfuzz.distance import Levenshtein
 
-    ids = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True).input_ids
+    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    ids = encode(list(documents)).input_ids if documents else []
     places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
     stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in places]
     rows = []

@@ -54,7 +54,9 @@ def generate(
     import torch
 
     start = document_start_id(tokenizer)
-    encoded = tokenizer(list(prompts), add_special_tokens=False).input_ids
+    encoded = tokenizer(
+        list(prompts), add_special_tokens=False, split_special_tokens=True
+    ).input_ids
     longest = 1 + max(map(len, encoded))
     rows = [[start] * (longest - len(ids)) + ids for ids in encoded]  # filled up at the left
     seen = [[0] * (longest - 1 - len(ids)) + [1] * (1 + len(ids)) for ids in encoded]

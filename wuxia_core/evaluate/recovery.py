@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from wuxia_core.corpus.classes import CLASSES
+from wuxia_core.errors import DataError
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.evaluate.xray import xray
@@ -52,12 +53,15 @@ def _tokens(subject: Subject, source: str) -> pd.DataFrame:
     """X-ray the held-out documents of a source: a row a masked token."""
     parts = []
     documents = subject.documents(source, VALIDATION)
-    for chosen in subject.in_time(documents, AT_ONCE, 0.1):
-        seen = xray(
-            subject.model, subject.tokenizer, subject.mixture.texts(chosen),
-            SpanMasker(seed=subject.seed), key=chosen[0] << 20,
-            window=subject.config.data.max_length, batch_size=subject.batch_size,
-        ).tokens  # fmt: skip
+    for chosen in subject.in_time(documents, AT_ONCE, 0.08):
+        try:
+            seen = xray(
+                subject.model, subject.tokenizer, subject.mixture.texts(chosen),
+                SpanMasker(seed=subject.seed), key=chosen[0] << 20,
+                window=subject.config.data.max_length, batch_size=subject.batch_size,
+            ).tokens  # fmt: skip
+        except DataError:  # so short that no token is masked
+            continue
         seen["document"] = np.array(chosen)[seen["text"]]
         seen["length"] = seen.groupby(["text", "block"])["block"].transform("size")
         for side in ("base", "tuned"):

@@ -25,6 +25,7 @@ from wuxia_core.evaluate.statistics import Metric, Row, between, compare, holm, 
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.evaluate.wits import answers, questions, verdict
 from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.mixing.staging import written
 from wuxia_core.mixing.store import TRAIN, VALIDATION, draw
 
 CARD, PARTS = "scorecard.json", ".scorecard"
@@ -59,9 +60,12 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
             f"out of GPU memory while evaluating ({str(error).splitlines()[0]}); lower training."
             f"per_device_eval_batch_size in {folder / 'config.yaml'} and evaluate again"
         ) from None
-    text = json.dumps(card, ensure_ascii=False, indent=1)
-    (folder / CARD).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder / PARTS)
+    with written(str(folder)):
+        unfinished = folder / PARTS / CARD
+        text = json.dumps(card, ensure_ascii=False, indent=1)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / CARD)
+        shutil.rmtree(folder / PARTS)
     return card
 
 
@@ -98,8 +102,8 @@ class _Parts:
 
 
 def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
-    written = parts.get(lambda: write(subject), "written")
-    judged = parts.get(lambda: judge_writing(subject, written), "writing")
+    passages = parts.get(lambda: write(subject), "written")
+    judged = parts.get(lambda: judge_writing(subject, passages), "writing")
     metrics: list[Row] = [
         *parts.get(lambda: prediction(subject), "prediction"),
         *parts.get(lambda: recovery(subject), "recovery"),
@@ -108,13 +112,13 @@ def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
         *parts.get(lambda: _extracted(subject), "extraction"),
     ]
     holm(metrics)
-    return {"metrics": metrics, "passages": written, **judged}
+    return {"metrics": metrics, "passages": passages, **judged}
 
 
 def _wits(subject: Subject) -> list[Row]:
     """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
     mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
-    chunks = subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.15)
+    chunks = subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.13)
     asked = [
         subject.both(partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size))
         for chunk in chunks
@@ -134,11 +138,13 @@ def _extracted(subject: Subject) -> list[Row]:
     """How much more often a training prefix draws out its text than one never trained on."""
     sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
     for split in (TRAIN, VALIDATION):
-        texts = subject.mixture.texts(subject.documents("wuxia", split))
-        asked = (texts, PREFIXES, subject.seed, AT_ONCE)
-        work = partial(extraction, subject.model, subject.tokenizer, *asked)
-        for side, table in zip(sides, subject.both(work), strict=True):
-            side.append(table.assign(trained=split == TRAIN, asked=1))
+        documents = subject.documents("wuxia", split)
+        for chunk in subject.in_time(documents, AT_ONCE, 0.05):
+            count = -(-PREFIXES * len(chunk) // len(documents))
+            asked = (subject.mixture.texts(chunk), count, subject.seed, AT_ONCE)
+            work = partial(extraction, subject.model, subject.tokenizer, *asked)
+            for side, table in zip(sides, subject.both(work), strict=True):
+                side.append(table.assign(trained=split == TRAIN, asked=1))
     base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
     rows = []
     for column, what in (("exact", "exactly"), ("near", "nearly")):

@@ -12,7 +12,7 @@ from wuxia_core.errors import DataError
 from wuxia_core.evaluate import diversity, style
 from wuxia_core.evaluate.copying import overlap, passages
 from wuxia_core.evaluate.generation import CHARACTERS, WRITERS
-from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, missing, ratio
+from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, missing, ratio
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION
 
@@ -28,15 +28,15 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
 
     Returns
     -------
-    `metrics`; `copied`, the longest copied runs; and what the plots draw: `texts`, a row a passage
-    with its longest `copied` run and its `style` logit, and `map`, pools of 2,000 characters by the
-    two principal components of their z-scores.
+    `metrics`; `copied`, the longest runs that tuned passages copied, uncut; and what the plots
+    draw: `texts`, a row a passage with its longest `copied` run and its `style` logit, and `map`,
+    pools of 2,000 characters by the two principal components of their z-scores.
     """
     whole = [row for row in written if all(len(_cut(row[w])) == CHARACTERS for w in WRITERS)]
     texts = {writer: [_cut(row[writer]) for row in whole] for writer in WRITERS}
     held_out = _pieces(subject.human("wuxia", VALIDATION))["text"]
-    evenly = np.linspace(0, len(held_out) - 1, len(whole)).astype(int)
-    texts["human"] = held_out.iloc[np.unique(evenly[evenly >= 0])].tolist()
+    count = min(len(whole), len(held_out))
+    texts["human"] = held_out.iloc[np.linspace(0, len(held_out) - 1, count).astype(int)].tolist()
     owner = np.repeat(list(texts), [len(each) for each in texts.values()])
     shared = overlap([t for each in texts.values() for t in each], subject.mixture.training_texts)
     copied = {writer: shared[owner == writer].reset_index(drop=True) for writer in texts}
@@ -45,11 +45,13 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
         *_style(human, texts), _human_or_model(whole, texts), *_variety(texts), *_copying(copied),
     ]  # fmt: skip
     table = pd.DataFrame({"writer": owner, "copied": shared["length"], "style": None})
-    with contextlib.suppress(DataError):  # said in the row of style_strength
-        table["style"] = human.classifier.logit([t for each in texts.values() for t in each])
+    if len(table):
+        with contextlib.suppress(DataError):  # said in the row of style_strength
+            table["style"] = human.classifier.logit([t for each in texts.values() for t in each])
+    uncut = overlap([row["tuned"] for row in written], subject.mixture.training_texts)
     return {
         "metrics": [_row(metric, measure, texts, subject.seed) for metric, measure in measures],
-        "copied": passages(copied["tuned"]).to_dict("records"),
+        "copied": passages(uncut).to_dict("records"),
         "texts": table.to_dict("records"),
         "map": _map(human, texts),
     }
@@ -95,15 +97,17 @@ def _map(human: _Human, texts: dict[str, list[str]]) -> list[dict[str, Any]]:
 def _row(metric: Metric, measure: Measure, texts: dict[str, list[str]], seed: int) -> Row:
     """Compare base and tuned; the controls' figures stand beside them."""
     n = len(texts["base"])
+    if n < FEWEST:
+        return missing(metric, n, f"{n} passages of {CHARACTERS} characters, fewer than {FEWEST}")
     try:
         row = compare(metric, measure("base"), measure("tuned"), n, seed)
-        controls = ("few_shot", "human") if row["delta"] is not None else ()
-        for control in controls:
-            if (items := measure(control)) is not None:
-                once = np.ones((1, len(texts[control])))
-                row[control] = float(metric.statistic(items, once)[0])
     except DataError as error:
         return missing(metric, n, str(error))
+    controls = ("few_shot", "human") if row["delta"] is not None else ()
+    for control in controls:
+        equal = len(texts[control]) == n  # a figure of fewer texts would be another one
+        if equal and (items := measure(control)) is not None:
+            row[control] = float(metric.statistic(items, np.ones((1, n)))[0])
     return row
 
 

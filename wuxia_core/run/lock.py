@@ -14,7 +14,7 @@ from wuxia_core.errors import MachineError
 from wuxia_core.mixing.staging import alone
 
 LOCK = "run.lock"
-SAME_START = 60  # seconds; a start time is reckoned from the clock, which may be set meanwhile
+SAME_START = 5  # seconds; a start time is reckoned from the clock, which may be set meanwhile
 
 
 @contextmanager

@@ -16,7 +16,10 @@ from wuxia_core.run.folder import ADAPTER
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
-FREE = ("plan.", "training.output_dir")  # do not touch the adapter
+FREE = (  # do not touch the adapter
+    "plan.", "training.output_dir", "evaluation.minutes", "evaluation.wits_margin",
+    "evaluation.general_margin", "evaluation.max_copied", "evaluation.max_extracted",
+)  # fmt: skip
 
 
 def resume_point(folder: Path) -> Path | None:

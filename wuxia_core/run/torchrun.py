@@ -1,5 +1,6 @@
 """The processes of a run: torchrun, in here, so that signals reach it; and again after a crash."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -75,10 +76,15 @@ def check_free(endpoint: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except OSError:
         return  # nobody is there yet
-    asked = threading.Thread(target=TCPStore, args=(host, int(port)), daemon=True)
-    asked.start()
-    asked.join(ANSWER)
-    if asked.is_alive():
+    met = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            TCPStore(host, int(port))
+            met.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if not met.wait(ANSWER):
         raise MachineError(
             f"--rdzv-endpoint {endpoint}: something else answers there; choose another port"
         )

@@ -80,7 +80,8 @@ class KeepBest(TrainerCallback):
         rows = [row for row in rows if 0 < row["step"] <= resumed_at]
         measured = {row["step"]: row[JUDGED_BY] for row in rows if JUDGED_BY in row}
         kept = best_adapter(folder)
-        here = kept is not None and step_of(kept) in measured
+        best = min(measured, key=lambda step: (measured[step], step), default=None)
+        here = kept is not None and step_of(kept) == best
         self._measured: dict[int, float] = measured if here else {}
 
     @property

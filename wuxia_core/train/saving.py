@@ -95,13 +95,13 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 def best_adapter(folder: Path) -> Path | None:
     """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path for path in folder.glob("best-*") if (path / ADAPTER_FILES[-1]).exists()]
+    whole = [path for path in folder.glob("best-[0-9]*") if (path / ADAPTER_FILES[-1]).exists()]
     return max(whole, key=checkpoints.step_of, default=None)
 
 
 def save_best(model: Any, folder: Path, step: int) -> None:
     """Keep this adapter as the best, instead of the one before."""
-    before = [path for path in folder.glob("best-*") if checkpoints.step_of(path) != step]
+    before = [path for path in folder.glob("best-[0-9]*") if checkpoints.step_of(path) != step]
     save_adapter(model, folder / f"best-{step}")
     for path in before:
         shutil.rmtree(path)
@@ -116,5 +116,5 @@ def finish(model: Any, folder: Path) -> None:
         for name in ADAPTER_FILES:
             if (best / name).exists():  # or it was moved before the run was killed
                 (best / name).replace(folder / name)
-    for path in folder.glob("best-*"):
+    for path in folder.glob("best-[0-9]*"):
         shutil.rmtree(path)
