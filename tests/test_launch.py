@@ -269,6 +269,7 @@ def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
     assert status == 5 and "Qwen/Qwen3-8B" in error and "HF_ENDPOINT" in error
 
 
+@pytest.mark.slow
 def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("甲", "乙"):

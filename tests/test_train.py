@@ -223,6 +223,7 @@ def test_a_log_that_cannot_be_written_ends_with_5_and_says_so(tmp_path):
     assert str(tmp_path) in str(known) and "is the disk full?" in str(known)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     """At a rate that makes it worse and worse, the first is the best."""
     short.training.learning_rate = 0.1
