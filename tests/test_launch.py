@@ -63,7 +63,7 @@ def test_the_sample_run_learned(sample_run):
     held_out = metrics["eval_wuxia_loss"].dropna()
     assert held_out.iloc[-1] < held_out.iloc[0] - 0.3
     assert metrics["tokens_per_second"].dropna().gt(0).all()
-    for words in ("bits per character", "masked_accuracy", "base:  剑光一闪", "tuned: 剑光一闪"):
+    for words in ("bits per character", "masked_accuracy", "剑光一闪 …", "base:  ", "tuned: "):
         assert words in printed
 
 
