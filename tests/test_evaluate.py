@@ -195,7 +195,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(hurried, card, monkeypatch):
     assert 5 <= len(passages) < len(card["passages"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, tmp_path):
     sets = ["data.val_ratio=0", f"data.processed_data_file={tmp_path / 'all'}"]
     config = load_config(hurried / "config.yaml", sets)
@@ -232,7 +232,7 @@ def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
     assert "50% more" in extracted and "wits fell" in lost
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gate_ends_with_3(hurried, capsys):
     config = load_config(hurried / "config.yaml", ["evaluation.max_copied=1"])
     config.save(hurried / "config.yaml")
