@@ -1,8 +1,8 @@
 """What a model makes of a text, left to right: bits per character."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -72,14 +72,14 @@ def document_bits(
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
     batches = (
-        _batch(rows[start : start + batch_size], start_id)
+        window_batch(rows[start : start + batch_size], start_id)
         for start in range(0, len(rows), batch_size)
     )
     total = -(-len(rows) // batch_size)
-    scores = _score_all(model, tqdm(batches, desc="bits per character", total=total, leave=False))
+    nats = asked_nats(model, tqdm(batches, desc="bits per character", total=total, leave=False))
     asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
     owner = np.repeat([number for number, _, _ in rows], asked)
-    bits = np.bincount(owner, scores["nats"] / np.log(2), minlength=len(normal))
+    bits = np.bincount(owner, nats / np.log(2), minlength=len(normal))
     return pd.DataFrame({"bits": bits, "chars": [len(text) for text in normal]})
 
 
@@ -96,20 +96,20 @@ def _sliding(
         yield number, ids, labels
 
 
-def _batch(
+def window_batch(
     rows: Sequence[tuple[int, mixing.Tokens, mixing.Tokens]], pad: int
 ) -> "dict[str, torch.Tensor]":
+    """Make rows of (anything, tokens, labels) into a model's inputs."""
     _, ids, labels = zip(*rows, strict=True)
     return model_inputs(padded(ids, pad), padded(labels, IGNORE_INDEX))
 
 
-def _score_all(model: "PreTrainedModel", batches: Any) -> dict[str, Floats]:
-    """Score every asked token, in order: `nats` and whether the best guess was `right`."""
-    parts = [_score(model, batch) for batch in batches]
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("nats", "right")}
+def asked_nats(model: "PreTrainedModel", batches: "Iterable[dict[str, torch.Tensor]]") -> Floats:
+    """Score every asked token of all batches, in order: -log p, (N,)."""
+    return np.concatenate([_nats(model, batch) for batch in batches])
 
 
-def _score(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> dict[str, Floats]:
+def _nats(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> Floats:
     import torch
     import torch.nn.functional as F
 
@@ -117,7 +117,5 @@ def _score(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> dict[s
     labels = batch.pop("labels")
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits.float()  # (N, V)
-        targets = labels[labels != IGNORE_INDEX]
-        nats = F.cross_entropy(logits, targets, reduction="none")
-    right = logits.argmax(-1) == targets
-    return {"nats": nats.double().cpu().numpy(), "right": right.double().cpu().numpy()}
+        nats = F.cross_entropy(logits, labels[labels != IGNORE_INDEX], reduction="none")
+    return np.asarray(nats.double().cpu().numpy())

@@ -15,9 +15,8 @@ FEWEST = 5  # documents or prompts; below that an interval over them means nothi
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
-Statistic = Callable[
-    [Any, Floats], Floats
-]  # what a model did, weights (B, n) of its n items → (B,)
+# Of what a model did, n items, and weights (B, n): a figure for each row of weights, (B,).
+Statistic = Callable[[Any, Floats], Floats]
 
 
 @dataclass(frozen=True)

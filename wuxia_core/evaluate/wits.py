@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from wuxia_core import mixing
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.evaluate.scoring import Floats, _batch, _score_all
+from wuxia_core.evaluate.scoring import Floats, asked_nats, window_batch
 from wuxia_core.masking import IGNORE_INDEX
 from wuxia_core.model import document_start_id
 
@@ -111,9 +111,9 @@ def answers(
     pad = document_start_id(tokenizer)
     rows = sorted(_rows(tokenizer, questions), key=lambda row: len(row[1]))  # little padding
     starts = range(0, len(rows), batch_size)
-    batches = (_batch(rows[start : start + batch_size], pad) for start in starts)
+    batches = (window_batch(rows[start : start + batch_size], pad) for start in starts)
     progress = tqdm(batches, desc="questions", total=len(starts), leave=False)
-    nats = _score_all(model, progress)["nats"]
+    nats = asked_nats(model, progress)
     asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
     owner = np.repeat([number for number, _, _ in rows], asked)
     chars = [len(option) for question in questions for option in question.options]

@@ -38,7 +38,10 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
     count = min(len(whole), len(held_out))
     texts["human"] = held_out.iloc[np.linspace(0, len(held_out) - 1, count).astype(int)].tolist()
     owner = np.repeat(list(texts), [len(each) for each in texts.values()])
-    shared = overlap([t for each in texts.values() for t in each], subject.mixture.training_texts)
+    cut = [text for each in texts.values() for text in each]
+    uncut = [row["tuned"] for row in written]
+    every = overlap([*cut, *uncut], subject.mixture.training_texts)  # reads all of it: once
+    shared = every[: len(cut)]
     copied = {writer: shared[owner == writer].reset_index(drop=True) for writer in texts}
     human = _Human(subject)
     measures = [
@@ -47,11 +50,10 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
     table = pd.DataFrame({"writer": owner, "copied": shared["length"], "style": None})
     if len(table):
         with contextlib.suppress(DataError):  # said in the row of style_strength
-            table["style"] = human.classifier.logit([t for each in texts.values() for t in each])
-    uncut = overlap([row["tuned"] for row in written], subject.mixture.training_texts)
+            table["style"] = human.classifier.logit(cut)
     return {
         "metrics": [_row(metric, measure, texts, subject.seed) for metric, measure in measures],
-        "copied": passages(uncut).to_dict("records"),
+        "copied": passages(every[len(cut) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.to_dict("records"),
         "map": _map(human, texts),
     }

@@ -77,12 +77,14 @@ class KeepBest(TrainerCallback):
     def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
         self._folder, self._patience = folder, patience
         rows = read_rows(folder) if resumed_at else []
-        rows = [row for row in rows if 0 < row["step"] <= resumed_at]
-        measured = {row["step"]: row[JUDGED_BY] for row in rows if JUDGED_BY in row}
+        self._measured: dict[int, float] = {
+            row["step"]: row[JUDGED_BY]
+            for row in rows
+            if JUDGED_BY in row and 0 < row["step"] <= resumed_at
+        }
         kept = best_adapter(folder)
-        best = min(measured, key=lambda step: (measured[step], step), default=None)
-        here = kept is not None and step_of(kept) == best
-        self._measured: dict[int, float] = measured if here else {}
+        if kept is None or step_of(kept) != self.best:
+            self._measured = {}
 
     @property
     def best(self) -> int | None:
