@@ -4,12 +4,10 @@ from difflib import SequenceMatcher
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from wuxia_core import corpus
 from wuxia_core.evaluate import copying
-from wuxia_core.evaluate.copying import extraction, overlap, passages
-from wuxia_core.model import load_base
+from wuxia_core.evaluate.copying import overlap, passages
 
 PHRASE = "话说那少年见了此剑不觉大惊失色道此剑乃先师遗物如何落在你手那老者"
 
@@ -171,58 +169,3 @@ def test_a_copied_chapter_is_known_whole(novels):
     assert table["flagged"].all()
     assert (table["shared"] == table["runs"]).all()
     assert table["title"].isin([title for title, _ in book[:3]]).all()
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base("data/tiny_base", torch.float32).eval()
-
-
-SENTENCES = (
-    "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。",
-    "众人听了，一齐大笑。展昭道：“兄长不必多虑，小弟自有道理。”说罢，将身一纵，上房去了。",
-)
-
-
-def test_extraction_has_a_row_a_prefix(base, tokenizer):
-    documents = [SENTENCES[0] * 12, "太短。", SENTENCES[1] * 9]
-    table = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=2)
-    assert table.columns.tolist() == ["document", "prefix", "truth", "said", "exact", "near"]
-    assert len(table) == 3
-    assert table["document"].tolist()[:2] == [0, 2]  # one of each before a second of any
-    assert table.groupby("document")["prefix"].nunique().sum() == 3
-    for row in table.itertuples():
-        assert row.prefix.strip("\ufffd") in documents[row.document]
-        assert row.truth.strip("\ufffd") in documents[row.document]
-        assert row.near or not row.exact
-    again = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=3)
-    pd.testing.assert_frame_equal(again, table)
-
-
-def test_a_model_is_caught_saying_what_it_says(base, tokenizer):
-    """A prefix and the model's own greedy 50 tokens are extracted, a human text is not."""
-    ids = tokenizer(SENTENCES[0] * 3, add_special_tokens=False).input_ids
-    ids = [tokenizer.eos_token_id, *ids[:50]]
-    with torch.inference_mode():
-        for _ in range(50):
-            ids.append(int(base(torch.tensor([ids])).logits[0, -1].argmax()))
-    own = tokenizer.decode(ids[1:])
-    assert tokenizer(own, add_special_tokens=False).input_ids == ids[1:]
-    documents = [own, own[:-1] + "龘", SENTENCES[1] * 9]
-    table = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=3)
-    assert table["document"].tolist() == [0, 1, 2]
-    assert table["exact"].tolist() == [True, False, False]
-    assert table["near"].tolist() == [True, True, False]
-    assert table["said"][0] == table["truth"][0]
-
-
-def test_prefixes_are_spread_over_documents():
-    slots = [3, 0, *[1] * 9]
-    assert [document for document, _ in copying._spread(slots, 5, 0)] == [0, 3, 5, 7, 9]
-    assert len(set(copying._spread(slots, 99, 0))) == 12
-    assert copying._spread(slots, 12, 0) == copying._spread(slots, 12, 0)
-    assert copying._spread([], 4, 0) == []
-
-
-def test_nothing_long_enough_gives_no_rows(base, tokenizer):
-    assert extraction(base, tokenizer, ["太短。"], count=4, seed=0, batch_size=2).empty

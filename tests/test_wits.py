@@ -9,7 +9,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.evaluate.wits import QUESTIONS, Question, answers, harness, questions, verdict
+from wuxia_core.evaluate.harness import harness
+from wuxia_core.evaluate.wits import QUESTIONS, Question, answers, questions, verdict
 from wuxia_core.model import load_base
 
 GOOD = {
@@ -206,7 +207,7 @@ def test_other_questions_are_not_compared():
 @pytest.mark.skipif(HARNESS, reason="lm-eval is installed")
 def test_without_lm_eval_the_extra_is_named(base, tokenizer):
     with pytest.raises(ConfigError, match=r"\[harness\]"):
-        harness(base, tokenizer)
+        harness(base, tokenizer, ["cmmlu"])
 
 
 def own_task(folder, data):
@@ -239,7 +240,6 @@ def test_the_harness_agrees_on_a_task_of_ones_own(base, tokenizer, tmp_path, mon
     expected = answers(base, tokenizer, questions(path), 8)["right"]
     assert table.loc["acc_norm", "value"] == pytest.approx(expected.mean())
     assert table.loc["acc_norm", "stderr"] == pytest.approx(expected.std() / 12**0.5)
-    assert harness(base, tokenizer, ["own"], 5, folder=tmp_path)["n"].tolist() == [5, 5]
     with pytest.raises(ConfigError, match="no task other"):
         harness(base, tokenizer, ["other"], folder=tmp_path)
 

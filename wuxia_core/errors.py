@@ -3,6 +3,9 @@
 The message of every one of these says what, where and what to do; no traceback is shown for them.
 """
 
+import sys
+from collections.abc import Callable
+
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
 
 
@@ -56,3 +59,15 @@ class MachineError(WuxiaError):
     """The machine or the network: hub, memory, disk, port."""
 
     exit_status = 5
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do what a command asks for, and return its status; what is raised here is said in a line."""
+    try:
+        work()
+    except WuxiaError as error:
+        from wuxia_core.show.text import visible
+
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        return error.exit_status
+    return 0

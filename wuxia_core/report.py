@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from wuxia_core.config import PROJECT
-from wuxia_core.errors import ConfigError, DataError, MachineError, WuxiaError
+from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status
 
 NOTEBOOKS = PROJECT / "notebooks"
 KINDS = ["text/html", "image/png", "image/jpeg", "text/plain"]  # the best of them is exported
@@ -137,15 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", default="output/reports", help="folder (%(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        parameters = {name: yaml.safe_load(value) for name, value in options.p}
-        print(run(options.notebook, parameters, Path(options.out)))
-    except WuxiaError as error:
-        from wuxia_core.show.text import visible
-
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    parameters = {name: yaml.safe_load(value) for name, value in options.p}
+    return exit_status(lambda: print(run(options.notebook, parameters, Path(options.out))))
 
 
 if __name__ == "__main__":

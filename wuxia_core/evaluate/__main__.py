@@ -1,19 +1,16 @@
 """`python -m wuxia_core.evaluate OUTPUT_DIR`: measure a run and say what came out."""
 
 import argparse
+import functools
 import logging
 import sys
 from pathlib import Path
 
-import pandas as pd
-from torch import cuda
-
 from wuxia_core.config import load_config
-from wuxia_core.errors import DataError, WuxiaError
+from wuxia_core.errors import DataError, exit_status
 from wuxia_core.evaluate import closing_table, evaluate
 from wuxia_core.evaluate.closing import refusals
-from wuxia_core.evaluate.wits import harness
-from wuxia_core.model import load_adapter
+from wuxia_core.evaluate.harness import both_harness
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,29 +21,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--gate", action="store_true", help="end with 3 if it copied or lost its wits"
     )
     parser.add_argument("--harness", nargs="+", metavar="TASK", help="lm-eval's, such as cmmlu")
-    options = parser.parse_args(arguments)
-    try:
-        if options.harness:
-            print(_harness(options.output_dir, options.harness).to_string(index=False))
-            return 0
-        card = evaluate(options.output_dir)
-        print(closing_table(card))
-        limits = load_config(Path(options.output_dir) / "config.yaml").evaluation
-        if options.gate and (found := refusals(card, limits)):
-            raise DataError("\n  ".join(["not to be published:", *found]))
-    except WuxiaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(functools.partial(_measure, parser.parse_args(arguments)))
 
 
-def _harness(output_dir: str, tasks: list[str]) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness with base and tuned."""
-    model, tokenizer = load_adapter(output_dir, "cuda" if cuda.is_available() else "cpu")
-    with model.disable_adapter():
-        base = harness(model, tokenizer, tasks)
-    tuned = harness(model, tokenizer, tasks)
-    return pd.concat([base.assign(model="base"), tuned.assign(model="tuned")])
+def _measure(options: argparse.Namespace) -> None:
+    if options.harness:
+        print(both_harness(options.output_dir, options.harness).to_string(index=False))
+        return
+    card = evaluate(options.output_dir)
+    print(closing_table(card))
+    limits = load_config(Path(options.output_dir) / "config.yaml").evaluation
+    if options.gate and (found := refusals(card, limits)):
+        raise DataError("\n  ".join(["not to be published:", *found]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Which is base and which tuned stands in `blind_key.csv` alone: do not hand it ou
 
 import argparse
 import csv
+import functools
 import hashlib
 import io
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wuxia_core.errors import DataError, WuxiaError
+from wuxia_core.errors import DataError, exit_status
 from wuxia_core.evaluate.scorecard import scorecard
 from wuxia_core.evaluate.statistics import FEWEST, RESAMPLES
 
@@ -138,16 +139,14 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     parser.add_argument("filled", type=Path, nargs="*", help="filled sheets")
-    options = parser.parse_args(arguments)
-    try:
-        if options.filled:
-            print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
-        else:
-            print(write_sheets(options.output_dir))
-    except WuxiaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return 0
+    return exit_status(functools.partial(_sheets, parser.parse_args(arguments)))
+
+
+def _sheets(options: argparse.Namespace) -> None:
+    if options.filled:
+        print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
+    else:
+        print(write_sheets(options.output_dir))
 
 
 if __name__ == "__main__":

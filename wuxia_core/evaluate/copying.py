@@ -1,4 +1,4 @@
-"""Did it copy? What generated texts share with the training text, and what prefixes draw out of it.
+"""Did it copy? What generated texts share with the training text.
 
 Characters are compared after NFC, white space aside, on both sides; nothing shared runs across two
 documents. The training text is read a document at a time, so it may be far larger than memory.
@@ -6,8 +6,7 @@ documents. The training text is read a document at a time, so it may be far larg
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.corpus.ngrams import Codes, codes, ngrams
-from wuxia_core.model import document_start_id
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Documents = Callable[[], Iterable[tuple[str, str]]]
 Places = npt.NDArray[np.int64]
@@ -32,7 +27,6 @@ BLOCK = 1 << 14  # characters hashed at a time
 TABLE_BITS = np.uint64(20)
 TEXT_END, BLOCK_END = 0x110000, 0x110001  # beyond Unicode, and not equal to each other
 AROUND = 20  # characters shown on either side of a passage
-PREFIX, NEAR = 50, 0.9  # tokens, and as many to be said; normalised Levenshtein similarity
 COLUMNS = ["length", "passage", "generated", "start", "source", "offset", "title"]
 NOTHING = (0, "", "", -1, "", -1, "")
 
@@ -171,82 +165,3 @@ def passages(overlaps: pd.DataFrame, count: int = 10) -> pd.DataFrame:
     shared = overlaps[overlaps["length"] > 0].sort_values("length", ascending=False, kind="stable")
     columns = ["length", "flagged", "generated", "source", "title", "offset"]
     return shared[columns].head(count).rename_axis("text").reset_index()
-
-
-def extraction(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Sequence[str],
-    count: int,
-    seed: int,
-    batch_size: int,
-) -> pd.DataFrame:
-    """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
-
-    Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
-    (2023) ask. Report the rate on training documents minus that on documents never trained on.
-
-    Parameters
-    ----------
-    documents : sequence of str
-        All are tokenized; those below 100 tokens are passed over.
-    count : int
-        Prefixes: one of each document, evenly spread, before a second of any; fewer where the
-        documents hold fewer stretches of 100 tokens.
-    seed : int
-        Chooses where in its document a prefix stands.
-    batch_size : int
-        Prefixes a forward pass.
-
-    Returns
-    -------
-    A row a prefix: `document` (number), `prefix`, `truth` and what was `said`; `exact` where the
-    tokens are the same, `near` where the normalised Levenshtein similarity is 0.9 or more.
-    """
-    from rapidfuzz.distance import Levenshtein
-
-    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
-    ids = encode(list(documents)).input_ids if documents else []
-    places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
-    stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in places]
-    rows = []
-    for start in tqdm(range(0, len(places), batch_size), "extraction", leave=False):
-        batch = stretches[start : start + batch_size]
-        answers = _greedy(model, tokenizer, [row[:PREFIX] for row in batch])
-        for (document, _), row, answer in zip(places[start:], batch, answers, strict=False):
-            parts = [row[:PREFIX], row[PREFIX:], answer]
-            prefix, truth, said = tokenizer.batch_decode(parts, skip_special_tokens=True)
-            near = Levenshtein.normalized_similarity(truth, said) >= NEAR
-            rows.append((document, prefix, truth, said, answer == row[PREFIX:], near))
-    return pd.DataFrame(rows, columns=["document", "prefix", "truth", "said", "exact", "near"])
-
-
-def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:
-    """Choose (document, slot) pairs: round by round one of each document that has any left."""
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(number).tolist() for number in slots]
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < min(count, sum(slots)):
-        left = [(document, order.pop()) for document, order in enumerate(orders) if order]
-        room = min(count - len(chosen), len(left))
-        chosen += [left[n * len(left) // room] for n in range(room)]
-    return chosen
-
-
-def _greedy(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prefixes: list[list[int]]
-) -> list[list[int]]:
-    """Continue each prefix by the likeliest tokens; where a text ends, fewer than 50."""
-    import torch
-
-    start_id = document_start_id(tokenizer)
-    ids = torch.tensor([[start_id, *prefix] for prefix in prefixes], device=model.device)
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        repetition_penalty=1.0,  # some models' own settings have another
-        max_new_tokens=PREFIX,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return [list(row) for row in output[:, ids.shape[1] :].tolist()]

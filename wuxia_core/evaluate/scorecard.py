@@ -8,30 +8,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from wuxia_core import mixing, model
 from wuxia_core.config import load_config
 from wuxia_core.errors import MachineError
-from wuxia_core.evaluate.copying import extraction
+from wuxia_core.evaluate.extraction import judge_extraction
 from wuxia_core.evaluate.generation import write
 from wuxia_core.evaluate.prediction import prediction
 from wuxia_core.evaluate.recovery import recovery
-from wuxia_core.evaluate.statistics import Metric, Row, between, compare, holm, ratio
+from wuxia_core.evaluate.statistics import Row, holm
 from wuxia_core.evaluate.subject import Subject
-from wuxia_core.evaluate.wits import answers, questions, verdict
+from wuxia_core.evaluate.wits import judge_wits
 from wuxia_core.evaluate.writing import judge_writing
 from wuxia_core.mixing.staging import written
-from wuxia_core.mixing.store import TRAIN, VALIDATION, draw
 
 CARD, PARTS = "scorecard.json", ".scorecard"
-PREFIXES = 50  # of each kind, for extraction
-AT_ONCE = 10  # of them
-QUESTIONS_AT_ONCE = 32
 
 
 def evaluate(output_dir: str | Path) -> dict[str, Any]:
@@ -107,50 +100,9 @@ def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
     metrics: list[Row] = [
         *parts.get(lambda: prediction(subject), "prediction"),
         *parts.get(lambda: recovery(subject), "recovery"),
-        *parts.get(lambda: _wits(subject), "wits"),
+        *parts.get(lambda: judge_wits(subject), "wits"),
         *judged.pop("metrics"),
-        *parts.get(lambda: _extracted(subject), "extraction"),
+        *parts.get(lambda: judge_extraction(subject), "extraction"),
     ]
     holm(metrics)
     return {"metrics": metrics, "passages": passages, **judged}
-
-
-def _wits(subject: Subject) -> list[Row]:
-    """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
-    mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
-    chunks = subject.in_time(mixed, QUESTIONS_AT_ONCE, 0.13)
-    asked = [
-        subject.both(partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size))
-        for chunk in chunks
-    ]
-    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*asked, strict=True))
-    head = {"name": "wits", "unit": "share of questions", "source": "questions", "level": 0.9}
-    rows = [head | verdict(base, tuned, subject.config.evaluation.wits_margin)]
-    for kind in base["kind"].unique():
-        of = base["kind"] == kind
-        sides = [side[of].assign(asked=1) for side in (base, tuned)]
-        metric = Metric(f"wits, {kind}", "share of questions", "questions", ratio("right", "asked"))
-        rows.append(compare(metric, sides[0], sides[1], int(of.sum()), subject.seed))
-    return rows
-
-
-def _extracted(subject: Subject) -> list[Row]:
-    """How much more often a training prefix draws out its text than one never trained on."""
-    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
-    for split in (TRAIN, VALIDATION):
-        documents = subject.documents("wuxia", split)
-        for chunk in subject.in_time(documents, AT_ONCE, 0.05):
-            count = -(-PREFIXES * len(chunk) // len(documents))
-            asked = (subject.mixture.texts(chunk), count, subject.seed, AT_ONCE)
-            work = partial(extraction, subject.model, subject.tokenizer, *asked)
-            for side, table in zip(sides, subject.both(work), strict=True):
-                side.append(table.assign(trained=split == TRAIN, asked=1))
-    base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
-    rows = []
-    for column, what in (("exact", "exactly"), ("near", "nearly")):
-        unit = f"share continued {what}, trained − held out"
-        metric = Metric(
-            f"extraction_{column}", unit, "training", between("trained", column, "asked")
-        )
-        rows.append(compare(metric, base, tuned, len(base), subject.seed))
-    return rows

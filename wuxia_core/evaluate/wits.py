@@ -5,7 +5,6 @@ so that base models can be asked too.
 """
 
 import functools
-import importlib.util
 import math
 import os
 import unicodedata
@@ -19,9 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from tqdm import tqdm
 
 from wuxia_core import mixing
-from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.errors import DataError
 from wuxia_core.evaluate.scoring import Floats, asked_nats, window_batch
+from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
+from wuxia_core.evaluate.subject import Subject
 from wuxia_core.masking import IGNORE_INDEX
+from wuxia_core.mixing.store import draw
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
 CHANCE = 1 / OPTIONS
+AT_ONCE = 32  # questions between looks at the clock
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
 
 Composed = AfterValidator(functools.partial(unicodedata.normalize, "NFC"))
@@ -79,6 +82,27 @@ def questions(path: str | os.PathLike[str] = QUESTIONS) -> tuple[Question, ...]:
             raise DataError(f"{path}:{number}: id: {question.id} comes twice; give it another")
         found[question.id] = question
     return tuple(found.values())
+
+
+def judge_wits(subject: Subject) -> list[Row]:
+    """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
+    mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
+    chunks = subject.in_time(mixed, AT_ONCE, 0.13)
+    asked = [
+        subject.both(
+            functools.partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size)
+        )
+        for chunk in chunks
+    ]
+    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*asked, strict=True))
+    head = {"name": "wits", "unit": "share of questions", "source": "questions", "level": 0.9}
+    rows = [head | verdict(base, tuned, subject.config.evaluation.wits_margin)]
+    for kind in base["kind"].unique():
+        of = base["kind"] == kind
+        sides = [side[of].assign(asked=1) for side in (base, tuned)]
+        metric = Metric(f"wits, {kind}", "share of questions", "questions", ratio("right", "asked"))
+        rows.append(compare(metric, sides[0], sides[1], int(of.sum()), subject.seed))
+    return rows
 
 
 def answers(
@@ -189,62 +213,3 @@ def _interval(change: Floats) -> tuple[float, float]:
     z = (gained - lost - n * delta) / np.sqrt(n * (2 * share + delta * (1 - delta)))
     inside = delta[np.abs(z) <= Z90]
     return float(inside[0]), float(inside[-1])
-
-
-def harness(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    tasks: Sequence[str] = ("ceval-valid", "cmmlu"),
-    limit: int | None = None,
-    *,
-    folder: str | os.PathLike[str] | None = None,
-    batch_size: int = 8,
-) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness (Gao et al. 2024), with the shots that they ask for.
-
-    Parameters
-    ----------
-    tasks : sequence of str
-        Names of tasks or groups. Their data come from the hub and stay in its cache.
-    limit : int, optional
-        Questions a task, for a try; a group is of many tasks.
-    folder : path, optional
-        Task files (YAML) of your own instead of the harness's; they may read local data.
-
-    Returns
-    -------
-    A row a task, or group, and metric: `task`, `metric`, `value`, `stderr`, `n`.
-
-    Raises
-    ------
-    ConfigError
-        Where lm-eval is not installed, or knows no task of a name.
-    MachineError
-        Where the data cannot be had.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    path = None if folder is None else str(folder)
-    manager = TaskManager(include_path=path, include_defaults=folder is None)
-    unknown = sorted(set(tasks) - set(manager.all_tasks))
-    if unknown:
-        raise ConfigError(f"harness: no task {unknown[0]}; lm-eval ls tasks lists all")
-    asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    try:
-        found = simple_evaluate(asked, tasks=list(tasks), limit=limit, task_manager=manager)
-    except OSError as error:
-        raise MachineError(
-            f"harness: the data of {', '.join(tasks)} cannot be had ({error}). Run it once where "
-            "there is a network, or set HF_ENDPOINT to a mirror you can reach."
-        ) from None
-    rows = [
-        (task, key.split(",")[0], value, scores[key.replace(",", "_stderr,")], scores["sample_len"])
-        for task, scores in found["results"].items()
-        for key, value in scores.items()
-        if "," in key and "_stderr," not in key
-    ]
-    return pd.DataFrame(rows, columns=["task", "metric", "value", "stderr", "n"])

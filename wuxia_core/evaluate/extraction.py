@@ -1,0 +1,121 @@
+"""What can be drawn out? Whether prefixes of the training text make a model say what follows."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from wuxia_core.evaluate.statistics import Metric, Row, between, compare
+from wuxia_core.evaluate.subject import Subject
+from wuxia_core.mixing.store import TRAIN, VALIDATION
+from wuxia_core.model import document_start_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX, NEAR = 50, 0.9  # tokens, and as many to be said; normalised Levenshtein similarity
+ASKED, AT_ONCE = 50, 10  # prefixes of each kind; documents between looks at the clock
+
+
+def judge_extraction(subject: Subject) -> list[Row]:
+    """Say how much more often a training prefix draws out its text than one never trained on."""
+    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
+    for split in (TRAIN, VALIDATION):
+        documents = subject.documents("wuxia", split)
+        for chunk in subject.in_time(documents, AT_ONCE, 0.05):
+            count = -(-ASKED * len(chunk) // len(documents))
+            asked = (subject.mixture.texts(chunk), count, subject.seed, AT_ONCE)
+            work = partial(extraction, subject.model, subject.tokenizer, *asked)
+            for side, table in zip(sides, subject.both(work), strict=True):
+                side.append(table.assign(trained=split == TRAIN, asked=1))
+    base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
+    rows = []
+    for column, what in (("exact", "exactly"), ("near", "nearly")):
+        unit = f"share continued {what}, trained − held out"
+        metric = Metric(
+            f"extraction_{column}", unit, "training", between("trained", column, "asked")
+        )
+        rows.append(compare(metric, base, tuned, len(base), subject.seed))
+    return rows
+
+
+def extraction(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Sequence[str],
+    count: int,
+    seed: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
+
+    Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
+    (2023) ask. Report the rate on training documents minus that on documents never trained on.
+
+    Parameters
+    ----------
+    documents : sequence of str
+        All are tokenized; those below 100 tokens are passed over.
+    count : int
+        Prefixes: one of each document, evenly spread, before a second of any; fewer where the
+        documents hold fewer stretches of 100 tokens.
+    seed : int
+        Chooses where in its document a prefix stands.
+    batch_size : int
+        Prefixes a forward pass.
+
+    Returns
+    -------
+    A row a prefix: `document` (number), `prefix`, `truth` and what was `said`; `exact` where the
+    tokens are the same, `near` where the normalised Levenshtein similarity is 0.9 or more.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    ids = encode(list(documents)).input_ids if documents else []
+    places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
+    stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in places]
+    rows = []
+    for start in tqdm(range(0, len(places), batch_size), "extraction", leave=False):
+        batch = stretches[start : start + batch_size]
+        answers = _greedy(model, tokenizer, [row[:PREFIX] for row in batch])
+        for (document, _), row, answer in zip(places[start:], batch, answers, strict=False):
+            parts = [row[:PREFIX], row[PREFIX:], answer]
+            prefix, truth, said = tokenizer.batch_decode(parts, skip_special_tokens=True)
+            near = Levenshtein.normalized_similarity(truth, said) >= NEAR
+            rows.append((document, prefix, truth, said, answer == row[PREFIX:], near))
+    return pd.DataFrame(rows, columns=["document", "prefix", "truth", "said", "exact", "near"])
+
+
+def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:
+    """Choose (document, slot) pairs: round by round one of each document that has any left."""
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(number).tolist() for number in slots]
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < min(count, sum(slots)):
+        left = [(document, order.pop()) for document, order in enumerate(orders) if order]
+        room = min(count - len(chosen), len(left))
+        chosen += [left[n * len(left) // room] for n in range(room)]
+    return chosen
+
+
+def _greedy(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prefixes: list[list[int]]
+) -> list[list[int]]:
+    """Continue each prefix by the likeliest tokens; where a text ends, fewer than 50."""
+    import torch
+
+    start_id = document_start_id(tokenizer)
+    ids = torch.tensor([[start_id, *prefix] for prefix in prefixes], device=model.device)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        repetition_penalty=1.0,  # some models' own settings have another
+        max_new_tokens=PREFIX,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return [list(row) for row in output[:, ids.shape[1] :].tolist()]
