@@ -177,17 +177,16 @@ def hurried(sample_run, tmp_path):
     return folder
 
 
-@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_goes_on(hurried, card, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut_off:
-        cut_off.setattr(scorecard, "_extracted", killed)
+        cut_off.setattr(scorecard, "judge_extraction", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate(hurried)
     assert not (hurried / "scorecard.json").exists()
-    for done in ("write", "judge_writing", "_wits", "prediction", "recovery"):
+    for done in ("write", "judge_writing", "judge_wits", "prediction", "recovery"):
         monkeypatch.setattr(scorecard, done, killed)
     passages = evaluate(hurried)["passages"]
     assert not (hurried / scorecard.PARTS).exists()

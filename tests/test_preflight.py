@@ -225,6 +225,7 @@ def test_the_plan_alone_starts_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_measured_times_its_steps_without_what_lies_between(tmp_path):
     finished = ask(tmp_path, "--plan", "--measure", "--set", "data.processed_data_file=m", "--set",
                    "training.eval_steps=1", "--set", "training.save_steps=1")  # fmt: skip
@@ -233,6 +234,7 @@ def test_a_plan_that_is_measured_times_its_steps_without_what_lies_between(tmp_p
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["m"]
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_process_of_a_measured_plan_keeps_its_words_and_status(tmp_path):
     finished = ask(tmp_path, "--plan", "--measure", "--set", "training.max_steps=2", "--set",
                    "data.processed_data_file=m")  # fmt: skip

@@ -107,6 +107,7 @@ def short(config):
     return config
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_on_the_same_batches(short, tmp_path):
     one = train(short, tmp_path / "one", processes=1, accumulation=2)
     two = train(short, tmp_path / "two", processes=2, accumulation=1)
@@ -124,6 +125,7 @@ def test_two_processes_train_what_one_does_on_the_same_batches(short, tmp_path):
         assert of_one == pytest.approx(of_two, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_trained_in_two_processes(short, tmp_path):
     pytest.importorskip("bitsandbytes")
     short.model.quantization = "4bit"
