@@ -17,7 +17,7 @@ from wuxia_core.evaluate import evaluate
 from wuxia_core.evaluate.__main__ import main
 from wuxia_core.evaluate.closing import closing_table, refusals
 from wuxia_core.evaluate.scoring import document_bits
-from wuxia_core.evaluate.statistics import Metric, between, compare, holm, ratio
+from wuxia_core.evaluate.statistics import Metric, between, compare, holm, interval, ratio
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.model import load_base
 
@@ -84,6 +84,29 @@ def test_the_difference_and_its_interval():
     assert row["high"] - row["low"] < 0.06  # paired: the spread between documents falls out
     same = compare(BITS, scores(base), scores(base), 40, seed=0)
     assert (same["delta"], same["low"], same["high"], same["n"]) == (0, 0, 0, 40)
+
+
+def test_the_interval_of_few_is_wider_as_students_is():
+    drawn = np.random.default_rng(0).normal(0, 1, 1_000_000)
+    for n, expected in ((10, 2.262 * (10 / 9) ** 0.5), (1000, 1.963)):
+        assert interval(drawn, n) == pytest.approx((-expected, expected), abs=0.02)
+
+
+@pytest.mark.parametrize(("worse", "found"), [(5, False), (6, True), (0, False)])
+def test_what_a_sign_test_could_not_tell_is_not_told(worse, found):
+    """2 / 2^5 is over 5 %, 2 / 2^6 is not."""
+    base, tuned = (scores([500.0] * (40 - n) + [600.0] * n) for n in (0, worse))
+    row = compare(BITS, base, tuned, 40, seed=0)
+    assert (row["low"] > 0) == (row["p"] <= 0.05) == found
+    assert row["p"] >= min(1, 2 / 2**worse)
+
+
+def test_the_level_is_that_at_which_the_interval_ends():
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        base = rng.normal(600, 100, 12)
+        row = compare(BITS, scores(base), scores(base + rng.normal(8, 15, 12)), 12, seed)
+        assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"])
 
 
 def test_too_few_documents_give_null_and_a_reason():

@@ -21,7 +21,7 @@ import pandas as pd
 
 from wuxia_core.errors import DataError, exit_status
 from wuxia_core.evaluate.scorecard import scorecard
-from wuxia_core.evaluate.statistics import FEWEST, RESAMPLES
+from wuxia_core.evaluate.statistics import FEWEST, RESAMPLES, interval
 
 ASKED = {"style": "which is more like 武侠?", "quality": "which is better written?"}
 POINTS = {"A": 1.0, "B": 0.0, "=": 0.5}  # for A
@@ -103,8 +103,7 @@ def win_rates(output_dir: Path, sheets: list[Path], seed: int = 0) -> pd.DataFra
         if len(won) < FEWEST:
             raise DataError(f"{asked}: {len(won)} prompts are filled in, fewer than {FEWEST}")
         drawn = np.random.default_rng(seed).choice(won, (RESAMPLES, len(won))).mean(1)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        table.append((question, won.mean(), low, high, len(won), len(sheets)))
+        table.append((question, won.mean(), *interval(drawn, len(won)), len(won), len(sheets)))
     return pd.DataFrame(table, columns=["asked", "tuned", "low", "high", "n", "raters"])
 
 

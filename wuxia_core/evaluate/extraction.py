@@ -34,11 +34,10 @@ def judge_extraction(subject: Subject) -> list[Row]:
     base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
     rows = []
     for column, what in (("exact", "exactly"), ("near", "nearly")):
-        unit = f"share continued {what}, trained − held out"
-        metric = Metric(
-            f"extraction_{column}", unit, "training", between("trained", column, "asked")
-        )
-        rows.append(compare(metric, base, tuned, len(base), subject.seed))
+        unit, columns = f"share continued {what}, trained − held out", ["trained", column, "asked"]
+        metric = Metric(f"extraction_{column}", unit, "training", between(*columns))
+        sides = (base[columns], tuned[columns])
+        rows.append(compare(metric, *sides, len(base), subject.seed))
     return rows
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import norm, t
 
 from wuxia_core.errors import DataError
 
@@ -63,8 +64,10 @@ def between(group: str, numerator: str, denominator: str) -> Statistic:
 def compare(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
     """Report a metric for both models with the 95 % interval of the difference.
 
-    A paired bootstrap (Efron & Tibshirani 1993, percentile interval): the same items are drawn for
-    both, 10,000 times. `p` is the two-sided achieved significance level of no difference. Below the
+    A paired bootstrap (Efron & Tibshirani 1993): the same items are drawn for both, 10,000 times.
+    `p` is the two-sided achieved significance level of no difference. `base` and `tuned` hold what
+    the metric is made of and no more, a DataFrame or a tuple of arrays: where k items differ, p is
+    at least 2 / 2^k, as in a sign test, and the interval holds 0 where that is over 5 %. Below the
     minimum sample there is a reason instead of figures.
     """
     if n < FEWEST:
@@ -83,13 +86,41 @@ def _compared(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
         for side, items in (("base", base), ("tuned", tuned))
     }
     drawn = metric.statistic(tuned, weights) - metric.statistic(base, weights)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
+    low, high = interval(drawn, n)
+    p = _level(min((drawn <= 0).mean(), (drawn >= 0).mean()), n)
+    by_signs = 2 * 0.5 ** _differing(base, tuned)
+    if by_signs > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
     return {
         **_head(metric), **points, "delta": points["tuned"] - points["base"],
-        "low": float(low), "high": float(high), "n": n,
-        "p": float(np.clip(2 * tail, 1 / RESAMPLES, 1)),
+        "low": low, "high": high, "n": n, "p": min(max(p, by_signs, 1 / RESAMPLES), 1.0),
     }  # fmt: skip
+
+
+def interval(drawn: Floats, n: int) -> tuple[float, float]:
+    """Bound 95 % of resampled figures (B,), and some more where the n items are few.
+
+    The expanded percentile interval (Hesterberg 2015): as much wider than the percentile interval
+    as Student's is than the normal one; for n = 10 it spans 98.3 % of the resamples.
+    """
+    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _level(tail: float, n: int) -> float:
+    """Turn the share of resamples beyond 0 into the level at which `interval` ends there."""
+    return float(2 * t.cdf(norm.ppf(tail) / np.sqrt(n / (n - 1)), n - 1))
+
+
+def _differing(base: Any, tuned: Any) -> int:
+    """Count the items that are not the same for both."""
+    sides = [[np.asarray(part) for _, part in side.items()] if isinstance(side, pd.DataFrame)
+             else side for side in (base, tuned)]  # fmt: skip
+    differ = [
+        (one != other).reshape(len(one), -1).any(1) for one, other in zip(*sides, strict=True)
+    ]
+    return int(np.any(differ, axis=0).sum())
 
 
 def missing(metric: Metric, n: int, reason: str) -> Row:

@@ -99,7 +99,7 @@ def judge_wits(subject: Subject) -> list[Row]:
     rows = [head | verdict(base, tuned, subject.config.evaluation.wits_margin)]
     for kind in base["kind"].unique():
         of = base["kind"] == kind
-        sides = [side[of].assign(asked=1) for side in (base, tuned)]
+        sides = [side.loc[of, ["right"]].assign(asked=1) for side in (base, tuned)]
         metric = Metric(f"wits, {kind}", "share of questions", "questions", ratio("right", "asked"))
         rows.append(compare(metric, sides[0], sides[1], int(of.sum()), subject.seed))
     return rows
