@@ -147,10 +147,8 @@ def test_a_scorecards_pictures_say_what_it_holds(sample_run):
     course = show.plot_forgetting(show.read_metrics(sample_run[0]))
     assert course.lines[1].get_marker() == "s"
     table = show.scorecard_table(card)
-    assert (
-        table["reason"].str.contains("classifier").any()
-        and not table["name"].str.contains(",").any()
-    )
+    assert table["unit"].str.contains("classifier: ").any()
+    assert not table["name"].str.contains(",").any()
     shown = show.side_by_side(card)
     assert list(shown) == ["prompt", "base", "tuned", "human"] and len(shown) == 6
     assert show.copied_table(card)["source"].str.contains("【").all()

@@ -21,12 +21,15 @@ WRITERS = {
 
 
 def scorecard_table(card: dict[str, Any]) -> pd.DataFrame:
-    """Put a scorecard's metrics in a table for people; strata are left to `plot_recovery`."""
+    """Put a scorecard's metrics in a table for people; strata are left to `plot_recovery`.
+
+    `unit` also says why there are no figures, or no verdict.
+    """
     columns = ["source", "name", "base", "tuned", "delta", "low", "high", "p_holm", "n"]
-    columns += ["few_shot", "human", "unit", "reason"]
+    columns += ["few_shot", "human", "unit"]
     rows = [row for row in card["metrics"] if "," not in row["name"]]
-    table = pd.DataFrame(rows).reindex(columns=columns)
-    return table.assign(reason=table["reason"].fillna(""))
+    units = ["; ".join([row["unit"], *filter(None, [row.get("reason")])]) for row in rows]
+    return pd.DataFrame(rows).assign(unit=units).reindex(columns=columns)
 
 
 def plot_scorecard(card: dict[str, Any], name: str, ax: "Axes | None" = None) -> "Axes":
