@@ -108,6 +108,8 @@ def train(options: argparse.Namespace, config: Config) -> int:
         try:
             if run.led_here(folder):
                 finish(folder)
+            else:
+                print("trained; the machine that started the first process evaluates")
         except KeyboardInterrupt:
             raise Stopped(run.saved(folder, here)) from None
     return 0

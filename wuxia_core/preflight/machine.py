@@ -166,9 +166,11 @@ def room(config: Config) -> str:
     size = dist.get_world_size()
     plan = memory(config, shape, size, on_card)
     needed = (plan.total - plan.reserve) * (1 if on_card else size)  # this process has the reserve
+    of = "" if on_card or size == 1 else f" by {size} processes"
+    said = f"{words}, {needed / GIB:.1f} needed{of}"
     if free < needed:
-        raise Failed(f"{words}, {needed / GIB:.1f} needed")
-    return f"{words}, {needed / GIB:.1f} needed"
+        raise Failed(said)
+    return said
 
 
 def disk(config: Config) -> str:
