@@ -6,7 +6,8 @@ Nine conditions × three seeds of 300 steps of 8 × 256 tokens on the bundled ti
 of general text for `masked` and for the winner. Trained on 三侠五义, 七剑十三侠 and 续小五义 with
 10 % general text; judged every 30 steps on openings of 绿牡丹's chapters and of encyclopaedia
 articles, none of them trained on. Two runs at a time, a core each. What is done lies in FOLDER
-(default output/objectives) and is not done again; the table comes from there.
+(default output/objectives) and is not done again; the tables come from there. The texts are
+`wuxia/` and `general/` of the folder `WUXIA_CORPUS`, else of `../shared/corpus`.
 """
 
 import argparse
@@ -72,6 +73,8 @@ COMMON = (
 
 def gather_texts(folder: Path) -> None:
     """Copy novels and general text to where a run reads them, held-out ones apart."""
+    if not CORPUS.is_dir():
+        sys.exit(f"error: no texts at {CORPUS}; set WUXIA_CORPUS")
     general = [p for p in (CORPUS / "general").glob("*.txt") if p.stem != HELD_OUT_GENERAL]
     novels = [CORPUS / "wuxia" / f"{name}.txt" for name in NOVELS]
     places = {
@@ -319,6 +322,7 @@ def main() -> None:
         work, name, ratio, seed = options.worker
         {"train": train, "judge": judge}[work](folder, name, float(ratio), int(seed))
         return
+    began = time.monotonic()
     gather_texts(folder)
     held_out = passages(folder)
     jobs = [(name, 0.1, seed) for seed in SEEDS for name in CONDITIONS]
@@ -330,6 +334,7 @@ def main() -> None:
     report_ratios(done, names)
     run_all(folder, "judge", "writing.json", [(name, 0.1, 0) for name in WRITING])
     report_writing(folder, WRITING)
+    print(f"\n{(time.monotonic() - began) / 60:.1f} minutes, less what was there already")
     keys = ["condition", "ratio", "seed", "step", "source"]
     sums = {"bits": "sum", "chars": "sum", "asked": "first", "seconds": "first"}
     done.groupby(keys, sort=False).agg(sums).round(2).to_csv(RESULTS)
