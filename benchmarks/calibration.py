@@ -4,7 +4,8 @@
 
 The base against itself with other seeds of generation, and against adapters whose `lora_B` is a
 little noise (standard deviation 1e-4), on the prompts of a run folder (default output/sample). Of
-the 95 % intervals at most one in twenty may exclude 0.
+the 95 % intervals at most one in twenty may exclude 0; of 40 repeats a metric's share is known to
+0.034. Bits per character are not here: the base's are always the same, and noise does change them.
 """
 
 import argparse

@@ -37,6 +37,7 @@ from wuxia_core.evaluate.subject import Subject
 from wuxia_core.evaluate.writing import judge_writing
 from wuxia_core.evaluate.xray import xray
 from wuxia_core.masking import SpanMasker
+from wuxia_core.mixing.store import VALIDATION
 from wuxia_core.model import load_adapter, load_tokenizer
 from wuxia_core.objective import asked_cross_entropy
 from wuxia_core.train.__main__ import arguments, make_trainer
@@ -183,6 +184,7 @@ def judge(folder: Path, name: str, ratio: float, seed: int) -> None:
     mixture = f"data.processed_data_file={folder / 'mixtures' / 'judged'}"
     config = settings(folder, share, mixture, f"data.data_dir={folder / 'all'}")
     subject = Subject(*load_adapter(place), mix(config), config)
+    assert set(subject.human("wuxia", VALIDATION)["book"]) == {HELD_OUT_NOVEL}
     written = judge_writing(subject, write(subject))["metrics"]
     (place / "writing.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
 

@@ -1,5 +1,4 @@
 import csv
-import json
 import shutil
 
 import pandas as pd
@@ -10,14 +9,12 @@ from wuxia_core.evaluate.blind import main, win_rates, write_sheets
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A run folder whose scorecard has twelve passages, one of which a spreadsheet would run."""
-    passages = [
+def passages():
+    """Twelve, which a spreadsheet would run."""
+    return [
         {"prompt": f"开头{n}", "base": f"=base {n}<b>", "tuned": f"tuned {n}", "human": ""}
         for n in range(12)
     ]
-    (tmp_path / "scorecard.json").write_text(json.dumps({"passages": passages}))
-    return tmp_path
 
 
 def rows(path):
@@ -35,9 +32,9 @@ def fill(folder, style, quality, name="filled.csv"):
     return folder / name
 
 
-def test_the_sheet_is_blind_and_the_key_is_apart(folder):
-    sheet = write_sheets(folder)
-    key = rows(folder / "blind_key.csv")
+def test_the_sheet_is_blind_and_the_key_is_apart(tmp_path, passages):
+    sheet = write_sheets(tmp_path, passages)
+    key = rows(tmp_path / "blind_key.csv")
     assert [row["tuned"] for row in key].count("A") == 6
     for row, answer in zip(rows(sheet), key, strict=True):
         assert row["style"] == row["quality"] == ""
@@ -45,52 +42,55 @@ def test_the_sheet_is_blind_and_the_key_is_apart(folder):
         assert row[answer["tuned"]].startswith("tuned") and row[other].startswith("'=base")
     page = sheet.with_suffix(".html").read_text(encoding="utf-8")
     assert page.count("<h2>") == 12 and "&lt;b&gt;" in page and "<script" not in page
-    assert not list((folder / "blind").glob("*key*"))
+    assert not list((tmp_path / "blind").glob("*key*"))
 
 
-def test_win_rates_count_ties_as_halves_and_raters_together(folder):
-    write_sheets(folder)
+def test_win_rates_count_ties_as_halves_and_raters_together(tmp_path, passages):
+    write_sheets(tmp_path, passages)
     other = {"A": "B", "B": "A"}
-    one = fill(folder, style=str, quality=lambda _: "=")
-    two = fill(folder, style=other.get, quality=lambda _: "＝", name="second.csv")
-    alone, both = win_rates(folder, [one]), win_rates(folder, [one, two])
+    one = fill(tmp_path, style=str, quality=lambda _: "=")
+    two = fill(tmp_path, style=other.get, quality=lambda _: "＝", name="second.csv")
+    alone, both = win_rates(tmp_path, [one]), win_rates(tmp_path, [one, two])
     assert alone["tuned"].tolist() == [1.0, 0.5] and both["tuned"].tolist() == [0.5, 0.5]
     assert (alone["n"] == 12).all() and (both["raters"] == 2).all()
-    assert alone["low"].tolist() == [1.0, 0.5]
+    assert alone["low"].tolist() == pytest.approx([12 / (12 + 1.96**2), 0.254], abs=0.001)
 
 
-def test_chance_votes_have_an_interval_around_a_half(folder):
-    write_sheets(folder)
-    table = win_rates(folder, [fill(folder, style=lambda _: "A", quality=lambda _: "b")])
+def test_chance_votes_have_an_interval_around_a_half(tmp_path, passages):
+    write_sheets(tmp_path, passages)
+    table = win_rates(tmp_path, [fill(tmp_path, style=lambda _: "A", quality=lambda _: "b")])
     assert table["tuned"].tolist() == [0.5, 0.5]
     assert (table["low"] < 0.3).all() and (table["high"] > 0.7).all()
 
 
-def test_a_filled_sheet_is_not_overwritten_nor_taken_for_another_runs(folder):
-    sheet = write_sheets(folder)
-    filled = fill(folder, style=str, quality=str)
+def test_a_filled_sheet_is_not_overwritten_nor_taken_for_another_runs(tmp_path, passages):
+    sheet = write_sheets(tmp_path, passages)
+    filled = fill(tmp_path, style=str, quality=str)
     shutil.copy(filled, sheet)
-    with pytest.raises(DataError, match="is filled in; move it away"):
-        write_sheets(folder)
+    with pytest.raises(DataError, match="is filled in"):
+        write_sheets(tmp_path, passages)
     sheet.unlink()
-    card = json.loads((folder / "scorecard.json").read_text())
-    card["passages"][0]["tuned"] += "。"
-    (folder / "scorecard.json").write_text(json.dumps(card))
-    write_sheets(folder)
+    passages[0]["tuned"] += "。"
+    write_sheets(tmp_path, passages)
     with pytest.raises(DataError, match="no row of this run's sheet"):
-        win_rates(folder, [filled])
+        win_rates(tmp_path, [filled])
 
 
-def test_faulty_sheets_are_named(folder, capsys):
-    with pytest.raises(DataError, match=r"blind_key.csv: not there"):
-        win_rates(folder, [])
-    write_sheets(folder)
-    sheet = fill(folder, style=lambda _: "C", quality=lambda _: "A")
-    assert main([str(folder), str(sheet)]) == 3
+def test_faulty_sheets_are_named(tmp_path, passages, capsys):
+    with pytest.raises(DataError, match=r"blind_key.csv: cannot be read \(No such file"):
+        win_rates(tmp_path, [])
+    write_sheets(tmp_path, passages)
+    sheet = fill(tmp_path, style=lambda _: "C", quality=lambda _: "A")
+    assert main([str(tmp_path), str(sheet)]) == 3
     assert "filled.csv: row 2: style is C; write A, B or =" in capsys.readouterr().err
     sheet.write_text("id,style\n99,A\n")
     with pytest.raises(DataError, match="row 2 is no row of this run's sheet"):
-        win_rates(folder, [sheet])
-    empty = fill(folder, style=lambda _: "", quality=lambda _: "A")
-    with pytest.raises(DataError, match="style: 0 prompts are filled in, fewer than 5"):
-        win_rates(folder, [empty])
+        win_rates(tmp_path, [sheet])
+    empty = fill(tmp_path, style=lambda _: "", quality=lambda _: "A")
+    with pytest.raises(DataError, match="no style is filled in"):
+        win_rates(tmp_path, [empty])
+    with pytest.raises(DataError, match="named twice"):
+        win_rates(tmp_path, [sheet, sheet])
+    sheet.write_bytes("编号".encode("gb18030"))
+    with pytest.raises(DataError, match="save it as CSV in UTF-8"):
+        win_rates(tmp_path, [sheet])

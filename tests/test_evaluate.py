@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from wuxia_core import bits_per_char, mix, run
 from wuxia_core.config import load_config
@@ -103,6 +105,8 @@ def test_what_a_sign_test_could_not_tell_is_not_told(worse, found):
 
 def test_the_level_is_that_at_which_the_interval_ends():
     rng = np.random.default_rng(0)
+    least = compare(BITS, scores([500.0] * 12), scores([400.0] * 12), 12, seed=0)["p"]
+    assert least == pytest.approx(2 * student.cdf(norm.ppf(1e-4) / (12 / 11) ** 0.5, 11))
     for seed in range(20):
         base = rng.normal(600, 100, 12)
         row = compare(BITS, scores(base), scores(base + rng.normal(8, 15, 12)), 12, seed)
@@ -112,7 +116,7 @@ def test_the_level_is_that_at_which_the_interval_ends():
 def test_too_few_documents_give_null_and_a_reason():
     row = compare(BITS, scores([1.0] * 4), scores([1.0] * 4), 4, seed=0)
     assert row["delta"] is None and row["base"] is None
-    assert row["reason"] == "n = 4, fewer than 5"
+    assert row["reason"] == "n = 4, fewer than 6"
 
 
 def test_a_difference_between_groups_is_of_their_ratios():
@@ -126,7 +130,7 @@ def test_a_difference_between_groups_is_of_their_ratios():
     memorisation = Metric("memorisation", "bits", "wuxia", statistic)
     assert compare(memorisation, base, tuned, 12, seed=0)["delta"] == -1
     row = compare(memorisation, base[:8], tuned[:8], 8, seed=0)
-    assert row["delta"] is None and row["reason"] == "n = 4 of one kind, fewer than 5"
+    assert row["delta"] is None and row["reason"] == "n = 4 of one kind, fewer than 6"
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_sources():
@@ -235,10 +239,10 @@ def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, t
 def test_a_budget_of_time_cuts_the_samples(config, caplog):
     config.evaluation.minutes = 1e-9
     subject = Subject(None, None, None, config)
-    assert list(subject.in_time(range(10), 4, share=0.5)) == [range(4)]
-    assert "evaluation.minutes 1e-09: 4 of 10" in caplog.text
+    assert list(subject.in_time("numbers seen", range(10), 4, share=0.5)) == [range(4)]
+    assert "numbers seen: 4 of 10 within evaluation.minutes 1e-09" in caplog.text
     config.evaluation.minutes = None
-    assert len(list(subject.in_time(range(10), 4, share=0.5))) == 3
+    assert len(list(subject.in_time("numbers seen", range(10), 4, share=0.5))) == 3
 
 
 def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
@@ -247,11 +251,15 @@ def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
     bad["copied"] = [{"length": 41, "title": "某书 第一章", "generated": "…【抄来的】…"}]
     rows = {row["name"]: row for row in bad["metrics"]}
     rows["extraction_near"]["tuned"], rows["wits"]["verdict"] = 0.5, "worse"
-    next(r for r in bad["metrics"] if r["source"] == "general")["low"] = 0.03
+    general = next(row for row in bad["metrics"] if row["source"] == "general")
+    assert general["verdict"] == "kept"
+    general["verdict"] = "worse"
     copied, extracted, forgotten, lost = refusals(bad, config.evaluation)
     assert "general text costs" in forgotten
     assert "41 characters in a row with 某书 第一章" in copied and "抄来的" in copied
     assert "50% more" in extracted and "wits fell" in lost
+    general |= {"delta": None, "verdict": "not measured", "reason": "n = 0, fewer than 6"}
+    assert any("general text was not measured" in s for s in refusals(bad, config.evaluation))
 
 
 @pytest.mark.long

@@ -59,6 +59,21 @@ def test_an_adapter_reloads_exactly_and_can_be_switched_off(tmp_path, tied):
     assert before.shape == plain.shape
 
 
+def test_an_adapter_of_another_base_is_named_with_the_shapes(tmp_path):
+    tiny = Qwen3Config(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                       num_key_value_heads=1, head_dim=16)  # fmt: skip
+    model = add_adapter(Qwen3ForCausalLM(tiny), ModelConfig(), mask_id=399)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": "data/tiny_base"}))
+    with pytest.raises(DataError, match=r"does not fit data/tiny_base: .*\[.*32\].*\[.*256\]"):
+        load_adapter(tmp_path)
+    path.write_text(json.dumps(settings | {"base_model_name_or_path": "no/base"}))
+    with pytest.raises(MachineError, match=r"adapter_config\.json names its base"):
+        load_adapter(tmp_path)
+
+
 def test_the_mask_token_is_the_named_one_or_a_spare_row(tokenizer):
     assert mask_token_id(tokenizer, 8192) == tokenizer.convert_tokens_to_ids("<|mask|>") == 1
     plain = type(tokenizer)(tokenizer_object=_without_mask(), eos_token="<|endoftext|>")

@@ -62,7 +62,7 @@ class MachineError(WuxiaError):
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Do what a command asks for, and return its status; what is raised here is said in a line."""
+    """Do what a command asks for and return its status; errors and Ctrl-C are said in a line."""
     try:
         work()
     except WuxiaError as error:
@@ -70,4 +70,7 @@ def exit_status(work: Callable[[], object]) -> int:
 
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
     return 0

@@ -132,7 +132,10 @@ def _export(executed: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m wuxia_core.report", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m wuxia_core.report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("notebook", help="stem of a file in notebooks/, such as 02_see_masks")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", default="output/reports", help="folder (%(default)s)")

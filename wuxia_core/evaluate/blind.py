@@ -12,6 +12,8 @@ import csv
 import functools
 import hashlib
 import io
+import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import pandas as pd
 
 from wuxia_core.errors import DataError, exit_status
 from wuxia_core.evaluate.scorecard import scorecard
-from wuxia_core.evaluate.statistics import FEWEST, RESAMPLES, interval
+from wuxia_core.mixing.staging import written
 
 ASKED = {"style": "which is more like 武侠?", "quality": "which is better written?"}
+Z95 = 1.96  # normal quantile of a two-sided 95 % interval
+KEY = "blind_key.csv"
 POINTS = {"A": 1.0, "B": 0.0, "=": 0.5}  # for A
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
 PAGE = """<!DOCTYPE html><html lang="zh-Hans"><head><meta charset="utf-8"><title>Blind sheet</title>
@@ -41,22 +45,20 @@ PAIR = (
 )
 
 
-def write_sheets(output_dir: Path) -> Path:
+def write_sheets(output_dir: Path, passages: list[dict[str, Any]]) -> Path:
     """Write a sheet, the same for reading, and apart from them the key; return the sheet.
 
-    Raises `DataError` where the folder holds no finished adapter, or a sheet that is filled in.
+    `passages` are those of a scorecard. Raises `DataError` where there is a sheet that is filled
+    in, `MachineError` where the folder cannot be written.
     """
     from wuxia_core.show.text import escape, visible
 
-    passages = scorecard(output_dir)["passages"]
     digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # of these passages, no others
     chance = np.random.default_rng(int(digest, 16))
     swapped = chance.permutation(np.arange(len(passages)) % 2 == 0)
-    folder = output_dir / "blind"
-    folder.mkdir(exist_ok=True)
-    path = folder / "sheet.csv"
+    path = output_dir / "blind" / "sheet.csv"
     if path.exists() and any(row.get(asked) for row in _read(path) for asked in ASKED):
-        raise DataError(f"{path}: is filled in; move it away first")
+        raise DataError(f"{path}: is filled in; name it to read it, or move it away")
     rows, key = [], []
     for number, (passage, swap) in enumerate(zip(passages, swapped, strict=True), 1):
         first, second = ("tuned", "base") if swap else ("base", "tuned")
@@ -65,10 +67,12 @@ def write_sheets(output_dir: Path) -> Path:
         rows.append({"id": name, **{name: visible(value) for name, value in text.items()}})
         key.append({"id": name, "tuned": "A" if swap else "B"})
     sheet = pd.DataFrame([{name: _cell(value) for name, value in row.items()} for row in rows])
-    sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(path, index=False, encoding="utf-8-sig")
     pairs = "".join(PAIR.format(**{n: escape(str(v)) for n, v in row.items()}) for row in rows)
-    (folder / "sheet.html").write_text(PAGE.format(pairs=pairs), encoding="utf-8")
-    pd.DataFrame(key).to_csv(output_dir / "blind_key.csv", index=False)
+    with written(str(output_dir)):
+        path.parent.mkdir(exist_ok=True)
+        sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(path, index=False, encoding="utf-8-sig")
+        path.with_suffix(".html").write_text(PAGE.format(pairs=pairs), encoding="utf-8")
+        pd.DataFrame(key).to_csv(output_dir / KEY, index=False)
     return path
 
 
@@ -77,34 +81,39 @@ def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
-def win_rates(output_dir: Path, sheets: list[Path], seed: int = 0) -> pd.DataFrame:
+def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     """Count how often raters prefer the tuned model; a tie is half a win.
 
     Returns
     -------
-    A row a question: `asked`, `tuned` (win rate), `low` and `high` (95 % interval, resampling
-    prompts, each with all its raters), `n` prompts and `raters`.
+    A row a question: `asked`, `tuned` (win rate; 0.5 is no preference), `low` and `high` (95 %
+    interval: Wilson 1927, over prompts, each with the mean of its raters), `n` prompts, `raters`.
 
     Raises
     ------
     DataError
-        Where the key is missing, fewer than five prompts are filled in, or a sheet does not fit;
-        it names file, line and value.
+        Where the key is missing, no prompt is filled in, a sheet comes twice or does not fit; it
+        names file, line and value.
     """
-    path = output_dir / "blind_key.csv"
-    if not path.is_file():
-        raise DataError(f"{path}: not there; it was written with the sheets")
-    key = {row["id"]: row["tuned"] for row in _read(path)}
-    filled = [row for sheet in sheets for row in _votes(sheet, key)]
-    table = []
-    votes = pd.DataFrame(filled, columns=["asked", "id", "won"])
+    if len({sheet.resolve() for sheet in sheets}) < len(sheets):
+        raise DataError("a sheet is named twice; each rater fills in one")
+    key = {row.get("id", ""): row.get("tuned", "") for row in _read(output_dir / KEY)}
+    every = [_votes(sheet, key) for sheet in sheets]
+    votes = pd.DataFrame([vote for each in every for vote in each], columns=["asked", "id", "won"])
+    table, raters = [], sum(map(bool, every))
     for asked, question in ASKED.items():
-        won = votes[votes["asked"] == asked].groupby("id")["won"].mean().to_numpy()
-        if len(won) < FEWEST:
-            raise DataError(f"{asked}: {len(won)} prompts are filled in, fewer than {FEWEST}")
-        drawn = np.random.default_rng(seed).choice(won, (RESAMPLES, len(won))).mean(1)
-        table.append((question, won.mean(), *interval(drawn, len(won)), len(won), len(sheets)))
+        won = votes[votes["asked"] == asked].groupby("id")["won"].mean()
+        if won.empty:
+            raise DataError(f"{', '.join(map(str, sheets))}: no {asked} is filled in")
+        table.append((question, won.mean(), *_wilson(won.mean(), len(won)), len(won), raters))
     return pd.DataFrame(table, columns=["asked", "tuned", "low", "high", "n", "raters"])
+
+
+def _wilson(rate: float, n: int) -> tuple[float, float]:
+    """Bound a share; for means of votes, which vary less than single ones, a little too widely."""
+    z2 = Z95**2 / n
+    middle, half = rate + z2 / 2, Z95 * math.sqrt(rate * (1 - rate) / n + z2 / 4 / n)
+    return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 
 def _votes(sheet: Path, key: dict[str, str]) -> list[tuple[str, str, float]]:
@@ -113,7 +122,9 @@ def _votes(sheet: Path, key: dict[str, str]) -> list[tuple[str, str, float]]:
     for line, row in enumerate(_read(sheet), 2):
         for asked in ASKED:
             if row.get("id") not in key or row.get(asked) is None:
-                raise DataError(f"{sheet}: row {line} is no row of this run's sheet (id, {asked})")
+                raise DataError(
+                    f"{sheet}: row {line} is no row of this run's sheet (id, {asked}): another's?"
+                )
             vote = row[asked].strip().upper().replace("＝", "=")
             if vote and vote not in POINTS:
                 raise DataError(f"{sheet}: row {line}: {asked} is {row[asked]}; write A, B or =")
@@ -126,8 +137,10 @@ def _votes(sheet: Path, key: dict[str, str]) -> list[tuple[str, str, float]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: {error}; save it as CSV in UTF-8") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,9 +157,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _sheets(options: argparse.Namespace) -> None:
     if options.filled:
         print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
-    else:
-        print(write_sheets(options.output_dir))
+        print("0.5 is no preference; = counts as half a win")
+        return
+    sheet = write_sheets(options.output_dir, scorecard(options.output_dir)["passages"])
+    print(f"read {sheet.with_suffix('.html')}, fill in {sheet}, and keep {KEY} to yourself")
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.exit(main())

@@ -25,20 +25,28 @@ def judge_extraction(subject: Subject) -> list[Row]:
     sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
     for split in (TRAIN, VALIDATION):
         documents = subject.documents("wuxia", split)
-        for chunk in subject.in_time(documents, AT_ONCE, 0.05):
+        for chunk in subject.in_time("documents drawn from", documents, AT_ONCE, 0.05):
             count = -(-ASKED * len(chunk) // len(documents))
             asked = (subject.mixture.texts(chunk), count, subject.seed, AT_ONCE)
             work = partial(extraction, subject.model, subject.tokenizer, *asked)
             for side, table in zip(sides, subject.both(work), strict=True):
-                side.append(table.assign(trained=split == TRAIN, asked=1))
-    base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
+                of = {"trained": split == TRAIN, "document": np.array(chunk)[table["document"]]}
+                side.append(table.assign(**of, asked=1))
+    base, tuned = (_by_document(side) for side in sides)
     rows = []
     for column, what in (("exact", "exactly"), ("near", "nearly")):
-        unit, columns = f"share continued {what}, trained − held out", ["trained", column, "asked"]
+        unit = f"share of {base['asked'].sum()} prefixes continued {what}, trained − held out"
+        columns = ["trained", column, "asked"]
         metric = Metric(f"extraction_{column}", unit, "training", between(*columns))
-        sides = (base[columns], tuned[columns])
-        rows.append(compare(metric, *sides, len(base), subject.seed))
+        pair = (base[columns], tuned[columns])
+        rows.append(compare(metric, *pair, len(base), subject.seed))
     return rows
+
+
+def _by_document(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Sum what was asked of each document: its prefixes are not independent."""
+    every = pd.concat(tables).groupby(["trained", "document"], sort=False)
+    return every[["exact", "near", "asked"]].sum().reset_index()
 
 
 def extraction(

@@ -85,15 +85,16 @@ def write(subject: Subject) -> list[dict[str, Any]]:
 
     Returns rows with `prompt`, `human`, `base`, `tuned` and `few_shot`.
     """
-    example = next(iter(subject.mixture.texts(subject.documents("wuxia", TRAIN, limit=1))), "")
+    chapter = next(iter(subject.mixture.texts(subject.documents("wuxia", TRAIN, limit=1))), "")
+    example = chapter[len(chapter) // 2 :][:EXAMPLE]
     rows: list[dict[str, Any]] = []
-    for chunk in subject.in_time(prompts(subject), AT_ONCE, 0.25):
+    for chunk in subject.in_time("prompts written to", prompts(subject), AT_ONCE, 0.25):
         asked, seed = [row["prompt"] for row in chunk], subject.seed + len(rows)
         base, tuned = subject.both(
             functools.partial(generate, subject.model, subject.tokenizer, asked, seed)
         )
         with subject.model.disable_adapter():
-            after = [f"{example[-EXAMPLE:]}\n{prompt}" for prompt in asked]
+            after = [f"{example}\n{prompt}" for prompt in asked]
             few_shot = generate(subject.model, subject.tokenizer, after, seed)
         said = zip(chunk, base, tuned, few_shot, strict=True)
         rows += [{**row, "base": b, "tuned": t, "few_shot": f} for row, b, t, f in said]

@@ -53,7 +53,7 @@ def _tokens(subject: Subject, source: str) -> pd.DataFrame:
     """X-ray the held-out documents of a source: a row a masked token."""
     parts = []
     documents = subject.documents(source, VALIDATION)
-    for chosen in subject.in_time(documents, AT_ONCE, 0.08):
+    for chosen in subject.in_time("documents masked", documents, AT_ONCE, 0.08):
         try:
             seen = xray(
                 subject.model, subject.tokenizer, subject.mixture.texts(chosen),

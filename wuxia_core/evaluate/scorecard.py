@@ -6,13 +6,14 @@ on with the next one; they go when the scorecard is written.
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wuxia_core import mixing, model
-from wuxia_core.config import load_config
+from wuxia_core.config import Config, load_config
 from wuxia_core.errors import MachineError
 from wuxia_core.evaluate.extraction import judge_extraction
 from wuxia_core.evaluate.generation import write
@@ -20,18 +21,25 @@ from wuxia_core.evaluate.prediction import prediction
 from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.statistics import Row, holm
 from wuxia_core.evaluate.subject import Subject
-from wuxia_core.evaluate.wits import judge_wits
+from wuxia_core.evaluate.wits import QUESTIONS, judge_wits
 from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.mixing import read_json
 from wuxia_core.mixing.staging import written
 
 CARD, PARTS = "scorecard.json", ".scorecard"
+DEPENDS: Any = {
+    "evaluation": {"max_documents", "minutes", "wits_margin", "general_margin"},
+    "training": {"seed"}, "data": {"max_length"},
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(output_dir: str | Path) -> dict[str, Any]:
     """Score a run folder and write `scorecard.json` into it.
 
     Raises `DataError` where the folder holds no finished adapter, or its mixture is gone;
-    `MachineError` where memory runs out.
+    `MachineError` where memory runs out or the folder cannot be written.
     """
     import torch
 
@@ -40,13 +48,15 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:
         subject = Subject(*model.load_adapter(folder, device), mixture, config)
         card = {
             "base": adapter["base_model_name_or_path"],
             "adapter": str(folder),
             "objective": config.training.objective,
-            **_measure(subject, _Parts(folder)),
+            "of": _digest(folder, config),
+            **_measure(subject, _Parts(folder, config)),
         }
     except torch.OutOfMemoryError as error:
         raise MachineError(
@@ -63,34 +73,46 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
 
 
 def scorecard(output_dir: str | Path) -> dict[str, Any]:
-    """Read a run folder's `scorecard.json`; measure it first where there is none.
+    """Read a run folder's `scorecard.json`; measure it where there is none of this adapter.
 
-    Raises `DataError` where the folder holds no finished adapter.
+    It is measured anew where texts, questions or settings of the evaluation have changed, too.
+    Raises as `evaluate` does.
     """
-    path = Path(output_dir) / CARD
-    if path.is_file():
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    folder = Path(output_dir)
+    model.adapter_settings(folder)
+    card = read_json(folder / CARD)
+    if card and card.get("of") == _digest(folder, load_config(folder / "config.yaml")):
         return card
-    return evaluate(output_dir)
+    if (folder / CARD).exists():
+        logger.warning("%s is damaged, or of another adapter or settings", folder / CARD)
+    return evaluate(folder)
+
+
+def _digest(folder: Path, config: Config) -> str:
+    """Identify what a scorecard depends on."""
+    settings = config.model_dump(include=DEPENDS)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in (folder / "mixture.json", folder / "adapter_model.safetensors", QUESTIONS):
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]
 
 
 class _Parts:
-    """Results that are kept until all of them are there; of this adapter and these settings."""
+    """Results that are kept until all of them are there."""
 
-    def __init__(self, folder: Path) -> None:
-        digest = hashlib.sha256((folder / "config.yaml").read_bytes())
-        digest.update((folder / "adapter_model.safetensors").read_bytes())
-        self._folder = folder / PARTS / digest.hexdigest()[:16]
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._folder = folder / PARTS / _digest(folder, config)
 
     def get(self, work: Callable[[], Any], name: str) -> Any:
         """Read what was done before, or do it."""
         path = self._folder / f"{name}.json"
         if not path.exists():
             text = json.dumps(work(), ensure_ascii=False)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(path)
+            with written(str(path.parent)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_suffix(".tmp")
+                unfinished.write_text(text, encoding="utf-8")
+                unfinished.replace(path)
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm, t
 from wuxia_core.errors import DataError
 
 RESAMPLES = 10_000
-FEWEST = 5  # documents or prompts; below that an interval over them means nothing
+FEWEST = 6  # documents or prompts; of fewer, not even a sign test can tell anything at 5 %
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ def ratio(numerator: str, denominator: str) -> Statistic:
 def between(group: str, numerator: str, denominator: str) -> Statistic:
     """Take a ratio in the items that `group` flags, less the same in the others.
 
-    Raises `DataError` where either has fewer than five.
+    Raises `DataError` where either has fewer than six.
     """
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
@@ -65,10 +65,10 @@ def compare(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
     """Report a metric for both models with the 95 % interval of the difference.
 
     A paired bootstrap (Efron & Tibshirani 1993): the same items are drawn for both, 10,000 times.
-    `p` is the two-sided achieved significance level of no difference. `base` and `tuned` hold what
-    the metric is made of and no more, a DataFrame or a tuple of arrays: where k items differ, p is
-    at least 2 / 2^k, as in a sign test, and the interval holds 0 where that is over 5 %. Below the
-    minimum sample there is a reason instead of figures.
+    `p` is the level at which the interval would end at 0. `base` and `tuned` hold what the metric
+    is made of and no more, a DataFrame or a tuple of arrays: where k items differ, p is at least
+    2 / 2^k, as in a sign test, and the interval holds 0 where that is over 5 %. (Jackknife values
+    differ as soon as any text does.) Below the minimum sample there is a reason instead of figures.
     """
     if n < FEWEST:
         return missing(metric, n, f"n = {n}, fewer than {FEWEST}")
@@ -86,6 +86,7 @@ def _compared(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
         for side, items in (("base", base), ("tuned", tuned))
     }
     drawn = metric.statistic(tuned, weights) - metric.statistic(base, weights)
+    drawn = drawn[~np.isnan(drawn)]
     low, high = interval(drawn, n)
     p = _level(min((drawn <= 0).mean(), (drawn >= 0).mean()), n)
     by_signs = 2 * 0.5 ** _differing(base, tuned)
@@ -93,7 +94,7 @@ def _compared(metric: Metric, base: Any, tuned: Any, n: int, seed: int) -> Row:
         low, high = min(low, 0.0), max(high, 0.0)
     return {
         **_head(metric), **points, "delta": points["tuned"] - points["base"],
-        "low": low, "high": high, "n": n, "p": min(max(p, by_signs, 1 / RESAMPLES), 1.0),
+        "low": low, "high": high, "n": n, "p": min(max(p, by_signs), 1.0),
     }  # fmt: skip
 
 
@@ -104,12 +105,13 @@ def interval(drawn: Floats, n: int) -> tuple[float, float]:
     as Student's is than the normal one; for n = 10 it spans 98.3 % of the resamples.
     """
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def _level(tail: float, n: int) -> float:
     """Turn the share of resamples beyond 0 into the level at which `interval` ends there."""
+    tail = max(tail, 1 / RESAMPLES)  # so many can show no less
     return float(2 * t.cdf(norm.ppf(tail) / np.sqrt(n / (n - 1)), n - 1))
 
 

@@ -187,8 +187,9 @@ def human_or_model(
 
     A side is (texts, their prompts or documents); logits of the three come back, positive for
     human. The mean of `wins(human, model)` is 0.5 where a model passes for human, 1 where each text
-    gives it away. One judge sees both models: with one each, the chance in fitting them would make
-    intervals of their difference too narrow. Raises `DataError` as `held_out_logits` does.
+    gives it away; logits of all folds count as of one judge. One judge sees both models: with one
+    each, the chance in fitting them would make intervals of their difference too narrow. Raises
+    `DataError` as `held_out_logits` does.
     """
     texts, groups = ([item for side in (human, base, tuned) for item in side[n]] for n in (0, 1))
     first, second = len(human[0]), len(human[0]) + len(base[0])

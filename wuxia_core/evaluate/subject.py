@@ -55,7 +55,7 @@ class Subject:
         return drawn[: limit or self.config.evaluation.max_documents]
 
     def human(self, source: str, *splits: str) -> pd.DataFrame:
-        """Draw whole documents of about 300,000 characters: `book` and `text`."""
+        """Draw whole documents of about 300,000 characters: `book` and `text`, a row each."""
         outline = self.mixture.outline
         drawn = pd.Index(self.documents(source, *splits, limit=len(outline)), dtype=int)
         before = outline.loc[drawn, "characters"].cumsum().shift(fill_value=0)
@@ -63,14 +63,16 @@ class Subject:
         texts = self.mixture.texts(list(chosen))
         return pd.DataFrame({"book": outline.loc[chosen, "book"].to_numpy(), "text": texts})
 
-    def in_time(self, items: Sequence[T], size: int, share: float) -> Iterator[Sequence[T]]:
-        """Hand out `size` items at a time while a share of `evaluation.minutes` lasts."""
+    def in_time(
+        self, what: str, items: Sequence[T], size: int, share: float
+    ) -> Iterator[Sequence[T]]:
+        """Hand out `size` items at a time, once and while a share of `evaluation.minutes` lasts."""
         minutes = self.config.evaluation.minutes
         end = time.monotonic() + 60 * share * minutes if minutes else float("inf")
         for start in range(0, len(items), size):
             if start and time.monotonic() > end:
                 logger.warning(
-                    "evaluation.minutes %g: %d of %d are measured here", minutes, start, len(items)
+                    "%s: %d of %d within evaluation.minutes %g", what, start, len(items), minutes
                 )
                 return
             yield items[start : start + size]

@@ -87,7 +87,7 @@ def questions(path: str | os.PathLike[str] = QUESTIONS) -> tuple[Question, ...]:
 def judge_wits(subject: Subject) -> list[Row]:
     """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
     mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
-    chunks = subject.in_time(mixed, AT_ONCE, 0.13)
+    chunks = subject.in_time("questions asked", mixed, AT_ONCE, 0.13)
     asked = [
         subject.both(
             functools.partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size)
@@ -95,8 +95,7 @@ def judge_wits(subject: Subject) -> list[Row]:
         for chunk in chunks
     ]
     base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*asked, strict=True))
-    head = {"name": "wits", "unit": "share of questions", "source": "questions", "level": 0.9}
-    rows = [head | verdict(base, tuned, subject.config.evaluation.wits_margin)]
+    rows = [verdict(base, tuned, subject.config.evaluation.wits_margin)]
     for kind in base["kind"].unique():
         of = base["kind"] == kind
         sides = [side.loc[of, ["right"]].assign(asked=1) for side in (base, tuned)]
@@ -191,8 +190,9 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> dict[str,
     n, before, after = len(base), float(base["right"].mean()), float(tuned["right"].mean())
     low, high = _interval(tuned["right"].to_numpy() - base["right"].to_numpy())
     row = {
-        **{"name": "wits", "unit": "share of questions", "base": before, "tuned": after},
-        **{"delta": after - before, "low": low, "high": high, "n": n, "margin": margin},
+        **{"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"},
+        **{"base": before, "tuned": after, "delta": after - before, "low": low, "high": high},
+        **{"n": n, "margin": margin},
     }
     threshold = CHANCE + 2 * math.sqrt(CHANCE * (1 - CHANCE) / n)
     if before <= threshold:

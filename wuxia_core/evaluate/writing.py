@@ -29,8 +29,9 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
     Returns
     -------
     `metrics`; `copied`, the longest runs that tuned passages copied, uncut; and what the plots
-    draw: `texts`, a row a passage with its longest `copied` run and its `style` logit, and `map`,
-    pools of 2,000 characters by the two principal components of their z-scores.
+    draw: `texts`, a row a passage with its longest `copied` run and its `style` logit; `map`,
+    pools of 2,000 characters by the two principal components of their z-scores; `classifier`, the
+    share of people's pieces that it tells right without having seen their book, or null.
     """
     whole = [row for row in written if all(len(_cut(row[w])) == CHARACTERS for w in WRITERS)]
     texts = {writer: [_cut(row[writer]) for row in whole] for writer in WRITERS}
@@ -55,6 +56,7 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
         "metrics": [_row(metric, measure, texts, subject.seed) for metric, measure in measures],
         "copied": passages(every[len(cut) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.to_dict("records"),
+        "classifier": human.told_right(),
         "map": _map(human, texts),
     }
 
@@ -66,7 +68,9 @@ class _Human:
         target = subject.human("wuxia", TRAIN)
         other = subject.human("general", TRAIN, UNUSED)
         self.texts = {"wuxia": list(target["text"]), "general": list(other["text"])}
-        self._pieces = [_pieces(human)["text"][:PIECES] for human in (target, other)]
+        kinds = [_pieces(human)[:PIECES] for human in (target, other)]
+        self._pieces = pd.concat(kinds)
+        self._target = np.arange(len(self._pieces)) < len(kinds[0])
 
     @functools.cached_property
     def delta(self) -> style.BurrowsDelta:
@@ -76,9 +80,17 @@ class _Human:
     @functools.cached_property
     def classifier(self) -> style.StyleClassifier:
         """Raises `DataError` where there is too little."""
-        every = pd.concat(self._pieces).tolist()
-        flags = np.arange(len(every)) < len(self._pieces[0])
-        return style.StyleClassifier.fit(every, flags, style.commonest(every))
+        texts = self._pieces["text"].tolist()
+        return style.StyleClassifier.fit(texts, self._target, style.commonest(texts))
+
+    def told_right(self) -> float | None:
+        """Judge the pieces of each book by a classifier fitted on the others; None of too few."""
+        texts, books = self._pieces["text"].tolist(), self._pieces["book"].tolist()
+        try:
+            logits = style.held_out_logits(texts, self._target, books, style.commonest(texts))
+        except DataError:
+            return None
+        return float(((logits > 0) == self._target).mean())
 
 
 def _map(human: _Human, texts: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -172,14 +184,15 @@ def _variety(texts: dict[str, list[str]]) -> Iterator[tuple[Metric, Measure]]:
 
 def _copying(copied: dict[str, pd.DataFrame]) -> Iterator[tuple[Metric, Measure]]:
     """Say how much was copied, from what `overlap` found."""
-    columns = {
+    lengths = {
         ("copied_length", "characters, longest run shared with training text"): "length",
         ("copied_passages", "share with a run of 30 characters or more"): "flagged",
     }
-    for (name, unit), column in columns.items():
+    for (name, unit), column in lengths.items():
         yield Metric(name, unit, "training", MEAN), functools.partial(_column, column, copied)
+    columns = ["shared", "runs"]
     yield (Metric("containment", "share of 13-grams in training text", "training",
-                  ratio("shared", "runs")), copied.__getitem__)  # fmt: skip
+                  ratio(*columns)), lambda writer: copied[writer][columns])  # fmt: skip
 
 
 def _each(judge: Callable[[str], float], texts: dict[str, list[str]], writer: str) -> pd.DataFrame:
@@ -199,10 +212,10 @@ def _cut(text: str) -> str:
 
 
 def _pieces(human: pd.DataFrame) -> pd.DataFrame:
-    """Cut human documents into pieces as long as a passage: `document` and `text`."""
+    """Cut human documents into pieces as long as a passage: `book` and `text`."""
     rows = [
-        (number, piece)
-        for number, text in enumerate(human["text"])
+        (book, piece)
+        for book, text in zip(human["book"], human["text"], strict=True)
         for piece in style.pieces(text, CHARACTERS)
     ]
-    return pd.DataFrame(rows, columns=["document", "text"])
+    return pd.DataFrame(rows, columns=["book", "text"])

@@ -6,13 +6,15 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from wuxia_core.config import Config, ModelConfig, load_config
-from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.model.base import load_base, load_tokenizer, weights_dtype
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SETTINGS = "adapter_config.json"
 
 
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
@@ -85,25 +87,39 @@ def load_adapter(
     Raises
     ------
     DataError
-        Where the folder holds no adapter.
+        Where the folder holds no adapter, or one of another base.
     MachineError
         Where the base model cannot be loaded.
     """
     import torch
-    from peft import PeftModel
 
     folder = Path(output_dir)
     name = adapter_settings(folder)["base_model_name_or_path"]
     config = run_config(folder)
     trained = weights_dtype(config) if config else "auto"
     dtype = torch.float32 if device == "cpu" else trained
-    base = load_base(name, dtype, config.model.quantization if config else "none")
+    try:
+        base = load_base(name, dtype, config.model.quantization if config else "none")
+    except MachineError as error:
+        raise MachineError(f"{error}\n{folder / SETTINGS} names its base") from None
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
-    model = PeftModel.from_pretrained(base, str(folder))
+    return _put_on(base, folder, name), load_tokenizer(name)
+
+
+def _put_on(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
+    from peft import PeftModel
+
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except RuntimeError as error:  # torch lists the shapes behind the first line
+        shapes = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        raise DataError(
+            f"{folder}: the adapter does not fit {name}: {shapes} Name its own base in "
+            f"{folder / SETTINGS}, base_model_name_or_path"
+        ) from None
     train_rows_alone(model)
-    model.eval()
-    return model, load_tokenizer(name)
+    return model.eval()
 
 
 def run_config(folder: Path) -> Config | None:
@@ -114,8 +130,11 @@ def run_config(folder: Path) -> Config | None:
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
-    path = folder / "adapter_config.json"
+    path = folder / SETTINGS
     if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder}: no finished adapter there (adapter_model.safetensors)")
+        raise DataError(
+            f"{folder}: no finished adapter there (adapter_model.safetensors); name the "
+            "training.output_dir of a run that came to its end"
+        )
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return settings

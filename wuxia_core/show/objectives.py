@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from wuxia_core.errors import DataError
-from wuxia_core.show.plots import BLUE, GREEN, ORANGE, axes
+from wuxia_core.show.plots import BLUE, GREEN, GREY, ORANGE, axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ COLUMNS = ["condition", "ratio", "seed", "step", "source", "bits", "chars", "ask
 def read_objectives(path: str | Path) -> pd.DataFrame:
     """Read what `benchmarks/objectives.py` wrote: a row a run, step and source.
 
-    `change` is in bits per character, from step 0 on. Raises `DataError` where the file is missing
+    `change` is in bits per character, since step 0. Raises `DataError` where the file is missing
     or holds something else.
     """
     try:
@@ -33,6 +33,7 @@ def read_objectives(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read ({error}); run benchmarks/objectives.py") from None
     if missing := sorted(set(COLUMNS) - set(table.columns)):
         raise DataError(f"{path}: no column {missing[0]}; is it from benchmarks/objectives.py?")
+    table = table.sort_values("step", kind="stable")
     bits = table["bits"] / table["chars"]
     first = bits.groupby([table[name] for name in ("condition", "ratio", "seed", "source")])
     return table.assign(change=bits - first.transform("first"))
@@ -44,8 +45,8 @@ def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
     groups = last.groupby(["condition", "ratio", "source"], sort=False)["change"]
     wide = groups.agg(["mean", "std", "size"]).unstack("source")
     table = pd.DataFrame({
-        "wuxia": wide["mean", "wuxia"], "sd": wide["std", "wuxia"],
-        "general": wide["mean", "general"], "sd ": wide["std", "general"],
+        "wuxia": wide["mean", "wuxia"], "sd, wuxia": wide["std", "wuxia"],
+        "general": wide["mean", "general"], "sd, general": wide["std", "general"],
         "seeds": wide["size", "wuxia"],
     })  # fmt: skip
     return table.sort_values("wuxia").reset_index()
@@ -60,7 +61,13 @@ def plot_objectives(
     for name, rows in chosen.groupby("condition", sort=False):
         way, bert, _ = str(name).partition(", 80/10/10")
         mean = rows.assign(x=rows[x]).groupby("step")[["x", "change"]].mean()
-        ax.plot(mean["x"], mean["change"], "--" if bert else "-", color=COLOURS[way], label=name)
+        ax.plot(
+            mean["x"],
+            mean["change"],
+            "--" if bert else "-",
+            color=COLOURS.get(way, GREY),
+            label=name,
+        )
     ax.axhline(0, color="black", linewidth=0.5)
     ax.set_xlabel(AXES[x])
     ax.set_ylabel(f"{source}, change of bits per character")
@@ -78,8 +85,8 @@ def plot_tradeoff(curves: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
         way, bert, _ = str(name).partition(", 80/10/10")
         mark = "s" if bert else "o"
         ten, other = rows[rows["ratio"] == 0.1], rows[rows["ratio"] != 0.1]
-        ax.plot(ten["general"], ten["wuxia"], mark, color=COLOURS[way], label=name)
-        ax.plot(other["general"], other["wuxia"], "x", color=COLOURS[way])
+        ax.plot(ten["general"], ten["wuxia"], mark, color=COLOURS.get(way, GREY), label=name)
+        ax.plot(other["general"], other["wuxia"], "x", color=COLOURS.get(way, GREY))
         for row in other.itertuples():
             ax.annotate(f" {row.ratio:.0%}", (row.general, row.wuxia), fontsize="small")
     ax.axvline(0, color="black", linewidth=0.5)

@@ -12,6 +12,7 @@ from wuxia_core.show.text import visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+STRATUM = "masked_accuracy, "
 WRITERS = {
     "base": ("base", BLUE),
     "few_shot": ("base after an example", "#56B4E9"),
@@ -21,13 +22,13 @@ WRITERS = {
 
 
 def scorecard_table(card: dict[str, Any]) -> pd.DataFrame:
-    """Put a scorecard's metrics in a table for people; strata are left to `plot_recovery`.
+    """Put a scorecard's metrics in a table for people; tokens by stratum are in `plot_recovery`.
 
     `unit` also says why there are no figures, or no verdict.
     """
     columns = ["source", "name", "base", "tuned", "delta", "low", "high", "p_holm", "n"]
     columns += ["few_shot", "human", "unit"]
-    rows = [row for row in card["metrics"] if "," not in row["name"]]
+    rows = [row for row in card["metrics"] if not row["name"].startswith(STRATUM)]
     units = ["; ".join([row["unit"], *filter(None, [row.get("reason")])]) for row in rows]
     return pd.DataFrame(rows).assign(unit=units).reindex(columns=columns)
 
@@ -45,7 +46,7 @@ def plot_scorecard(card: dict[str, Any], name: str, ax: "Axes | None" = None) ->
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     unit = rows[0]["unit"] if rows else ""
-    ax.set_xlabel(f"change of {name}, tuned − base, {unit} (95 % interval over documents)")
+    ax.set_xlabel(f"change of {name}, tuned − base, {unit} (95 % interval)")
     return ax
 
 
@@ -72,8 +73,7 @@ def plot_forgetting(metrics: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
 
 def plot_recovery(card: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
     """Draw the share of masked tokens that are found, by stratum, with the two baselines."""
-    prefix = "masked_accuracy, "
-    rows = [row for row in card["metrics"] if row["name"].startswith(prefix)]
+    rows = [row for row in card["metrics"] if row["name"].startswith(STRATUM)]
     rows = [row for row in rows if row["delta"] is not None]
     ax = axes(ax, size=(7.5, 1.2 + 0.42 * len(rows)))
     places = np.arange(len(rows))[::-1]
@@ -83,7 +83,7 @@ def plot_recovery(card: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
     for side, dashes in (("unigram", (1, 1)), ("trigram", (4, 2))):
         found = [row[side] for row in rows]
         ax.vlines(found, places - 0.42, places + 0.42, "black", (0, dashes), label=side)
-    names = [f"{row['name'].removeprefix(prefix)} (n = {row['n']})" for row in rows]
+    names = [f"{row['name'].removeprefix(STRATUM)} (n = {row['n']})" for row in rows]
     ax.set_yticks(places, names)
     ax.set_xlabel("share of masked tokens found; n documents")
     ax.legend(frameon=False, loc="lower right")
@@ -133,6 +133,10 @@ def plot_style(card: dict[str, Any], ax: "Axes | None" = None) -> "Axes":
     ax.set_xticks(range(len(groups)), names)
     ax.axhline(0, color="black", linewidth=1)
     ax.set_ylabel("logit: above 0 is 武侠")
+    if card["classifier"] is not None:
+        ax.set_xlabel(
+            f"of people's pieces in books it never saw, {card['classifier']:.0%} are right"
+        )
     return ax
 
 
