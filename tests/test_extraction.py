@@ -1,8 +1,9 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from wuxia_core.evaluate.extraction import _spread, extraction
+from wuxia_core.evaluate.extraction import _items, _spread, extraction
 from wuxia_core.model import load_base
 
 
@@ -59,3 +60,12 @@ def test_prefixes_are_spread_over_documents():
 
 def test_nothing_long_enough_gives_no_rows(base, tokenizer):
     assert extraction(base, tokenizer, ["太短。"], count=4, seed=0, batch_size=2).empty
+
+
+def test_prefixes_count_by_document_where_there_are_enough():
+    """Five prefixes of each of six documents of a kind are six items, of one document five."""
+    asked = pd.DataFrame({"document": np.repeat(range(6), 5), "exact": False, "near": True})
+    tables = [asked.assign(trained=trained, asked=1) for trained in (True, False)]
+    items = _items(tables)
+    assert len(items) == 12 and (items["near"] == 5).all() and (items["asked"] == 5).all()
+    assert len(_items([tables[0], tables[1].head(5)])) == 35

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core.evaluate.statistics import Metric, Row, between, compare
+from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, between, compare
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.mixing.store import TRAIN, VALIDATION
 from wuxia_core.model import document_start_id
@@ -21,7 +21,11 @@ ASKED, AT_ONCE = 50, 10  # prefixes of each kind; documents between looks at the
 
 
 def judge_extraction(subject: Subject) -> list[Row]:
-    """Say how much more often a training prefix draws out its text than one never trained on."""
+    """Say how much more often a training prefix draws out its text than one never trained on.
+
+    Documents are resampled, since prefixes of one are not independent; prefixes where there are too
+    few documents.
+    """
     sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
     for split in (TRAIN, VALIDATION):
         documents = subject.documents("wuxia", split)
@@ -32,7 +36,7 @@ def judge_extraction(subject: Subject) -> list[Row]:
             for side, table in zip(sides, subject.both(work), strict=True):
                 of = {"trained": split == TRAIN, "document": np.array(chunk)[table["document"]]}
                 side.append(table.assign(**of, asked=1))
-    base, tuned = (_by_document(side) for side in sides)
+    base, tuned = (_items(side) for side in sides)
     rows = []
     for column, what in (("exact", "exactly"), ("near", "nearly")):
         unit = f"share of {base['asked'].sum()} prefixes continued {what}, trained − held out"
@@ -43,10 +47,12 @@ def judge_extraction(subject: Subject) -> list[Row]:
     return rows
 
 
-def _by_document(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Sum what was asked of each document: its prefixes are not independent."""
-    every = pd.concat(tables).groupby(["trained", "document"], sort=False)
-    return every[["exact", "near", "asked"]].sum().reset_index()
+def _items(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Sum what was asked by document; of too few documents, leave the prefixes as they are."""
+    every = pd.concat(tables, ignore_index=True)
+    documents = every.groupby(["trained", "document"], sort=False)[["exact", "near", "asked"]].sum()
+    few = documents.groupby("trained").size().min() < FEWEST
+    return every if few else documents.reset_index()
 
 
 def extraction(
