@@ -148,7 +148,8 @@ def test_a_scorecards_pictures_say_what_it_holds(sample_run):
     assert course.lines[1].get_marker() == "s"
     table = show.scorecard_table(card)
     assert table["unit"].str.contains("classifier: ").any()
-    assert not table["name"].str.contains(",").any()
+    assert not table["name"].str.startswith("masked_accuracy, ").any()
+    assert {"wits, reading", "whole_spans, span of 3"} <= set(table["name"])
     shown = show.side_by_side(card)
     assert list(shown) == ["prompt", "base", "tuned", "human"] and len(shown) == 6
     assert show.copied_table(card)["source"].str.contains("【").all()
