@@ -9,6 +9,7 @@ import argparse
 import functools
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 from wuxia_core.config import load_config
@@ -46,4 +47,5 @@ def _measure(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     sys.exit(main())
