@@ -85,8 +85,6 @@ def extraction(
     A row a prefix: `document` (number), `prefix`, `truth` and what was `said`; `exact` where the
     tokens are the same, `near` where the normalised Levenshtein similarity is 0.9 or more.
     """
-    from rapidfuzz.distance import Levenshtein
-
     encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
     ids = encode(list(documents)).input_ids if documents else []
     places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
@@ -96,11 +94,20 @@ def extraction(
         batch = stretches[start : start + batch_size]
         answers = _greedy(model, tokenizer, [row[:PREFIX] for row in batch])
         for (document, _), row, answer in zip(places[start:], batch, answers, strict=False):
-            parts = [row[:PREFIX], row[PREFIX:], answer]
-            prefix, truth, said = tokenizer.batch_decode(parts, skip_special_tokens=True)
-            near = Levenshtein.normalized_similarity(truth, said) >= NEAR
-            rows.append((document, prefix, truth, said, answer == row[PREFIX:], near))
+            rows.append((document, *_judged(tokenizer, row, answer)))
     return pd.DataFrame(rows, columns=["document", "prefix", "truth", "said", "exact", "near"])
+
+
+def _judged(
+    tokenizer: "PreTrainedTokenizerBase", row: list[int], answer: list[int]
+) -> tuple[str, str, str, bool, bool]:
+    """Say prefix, truth and answer, and whether the answer is exact, and near."""
+    from rapidfuzz.distance import Levenshtein
+
+    parts = [row[:PREFIX], row[PREFIX:], answer]
+    prefix, truth, said = tokenizer.batch_decode(parts, skip_special_tokens=True)
+    near = Levenshtein.normalized_similarity(truth, said) >= NEAR
+    return prefix, truth, said, answer == row[PREFIX:], near
 
 
 def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:

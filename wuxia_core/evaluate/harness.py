@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import cuda
@@ -72,9 +72,13 @@ def harness(
             f"harness: the data of {', '.join(tasks)} cannot be had ({error}). Run it once where "
             "there is a network, or set HF_ENDPOINT to a mirror you can reach."
         ) from None
+    return _table(found["results"])
+
+
+def _table(results: dict[str, Any]) -> pd.DataFrame:
     rows = [
         (task, key.split(",")[0], value, scores[key.replace(",", "_stderr,")], scores["sample_len"])
-        for task, scores in found["results"].items()
+        for task, scores in results.items()
         for key, value in scores.items()
         if "," in key and "_stderr," not in key
     ]

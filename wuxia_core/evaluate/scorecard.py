@@ -49,14 +49,15 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
+    digest = _digest(folder, config)
     try:
         subject = Subject(*model.load_adapter(folder, device), mixture, config)
         card = {
             "base": adapter["base_model_name_or_path"],
             "adapter": str(folder),
             "objective": config.training.objective,
-            "of": _digest(folder, config),
-            **_measure(subject, _Parts(folder, config)),
+            "of": digest,
+            **_measure(subject, _Parts(folder / PARTS / digest)),
         }
     except torch.OutOfMemoryError as error:
         raise MachineError(
@@ -64,10 +65,7 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
             f"per_device_eval_batch_size in {folder / 'config.yaml'} and evaluate again"
         ) from None
     with written(str(folder)):
-        unfinished = folder / PARTS / CARD
-        text = json.dumps(card, ensure_ascii=False, indent=1)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / CARD)
+        _replace(folder / CARD, json.dumps(card, ensure_ascii=False, indent=1))
         shutil.rmtree(folder / PARTS)
     return card
 
@@ -97,11 +95,18 @@ def _digest(folder: Path, config: Config) -> str:
     return digest.hexdigest()[:16]
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 class _Parts:
     """Results that are kept until all of them are there."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self._folder = folder / PARTS / _digest(folder, config)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def get(self, work: Callable[[], Any], name: str) -> Any:
         """Read what was done before, or do it."""
@@ -110,9 +115,7 @@ class _Parts:
             text = json.dumps(work(), ensure_ascii=False)
             with written(str(path.parent)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(".tmp")
-                unfinished.write_text(text, encoding="utf-8")
-                unfinished.replace(path)
+                _replace(path, text)
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,7 +1,7 @@
 """What a model makes of a text, left to right: bits per character."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +15,10 @@ from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Floats = npt.NDArray[np.float64]
+Row = tuple[int, mixing.Tokens, mixing.Tokens]  # number of an item, tokens, labels
 
 
 def bits_per_char(
@@ -71,21 +71,12 @@ def document_bits(
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    batches = (
-        window_batch(rows[start : start + batch_size], start_id)
-        for start in range(0, len(rows), batch_size)
-    )
-    total = -(-len(rows) // batch_size)
-    nats = asked_nats(model, tqdm(batches, desc="bits per character", total=total, leave=False))
-    asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
-    owner = np.repeat([number for number, _, _ in rows], asked)
-    bits = np.bincount(owner, nats / np.log(2), minlength=len(normal))
+    nats = summed_nats(model, rows, len(normal), start_id, batch_size, "bits per character")
+    bits = nats / np.log(2)
     return pd.DataFrame({"bits": bits, "chars": [len(text) for text in normal]})
 
 
-def _sliding(
-    number: int, tokens: mixing.Tokens, window: int
-) -> Iterator[tuple[int, mixing.Tokens, mixing.Tokens]]:
+def _sliding(number: int, tokens: mixing.Tokens, window: int) -> Iterator[Row]:
     """Cut windows that overlap by half; `labels` asks for each token but the first exactly once."""
     scored = 1
     for start in range(0, max(1, len(tokens) - window // 2), window // 2):
@@ -96,23 +87,28 @@ def _sliding(
         yield number, ids, labels
 
 
-def window_batch(
-    rows: Sequence[tuple[int, mixing.Tokens, mixing.Tokens]], pad: int
-) -> "dict[str, torch.Tensor]":
-    """Make rows of (anything, tokens, labels) into a model's inputs."""
-    _, ids, labels = zip(*rows, strict=True)
-    return model_inputs(padded(ids, pad), padded(labels, IGNORE_INDEX))
+def summed_nats(
+    model: "PreTrainedModel", rows: Sequence[Row], count: int, pad: int, batch_size: int, what: str
+) -> Floats:
+    """Sum -log p of the asked tokens of each item, (count,).
+
+    A row is an item's number, tokens and labels; an item may have several. `what` is for the
+    progress bar.
+    """
+    starts = tqdm(range(0, len(rows), batch_size), desc=what, leave=False)
+    nats = np.concatenate([_nats(model, rows[start : start + batch_size], pad) for start in starts])
+    asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
+    owner = np.repeat([number for number, _, _ in rows], asked)
+    return np.bincount(owner, nats, minlength=count).astype(np.float64)
 
 
-def asked_nats(model: "PreTrainedModel", batches: "Iterable[dict[str, torch.Tensor]]") -> Floats:
-    """Score every asked token of all batches, in order: -log p, (N,)."""
-    return np.concatenate([_nats(model, batch) for batch in batches])
-
-
-def _nats(model: "PreTrainedModel", batch: "dict[str, torch.Tensor]") -> Floats:
+def _nats(model: "PreTrainedModel", rows: Sequence[Row], pad: int) -> Floats:
+    """Score every asked token of a batch, in order: -log p, (N,)."""
     import torch
     import torch.nn.functional as F
 
+    _, ids, labelled = zip(*rows, strict=True)
+    batch = model_inputs(padded(ids, pad), padded(labelled, IGNORE_INDEX))
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = batch.pop("labels")
     with torch.inference_mode():

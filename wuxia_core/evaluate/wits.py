@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
-from tqdm import tqdm
 
 from wuxia_core import mixing
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate.scoring import Floats, asked_nats, window_batch
+from wuxia_core.evaluate.scoring import Floats, summed_nats
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
 from wuxia_core.evaluate.subject import Subject
 from wuxia_core.masking import IGNORE_INDEX
@@ -133,14 +132,10 @@ def answers(
     """
     pad = document_start_id(tokenizer)
     rows = sorted(_rows(tokenizer, questions), key=lambda row: len(row[1]))  # little padding
-    starts = range(0, len(rows), batch_size)
-    batches = (window_batch(rows[start : start + batch_size], pad) for start in starts)
-    progress = tqdm(batches, desc="questions", total=len(starts), leave=False)
-    nats = asked_nats(model, progress)
-    asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
-    owner = np.repeat([number for number, _, _ in rows], asked)
+    count = OPTIONS * len(questions)
+    nats = summed_nats(model, rows, count, pad, batch_size, "questions")
     chars = [len(option) for question in questions for option in question.options]
-    scores: Floats = -(np.bincount(owner, nats) / chars).reshape(-1, OPTIONS)
+    scores: Floats = -(nats / chars).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
     head = [(question.id, question.kind) for question in questions]
