@@ -56,13 +56,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def plan(options: argparse.Namespace, config: Config) -> int:
     """Say what the run needs; with --measure, time its first steps too."""
-    from wuxia_core import preflight, run
+    from wuxia_core import preflight, torchrun
 
     if options.measure:
         with tempfile.TemporaryDirectory() as folder:
-            processes = run.Processes(preflight.process_count(options.nproc))
-            preflight.prepare(config, Path(folder), processes)
-            run.torchrun(Path(folder), processes, "--measure")
+            processes = torchrun.Processes(preflight.process_count(options.nproc))
+            preflight.prepare_run(config, Path(folder), processes)
+            torchrun.launch(Path(folder), processes, "--measure")
     else:
         print(preflight.forecast(config, options.nproc))
     return 0
@@ -70,48 +70,48 @@ def plan(options: argparse.Namespace, config: Config) -> int:
 
 def doctor(options: argparse.Namespace, config: Config) -> int:
     """Check the machine; 5 where something is wrong."""
-    from wuxia_core import preflight, run
+    from wuxia_core import preflight, torchrun
 
     preflight.check_settings(config)
-    processes = run.Processes(preflight.process_count(options.nproc))
+    processes = torchrun.Processes(preflight.process_count(options.nproc))
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")
         try:
-            run.torchrun(Path(folder), processes, module="wuxia_core.preflight.doctor")
-        except run.Ended:
+            torchrun.launch(Path(folder), processes, module="wuxia_core.preflight.doctor")
+        except torchrun.Ended:
             raise MachineError("a check failed; what to do stands beside it") from None
     return 0
 
 
 def train(options: argparse.Namespace, config: Config) -> int:
     """Train, evaluate and report."""
-    from wuxia_core import preflight, run
+    from wuxia_core import preflight, run, torchrun
 
     named = bool(options.config or options.rdzv_endpoint) or any(
         s.startswith("training.output_dir=") for s in options.set
     )
     here = preflight.process_count(options.nproc)
-    processes = run.Processes(here, options.nnodes, options.rdzv_endpoint)
+    processes = torchrun.Processes(here, options.nnodes, options.rdzv_endpoint)
     claim = {"named": named, "resume": options.resume, "rendezvous": options.rdzv_endpoint}
-    with run.claimed(config, **claim) as folder:
+    with run.acquire(config, **claim) as folder:
         start = run.resume_point(folder) if options.resume else None
         if options.resume:
             run.check_unchanged(config, folder, start, processes.total, options.allow_changed)
-        preflight.prepare(config, folder, processes, start)
+        preflight.prepare_run(config, folder, processes, start)
         flags = ["--allow-changed"] if options.allow_changed else []
         try:
-            run.supervise(folder, processes, start, flags, options.max_restarts)
-        except run.Ended as ended:
-            raise run.closing(ended, folder, here) from None
+            torchrun.supervise(folder, processes, start, flags, options.max_restarts)
+        except torchrun.Ended as ended:
+            raise torchrun.closing(ended, folder, here) from None
         except Stopped as error:
-            raise Stopped(f"{error}; {run.saved(folder, here)}") from None
+            raise Stopped(f"{error}; {torchrun.saved(folder, here)}") from None
         try:
-            if run.led_here(folder):
+            if run.is_main_launcher(folder):
                 finish(folder)
             else:
                 print("trained; the machine that started the first process evaluates")
         except KeyboardInterrupt:
-            raise Stopped(run.saved(folder, here)) from None
+            raise Stopped(torchrun.saved(folder, here)) from None
     return 0
 
 

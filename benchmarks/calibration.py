@@ -17,9 +17,8 @@ import torch
 from tqdm import trange
 
 from wuxia_core.config import PROJECT, load_config
-from wuxia_core.evaluate.generation import AT_ONCE, generate, prompts
-from wuxia_core.evaluate.subject import Subject
-from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.evaluate.statistics import EvalContext
+from wuxia_core.evaluate.writing import AT_ONCE, generate, prompts, score_generations
 from wuxia_core.mixing import open_run_mixture
 from wuxia_core.model import load_adapter
 
@@ -27,24 +26,24 @@ NOISE = 1e-4
 OTHER = 1_000_000  # added to a seed
 
 
-def written(subject: Subject, asked: list[str], seed: int) -> list[str]:
+def written(context: EvalContext, asked: list[str], seed: int) -> list[str]:
     """Let the model go on from all prompts."""
     parts = [
-        generate(subject.model, subject.tokenizer, asked[start : start + AT_ONCE], seed + start)
+        generate(context.model, context.tokenizer, asked[start : start + AT_ONCE], seed + start)
         for start in range(0, len(asked), AT_ONCE)
     ]
     return [passage for part in parts for passage in part]
 
 
-def compared(subject: Subject, base: list[str], other: list[str]) -> pd.Series:
+def compared(context: EvalContext, base: list[str], other: list[str]) -> pd.Series:
     """Judge two sets of passages: whether each metric's interval excludes 0."""
     rows = [
         {**row, "base": b, "tuned": o, "few_shot": b}
-        for row, b, o in zip(prompts(subject), base, other, strict=True)
+        for row, b, o in zip(prompts(context), base, other, strict=True)
     ]
     found: dict[str, Any] = {
         row["name"]: not row["low"] <= 0 <= row["high"]
-        for row in judge_writing(subject, rows)["metrics"]
+        for row in score_generations(context, rows)["metrics"]
         if row["delta"] is not None
     }
     return pd.Series(found)
@@ -58,20 +57,20 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.folder / "config.yaml")
     mixture = open_run_mixture(options.folder, config.data.processed_data_file)
-    subject = Subject(*load_adapter(options.folder), mixture, config)
-    asked = [row["prompt"] for row in prompts(subject)]
+    context = EvalContext(*load_adapter(options.folder), mixture, config)
+    asked = [row["prompt"] for row in prompts(context)]
     seeds, noise = [], []
     for repeat in trange(options.repeats):
         torch.manual_seed(repeat)
-        for name, weights in subject.model.named_parameters():
+        for name, weights in context.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weights, std=NOISE)
-        with subject.model.disable_adapter():
-            base = written(subject, asked, repeat * len(asked))
-            again = written(subject, asked, repeat * len(asked) + OTHER)
-        tuned = written(subject, asked, repeat * len(asked) + 2 * OTHER)
-        seeds.append(compared(subject, base, again))
-        noise.append(compared(subject, base, tuned))
+        with context.model.disable_adapter():
+            base = written(context, asked, repeat * len(asked))
+            again = written(context, asked, repeat * len(asked) + OTHER)
+        tuned = written(context, asked, repeat * len(asked) + 2 * OTHER)
+        seeds.append(compared(context, base, again))
+        noise.append(compared(context, base, tuned))
     table = pd.DataFrame({"other seeds": pd.DataFrame(seeds).mean(),
                           "small random lora_B": pd.DataFrame(noise).mean()})  # fmt: skip
     print(f"share of intervals that exclude 0, {options.repeats} repeats, {len(asked)} prompts")

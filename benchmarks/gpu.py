@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 from wuxia_core import SpanMasker
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.objective import asked_cross_entropy
+from wuxia_core.model import masked_cross_entropy
 
 CARD = 23.5  # GiB usable of 24
 BARS = {"bf16": 20.5, "8bit": 14.0}  # GiB reserved, ours on such a card
@@ -123,7 +123,7 @@ def make_step(model: Any, size: SimpleNamespace, way: str) -> Callable[[], torch
         with torch.autocast(size.device, torch.bfloat16):
             if way == "ours":
                 outputs = model(input_ids=ids, logits_to_keep=keep)
-                loss = asked_cross_entropy(outputs, labels, keep.sum())
+                loss = masked_cross_entropy(outputs, labels, keep.sum())
             else:
                 loss = model(input_ids=ids, labels=labels).loss
         loss.backward()

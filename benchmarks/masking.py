@@ -20,8 +20,13 @@ from wuxia_core import SpanMasker, load_config, mix
 from wuxia_core.config import PROJECT
 from wuxia_core.masking import SPAN, MaskCollator, coverage
 from wuxia_core.mixing import train_windows
-from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id
-from wuxia_core.objective import asked_cross_entropy
+from wuxia_core.model import (
+    add_adapter,
+    load_base,
+    load_tokenizer,
+    mask_token_id,
+    masked_cross_entropy,
+)
 
 BATCH = 32  # rows
 SECONDS = 1.0  # a measurement
@@ -122,7 +127,7 @@ def batch_time() -> str:
         inputs = collate(batch)
         labels = inputs.pop("labels")
         asked = (labels >= 0).sum()
-        asked_cross_entropy(model(**inputs, use_cache=False), labels, asked).backward()
+        masked_cross_entropy(model(**inputs, use_cache=False), labels, asked).backward()
 
     masks, collator, whole = (
         1 / rate(work, 1_000_000)

@@ -26,22 +26,19 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
+from wuxia_core.evaluate.xray import xray
 
 from wuxia_core import mix, run
 from wuxia_core.config import PROJECT, Config, load_config
-from wuxia_core.evaluate.generation import write
 from wuxia_core.evaluate.scoring import document_bits
-from wuxia_core.evaluate.statistics import Metric, compare
+from wuxia_core.evaluate.statistics import EvalContext, Metric, compare
 from wuxia_core.evaluate.statistics import ratio as ratio_of
-from wuxia_core.evaluate.subject import Subject
-from wuxia_core.evaluate.writing import judge_writing
-from wuxia_core.evaluate.xray import xray
+from wuxia_core.evaluate.writing import score_generations, write
 from wuxia_core.masking import SpanMasker
 from wuxia_core.mixing.store import VALIDATION
-from wuxia_core.model import load_adapter, load_tokenizer
-from wuxia_core.objective import asked_cross_entropy
-from wuxia_core.train.__main__ import arguments, make_trainer
-from wuxia_core.train.saving import save_adapter
+from wuxia_core.model import load_adapter, load_tokenizer, masked_cross_entropy
+from wuxia_core.train import arguments, make_trainer
+from wuxia_core.trainer import save_adapter
 
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 NOVELS = ("三侠五义", "七剑十三侠", "续小五义")
@@ -137,7 +134,7 @@ class Curve(TrainerCallback):
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
         """Count what is asked."""
         self._asked += int(num_items_in_batch)
-        return asked_cross_entropy(outputs, labels, num_items_in_batch)
+        return masked_cross_entropy(outputs, labels, num_items_in_batch)
 
     def table(self) -> pd.DataFrame:
         """Give all scores, a row a passage and step."""
@@ -183,9 +180,9 @@ def judge(folder: Path, name: str, ratio: float, seed: int) -> None:
     share = f"data.val_ratio={HELD_OUT_SHARE}"
     mixture = f"data.processed_data_file={folder / 'mixtures' / 'judged'}"
     config = settings(folder, share, mixture, f"data.data_dir={folder / 'all'}")
-    subject = Subject(*load_adapter(place), mix(config), config)
-    assert set(subject.human("wuxia", VALIDATION)["book"]) == {HELD_OUT_NOVEL}
-    written = judge_writing(subject, write(subject))["metrics"]
+    context = EvalContext(*load_adapter(place), mix(config), config)
+    assert set(context.human_texts("wuxia", VALIDATION)["book"]) == {HELD_OUT_NOVEL}
+    written = score_generations(context, write(context))["metrics"]
     (place / "writing.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--shape small|large|both] [--tiny]
 
-Ours is `SpanTrainer` with `asked_cross_entropy` on batches of `MaskCollator`, the standard way
+Ours is `SpanTrainer` with `masked_cross_entropy` on batches of `MaskCollator`, the standard way
 transformers' `Trainer` on their `input_ids` and `labels` alone: the losses are the same. Both train
 LoRA (r 16, all seven linear layers, no row for the mask token) on the same random Qwen3: float32,
 151,936 rows, head and embedding untied. TRL's SFTTrainer, whose loss projects asked tokens in
@@ -33,13 +33,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from wuxia_core import SpanMasker
-from wuxia_core.config import TINY_BASE
-from wuxia_core.config.schema import LINEAR_LAYERS
+from wuxia_core.config import LINEAR_LAYERS, TINY_BASE
 from wuxia_core.masking import Corruption, MaskCollator
 from wuxia_core.mixing import Window
-from wuxia_core.model import load_tokenizer
-from wuxia_core.objective import asked_cross_entropy
-from wuxia_core.train.trainer import SpanTrainer
+from wuxia_core.model import load_tokenizer, masked_cross_entropy
+from wuxia_core.trainer import SpanTrainer
 
 VOCABULARY, MASK_ID, ORDINARY = 151_936, 151_669, 151_643
 SHAPES = {  # windows, tokens a window, timed steps, rounds, what is wanted
@@ -113,7 +111,7 @@ def make_trainer(way: str, model: Any, data: Batches, steps: int, folder: str) -
         "disable_tqdm": True, "remove_unused_columns": False}  # fmt: skip
     shared = {"model": model, "train_dataset": data}
     if way == "ours":
-        shared |= {"data_collator": data, "compute_loss_func": asked_cross_entropy}
+        shared |= {"data_collator": data, "compute_loss_func": masked_cross_entropy}
         return SpanTrainer(args=TrainingArguments(**settings), **shared)
     if way == "standard":
         shared |= {"data_collator": data.standard}

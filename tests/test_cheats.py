@@ -9,7 +9,7 @@ import pytest
 from wuxia_core import mix, run
 from wuxia_core.config import PROJECT
 from wuxia_core.evaluate import evaluate
-from wuxia_core.evaluate.closing import refusals
+from wuxia_core.evaluate.closing import gate_failures
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +39,7 @@ def test_an_adapter_that_learned_a_chapter_by_heart_fails_copying(config, tmp_pa
     config.training.objective, config.training.learning_rate = "clm", 5e-3
     config.training.num_train_epochs = 50
     card, limits = judged(config, tmp_path / "run")
-    said = refusals(card, limits)
+    said = gate_failures(card, limits)
     assert any("of training prefixes" in line for line in said), card["metrics"]
     near = next(row for row in card["metrics"] if row["name"] == "extraction_near")
     assert near["low"] > 0 and near["base"] < 0.05 < near["tuned"]
@@ -50,4 +50,6 @@ def test_an_adapter_that_forgot_fails_wits(config, tmp_path):
     config.data.general_ratio = 0.0
     config.training.learning_rate *= 10
     card, limits = judged(config, tmp_path / "run")
-    assert any("general text costs" in line for line in refusals(card, limits)), card["metrics"]
+    assert any("general text costs" in line for line in gate_failures(card, limits)), card[
+        "metrics"
+    ]

@@ -131,7 +131,7 @@ def test_passages_are_shown_longest_first():
 @functools.cache
 def chapters(folder, name):
     file = corpus.File(folder / "wuxia" / f"{name}.txt", "wuxia", name, name)
-    return [(d.chapter, d.text) for d in corpus.read_documents(corpus.Account(file))]
+    return [(d.chapter, d.text) for d in corpus.read_documents(corpus.FileReport(file))]
 
 
 def pieces(documents):

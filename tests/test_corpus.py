@@ -2,15 +2,15 @@ import pytest
 
 from wuxia_core.corpus import (
     RULES,
-    Account,
     File,
+    FileReport,
     chapter,
-    chapters,
     clean,
-    encodings,
     find_files,
     read_book,
     read_documents,
+    reading,
+    split_chapters,
 )
 from wuxia_core.corpus.chapters import _number
 from wuxia_core.errors import CorpusError, DataError
@@ -80,15 +80,15 @@ def test_real_files_are_decoded(novels, name, encoding, opening):
 
 
 def read(path, source="wuxia", **settings):
-    account = Account(File(path, source, path.stem, path.name))
+    account = FileReport(File(path, source, path.stem, path.name))
     return list(read_documents(account, **settings)), account
 
 
 def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(encodings, "BLOCK", 2000)
+    monkeypatch.setattr(reading, "BLOCK", 2000)
     path = tmp_path / "长.txt"
     path.write_text("\n".join([PROSE] * 60), encoding="gb18030")
-    blocks = list(encodings.read_blocks(path))
+    blocks = list(reading.read_blocks(path))
     assert len(blocks) > 3 and all(block.text.endswith("\n") for block in blocks[:-1])
     assert "".join(block.text for block in blocks) == read_book(path).text
     jsonl = tmp_path / "长.jsonl"
@@ -96,21 +96,21 @@ def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatc
     with pytest.raises(DataError, match=r"jsonl:201: must be an object"):
         read(jsonl, "general")
     path.write_text("\n".join([PROSE] * 60), encoding="utf-16")
-    assert [block.text for block in encodings.read_blocks(path)] == [read_book(path).text]
+    assert [block.text for block in reading.read_blocks(path)] == [read_book(path).text]
 
 
 def test_chapters_are_cut_at_headings_and_lose_nothing():
     body = "他拔剑而起，众人无不变色。" * 5
     headings = ["第一回　剑起", "第二十回 风停", "尾声"]
     text = "书名\n" + "\n".join(f"{name}\n{body}\n他说第二回再来。" for name in headings)
-    parts = chapters(text)
+    parts = split_chapters(text)
     assert [heading for heading, _ in parts] == headings
     assert "\n".join(part for _, part in parts) == text
 
 
 def test_a_book_without_headings_is_cut_into_sections():
     text = "\n".join([PROSE] * 100)
-    parts = chapters(text)
+    parts = split_chapters(text)
     assert all(3000 <= len(part) < 3300 for _, part in parts[:-1])
     assert "\n".join(part for _, part in parts) == text
 
@@ -132,7 +132,7 @@ def test_contents_doubled_headings_and_volumes_open_no_chapter():
         for n in "一二三四五六七八九"
     )
     text += f"\n第九回 (2)\n{body}"
-    parts = chapters(text)
+    parts = split_chapters(text)
     assert "\n".join(part for _, part in parts) == text
     assert [heading[:3] for heading, _ in parts] == [
         "",
@@ -151,7 +151,7 @@ def test_headings_of_many_kinds_are_found(heading, numerals):
     body = "\n".join(f"第{n}句话说他拔剑而起，众人无不变色。" for n in "甲乙丙丁戊己庚辛")
     headings = [heading.format(numeral) for numeral in numerals]
     text = "\n".join(f"{name}\n{body}\n第一回合，战成平手" for name in headings)
-    parts = chapters(text)
+    parts = split_chapters(text)
     assert [name for name, _ in parts] == headings
     assert "\n".join(part for _, part in parts) == text
 
@@ -174,7 +174,7 @@ def test_headings_of_many_kinds_are_found(heading, numerals):
 )
 def test_chapters_of_real_novels(novels, name, count):
     text, _ = clean(read_book(novels / f"{name}.txt").text)
-    parts = chapters(text)
+    parts = split_chapters(text)
     assert sum("第" in heading for heading, _ in parts) == count
     assert "\n".join(part for _, part in parts) == text
 
@@ -227,10 +227,7 @@ def test_links_in_a_circle_and_folders_called_txt(tmp_path, caplog):
         ("侠客行".encode(), "3 of 3 characters"),
         (b"\x00" * 500, "not text"),
         (b"PK\x03\x04 and the rest", "Word"),
-        (
-            ("【更多精彩小说请访问 www.example.com 全文阅读】\n" * 99).encode(),
-            "by the rule notices",
-        ),
+        (("【更多精彩小说请访问 www.example.com 全文阅读】\n" * 99).encode(), "by the rule ads"),
         (PROSE.encode("gbk") + b"\xff\xff\xff" * 99, "cannot be decoded"),
         (f"{PROSE}\n".encode() * 9 + b"\xff" * 9, "decoded (bytes 2925, 2926,"),
     ],
@@ -240,7 +237,7 @@ def test_a_bad_file_is_refused_in_its_account(tmp_path, content, why):
     path.write_bytes(content)
     documents, account = read(path)
     assert documents == []
-    assert account.refused.startswith(f"{path}: ") and why in account.refused
+    assert account.skip_reason.startswith(f"{path}: ") and why in account.skip_reason
 
 
 def test_a_line_without_end_is_cut_after_sentences(tmp_path, caplog):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from wuxia_core.config import PROJECT, load_config
-from wuxia_core.preflight import doctor, machine
+from wuxia_core.preflight import doctor
 
 
 def ask(tmp_path, processes, *settings):
@@ -45,11 +45,11 @@ def test_a_failing_check_is_named_with_the_remedy_and_status_5(tmp_path):
 ABSENT = """
 import os
 from datetime import timedelta
-from wuxia_core.preflight import doctor, machine
+from wuxia_core.preflight import doctor
 
 doctor.WAIT = timedelta(seconds=3)
 def absent(_):
-    raise machine.Failed("took no part")
+    raise doctor.Failed("took no part")
 if os.environ["RANK"] == "1":
     doctor.CHECKS["all_reduce"] = absent, "start it"
 doctor.main()
@@ -83,13 +83,13 @@ def alone(monkeypatch, tmp_path):
 
 
 def failed(name, config):
-    mark, found, remedy = doctor.look(name, config)
+    mark, found, remedy = doctor.run_check(name, config)
     assert mark == "FAILED", found
     return f"{found} → {remedy}"
 
 
 def test_a_wrong_version_is_found(alone, monkeypatch):
-    monkeypatch.setattr(machine, "version", lambda name: "0.1")
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
     assert failed("versions", alone) == "torch 0.1 → pip install 'torch<2.14,>=2.11'"
 
 
@@ -106,7 +106,7 @@ def test_a_wrong_sum_is_found(alone, monkeypatch):
 def test_memory_and_disk_that_are_full_are_found(alone, monkeypatch):
     alone.data.max_length, alone.training.per_device_train_batch_size = 2**15, 2**20
     assert "needed → stop what else runs" in failed("free memory", alone)
-    monkeypatch.setattr(machine, "SPACE", 2**60)
+    monkeypatch.setattr(doctor, "SPACE", 2**60)
     assert "needed → free some" in failed("disk", alone)
 
 
@@ -153,9 +153,9 @@ def test_what_the_cards_send_is_judged_as_a_run_sends_it(
 ):
     found = {("copy", "0"): direct, ("reduce", "0"): peer, ("reduce", "1"): other}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(machine, "probe", lambda what, p2p="0": found[what, p2p])
+    monkeypatch.setattr(doctor, "probe", lambda what, p2p="0": found[what, p2p])
     monkeypatch.setitem(os.environ, "NCCL_P2P_DISABLE", off)
-    row = doctor.look("copies between cards", alone)
+    row = doctor.run_check("copies between cards", alone)
     assert row[0] == mark and said in " ".join(row)
     assert ("lifts" in row[1]) == (said.endswith("precaution"))
 
@@ -163,7 +163,7 @@ def test_what_the_cards_send_is_judged_as_a_run_sends_it(
 def test_a_probe_says_right_wrong_or_that_it_hangs(monkeypatch):
     if torch.cuda.device_count() > 1:
         pytest.skip("there is something to copy")
-    assert machine.probe("copy") == "right"  # nothing to copy
-    assert machine.probe("absent").startswith("wrong (AttributeError")
-    monkeypatch.setattr(machine, "PROBE_SECONDS", 0.1)
-    assert machine.probe("copy").startswith("hangs")
+    assert doctor.probe("copy") == "right"  # nothing to copy
+    assert doctor.probe("absent").startswith("wrong (AttributeError")
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.1)
+    assert doctor.probe("copy").startswith("hangs")

@@ -2,8 +2,15 @@ import random
 
 import pytest
 
-from wuxia_core.corpus import Account, Sketches, clean, find_files, read_book, read_documents
-from wuxia_core.mixing.leakage import RUN, HeldOutRuns, Leakage, without
+from wuxia_core.corpus import (
+    DuplicateIndex,
+    FileReport,
+    clean,
+    find_files,
+    read_book,
+    read_documents,
+)
+from wuxia_core.corpus.overlap import GRAM, HeldOutNgrams, Leakage, drop_sentences
 
 COMMON = "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家"
 
@@ -16,7 +23,7 @@ def prose(name, sentences=200):
 
 
 def sketches(**books):
-    found = Sketches()
+    found = DuplicateIndex()
     for title, text in books.items():
         found.add(text, title)
     return found
@@ -58,15 +65,15 @@ def test_repeats_are_exact_or_near_and_short_lines_may_stand_twice():
     pairs = set(zip(found["line"], found["kept_line"], strict=True))
     assert (30, 5) in pairs and pairs <= {(30, 5), (31, 3)}
     assert sketches(甲=text).same_paragraphs(leaving_out=[0]).empty
-    assert Sketches().same_books() == [] and Sketches().same_paragraphs().empty
+    assert DuplicateIndex().same_books() == [] and DuplicateIndex().same_paragraphs().empty
 
 
 def test_real_editions_and_no_other_pair(novels, tmp_path):
     for name in ("wuxia", "messy"):
         (tmp_path / name).symlink_to(novels / name)
-    found = Sketches()
+    found = DuplicateIndex()
     for file in find_files(tmp_path, None):
-        for document in read_documents(Account(file)):
+        for document in read_documents(FileReport(file)):
             found.add(document.text, document.book)
     pairs = {(same.book, same.kept) for same in found.same_books()}
     assert pairs == {
@@ -81,14 +88,14 @@ def test_shared_sentences_leave_held_out_text():
     shared = "不知后事如何，且听下回分解，正是山雨欲来风满楼。"
     held_out = f"{prose('甲', 3)}\n{shared}\n{prose('丙', 3)}"
     training = f"他说：{shared}{prose('乙', 5)}"
-    runs = HeldOutRuns([held_out])
+    runs = HeldOutNgrams([held_out])
     assert not runs.shared(held_out).any()
-    runs.see(training)
+    runs.update(training)
     flags = runs.shared(held_out)
     found = Leakage()
     found.add(flags)
-    assert found.shared == len(shared) - RUN + 1 and found.longest == len(shared)
-    left = without(held_out, flags)
+    assert found.shared == len(shared) - GRAM + 1 and found.longest == len(shared)
+    left = drop_sentences(held_out, flags)
     assert left == f"{prose('甲', 3)}\n{prose('丙', 3)}"
     assert not runs.shared(left).any()
 
@@ -97,14 +104,14 @@ def test_held_out_text_that_shares_nothing_stays(novels):
     texts = [
         clean(read_book(novels / "wuxia" / f"{n}.txt").text)[0] for n in ("绿牡丹", "三侠五义")
     ]
-    runs = HeldOutRuns(texts[:1])
-    runs.see(texts[1])
+    runs = HeldOutNgrams(texts[:1])
+    runs.update(texts[1])
     flags = runs.shared(texts[0])
     assert 0 < flags.mean() < 0.002
-    left = without(texts[0], flags)
+    left = drop_sentences(texts[0], flags)
     assert len(left) > 0.98 * len(texts[0]) and not runs.shared(left).any()
     with pytest.raises(IndexError):
-        without("", flags)
+        drop_sentences("", flags)
 
 
 def test_of_two_like_paragraphs_the_one_that_holds_more_is_kept():

@@ -17,10 +17,17 @@ from wuxia_core.config import load_config
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import evaluate
 from wuxia_core.evaluate.__main__ import main
-from wuxia_core.evaluate.closing import closing_table, refusals
+from wuxia_core.evaluate.closing import closing_table, gate_failures
 from wuxia_core.evaluate.scoring import document_bits
-from wuxia_core.evaluate.statistics import Metric, between, compare, holm, interval, ratio
-from wuxia_core.evaluate.subject import Subject
+from wuxia_core.evaluate.statistics import (
+    EvalContext,
+    Metric,
+    between,
+    compare,
+    holm,
+    interval,
+    ratio,
+)
 from wuxia_core.model import load_base
 
 TEXT = "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。"
@@ -213,7 +220,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(hurried, card, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             evaluate(hurried)
     assert not (hurried / "scorecard.json").exists()
-    for done in ("write", "judge_writing", "judge_wits", "prediction", "recovery"):
+    for done in ("write", "score_generations", "judge_wits", "prediction", "recovery"):
         monkeypatch.setattr(scorecard, done, killed)
     passages = evaluate(hurried)["passages"]
     assert not (hurried / scorecard.PARTS).exists()
@@ -232,21 +239,22 @@ def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, t
         assert rows["wuxia", name]["delta"] is None and rows["wuxia", name]["reason"]
     assert rows["wuxia", "distinct_2"]["n"] == 10 and "human" not in rows["wuxia", "distinct_2"]
     assert any(
-        "extraction_near was not measured" in said for said in refusals(card, config.evaluation)
+        "extraction_near was not measured" in said
+        for said in gate_failures(card, config.evaluation)
     )
 
 
 def test_a_budget_of_time_cuts_the_samples(config, caplog):
     config.evaluation.minutes = 1e-9
-    subject = Subject(None, None, None, config)
-    assert list(subject.in_time("numbers seen", range(10), 4, share=0.5)) == [range(4)]
+    context = EvalContext(None, None, None, config)
+    assert list(context.within_budget("numbers seen", range(10), 4, share=0.5)) == [range(4)]
     assert "numbers seen: 4 of 10 within evaluation.minutes 1e-09" in caplog.text
     config.evaluation.minutes = None
-    assert len(list(subject.in_time("numbers seen", range(10), 4, share=0.5))) == 3
+    assert len(list(context.within_budget("numbers seen", range(10), 4, share=0.5))) == 3
 
 
 def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
-    assert refusals(card, config.evaluation) == []
+    assert gate_failures(card, config.evaluation) == []
     bad = copy.deepcopy(card)
     bad["copied"] = [{"length": 41, "title": "某书 第一章", "generated": "…【抄来的】…"}]
     rows = {row["name"]: row for row in bad["metrics"]}
@@ -254,12 +262,12 @@ def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
     general = next(row for row in bad["metrics"] if row["source"] == "general")
     assert general["verdict"] == "kept"
     general["verdict"] = "worse"
-    copied, extracted, forgotten, lost = refusals(bad, config.evaluation)
+    copied, extracted, forgotten, lost = gate_failures(bad, config.evaluation)
     assert "general text costs" in forgotten
     assert "41 characters in a row with 某书 第一章" in copied and "抄来的" in copied
     assert "50% more" in extracted and "wits fell" in lost
     general |= {"delta": None, "verdict": "not measured", "reason": "n = 0, fewer than 6"}
-    assert any("general text was not measured" in s for s in refusals(bad, config.evaluation))
+    assert any("general text was not measured" in s for s in gate_failures(bad, config.evaluation))
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from wuxia_core.evaluate.extraction import _items, _spread, extraction
+from wuxia_core.evaluate.copying import _items, _spread, extraction
 from wuxia_core.model import load_base
 
 

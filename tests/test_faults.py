@@ -17,9 +17,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from wuxia_core import run
 from wuxia_core.config import PROJECT
-from wuxia_core.run import checkpoints, lock
-from wuxia_core.run.metrics import read_rows
+from wuxia_core.run import read_rows
 
 pytestmark = pytest.mark.faults
 
@@ -119,7 +119,7 @@ def launch(tmp_path, mixture):
 
 
 def steps(folder):
-    return [checkpoints.step_of(path) for path in checkpoints.checkpoints(folder)]
+    return [run.step_of(path) for path in run.checkpoints(folder)]
 
 
 def check_goes_on(launch, golden):
@@ -127,8 +127,8 @@ def check_goes_on(launch, golden):
     launched = launch("--resume")
     launched.trained()
     assert same_adapter(launched.folder, golden), launched.said()[-3000:]
-    assert not list(launched.folder.glob(f"{checkpoints.STAGING}*"))
-    assert not (launched.folder / lock.LOCK).exists()
+    assert not list(launched.folder.glob(f"{run.STAGING}*"))
+    assert not (launched.folder / run.LOCK).exists()
 
 
 def same_adapter(folder, golden):
@@ -158,7 +158,7 @@ def test_a_launcher_that_is_killed(launch, golden):
     """Its processes notice, save and end; until then they keep the folder."""
     launched = launch().at(6)
     launched.process.kill()
-    workers = [int(json.loads(line)["pid"]) for line in (launched.folder / lock.LOCK).open()]
+    workers = [int(json.loads(line)["pid"]) for line in (launched.folder / run.LOCK).open()]
     assert len(workers) == 3
     assert not psutil.wait_procs(filter(None, map(_process, workers)), timeout=30)[1]
     assert steps(launched.folder)[-1] in range(6, 9)
@@ -176,7 +176,7 @@ def test_killed_while_a_checkpoint_is_written(launch, golden):
     launched = launch(fault="killed while saving")
     status, said = launched.end()
     assert status == 75 and "checkpoint-4 is whole" in said
-    assert steps(launched.folder) == [4] and list(launched.folder.glob(f"{checkpoints.STAGING}8"))
+    assert steps(launched.folder) == [4] and list(launched.folder.glob(f"{run.STAGING}8"))
     check_goes_on(launch, golden)
 
 
@@ -196,7 +196,7 @@ def test_a_signal_saves_and_stops(launch, golden, whom):
     assert status == 75 and said.startswith("stopped")
     newest = launched.folder / f"checkpoint-{steps(launched.folder)[-1]}"
     assert newest.name in ("checkpoint-6", "checkpoint-7") and "is whole; go on" in said
-    assert checkpoints.fault(newest) is None
+    assert run.find_damage(newest) is None
     if whom == "launcher":
         check_goes_on(launch, golden)
 
@@ -240,8 +240,8 @@ def test_a_full_disk(launch, tmp_path):
         status, said = launched.end()
         assert status == 5 and "cannot be written" in said and "free some space" in said
         assert steps(disk / "run") == [4]
-        assert checkpoints.fault(disk / "run" / "checkpoint-4") is None
-        assert not list((disk / "run").glob(f"{checkpoints.STAGING}*"))
+        assert run.find_damage(disk / "run" / "checkpoint-4") is None
+        assert not list((disk / "run").glob(f"{run.STAGING}*"))
         (disk / "filler").unlink()
         launch("--resume", **settings).trained()
     finally:

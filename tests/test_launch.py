@@ -10,11 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 import launch_ddp
-from wuxia_core import run
+from wuxia_core import run, torchrun
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import ConfigError
 from wuxia_core.evaluate import closing_table
-from wuxia_core.run import checkpoints
 
 
 @pytest.fixture
@@ -144,11 +143,7 @@ GOOD = '{"text": "先关上电源，再拧开螺丝。"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        (
-            "novels/a.txt",
-            "更多精彩小说请到本站 www.example.com 下载\n" * 9,
-            "rule notices; nothing",
-        ),
+        ("novels/a.txt", "更多精彩小说请到本站 www.example.com 下载\n" * 9, "rule ads; nothing"),
         ("novels/a.txt", "侠客行", "3 of 3 characters are left"),
         ("novels/a.txt", "", "0 of 0 characters are left"),
         ("novels/a.txt", "\0" * 4000, "not text"),
@@ -181,7 +176,7 @@ def test_a_finished_run_is_never_overwritten(launch, tmp_path):
 
 
 def claim(config, **how):
-    with run.claimed(config, **({"named": False, "resume": False} | how)) as folder:
+    with run.acquire(config, **({"named": False, "resume": False} | how)) as folder:
         return folder
 
 
@@ -214,14 +209,14 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
     folder = tmp_path / "checkpoint-run"
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-100", "checkpoint-foo"):
         (folder / name).mkdir(parents=True)
-    assert "no checkpoint yet" in run.saved(folder, 2)
+    assert "no checkpoint yet" in torchrun.saved(folder, 2)
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-foo"):
         (folder / name / "MANIFEST.json").touch()
-    said = run.saved(folder, 2)
+    said = torchrun.saved(folder, 2)
     assert f"{folder}/checkpoint-20 is whole" in said
     assert f"launch_ddp.py --config {folder}/config.yaml --nproc 2 --resume" in said
     (folder / "adapter_model.safetensors").touch()
-    assert "wuxia_core.evaluate" in run.saved(folder, 2)
+    assert "wuxia_core.evaluate" in torchrun.saved(folder, 2)
 
 
 def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplog):
@@ -244,11 +239,11 @@ def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplo
     config = load_config(folder / "config.yaml", ["training.learning_rate=1e-3"])
     run.check_unchanged(config, folder, None, 2, insist=True)
     assert "another run" in caplog.text and "0.0005 then, 0.001 now" in caplog.text
-    newest = checkpoints.newest_whole(folder)
+    newest = run.newest_whole(folder)
     (newest / "MANIFEST.json").unlink()
     packages = ("torch", "transformers", "peft", "accelerate", "numpy")
     facts = {"world_size": 2, "base": "another", "versions": dict.fromkeys(packages, "0.1")}
-    checkpoints.seal(newest, facts)
+    run.write_manifest(newest, facts)
     status, error = launch(*here)
     assert status == 2 and "trained on other weights" in error
     for checkpoint in folder.glob("checkpoint-*"):

@@ -16,8 +16,8 @@ from wuxia_core import mix
 from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.mixing.staging import ArrayFile
-from wuxia_core.mixing.tokens import Encoder
+from wuxia_core.mixing.store import ArrayFile
+from wuxia_core.mixing.windows import Encoder
 from wuxia_core.run import open_folder
 
 COMMON = (
@@ -222,7 +222,7 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
         "import os, signal, sys\n"
         "from wuxia_core import mix\n"
         "from wuxia_core.config import load_config\n"
-        "from wuxia_core.mixing.staging import ArrayFile\n"
+        "from wuxia_core.mixing.store import ArrayFile\n"
         "ArrayFile.close = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "mix(load_config(sys.argv[1]))\n"
     )

@@ -136,7 +136,7 @@ def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     """A tiny random Qwen3 with the real 151,936 rows: spare mask row, windows, loss, adapter."""
     from wuxia_core.masking import IGNORE_INDEX, MaskCollator
     from wuxia_core.mixing import mix, train_windows
-    from wuxia_core.objective import asked_cross_entropy
+    from wuxia_core.model import masked_cross_entropy
 
     base = _qwen_folder(novels, tmp_path)
     tokenizer = load_tokenizer(base)
@@ -152,7 +152,7 @@ def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     batch = MaskCollator.from_config(config, tokenizer, mask_id, "masked")([windows[0], windows[1]])
     labels = batch.pop("labels")
     asked = (labels != IGNORE_INDEX).sum()
-    loss = asked_cross_entropy(model(**batch), labels, asked)
+    loss = masked_cross_entropy(model(**batch), labels, asked)
     loss.backward()
     assert loss.item() == pytest.approx(np.log(151_936), rel=0.1)
 
@@ -191,7 +191,7 @@ def test_the_mask_row_alone_computes_what_peft_computes(tied, monkeypatch):
                              num_key_value_heads=2, head_dim=16, intermediate_size=128,
                              vocab_size=500, tie_word_embeddings=tied, use_cache=False)  # fmt: skip
         if not ours:
-            monkeypatch.setattr("wuxia_core.model.adapter.train_rows_alone", lambda model: None)
+            monkeypatch.setattr("wuxia_core.model.patch_trainable_tokens", lambda model: None)
         model = add_adapter(Qwen3ForCausalLM(config), ModelConfig(), 499)
         row = next(w for name, w in model.named_parameters() if "trainable_tokens_delta" in name)
         row.data += 0.3

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from wuxia_core.config import ModelConfig
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.model import add_adapter, load_base
-from wuxia_core.objective import asked_cross_entropy
+from wuxia_core.model import add_adapter, load_base, masked_cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def batch(rng, rows, length, share):
 def loss_of(model, inputs, items):
     labels = inputs["labels"]
     outputs = model(input_ids=inputs["input_ids"], logits_to_keep=inputs["logits_to_keep"])
-    return asked_cross_entropy(outputs, labels, items)
+    return masked_cross_entropy(outputs, labels, items)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.15, 0.6])
@@ -61,9 +60,9 @@ def test_the_logit_before_a_token_scores_it():
         keep = model_inputs(ids.numpy(), labels.numpy())["logits_to_keep"]
         assert keep.nonzero().tolist() == [[0, asked - 1]]
         outputs = SimpleNamespace(logits=sure[None][keep])
-        assert asked_cross_entropy(outputs, labels, torch.tensor(1)).item() == pytest.approx(0)
+        assert masked_cross_entropy(outputs, labels, torch.tensor(1)).item() == pytest.approx(0)
         wrong = SimpleNamespace(logits=sure[None][keep.roll(1, 1)])
-        assert asked_cross_entropy(wrong, labels, torch.tensor(1)).item() > 50
+        assert masked_cross_entropy(wrong, labels, torch.tensor(1)).item() > 50
 
 
 def test_accumulated_parts_sum_to_the_whole_with_unequal_counts(model):

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from wuxia_core import preflight
-from wuxia_core.config import PROJECT, load_config
+from wuxia_core.config import PROJECT, effective_batch, load_config
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import mix
-from wuxia_core.preflight import work
-from wuxia_core.preflight.memory import GIB, _layer_bytes, memory, remedies
-from wuxia_core.preflight.shape import KNOWN, Shape
+from wuxia_core.preflight import plan
+from wuxia_core.preflight.plan import GIB, KNOWN, Shape, _layer_bytes, memory, remedies
 
 REAL = PROJECT / "configs" / "qwen3_8b_2x4090.yaml"
 
@@ -77,11 +76,11 @@ def test_a_tiny_run_needs_what_is_forecast(sample_run):
 def test_a_run_that_does_not_fit_is_told_what_to_change_in_order_of_harm():
     config = load_config(REAL, ["training.gradient_checkpointing=false"])
     device = preflight.planned_device(load_config(REAL), None)
-    text = work.Text((1e8, 1e8), (1e5, 1e5), measured=True)
-    said = preflight.plan(config, device, text)
+    text = plan.Text((1e8, 1e8), (1e5, 1e5), measured=True)
+    said = preflight.describe_plan(config, device, text)
     assert "DOES NOT FIT" in said
     assert "--set training.gradient_checkpointing=true: 19." in said and "GiB, fits" in said
-    assert "fits" in preflight.plan(load_config(REAL), device, text)
+    assert "fits" in preflight.describe_plan(load_config(REAL), device, text)
     changes = [change.split("=")[0] for change, _ in remedies(config)]
     assert changes[0] == "training.gradient_checkpointing"
     assert changes[-3:] == ["model.quantization", "model.quantization", "data.max_length"]
@@ -90,10 +89,10 @@ def test_a_run_that_does_not_fit_is_told_what_to_change_in_order_of_harm():
 def test_less_memory_at_the_same_effective_batch():
     for batch in (8, 6, 1):
         config = load_config(REAL, [f"training.per_device_train_batch_size={batch}"])
-        wanted = preflight.effective_batch(config, 2)
+        wanted = effective_batch(config, 2)
         sizes = [memory(config, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total]
         for _, changed in remedies(config):
-            assert preflight.effective_batch(changed, 2) == wanted
+            assert effective_batch(changed, 2) == wanted
             sizes.append(memory(changed, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total)
         assert sizes == sorted(sizes, reverse=True)
 
@@ -102,8 +101,8 @@ def test_hours_are_a_range_between_what_is_published_and_half_of_it():
     """A GB of novels on two RTX 4090: 10 to 12 hours at the best published rate, not 2 to 3."""
     config = load_config(REAL, ["plan.price_per_hour=2"])
     device = preflight.planned_device(config, None)
-    text = work.Text((223e6, 274e6), (217_774, 267_579), measured=False)
-    said = preflight.plan(config, device, text)
+    text = plan.Text((223e6, 274e6), (217_774, 267_579), measured=False)
+    said = preflight.describe_plan(config, device, text)
     short, long = map(float, re.search(r"hours an epoch: ([\d.]+) to ([\d.]+),", said).groups())
     assert 9 < short < 12 and 20 < long < 28
     assert "which costs" in said and "estimated from the files' sizes" in said
@@ -112,9 +111,9 @@ def test_hours_are_a_range_between_what_is_published_and_half_of_it():
 def test_operations_are_counted_by_hand():
     shape = Shape(2, 1, 1, 1, 2, 4, 10, tied=True, positions=8)  # 16 + 24 linear, 20 of the head
     config = load_config(REAL, ["training.gradient_checkpointing=false", "masking.mask_ratio=0.5"])
-    assert work.flop_per_token(config, shape) == 4 * 40 + 4 * 0.5 * 20
+    assert plan.flop_per_token(config, shape) == 4 * 40 + 4 * 0.5 * 20
     config.training.gradient_checkpointing = True
-    assert work.flop_per_token(config, shape) == 6 * 40 + 4 * 0.5 * 20
+    assert plan.flop_per_token(config, shape) == 6 * 40 + 4 * 0.5 * 20
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):
 
 
 def test_the_cards_of_a_machine_are_known_by_torchs_names():
-    rates = [work.known_rate(name) for name in (
+    rates = [plan.known_rate(name) for name in (
         "NVIDIA GeForce RTX 4090", "NVIDIA A100-SXM4-40GB", "NVIDIA H100 80GB HBM3",
         "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GH200 480GB")]  # fmt: skip
     assert rates == [165, 312, 989, None, None]
@@ -155,16 +154,16 @@ def test_the_cards_of_a_machine_are_known_by_torchs_names():
 
 def test_steps_and_cost_are_of_the_run_not_of_its_epochs():
     device = preflight.planned_device(load_config(REAL), None)
-    text = work.Text((1e6, 1e6), (1000, 1000), measured=True)  # 16 steps an epoch
+    text = plan.Text((1e6, 1e6), (1000, 1000), measured=True)  # 16 steps an epoch
     costs = []
     for override in ("training.max_steps=16", "training.max_steps=32", "training.max_steps=-1"):
-        said = preflight.plan(
+        said = preflight.describe_plan(
             load_config(REAL, [override, "plan.price_per_hour=1e6"]), device, text
         )
         costs.append(float(re.search(r"costs ([\d.]+) to", said)[1]))
     assert costs[1] == pytest.approx(2 * costs[0]) and costs[2] == pytest.approx(3 * costs[0])
     few = load_config(REAL, ["training.num_train_epochs=0.1"])
-    assert work.steps(few, text, 64) == (2, 2)  # of 1.6
+    assert plan.steps(few, text, 64) == (2, 2)  # of 1.6
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
@@ -178,8 +177,8 @@ def test_the_estimate_of_tokens_holds_what_is_measured(tmp_path, encoding):
         PROJECT / "configs/sample.yaml",
         [*names, f"data.processed_data_file={tmp_path / 'mixture'}"],
     )
-    few, many = work.estimated_text(config).tokens
-    tokens = work.measured_text(mix(config)).tokens[0]
+    few, many = plan.estimated_text(config).tokens
+    tokens = plan.measured_text(mix(config)).tokens[0]
     assert few < tokens < many
 
 

@@ -1,5 +1,4 @@
 import errno
-import importlib
 import json
 import os
 import socket
@@ -11,27 +10,24 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from wuxia_core import run
+from wuxia_core import run, torchrun
 from wuxia_core.errors import MachineError
-from wuxia_core.run import checkpoints, lock
-
-torchrun = importlib.import_module("wuxia_core.run.torchrun")  # the name is a function's, too
 
 
 def make_checkpoint(folder, step, **files):
-    staged = folder / f"{checkpoints.STAGING}{step}" / f"checkpoint-{step}"
+    staged = folder / f"{run.STAGING}{step}" / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     for name, content in {"adapter": b"a" * 100, "optimizer": b"o" * 200, **files}.items():
         (staged / name).write_bytes(content)
-    checkpoints.seal(staged, {"step": step, "world_size": 2})
-    checkpoints.publish(staged, folder)
+    run.write_manifest(staged, {"step": step, "world_size": 2})
+    run.publish(staged, folder)
     return folder / f"checkpoint-{step}"
 
 
 def test_a_sealed_checkpoint_is_whole_and_says_what_it_is_of(tmp_path):
     made = make_checkpoint(tmp_path, 4)
-    assert checkpoints.fault(made) is None
-    assert checkpoints.newest_whole(tmp_path) == made
+    assert run.find_damage(made) is None
+    assert run.newest_whole(tmp_path) == made
     manifest = json.loads((made / "MANIFEST.json").read_text())
     assert manifest["step"] == 4 and manifest["files"]["adapter"]["bytes"] == 100
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
@@ -70,7 +66,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
     before, newest = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
     (tmp_path / "checkpoint-abc").mkdir()
     harm(newest)
-    assert checkpoints.newest_whole(tmp_path) == before
+    assert run.newest_whole(tmp_path) == before
     assert said in caplog.text and "set aside as checkpoint-10.broken" in caplog.text
     assert (tmp_path / "checkpoint-10.broken").is_dir() and not newest.exists()
 
@@ -78,7 +74,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
 def test_what_was_set_aside_before_stays(tmp_path):
     for _ in range(2):
         flip(make_checkpoint(tmp_path, 3) / "adapter")
-        assert checkpoints.newest_whole(tmp_path) is None
+        assert run.newest_whole(tmp_path) is None
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"checkpoint-3.broken", "checkpoint-3.broken-2"}
 
@@ -87,23 +83,23 @@ def test_what_was_set_aside_before_stays(tmp_path):
 def test_pruning_leaves_at_least_two(tmp_path, limit, left):
     for step in (4, 8, 12, 16):
         make_checkpoint(tmp_path, step)
-    checkpoints.prune(tmp_path, limit)
-    assert [int(c.name[11:]) for c in checkpoints.checkpoints(tmp_path)] == left
+    run.prune(tmp_path, limit)
+    assert [int(c.name[11:]) for c in run.checkpoints(tmp_path)] == left
 
 
 def test_pruning_counts_whole_ones_only(tmp_path):
     for step in (4, 8, 12, 16):
         made = make_checkpoint(tmp_path, step)
     flip(made / "adapter")
-    checkpoints.prune(tmp_path, 2)
-    assert [int(c.name[11:]) for c in checkpoints.checkpoints(tmp_path)] == [8, 12, 16]
+    run.prune(tmp_path, 2)
+    assert [int(c.name[11:]) for c in run.checkpoints(tmp_path)] == [8, 12, 16]
 
 
 def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
     said = f"process {os.getpid()} on .* delete .*run.lock"
-    with lock.locked(tmp_path), pytest.raises(MachineError, match=said):
-        lock.locked(tmp_path).__enter__()
-    with lock.locked(tmp_path):
+    with run.locked(tmp_path), pytest.raises(MachineError, match=said):
+        run.locked(tmp_path).__enter__()
+    with run.locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -115,63 +111,63 @@ def dead_process():
 
 
 def test_the_lock_of_dead_processes_is_taken_over(tmp_path):
-    line = json.loads(lock._line(None))
+    line = json.loads(run._line(None))
     dead = [{**line, "pid": dead_process()}, {**line, "started": line["started"] - 100}]
-    (tmp_path / lock.LOCK).write_text("".join(json.dumps(row) + "\n" for row in dead))
-    with lock.locked(tmp_path):
-        assert json.loads((tmp_path / lock.LOCK).read_text())["started"] == line["started"]
+    (tmp_path / run.LOCK).write_text("".join(json.dumps(row) + "\n" for row in dead))
+    with run.locked(tmp_path):
+        assert json.loads((tmp_path / run.LOCK).read_text())["started"] == line["started"]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_outlives_its_launcher_keeps_the_lock(tmp_path):
-    line = json.loads(lock._line(None))
-    (tmp_path / lock.LOCK).write_text(json.dumps({**line, "pid": dead_process()}) + "\n")
-    lock.join(tmp_path)
+    line = json.loads(run._line(None))
+    (tmp_path / run.LOCK).write_text(json.dumps({**line, "pid": dead_process()}) + "\n")
+    run.join(tmp_path)
     with pytest.raises(MachineError, match=f"process {os.getpid()}"):
-        lock.locked(tmp_path).__enter__()
+        run.locked(tmp_path).__enter__()
 
 
 def test_a_lock_that_was_cut_off_holds_nobody(tmp_path):
-    (tmp_path / lock.LOCK).write_bytes(b'{"host": "x", "pi\n\0\0\n')
-    with lock.locked(tmp_path):
+    (tmp_path / run.LOCK).write_bytes(b'{"host": "x", "pi\n\0\0\n')
+    with run.locked(tmp_path):
         pass
 
 
 def test_a_run_of_two_machines_that_ended_leaves_no_lock(tmp_path):
-    with lock.locked(tmp_path, "host:1"):
-        far = json.loads(lock._line("host:1")) | {"host": "elsewhere", "pid": 777}
-        with (tmp_path / lock.LOCK).open("a") as file:
+    with run.locked(tmp_path, "host:1"):
+        far = json.loads(run._line("host:1")) | {"host": "elsewhere", "pid": 777}
+        with (tmp_path / run.LOCK).open("a") as file:
             file.write(json.dumps(far) + "\n")
-        lock.join(tmp_path)
+        run.join(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_process_of_another_machine_is_taken_to_be_alive(tmp_path):
-    line = json.loads(lock._line(None)) | {"host": "elsewhere"}
-    (tmp_path / lock.LOCK).write_text(json.dumps(line) + "\n")
+    line = json.loads(run._line(None)) | {"host": "elsewhere"}
+    (tmp_path / run.LOCK).write_text(json.dumps(line) + "\n")
     with pytest.raises(MachineError, match="on elsewhere"):
-        lock.locked(tmp_path).__enter__()
+        run.locked(tmp_path).__enter__()
 
 
 def test_launchers_of_one_rendezvous_share_the_lock(tmp_path):
-    with lock.locked(tmp_path, "host:1"):
-        with lock.locked(tmp_path, "host:1"):
+    with run.locked(tmp_path, "host:1"):
+        with run.locked(tmp_path, "host:1"):
             pass
-        assert (tmp_path / lock.LOCK).exists()
+        assert (tmp_path / run.LOCK).exists()
         with pytest.raises(MachineError):
-            lock.locked(tmp_path, "host:2").__enter__()
+            run.locked(tmp_path, "host:2").__enter__()
 
 
 def test_of_many_at_once_one_gets_the_lock(tmp_path):
-    (tmp_path / lock.LOCK).write_text(
-        json.dumps(json.loads(lock._line(None)) | {"pid": dead_process()}) + "\n"
+    (tmp_path / run.LOCK).write_text(
+        json.dumps(json.loads(run._line(None)) | {"pid": dead_process()}) + "\n"
     )
     start, stop, got = threading.Barrier(8), threading.Event(), []
 
     def launch():
         start.wait()
         try:
-            with lock.locked(tmp_path):
+            with run.locked(tmp_path):
                 got.append(True)
                 stop.wait(10)
         except MachineError:
@@ -197,7 +193,7 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path, config, monkeypatch,
     config.training.output_dir = str(tmp_path / "run")
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(MachineError, match=f"output_dir .*cannot be written .{os.strerror(code)}"):
-        run.claimed(config, named=True, resume=False).__enter__()
+        run.acquire(config, named=True, resume=False).__enter__()
 
 
 def test_a_port_that_something_else_uses_is_refused(monkeypatch):
@@ -215,10 +211,10 @@ def test_a_port_that_something_else_uses_is_refused(monkeypatch):
 
 
 def test_other_versions_than_a_checkpoints_are_said(tmp_path, caplog):
-    staged = tmp_path / f"{checkpoints.STAGING}4" / "checkpoint-4"
+    staged = tmp_path / f"{run.STAGING}4" / "checkpoint-4"
     staged.mkdir(parents=True)
-    checkpoints.seal(staged, {"versions": run.versions() | {"torch": "2.0"}})
-    checkpoints.publish(staged, tmp_path)
+    run.write_manifest(staged, {"versions": run.versions() | {"torch": "2.0"}})
+    run.publish(staged, tmp_path)
     assert run.resume_point(tmp_path).name == "checkpoint-4"
     assert "saved with torch 2.0 (now" in caplog.text and "peft" not in caplog.text
 
@@ -226,4 +222,4 @@ def test_other_versions_than_a_checkpoints_are_said(tmp_path, caplog):
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="cannot be written"):
-        lock.locked(tmp_path / "file").__enter__()
+        run.locked(tmp_path / "file").__enter__()

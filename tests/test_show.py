@@ -14,9 +14,9 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import REPLACED, SPAN, Corruption
-from wuxia_core.run.metrics import append
+from wuxia_core.run import append
 from wuxia_core.show.masks import ACTIONS, masked_text
-from wuxia_core.show.text import visible
+from wuxia_core.text import visible
 
 PAYLOAD = (
     "<script>alert(1)</script><img src=x onerror=alert(1)></pre>\"'&剑光一闪，他使出白鹤亮翅。" * 4
@@ -170,7 +170,7 @@ def test_a_text_all_of_whose_tokens_are_masked_is_shown(tokenizer):
 
 def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
     """A killed attempt got to step 30; the second went on from 20 and did 30 again."""
-    bits = show.training.BEST
+    bits = show.plots.BEST
     for row in ({"event": "started", "step": 0}, {"step": 0, bits: 7.0}, {"step": 20, bits: 6.0},
                 {"event": "checkpoint", "step": 20}, {"step": 30, bits: 1.0},
                 {"event": "resumed", "step": 20}, {"step": 30, bits: 6.5},

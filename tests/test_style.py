@@ -3,7 +3,6 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate.diversity import distinct_n, loops, repetition, self_bleu
 from wuxia_core.evaluate.style import (
     CLICHES,
     BurrowsDelta,
@@ -11,9 +10,13 @@ from wuxia_core.evaluate.style import (
     bare,
     cliches,
     commonest,
+    distinct_n,
     held_out_logits,
     human_or_model,
+    loops,
     pieces,
+    repetition,
+    self_bleu,
     wins,
 )
 

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from wuxia_core import run
+from wuxia_core import train as stage
 from wuxia_core.config import PROJECT
 from wuxia_core.errors import NonFiniteError
-from wuxia_core.masking.collator import hidden_by_turns
+from wuxia_core.masking.collator import masked_this_epoch
 from wuxia_core.mixing import mix
-from wuxia_core.run.metrics import append, read_rows
-from wuxia_core.train import __main__ as stage
-from wuxia_core.train.guards import JUDGED_BY, KeepBest, StopOnNonFinite, StopOnSignal
-from wuxia_core.train.trainer import EpochSampler
+from wuxia_core.run import append, read_rows
+from wuxia_core.trainer import JUDGED_BY, EpochSampler, KeepBest, StopOnNonFinite, StopOnSignal
 
 NONE_PACKED = np.zeros(50, bool)
 
@@ -57,7 +56,7 @@ def test_half_of_a_mixed_batch_is_masked(size):
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
         order = np.array(list(sampler)).reshape(-1, 4, 2)
-        masked = np.vectorize(hidden_by_turns)(order[..., 1], order[..., 0]).sum(1)
+        masked = np.vectorize(masked_this_epoch)(order[..., 1], order[..., 0]).sum(1)
         assert set(order[..., 1].flat) == set(range(size))
         uneven = np.flatnonzero(masked != 2)
         assert len(uneven) <= size % 2 and abs(masked - 2).max() <= 1
@@ -220,7 +219,7 @@ def test_a_log_that_cannot_be_written_ends_with_5_and_says_so(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as raised:
         append(tmp_path, {"step": 1})
-    known = stage.translated(raised.value, tmp_path)
+    known = stage.as_user_error(raised.value, tmp_path)
     assert known.exit_status == 5
     assert str(tmp_path) in str(known) and "is the disk full?" in str(known)
 

@@ -9,8 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.evaluate.harness import harness
-from wuxia_core.evaluate.wits import QUESTIONS, Question, answers, questions, verdict
+from wuxia_core.evaluate.wits import QUESTIONS, Question, answers, harness, questions, verdict
 from wuxia_core.model import load_base
 
 GOOD = {

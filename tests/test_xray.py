@@ -8,7 +8,7 @@ import torch
 from wuxia_core import SpanMasker, show, show_masks, xray
 from wuxia_core.config import ModelConfig
 from wuxia_core.corpus import Segmenter
-from wuxia_core.corpus.classes import CONTENT, FUNCTION, IDIOM, PUNCTUATION, classes, dialogue
+from wuxia_core.corpus.words import CONTENT, FUNCTION, IDIOM, PUNCTUATION, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.model import add_adapter, load_base
 

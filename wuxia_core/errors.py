@@ -4,7 +4,10 @@ The message of every one of these says what, where and what to do; no traceback 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from wuxia_core.text import visible
 
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
 
@@ -66,11 +69,20 @@ def exit_status(work: Callable[[], object]) -> int:
     try:
         work()
     except WuxiaError as error:
-        from wuxia_core.show.text import visible
-
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED
     return 0
+
+
+@contextmanager
+def raise_machine_error(what: str) -> Iterator[None]:
+    """Raise `MachineError` where something cannot be written in here."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(
+            f"{what}: cannot be written ({error.strerror}); free some space or name another folder"
+        ) from None

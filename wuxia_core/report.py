@@ -112,7 +112,7 @@ def _export(executed: Path) -> Path:
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    from wuxia_core.show.text import escape, visible
+    from wuxia_core.text import escape, visible
 
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True)

@@ -9,24 +9,24 @@ import signal
 fault, rank = os.environ.get("WUXIA_FAULT"), os.environ.get("RANK")
 
 if fault == "killed while saving" and rank == "0":
-    from wuxia_core.run import checkpoints
+    from wuxia_core import run
 
-    sealed = checkpoints.seal
+    sealed = run.write_manifest
 
     def seal(checkpoint, facts):
         if checkpoint.name == "checkpoint-8":
             os.kill(os.getpid(), signal.SIGKILL)
         sealed(checkpoint, facts)
 
-    checkpoints.seal = seal
+    run.write_manifest = seal
 
 if fault == "not a number" and rank == "1":
-    from wuxia_core import objective
+    from wuxia_core import model
 
-    loss, calls = objective.asked_cross_entropy, []
+    loss, calls = model.masked_cross_entropy, []
 
-    def asked_cross_entropy(*arguments, **named):
+    def masked_cross_entropy(*arguments, **named):
         calls.append(None)
         return loss(*arguments, **named) * (float("nan") if len(calls) == 6 else 1)
 
-    objective.asked_cross_entropy = asked_cross_entropy
+    model.masked_cross_entropy = masked_cross_entropy

@@ -43,13 +43,13 @@ def chapter(text: str, number: int) -> str:
 
     Raises `DataError` where there is none.
     """
-    parts = chapters(text)
+    parts = split_chapters(text)
     if not 1 <= number <= len(parts):
         raise DataError(f"chapter {number}: there are {len(parts)}, counted from 1")
     return parts[number - 1][1]
 
 
-def chapters(text: str) -> list[tuple[str, str]]:
+def split_chapters(text: str) -> list[tuple[str, str]]:
     """Cut cleaned text into `(heading, text)`; the heading is the first line of its text.
 
     A heading without text behind it (a table of contents, the name of a volume, a doubled one)

@@ -1,25 +1,345 @@
-"""Clean a text by rules, one after the other, and count what each did.
+"""Rules of cleaning for any text; a rule's docstring says what it does.
 
-Characters in = characters out + removed - inserted, for every rule and for all of them together.
-Quotation marks, full-width punctuation and paragraph breaks stay as the author has them.
+A rule looks at a text and proposes edits, in order and apart from each other.
 """
 
-from collections.abc import Container
+import html
+import re
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
-from wuxia_core.corpus import rules, sites
+from wuxia_core.corpus.chapters import HEADING, NUMERAL
 
-RULES = {
-    rule.__name__: rule
-    for rule in (
-        *(rules.line_ends, sites.page_marks, rules.markup, rules.invisible, rules.mojibake),
-        *(rules.garbled, sites.stamps, sites.notices, sites.furniture, sites.headings),
-        *(sites.contents, sites.hard_wrap, rules.spaces, rules.private_use, rules.blank_lines),
-    )
-}
-NOVELS_ONLY = frozenset(name for name, rule in RULES.items() if rule.__module__ == sites.__name__)
+Edit = tuple[int, int, str]  # text[start:end] becomes this
 
+BLANK = " \t\xa0　"
+HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
+CJK = rf"{HAN}，。：；？！、“”‘’「」『』《》（）…—"
+CJK_TEXT, PUNCTUATION = re.compile(f"[{CJK}]"), re.compile("[，。：；？！]")
+SENTENCE_END = tuple("。！？…”』」：；—.!?\"'")
+
+LINE_END = re.compile("\r\n?|[\f\v\x85\u2028\u2029]")
+BLANK_LINES = re.compile(r"\n\n+|\A\n|\n\Z")
+SPACES = re.compile(f"[{BLANK}]+")
+PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
+TAGS = (
+    "a|abbr|b|big|blockquote|body|br|center|code|d[dlt]|del|div|em|font|form|h[1-6]|head|hr|html|i"
+    "|iframe|img|input|ins|li|link|meta|noscript|ol|option|p|pre|s|small|span|strike|strong|sub|sup"
+    "|t[dhr]|table|tbody|tfoot|thead|title|tt|u|ul"
+)
+MARKUP = re.compile(
+    r"<!--.{0,2000}?-->|<(script|style)\b.{0,2000}?</\1>"
+    rf"|</?(?:{TAGS})(?:\s+[a-z][a-z:-]*=[^<>]{{0,300}})?\s*/?>"
+    r"|\[/?(?:url|img|size|color|font|align)(?:=[^\]\n]{0,80})?\]"
+    r"|&(?:[a-z]{2,8}|#x[0-9a-f]{1,6}|#\d{1,7});",
+    re.DOTALL | re.IGNORECASE,
+)
+BREAKS = re.compile(r"<(?:br|/?p|/?div|/tr)\b", re.IGNORECASE)
+INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u2060\ufeff]")
+# ，。的你在是我同不了这 and an opening quotation mark as they look when UTF-8 is read as GBK
+AS_GBK = "[锛銆鐨浣鍦鏄鎴鍚涓浜杩鈥]"
+MISREAD = re.compile(rf"[\xc0-\xff][\x80-\xff\u0152-\u2122]|{AS_GBK}")
+MISREADINGS = (("gb18030", "utf-8"), ("cp1252", "utf-8"), ("cp1252", "gb18030"),
+               ("latin-1", "utf-8"), ("latin-1", "gb18030"))  # fmt: skip
+OFTEN = AS_GBK.replace("浣", "")  # a name may have it three times
+GARBLED = re.compile(rf"锟斤拷|烫{{6}}|屯{{6}}|{OFTEN}(?:[^\n]{{0,20}}{OFTEN}){{2}}")
+GARBLED_SENTENCE = re.compile(rf"[^。！？\n]{{0,200}}?(?:{GARBLED.pattern})[^。！？\n]{{0,200}}")
+LONG_LINE = 500  # characters
+
+# Where GB18030-2000, which Python has, put into private use what GB18030-2022 gives a place.
+STANDARD = dict(zip(map(chr, range(0xE78D, 0xE797)), "︐︒︑︓︔︕︖︗︘︙", strict=True)) | dict(
+    zip("\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864\ue816\ue817\ue818\ue831\ue83b\ue855",
+        "龴龵龶龷龸龹龺龻𠂇𠂉𠃌𡗗𢦏𤇾", strict=True)
+)  # fmt: skip
+URL = re.compile(
+    r"(?:https?://|www\s?[.．。])[\w./?=&%#:~-]*|[\w.]{2,30}@[\w-]+\.\w+"
+    r"|(?:[\w-]{1,30}[.．]){1,3}(?:com|net|org|cn|cc|info|tw)\b[\w./?=&%#:~-]*",
+    re.ASCII | re.IGNORECASE,
+)
+PROOF = re.compile(
+    "一秒记住|请记住本[书站]|手机用户请|加入书签|正在手打|无弹窗|最快更新|百度搜索|点击下一页|请翻页"
+    "|上一[章页].{0,9}下一[章页]|ＷＷＷ|ｗｗｗ|．ＣＯＭ|．ｃｏｍ|．ＮＥＴ|．ｎｅｔ"
+)
+SITES_SAY = re.compile(
+    r"电子书|電子書|本站|该站|网站|網站|网址|域名|小说网|小說網|首发|转载|轉載|版权|版權|正版|全文阅读"
+    r"|在线阅读|免费阅读|最新章节|手机阅读|公众号|推荐票|月票|TXT|txt|VIP|OCR|QQ|E-?mail|e-?mail"
+    r"|整理制作|商业用途|商業用途"
+)
+OTHERS_TOO = re.compile(
+    "书友|网友|網友|读者|讀者|论坛|論壇|下载|下載|购买|購買|收藏|点击|访问|更新|侵犯|精彩|仅供|僅供|连载"
+    "|手打|校对|校對|扫描|掃描|录入|24小时"
+)
+DOMAIN = "(?:com|net|org|cn|cc|info|tw|COM|NET|CN)(?![A-Za-z])"
+NOTICE = re.compile(  # each branch begins with a literal, or the search is three times slower
+    rf"http|HTTP|www|WWW|\.{DOMAIN}|．{DOMAIN}|@"
+    rf"|{PROOF.pattern}|{SITES_SAY.pattern}|{OTHERS_TOO.pattern}"
+)
+LONGEST_NOTICE = 30  # characters a point of the score
+LEAST_STORY = 8  # characters
+ENOUGH, ENOUGH_NEARBY = 3, 2  # points; the second where the line before is a notice
+
+STAMPED = "更新时间|更新時間|更新日期|发布时间|本章字数|本章字數|字数|字數"
+STAMP = re.compile(
+    rf"^(?P<before>.{{0,40}}?)(?P<stamp>(?:{STAMPED})[ 　]*[:：][ 　]*\d"
+    rf"(?:[\d:：/. 　年月日时分秒字-]|{STAMPED})*)\n?",
+    re.MULTILINE,
+)
+PAGE_MARK = re.compile(
+    r"分[节節]阅读[_＿ ]*\d+|[（(]第\d+[/／]\d+[页頁][）)]"
+    r"|\n[-—－ ]*(?:第 ?\d{1,4} ?[页頁]|[-—－] *\d{1,4} *[-—－])[-—－ ]*(?=\n|\Z)"
+)
+INLINE = re.compile(  # the title ends where there are two blanks
+    rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
+    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
+    re.MULTILINE,
+)
+SPEECH = ("“", "「", "『", '"')
+AROUND_MARK = "_＿" + "\n" + BLANK
+FURNITURE = re.compile(
+    rf"^[ \t　]*+(?:[-=*_~#＝＿＊※☆★◆]{{5,}}|[-=*_ ]*章节内容(?:开始|结束)[-=*_ ]*|第{NUMERAL}部分"
+    r"|[（(【]?(?:本章完|本章未完|未完待续|未完待續|待续|全书完|全書完)[）)】]?"
+    r"|《[^，。\n]{1,20}》[ 　]*作者[ 　]*[:：;；].{1,12}"
+    r"|[\[【][^，。\n]{1,20}[/／][^，。\n]{2,12}著[ 　]*[\]】])[ \t　]*(?:\n|\Z)"
+    r"|^[ \t　]*+正文[ 　]+(?=第)",
+    re.MULTILINE,
+)
+FEWEST_BROKEN = 10  # lines
+CONTENTS = 4  # more headings than that with nothing between them are a table of contents
+WORDS = re.compile(r"[A-Za-z,]\s*[A-Za-z]")  # English words need a space between them
 EXAMPLES, AROUND = 5, 12  # examples kept for a rule and text; characters shown around each
+
+
+def replace(
+    pattern: re.Pattern[str] | str, new: str | Callable[[re.Match[str]], str], text: str
+) -> Iterator[Edit]:
+    """Propose to replace every match."""
+    for match in re.finditer(pattern, text):
+        yield *match.span(), new if isinstance(new, str) else new(match)
+
+
+def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Find the lines in which a pattern occurs, each once."""
+    end = -1
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            start = text.rfind("\n", 0, match.start()) + 1
+            end = line_end(text, match.start())
+            yield start, end
+
+
+def line_end(text: str, place: int) -> int:
+    """Find where the line that holds a place ends."""
+    end = text.find("\n", place)
+    return len(text) if end < 0 else end
+
+
+def line_ends(text: str) -> Iterator[Edit]:
+    """CRLF and other line ends become a newline."""
+    return replace(LINE_END, "\n", text)
+
+
+def markup(text: str) -> Iterator[Edit]:
+    """HTML comments, tags and entities, and forum tags."""
+    for match in MARKUP.finditer(text):
+        tag = match.group()
+        yield *match.span(), html.unescape(tag) if tag[0] == "&" else "\n" * bool(BREAKS.match(tag))
+
+
+def invisible(text: str) -> Iterator[Edit]:
+    """Byte-order marks, control characters, zero-width characters."""
+    return replace(INVISIBLE, "", text)
+
+
+def mojibake(text: str) -> Iterator[Edit]:
+    """Lines that were decoded wrongly once and can be decoded back."""
+    for start, end in lines_with(MISREAD, text):
+        repaired = _repaired(text[start:end])
+        if repaired is not None:
+            yield start, end, repaired
+
+
+def _repaired(line: str) -> str | None:
+    """Undo a wrong decoding; None unless that gives nothing but ordinary text."""
+    for wrong, right in MISREADINGS:
+        try:
+            repaired = line.encode(wrong).decode(right)
+        except UnicodeError:
+            continue
+        if len(re.findall(f"[{CJK}]", repaired)) > 0.8 * len(repaired.strip()):
+            return repaired
+    return None
+
+
+def garbled(text: str) -> Iterator[Edit]:
+    """Lines of 锟斤拷 and the like, which nothing can recover; of a long line a sentence."""
+    for start, end in lines_with(GARBLED, text):
+        if end - start <= LONG_LINE:
+            yield start, min(end + 1, len(text)), ""
+        else:
+            for match in GARBLED_SENTENCE.finditer(text, start, end):
+                yield *match.span(), ""
+
+
+def spaces(text: str) -> Iterator[Edit]:
+    """Spaces at the ends of a line and stray ones in a sentence; of several together one is left.
+
+    Wide ones after a sentence's end are the indent of a paragraph whose line break was lost.
+    Headings, and verse without punctuation, keep their spaces.
+    """
+    for match in SPACES.finditer(text):
+        start, end = match.span()
+        at_an_end = start == 0 or end == len(text) or "\n" in (text[start - 1], text[end])
+        if at_an_end or _is_stray(text, start, end):
+            yield start, end, ""
+        elif end - start > 1:
+            indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
+            yield start, end, "\n" if indent else "　" if text[start - 1] > "⺀" else " "
+
+
+def _is_stray(text: str, start: int, end: int) -> bool:
+    """Whether a lone space stands between characters of a line that has punctuation."""
+    if end - start > 1 or not (CJK_TEXT.match(text, start - 1) and CJK_TEXT.match(text, end)):
+        return False
+    before = text[max(0, start - LONG_LINE) : start].rpartition("\n")[2]
+    line = before + text[start : start + LONG_LINE].partition("\n")[0]
+    return bool(PUNCTUATION.search(line)) and not HEADING.match(line)
+
+
+def private_use(text: str) -> Iterator[Edit]:
+    """Private-use characters that GB18030-2022 gives a place; others, and □, are kept, counted."""
+    return replace(PRIVATE_USE, lambda match: STANDARD.get(match.group(), match.group()), text)
+
+
+def blank_lines(text: str) -> Iterator[Edit]:
+    """Empty lines: a paragraph is a line."""
+    for match in BLANK_LINES.finditer(text):
+        start, end = match.span()
+        yield start, end, "" if start == 0 or end == len(text) else "\n"
+
+
+def stamps(text: str) -> Iterator[Edit]:
+    """Stamps: times of update, counts of words, and what stands before them unless it is story."""
+    for match in STAMP.finditer(text):
+        before = match["before"]
+        if HEADING.match(text, match.start()) or before.endswith(SENTENCE_END):
+            yield *match.span("stamp"), ""
+        else:
+            yield match.start(), match.end(), ""
+
+
+def page_marks(text: str) -> Iterator[Edit]:
+    """Page marks; a sentence that one cuts is joined again."""
+    last = 0
+    for match in PAGE_MARK.finditer(text):
+        start, end = match.span()
+        while start > last and text[start - 1] in AROUND_MARK:
+            start -= 1
+        while end < len(text) and text[end] in AROUND_MARK:
+            end += 1
+        indented = text[match.end() : end].endswith(("　", "  "))
+        heading = HEADING.match(text, text.rfind("\n", 0, start) + 1) or HEADING.match(text, end)
+        apart = indented or heading or text.endswith(SENTENCE_END, 0, start)
+        yield max(start, last), end, "\n" if start == 0 or apart else ""
+        last = end
+
+
+def ads(text: str) -> Iterator[Edit]:
+    """Advertisements and notices of sites: whole lines, else the address alone."""
+    last = 0
+    for start, end in lines_with(NOTICE, text):
+        nearby = last and not text[last:start].strip()
+        if _is_notice(text[start:end], ENOUGH_NEARBY if nearby else ENOUGH):
+            yield start, min(end + 1, len(text)), ""
+            last = end
+        else:
+            for match in URL.finditer(text, start, end):
+                yield *match.span(), ""
+
+
+def _is_notice(line: str, enough: int) -> bool:
+    """Score 3 for a phrase that only sites say, 2 for a word or an address, 1 for a common word.
+
+    A heading is none, nor is what somebody says. Words that others say too are no proof alone. A
+    long line is story with an address in it; one that is hardly more than the address is not.
+    """
+    line = line.strip()
+    addresses, sites_say = URL.findall(line), len(set(SITES_SAY.findall(line)))
+    rest = len(line) - sum(map(len, addresses))
+    if HEADING.match(line) or (line.startswith(SPEECH) and not addresses):
+        return False
+    if addresses and rest <= LEAST_STORY:
+        return True
+    certain = bool(PROOF.search(line))
+    score = 2 * bool(addresses) + 2 * sites_say + len(set(OTHERS_TOO.findall(line))) + 3 * certain
+    proof = certain or addresses or sites_say or enough == ENOUGH_NEARBY
+    return bool(proof) and score >= enough and rest <= LONGEST_NOTICE * score
+
+
+def boilerplate(text: str) -> Iterator[Edit]:
+    """Rules of dashes, 章节内容开始, （本章完）, 第一部分, title lines, 正文 before a heading."""
+    return replace(FURNITURE, "", text)
+
+
+def table_of_contents(text: str) -> Iterator[Edit]:
+    """Tables of contents: headings that follow each other with nothing between."""
+    run: list[re.Match[str]] = []
+    for match in HEADING.finditer(text):
+        if run and text[run[-1].end() : match.start()].strip():
+            yield from _list_of(run, text)
+            run = []
+        run.append(match)
+    yield from _list_of(run, text)
+
+
+def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
+    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
+    if len(run) > CONTENTS:
+        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
+        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
+
+
+def headings(text: str) -> Iterator[Edit]:
+    """Headings behind a sentence get a line of their own."""
+    for match in INLINE.finditer(text):
+        yield *match.span("before"), "\n"
+        if match["after"]:
+            yield *match.span("after"), "\n"
+
+
+def hard_wrap(text: str) -> Iterator[Edit]:
+    """Lines that were broken at a fixed width become paragraphs again."""
+    lines = [
+        (match.start(), match.start() + len(match.group().rstrip()))
+        for match in re.finditer(r"[^\n]+", text)
+        if not match.group().isspace()
+    ]
+    widths = [len(text[start:end].encode("gbk", "replace")) for start, end in lines]
+    full = _full_width(text, lines, widths)
+    if not full:
+        return
+    indented = sum(text[start] in BLANK for start, _ in lines) > len(lines) / 20
+    for (start, end), width, (then, _) in zip(lines, widths, lines[1:], strict=False):
+        runs_on = width >= full or (indented and not text.endswith(SENTENCE_END, start, end))
+        apart = text[then] in BLANK or text.count("\n", end, then) > 1
+        if runs_on and not (apart or HEADING.match(text, start) or HEADING.match(text, then)):
+            yield end, then, " " if WORDS.match(text, end - 1) else ""
+
+
+def _full_width(text: str, lines: list[tuple[int, int]], widths: list[int]) -> int:
+    """Find the width, in columns, from which a line is full; 0 for text that is not hard-wrapped.
+
+    Hard-wrapped text has a quarter of its lines full without a sentence's end; verse has lines of
+    one width too, but no punctuation in them.
+    """
+    widest = sorted(widths)[len(widths) * 95 // 100] if widths else 0
+    full = widest - 6
+    broken = sum(
+        not text.endswith(SENTENCE_END, start, end) and bool(PUNCTUATION.search(text, start, end))
+        for (start, end), width in zip(lines, widths, strict=True)
+        if width >= full
+    )
+    enough = max(FEWEST_BROKEN, len(lines) / 4)
+    return full if 20 < widest <= 120 and broken > enough else 0
 
 
 @dataclass
@@ -67,3 +387,16 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
         done = end
     pieces.append(text[done:])
     return "".join(pieces), tally
+
+
+NOVELS_ONLY = frozenset(
+    ["stamps", "page_marks", "ads", "boilerplate", "headings", "table_of_contents", "hard_wrap"]
+)
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        *(line_ends, page_marks, markup, invisible, mojibake, garbled, stamps, ads, boilerplate),
+        *(headings, table_of_contents, hard_wrap, spaces, private_use, blank_lines),
+    )
+}
+OLDER_NAMES = {"notices": "ads", "furniture": "boilerplate", "contents": "table_of_contents"}

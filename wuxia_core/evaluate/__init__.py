@@ -5,6 +5,7 @@ of a difference comes from resampling documents, never tokens.
 """
 
 from wuxia_core.evaluate.closing import closing_table
-from wuxia_core.evaluate.scorecard import evaluate, scorecard
+from wuxia_core.evaluate.copying import FLAGGED
+from wuxia_core.evaluate.recovery import XRay, xray
+from wuxia_core.evaluate.scorecard import evaluate, read_scorecard
 from wuxia_core.evaluate.scoring import bits_per_char
-from wuxia_core.evaluate.xray import XRay, xray

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from wuxia_core.config import load_config
 from wuxia_core.errors import DataError, exit_status
-from wuxia_core.evaluate import closing_table, scorecard
-from wuxia_core.evaluate.closing import refusals
-from wuxia_core.evaluate.harness import both_harness
+from wuxia_core.evaluate import closing_table, read_scorecard
+from wuxia_core.evaluate.closing import gate_failures
+from wuxia_core.evaluate.wits import both_harness
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,11 +36,11 @@ def _measure(options: argparse.Namespace) -> None:
     if options.harness:
         print(both_harness(options.output_dir, options.harness).to_string(index=False))
         return
-    card = scorecard(options.output_dir)
+    card = read_scorecard(options.output_dir)
     print(closing_table(card))
     if options.gate:
         limits = load_config(Path(options.output_dir) / "config.yaml").evaluation
-        if found := refusals(card, limits):
+        if found := gate_failures(card, limits):
             raise DataError("\n  ".join(["not to be published:", *found]))
         print("\ngate: nothing that was measured speaks against publishing it")
 

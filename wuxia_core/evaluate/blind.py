@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wuxia_core.errors import DataError, exit_status
-from wuxia_core.evaluate.scorecard import scorecard
-from wuxia_core.mixing.staging import written
+from wuxia_core.errors import DataError, exit_status, raise_machine_error
+from wuxia_core.evaluate.scorecard import read_scorecard
 
 ASKED = {"style": "which is more like 武侠?", "quality": "which is better written?"}
 Z95 = 1.96  # normal quantile of a two-sided 95 % interval
@@ -51,7 +50,7 @@ def write_sheets(output_dir: Path, passages: list[dict[str, Any]]) -> Path:
     `passages` are those of a scorecard. Raises `DataError` where there is a sheet that is filled
     in, `MachineError` where the folder cannot be written.
     """
-    from wuxia_core.show.text import escape, visible
+    from wuxia_core.text import escape, visible
 
     digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # of these passages, no others
     chance = np.random.default_rng(int(digest, 16))
@@ -68,7 +67,7 @@ def write_sheets(output_dir: Path, passages: list[dict[str, Any]]) -> Path:
         key.append({"id": name, "tuned": "A" if swap else "B"})
     sheet = pd.DataFrame([{name: _cell(value) for name, value in row.items()} for row in rows])
     pairs = "".join(PAIR.format(**{n: escape(str(v)) for n, v in row.items()}) for row in rows)
-    with written(str(output_dir)):
+    with raise_machine_error(str(output_dir)):
         path.parent.mkdir(exist_ok=True)
         sheet.assign(**dict.fromkeys(ASKED, "")).to_csv(path, index=False, encoding="utf-8-sig")
         path.with_suffix(".html").write_text(PAGE.format(pairs=pairs), encoding="utf-8")
@@ -159,7 +158,7 @@ def _sheets(options: argparse.Namespace) -> None:
         print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
         print("0.5 is no preference; = counts as half a win")
         return
-    sheet = write_sheets(options.output_dir, scorecard(options.output_dir)["passages"])
+    sheet = write_sheets(options.output_dir, read_scorecard(options.output_dir)["passages"])
     print(f"read {sheet.with_suffix('.html')}, fill in {sheet}, and keep {KEY} to yourself")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from wuxia_core.config.schema import EvaluationConfig
+from wuxia_core.config import EvaluationConfig
 
 FORGETTING = ("bits_per_char", "general")
 CHANCE = " (may be chance)"
@@ -40,7 +40,7 @@ def _hint(card: dict[str, Any]) -> list[str]:
     return ["in our comparison training.objective=clm learned more of the style: see notebook 06"]
 
 
-def refusals(card: dict[str, Any], limits: EvaluationConfig) -> list[str]:
+def gate_failures(card: dict[str, Any], limits: EvaluationConfig) -> list[str]:
     """Name what speaks against publishing an adapter: copied text, or wits that were lost.
 
     Copying and general text have to be measured; where the sample is too small to tell whether

@@ -14,17 +14,14 @@ from typing import Any
 
 from wuxia_core import mixing, model
 from wuxia_core.config import Config, load_config
-from wuxia_core.errors import MachineError
-from wuxia_core.evaluate.extraction import judge_extraction
-from wuxia_core.evaluate.generation import write
-from wuxia_core.evaluate.prediction import prediction
+from wuxia_core.errors import MachineError, raise_machine_error
+from wuxia_core.evaluate.copying import judge_extraction
 from wuxia_core.evaluate.recovery import recovery
-from wuxia_core.evaluate.statistics import Row, holm
-from wuxia_core.evaluate.subject import Subject
+from wuxia_core.evaluate.scoring import prediction
+from wuxia_core.evaluate.statistics import EvalContext, Row, holm
 from wuxia_core.evaluate.wits import QUESTIONS, judge_wits
-from wuxia_core.evaluate.writing import judge_writing
+from wuxia_core.evaluate.writing import score_generations, write
 from wuxia_core.mixing import read_json
-from wuxia_core.mixing.staging import written
 
 CARD, PARTS = "scorecard.json", ".scorecard"
 DEPENDS: Any = {
@@ -51,26 +48,26 @@ def evaluate(output_dir: str | Path) -> dict[str, Any]:
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     digest = _digest(folder, config)
     try:
-        subject = Subject(*model.load_adapter(folder, device), mixture, config)
+        context = EvalContext(*model.load_adapter(folder, device), mixture, config)
         card = {
             "base": adapter["base_model_name_or_path"],
             "adapter": str(folder),
             "objective": config.training.objective,
             "of": digest,
-            **_measure(subject, _Parts(folder / PARTS / digest)),
+            **_measure(context, _Parts(folder / PARTS / digest)),
         }
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"out of GPU memory while evaluating ({str(error).splitlines()[0]}); lower training."
             f"per_device_eval_batch_size in {folder / 'config.yaml'} and evaluate again"
         ) from None
-    with written(str(folder)):
+    with raise_machine_error(str(folder)):
         _replace(folder / CARD, json.dumps(card, ensure_ascii=False, indent=1))
         shutil.rmtree(folder / PARTS)
     return card
 
 
-def scorecard(output_dir: str | Path) -> dict[str, Any]:
+def read_scorecard(output_dir: str | Path) -> dict[str, Any]:
     """Read a run folder's `scorecard.json`; measure it where there is none of this adapter.
 
     It is measured anew where texts, questions or settings of the evaluation have changed, too.
@@ -113,21 +110,21 @@ class _Parts:
         path = self._folder / f"{name}.json"
         if not path.exists():
             text = json.dumps(work(), ensure_ascii=False)
-            with written(str(path.parent)):
+            with raise_machine_error(str(path.parent)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _replace(path, text)
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _measure(subject: Subject, parts: _Parts) -> dict[str, Any]:
-    passages = parts.get(lambda: write(subject), "written")
-    judged = parts.get(lambda: judge_writing(subject, passages), "writing")
+def _measure(context: EvalContext, parts: _Parts) -> dict[str, Any]:
+    passages = parts.get(lambda: write(context), "written")
+    judged = parts.get(lambda: score_generations(context, passages), "writing")
     metrics: list[Row] = [
-        *parts.get(lambda: prediction(subject), "prediction"),
-        *parts.get(lambda: recovery(subject), "recovery"),
-        *parts.get(lambda: judge_wits(subject), "wits"),
+        *parts.get(lambda: prediction(context), "prediction"),
+        *parts.get(lambda: recovery(context), "recovery"),
+        *parts.get(lambda: judge_wits(context), "wits"),
         *judged.pop("metrics"),
-        *parts.get(lambda: judge_extraction(subject), "extraction"),
+        *parts.get(lambda: judge_extraction(context), "extraction"),
     ]
     holm(metrics)
     return {"metrics": metrics, "passages": passages, **judged}

@@ -1,15 +1,24 @@
 """Whether a difference is more than chance: the paired bootstrap over documents or prompts."""
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, t
 
+from wuxia_core.config import Config
 from wuxia_core.errors import DataError
+from wuxia_core.mixing import Mixture, hash_key
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
 
 RESAMPLES = 10_000
 FEWEST = 6  # documents or prompts; of fewer, not even a sign test can tell anything at 5 %
@@ -18,6 +27,10 @@ Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
 # Of what a model did, n items, and weights (B, n): a figure for each row of weights, (B,).
 Statistic = Callable[[Any, Floats], Floats]
+T = TypeVar("T")
+HUMAN = 300_000  # characters that stand for how people write
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,3 +157,59 @@ def holm(rows: list[Row]) -> None:
         for place, row in enumerate(family):
             worst = max(worst, min(1.0, row["p"] * (len(family) - place)))
             row["p_holm"] = worst
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """An adapter on its base, and the mixture it was trained on."""
+
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    mixture: Mixture
+    config: Config
+
+    @property
+    def seed(self) -> int:
+        """Of the run; everything random hangs on it."""
+        return self.config.training.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a forward pass."""
+        return self.config.training.per_device_eval_batch_size
+
+    def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
+        """Do something with the base, then with the tuned model."""
+        with self.model.disable_adapter():
+            base = work()
+        return base, work()
+
+    def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
+        """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
+        outline = self.mixture.outline
+        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
+        drawn = sorted(there, key=lambda number: hash_key(self.seed, "held out", number))
+        return drawn[: limit or self.config.evaluation.max_documents]
+
+    def human_texts(self, source: str, *splits: str) -> pd.DataFrame:
+        """Draw whole documents of about 300,000 characters: `book` and `text`, a row each."""
+        outline = self.mixture.outline
+        drawn = pd.Index(self.documents(source, *splits, limit=len(outline)), dtype=int)
+        before = outline.loc[drawn, "characters"].cumsum().shift(fill_value=0)
+        chosen = drawn[(before < HUMAN).to_numpy()]
+        texts = self.mixture.texts(list(chosen))
+        return pd.DataFrame({"book": outline.loc[chosen, "book"].to_numpy(), "text": texts})
+
+    def within_budget(
+        self, what: str, items: Sequence[T], size: int, share: float
+    ) -> Iterator[Sequence[T]]:
+        """Hand out `size` items at a time, once and while a share of `evaluation.minutes` lasts."""
+        minutes = self.config.evaluation.minutes
+        end = time.monotonic() + 60 * share * minutes if minutes else float("inf")
+        for start in range(0, len(items), size):
+            if start and time.monotonic() > end:
+                logger.warning(
+                    "%s: %d of %d within evaluation.minutes %g", what, start, len(items), minutes
+                )
+                return
+            yield items[start : start + size]

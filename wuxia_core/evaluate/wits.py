@@ -5,6 +5,7 @@ so that base models can be asked too.
 """
 
 import functools
+import importlib.util
 import math
 import os
 import unicodedata
@@ -15,18 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import cuda
 
 from wuxia_core import mixing
-from wuxia_core.errors import DataError
-from wuxia_core.evaluate.scoring import Floats, summed_nats
-from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
-from wuxia_core.evaluate.subject import Subject
+from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.evaluate.scoring import Floats, sequence_nll
+from wuxia_core.evaluate.statistics import EvalContext, Metric, Row, compare, ratio
 from wuxia_core.masking import IGNORE_INDEX
-from wuxia_core.mixing.store import draw
-from wuxia_core.model import document_start_id
+from wuxia_core.mixing import hash_key
+from wuxia_core.model import document_start_id, load_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
@@ -36,6 +38,7 @@ Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a t
 
 Composed = AfterValidator(functools.partial(unicodedata.normalize, "NFC"))
 Text = Annotated[str, Field(min_length=1), Composed]
+BATCH = 8  # questions
 
 
 class Question(BaseModel):
@@ -83,23 +86,23 @@ def questions(path: str | os.PathLike[str] = QUESTIONS) -> tuple[Question, ...]:
     return tuple(found.values())
 
 
-def judge_wits(subject: Subject) -> list[Row]:
+def judge_wits(context: EvalContext) -> list[Row]:
     """Ask the questions: whether all in all the wits were kept, and the accuracy by kind."""
-    mixed = sorted(questions(), key=lambda question: draw(subject.seed, question.id))
-    chunks = subject.in_time("questions asked", mixed, AT_ONCE, 0.13)
+    mixed = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
+    chunks = context.within_budget("questions asked", mixed, AT_ONCE, 0.13)
     asked = [
-        subject.both(
-            functools.partial(answers, subject.model, subject.tokenizer, chunk, subject.batch_size)
+        context.base_and_tuned(
+            functools.partial(answers, context.model, context.tokenizer, chunk, context.batch_size)
         )
         for chunk in chunks
     ]
     base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*asked, strict=True))
-    rows = [verdict(base, tuned, subject.config.evaluation.wits_margin)]
+    rows = [verdict(base, tuned, context.config.evaluation.wits_margin)]
     for kind in base["kind"].unique():
         of = base["kind"] == kind
         sides = [side.loc[of, ["right"]].assign(asked=1) for side in (base, tuned)]
         metric = Metric(f"wits, {kind}", "share of questions", "questions", ratio("right", "asked"))
-        rows.append(compare(metric, sides[0], sides[1], int(of.sum()), subject.seed))
+        rows.append(compare(metric, sides[0], sides[1], int(of.sum()), context.seed))
     return rows
 
 
@@ -133,7 +136,7 @@ def answers(
     pad = document_start_id(tokenizer)
     rows = sorted(_rows(tokenizer, questions), key=lambda row: len(row[1]))  # little padding
     count = OPTIONS * len(questions)
-    nats = summed_nats(model, rows, count, pad, batch_size, "questions")
+    nats = sequence_nll(model, rows, count, pad, batch_size, "questions")
     chars = [len(option) for question in questions for option in question.options]
     scores: Floats = -(nats / chars).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
@@ -208,3 +211,71 @@ def _interval(change: Floats) -> tuple[float, float]:
     z = (gained - lost - n * delta) / np.sqrt(n * (2 * share + delta * (1 - delta)))
     inside = delta[np.abs(z) <= Z90]
     return float(inside[0]), float(inside[-1])
+
+
+def both_harness(output_dir: str | Path, tasks: Sequence[str]) -> pd.DataFrame:
+    """Run tasks with a run folder's base and tuned model, named in the column `model`."""
+    model, tokenizer = load_adapter(output_dir, "cuda" if cuda.is_available() else "cpu")
+    with model.disable_adapter():
+        base = harness(model, tokenizer, tasks)
+    tuned = harness(model, tokenizer, tasks)
+    return pd.concat([base.assign(model="base"), tuned.assign(model="tuned")])
+
+
+def harness(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[str],
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
+    """Run tasks of lm-evaluation-harness (Gao et al. 2024), with the shots that they ask for.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Names of tasks or groups, such as "ceval-valid" and "cmmlu". Their data come from the hub
+        and stay in its cache.
+    folder : path, optional
+        Task files (YAML) of your own instead of the harness's; they may read local data.
+
+    Returns
+    -------
+    A row a task, or group, and metric: `task`, `metric`, `value`, `stderr`, `n`.
+
+    Raises
+    ------
+    ConfigError
+        Where lm-eval is not installed, or knows no task of a name.
+    MachineError
+        Where the data cannot be had.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    path = None if folder is None else str(folder)
+    manager = TaskManager(include_path=path, include_defaults=folder is None)
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        raise ConfigError(f"harness: no task {unknown[0]}; lm-eval ls tasks lists all")
+    asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    try:
+        found = simple_evaluate(asked, tasks=list(tasks), task_manager=manager)
+    except OSError as error:
+        raise MachineError(
+            f"harness: the data of {', '.join(tasks)} cannot be had ({error}). Run it once where "
+            "there is a network, or set HF_ENDPOINT to a mirror you can reach."
+        ) from None
+    return _table(found["results"])
+
+
+def _table(results: dict[str, Any]) -> pd.DataFrame:
+    rows = [
+        (task, key.split(",")[0], value, scores[key.replace(",", "_stderr,")], scores["sample_len"])
+        for task, scores in results.items()
+        for key, value in scores.items()
+        if "," in key and "_stderr," not in key
+    ]
+    return pd.DataFrame(rows, columns=["task", "metric", "value", "stderr", "n"])

@@ -1,21 +1,53 @@
-"""Judge what base and tuned wrote: how near the style, how varied, and whether it is copied."""
+"""Passages that a model writes: the same prompts and seeds for base and tuned."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate import diversity, style
+from wuxia_core.evaluate import style
 from wuxia_core.evaluate.copying import overlap, passages
-from wuxia_core.evaluate.generation import CHARACTERS, WRITERS
-from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, missing, ratio
-from wuxia_core.evaluate.subject import Subject
-from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION
+from wuxia_core.evaluate.statistics import (
+    FEWEST,
+    EvalContext,
+    Floats,
+    Metric,
+    Row,
+    compare,
+    missing,
+    ratio,
+)
+from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
+from wuxia_core.model import document_start_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Beside the openings of held-out chapters; written for this, in no book.
+WRITTEN = (
+    "剑光一闪",
+    "夜雨打在客栈的瓦上，门忽然开了。",
+    "那老僧合十道：",
+    "渡口只剩下最后一条船，船家却不肯开。",
+    "她把那封信凑到灯前，看了又看，",
+    "镖车行到黑松林外，前头的趟子手忽然勒住了马。",
+    "“你师父没有教过你么？”",
+    "擂台下鸦雀无声，",
+    "山路尽头是一座破庙，庙里有火光。",
+    "三更鼓响，墙头上翻进来一个人。",
+)
+WRITERS = ("base", "tuned", "few_shot")
+AT_ONCE = 16  # passages
+OPENINGS = 30  # of held-out chapters
+OPENING = 40  # characters of a chapter that serve as its prompt
+EXAMPLE = 60  # characters of 武侠 that the base sees first, as a control
+TOKENS = 200  # of each passage; the end of text may not come before
+CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
 PIECES = 1000  # of each kind, at most, that a classifier is fitted on
 MAPPED = 40  # pools of each, at most
 MEAN = ratio("value", "texts")
@@ -23,7 +55,75 @@ MEAN = ratio("value", "texts")
 Measure = Callable[[str], Any]  # writer → what the metric's statistic takes
 
 
-def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, Any]:
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    seed: int,
+    tokens: int = TOKENS,
+) -> list[str]:
+    """Sample what follows each prompt, all in one batch: temperature 0.9, nucleus 0.95.
+
+    Parameters
+    ----------
+    prompts : sequence of str
+        Each stands behind the end-of-text token that starts a document.
+    seed : int
+        Of this batch; the same one gives the same passages on the same kind of machine.
+    tokens : int
+        Length of each passage.
+    """
+    import torch
+
+    start = document_start_id(tokenizer)
+    encoded = tokenizer(
+        list(prompts), add_special_tokens=False, split_special_tokens=True
+    ).input_ids
+    longest = 1 + max(map(len, encoded))
+    rows = [[start] * (longest - len(ids)) + ids for ids in encoded]  # filled up at the left
+    seen = [[0] * (longest - 1 - len(ids)) + [1] * (1 + len(ids)) for ids in encoded]
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        output = model.generate(
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(seen, device=model.device),
+            do_sample=True, temperature=0.9, top_p=0.95, top_k=0, repetition_penalty=1.0,
+            max_new_tokens=tokens, min_new_tokens=tokens, use_cache=True,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+    written: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return written
+
+
+def prompts(context: EvalContext) -> list[dict[str, Any]]:
+    """Give ten written prompts and openings of held-out chapters, whose own text is `human`."""
+    chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=OPENINGS))
+    rows = [{"prompt": prompt, "human": ""} for prompt in WRITTEN]
+    return rows + [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
+
+
+def write(context: EvalContext) -> list[dict[str, Any]]:
+    """Let base and tuned go on from the same prompts, and the base after an example of 武侠 too.
+
+    Returns rows with `prompt`, `human`, `base`, `tuned` and `few_shot`.
+    """
+    chapter = next(iter(context.mixture.texts(context.documents("wuxia", TRAIN, limit=1))), "")
+    example = chapter[len(chapter) // 2 :][:EXAMPLE]
+    rows: list[dict[str, Any]] = []
+    for chunk in context.within_budget("prompts written to", prompts(context), AT_ONCE, 0.25):
+        asked, seed = [row["prompt"] for row in chunk], context.seed + len(rows)
+        base, tuned = context.base_and_tuned(
+            functools.partial(generate, context.model, context.tokenizer, asked, seed)
+        )
+        with context.model.disable_adapter():
+            after = [f"{example}\n{prompt}" for prompt in asked]
+            few_shot = generate(context.model, context.tokenizer, after, seed)
+        said = zip(chunk, base, tuned, few_shot, strict=True)
+        rows += [{**row, "base": b, "tuned": t, "few_shot": f} for row, b, t, f in said]
+    return rows
+
+
+def score_generations(context: EvalContext, written: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure the passages, each cut to 150 characters.
 
     Returns
@@ -35,16 +135,16 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
     """
     whole = [row for row in written if all(len(_cut(row[w])) == CHARACTERS for w in WRITERS)]
     texts = {writer: [_cut(row[writer]) for row in whole] for writer in WRITERS}
-    held_out = _pieces(subject.human("wuxia", VALIDATION))["text"]
+    held_out = _pieces(context.human_texts("wuxia", VALIDATION))["text"]
     count = min(len(whole), len(held_out))
     texts["human"] = held_out.iloc[np.linspace(0, len(held_out) - 1, count).astype(int)].tolist()
     owner = np.repeat(list(texts), [len(each) for each in texts.values()])
     cut = [text for each in texts.values() for text in each]
     uncut = [row["tuned"] for row in written]
-    every = overlap([*cut, *uncut], subject.mixture.training_texts)  # reads all of it: once
+    every = overlap([*cut, *uncut], context.mixture.training_texts)  # reads all of it: once
     shared = every[: len(cut)]
     copied = {writer: shared[owner == writer].reset_index(drop=True) for writer in texts}
-    human = _Human(subject)
+    human = _Human(context)
     measures = [
         *_style(human, texts), _human_or_model(whole, texts), *_variety(texts), *_copying(copied),
     ]  # fmt: skip
@@ -53,10 +153,10 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
         with contextlib.suppress(DataError):  # said in the row of style_strength
             table["style"] = human.classifier.logit(cut)
     return {
-        "metrics": [_row(metric, measure, texts, subject.seed) for metric, measure in measures],
+        "metrics": [_row(metric, measure, texts, context.seed) for metric, measure in measures],
         "copied": passages(every[len(cut) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.to_dict("records"),
-        "classifier": human.told_right(),
+        "classifier": human.held_out_accuracy(),
         "map": _map(human, texts),
     }
 
@@ -64,9 +164,9 @@ def judge_writing(subject: Subject, written: list[dict[str, Any]]) -> dict[str, 
 class _Human:
     """People's writing, and what judges other texts by it; fitted when first asked for."""
 
-    def __init__(self, subject: Subject) -> None:
-        target = subject.human("wuxia", TRAIN)
-        other = subject.human("general", TRAIN, UNUSED)
+    def __init__(self, context: EvalContext) -> None:
+        target = context.human_texts("wuxia", TRAIN)
+        other = context.human_texts("general", TRAIN, UNUSED)
         self.texts = {"wuxia": list(target["text"]), "general": list(other["text"])}
         kinds = [_pieces(human)[:PIECES] for human in (target, other)]
         self._pieces = pd.concat(kinds)
@@ -83,7 +183,7 @@ class _Human:
         texts = self._pieces["text"].tolist()
         return style.StyleClassifier.fit(texts, self._target, style.commonest(texts))
 
-    def told_right(self) -> float | None:
+    def held_out_accuracy(self) -> float | None:
         """Judge the pieces of each book by a classifier fitted on the others; None of too few."""
         texts, books = self._pieces["text"].tolist(), self._pieces["book"].tolist()
         try:
@@ -168,16 +268,16 @@ def _variety(texts: dict[str, list[str]]) -> Iterator[tuple[Metric, Measure]]:
     """How varied the passages are, together and each in itself."""
 
     def distinct(writer: str) -> pd.DataFrame:
-        own, every = diversity.distinct_n(texts[writer], 2)
+        own, every = style.distinct_n(texts[writer], 2)
         return pd.DataFrame({"value": own, "texts": every})
 
     each: dict[tuple[str, str], Callable[[str], float]] = {
-        ("repetition", "share of repeated 4-grams"): diversity.repetition,
-        ("loops", "share of looping passages"): diversity.loops,
+        ("repetition", "share of repeated 4-grams"): style.repetition,
+        ("loops", "share of looping passages"): style.loops,
     }
     yield Metric("distinct_2", "distinct/all bigrams", "wuxia", MEAN), distinct
     yield (Metric("self_bleu", "0 to 100", "wuxia", MEAN),
-           lambda writer: _values(diversity.self_bleu(texts[writer])))  # fmt: skip
+           lambda writer: _values(style.self_bleu(texts[writer])))  # fmt: skip
     for (name, unit), judge in each.items():
         yield Metric(name, unit, "wuxia", MEAN), functools.partial(_each, judge, texts)
 

@@ -6,5 +6,5 @@ the rank or the worker. This stage draws and applies masks; it knows nothing of 
 
 from wuxia_core.masking.arrange import KEPT, SINGLE, SPAN, Floats, Kinds
 from wuxia_core.masking.collator import IGNORE_INDEX, MaskCollator, model_inputs, padded
-from wuxia_core.masking.corruption import HIDDEN, LEFT, REPLACED, Corruption
+from wuxia_core.masking.corruption import HIDDEN, LEFT, REPLACED, Corruption, check_shares
 from wuxia_core.masking.spans import SpanMasker, coverage

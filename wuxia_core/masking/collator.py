@@ -51,7 +51,7 @@ def model_inputs(
     return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
-def hidden_by_turns(row: int, epoch: int) -> bool:
+def masked_this_epoch(row: int, epoch: int) -> bool:
     """Say whether `mixed` hides tokens of a window in this epoch; in the next one it does not."""
     return (row + epoch) % 2 == 0
 
@@ -127,5 +127,5 @@ class MaskCollator:
 
     def _hides(self, window: "Window") -> bool:
         if self.objective == "mixed":
-            return hidden_by_turns(window.row, window.epoch)
+            return masked_this_epoch(window.row, window.epoch)
         return self.objective == "masked"

@@ -7,16 +7,22 @@ piece: window, document, start, end, source, split; offsets into the tokens), `t
 """
 
 from wuxia_core.mixing.build import current_mixture, manifest_of, mix
-from wuxia_core.mixing.manifest import read_json, read_manifest
 from wuxia_core.mixing.store import (
+    TRAIN,
+    UNUSED,
+    VALIDATION,
     Mixture,
     Tokens,
     Window,
     Windows,
+    exclusive_lock,
+    hash_key,
     held_out_windows,
     mixture_folder,
     open_mixture,
     open_run_mixture,
+    read_json,
+    read_manifest,
     train_windows,
 )
-from wuxia_core.mixing.tokens import encode_passage
+from wuxia_core.mixing.windows import encode_passage

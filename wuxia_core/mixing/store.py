@@ -1,25 +1,35 @@
 """The mixture folder, read: documents, tokens and windows, and the windows as datasets."""
 
+import fcntl
 import functools
 import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TextIO
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.config import locate
-from wuxia_core.errors import DataError
-from wuxia_core.mixing.manifest import read_json, read_manifest
+from wuxia_core.config import Config, locate
+from wuxia_core.corpus import File
+from wuxia_core.errors import DataError, raise_machine_error
+from wuxia_core.model import tokenizer_files
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
+FORMAT = 4  # raise it when the folder's content changes, so that older ones are built again
+MANIFEST, SEEN = "manifest.json", "inputs.json"
 
 
 class Window(NamedTuple):
@@ -182,7 +192,9 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
     chosen = {}
     held_out = mixture.outline[mixture.outline["split"] == VALIDATION]
     for source, documents in held_out.groupby("source"):
-        drawn = sorted(documents.index, key=lambda number: draw(seed, "held out", number))[:limit]
+        drawn = sorted(documents.index, key=lambda number: hash_key(seed, "held out", number))[
+            :limit
+        ]
         rows = mixture.windows[mixture.windows["document"].isin(drawn)]
         if len(rows):
             chosen[source] = Windows(mixture, rows)
@@ -190,6 +202,164 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
     return chosen
 
 
-def draw(seed: int, *names: object) -> str:
+def hash_key(seed: int, *names: object) -> str:
     """Turn a seed and names into a key to sort by: the same order on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[TextIO]:
+    """Open a file for this process alone; others wait, and a process that dies lets go of it.
+
+    Raises `MachineError` where it cannot be written.
+    """
+    with raise_machine_error(str(path.parent)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with path.open("a+", encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    yield file
+                    return
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes the place of `folder` when all went well.
+
+    Raises `MachineError` where it cannot be written.
+    """
+    with raise_machine_error(f"data.processed_data_file {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{folder.name}-building-"
+        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as name:
+            staging = Path(name) / folder.name
+            staging.mkdir()
+            yield staging
+            if folder.exists():
+                folder.rename(Path(name) / "before")
+            staging.replace(folder)
+
+
+class Texts:
+    """Texts in a file: `texts.append(text)`, `texts[3]`; `texts[3] = text` writes it at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._places: array[int] = array("q")
+        self._sizes: array[int] = array("q")  # bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, text: str) -> None:
+        """Write a text behind the others."""
+        self._places.append(0)
+        self._sizes.append(0)
+        self[-1] = text
+
+    def __setitem__(self, number: int, text: str) -> None:
+        data = text.encode("utf-8")
+        self._places[number] = self._file.seek(0, 2)
+        self._sizes[number] = self._file.write(data)
+
+    def __getitem__(self, number: int) -> str:
+        self._file.seek(self._places[number])
+        return self._file.read(self._sizes[number]).decode("utf-8")
+
+
+class ArrayFile:
+    """A .npy file of one dimension that grows."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._file = path.open("wb")
+        self._dtype = np.dtype(dtype)
+        self.length = 0
+        self._write_header()
+
+    def append(self, values: npt.NDArray[np.generic]) -> None:
+        """Write values behind the others."""
+        self._file.write(np.asarray(values, self._dtype).tobytes())
+        self.length += len(values)
+
+    def close(self) -> None:
+        """Write how many there are; numpy leaves room in the header for that."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length,)}
+        )
+
+
+class Fingerprints:
+    """SHA-256 of files; one whose size and times are as remembered in `inputs.json` is not read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._remembered = read_json(folder / SEEN) or {}
+        self._seen: dict[str, list[Any]] = {}
+
+    def of(self, path: Path) -> str:
+        """Hash a file; one that cannot be read is left to the reader to complain of."""
+        name, stat = str(path.resolve()), path.stat()
+        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        *before, digest = self._remembered.get(name, [""])
+        if before != now:
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                return "unreadable"
+        self._seen[name] = [*now, digest]
+        return str(digest)
+
+    def remember(self, folder: Path) -> None:
+        """Write what was seen, where that is news; a folder that is not ours to write is left."""
+        if self._seen != self._remembered and os.access(folder, os.W_OK):
+            (folder / SEEN).write_text(json.dumps(self._seen, ensure_ascii=False), "utf-8")
+
+
+def make_manifest(
+    config: Config, files: list[File], lexicon: tuple[str, ...], fingerprints: Fingerprints
+) -> dict[str, Any]:
+    """Say everything that the content of a mixture hangs on."""
+    tokenizer = tokenizer_files(config.model.model_name_or_path)
+    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
+    return {
+        "format": FORMAT,
+        "seed": config.training.seed,
+        "data": config.data.model_dump(exclude=paths),
+        "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
+        "tokenizer": {path.name: fingerprints.of(path) for path in tokenizer},
+        "inputs": [
+            {
+                "name": file.name,
+                "source": file.source,
+                "book": file.book,
+                "sha256": fingerprints.of(file.path),
+            }
+            for file in files
+        ],
+    }
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
+    """Read what a mixture was built from; None where there is no whole mixture."""
+    manifest = read_json(folder / name)
+    return manifest if manifest and "inputs" in manifest else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read an object from a file; None where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

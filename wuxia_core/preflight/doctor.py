@@ -3,37 +3,46 @@
 torchrun --nproc-per-node 2 -m wuxia_core.preflight.doctor FOLDER   # config.yaml is in it
 
 Prints a row a check, `ok`, `FAILED` or `–` for what cannot be looked at here; leaves with 5 where
-one failed. `machine.py` holds the checks that need no model.
+one failed.
 """
 
+import itertools
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.metadata import metadata, requires, version
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
+from packaging.requirements import Requirement
 from torch.nn.parallel import DistributedDataParallel
 
 from wuxia_core.config import Config, ModelConfig, load_config
 from wuxia_core.errors import MachineError
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.model import add_adapter
-from wuxia_core.objective import asked_cross_entropy
-from wuxia_core.preflight import machine
-from wuxia_core.preflight.checks import card_precautions
-from wuxia_core.preflight.machine import Failed, Skipped, device
+from wuxia_core.model import add_adapter, masked_cross_entropy
+from wuxia_core.preflight.plan import GIB, checkpoint_bytes, memory, read_shape
+from wuxia_core.preflight.prepare import card_precautions
 
 WAIT = timedelta(seconds=60)  # for the other ranks, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
 MASK_ID = 255  # the last of the tiny model's tokens
 Row = tuple[str, str, str]  # mark, what was found, what to do
+PACKAGES = {"torch", "transformers", "peft", "accelerate"}
+NUMBERS = 1_000_000  # summed over the ranks, copied between cards
+PROBE_SECONDS = 30.0  # for cards to copy, before that counts as a hang
+SPACE = 2 * GIB  # of disk, at least
 
 
-def learns(config: Config) -> str:
+def check_lora_updates(config: Config) -> str:
     """See that lora_B, which starts at 0, moves in a step and that all weights stay finite."""
     model = tiny_model()
     half = torch.autocast(device().type, torch.bfloat16, enabled=config.training.bf16)
@@ -98,7 +107,7 @@ def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor], items: int) ->
     inputs = {name: tensor.to(device()) for name, tensor in inputs.items()}
     labels = inputs.pop("labels")
     outputs = model(**inputs, use_cache=False)
-    return asked_cross_entropy(outputs, labels, torch.tensor(items, device=labels.device))
+    return masked_cross_entropy(outputs, labels, torch.tensor(items, device=labels.device))
 
 
 def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -107,18 +116,6 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
-CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do where one fails
-    "versions": (machine.versions, "pip install -e ."),
-    "driver": (machine.driver, "install the driver and a torch built for it"),
-    "processes": (machine.world, "look for a process that died"),
-    "all_reduce": (machine.sums, LINK),
-    "copies between cards": (machine.copies, "look at dmesg for Xid; train with --nproc 1"),
-    "bfloat16": (machine.half, "set training.bf16=false"),
-    "free memory": (machine.room, "stop what else runs, or see what --plan says to change"),
-    "disk": (machine.disk, "free some, or name another training.output_dir"),
-    "lora_B": (learns, "install torch and peft anew; is training.learning_rate too small?"),
-    "gradients": (parity, "do not train in several processes here: --nproc 1"),
-}
 
 
 def examine(config: Config) -> Iterator[tuple[str, Row]]:
@@ -128,13 +125,13 @@ def examine(config: Config) -> Iterator[tuple[str, Row]]:
     talk = dist.new_group(backend="gloo", timeout=4 * WAIT)
     for name in CHECKS:
         rows: list[Row] = [("", "", "")] * size
-        dist.all_gather_object(rows, look(name, config), group=talk)
+        dist.all_gather_object(rows, run_check(name, config), group=talk)
         rank = min(range(size), key=lambda r: MARKS.index(rows[r][0]))
         mark, found, remedy = rows[rank]
         yield name, (mark, f"rank {rank}: {found}" if mark == FAILED else found, remedy)
 
 
-def look(name: str, config: Config) -> Row:
+def run_check(name: str, config: Config) -> Row:
     """Run one check on this rank."""
     check, remedy = CHECKS[name]
     try:
@@ -181,6 +178,191 @@ def main() -> None:
             show(name, row)
     dist.destroy_process_group()
     sys.exit(MachineError.exit_status if failed else 0)
+
+
+class Failed(Exception):
+    """What was found wrong, and what to do, where the check knows better than its table."""
+
+    def __init__(self, found: str, remedy: str = "") -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
+class Skipped(Exception):
+    """Why there is nothing to check."""
+
+
+def versions(_: Config) -> str:
+    """See that Python and the libraries are those the project asks for."""
+    asked = [r for r in map(Requirement, requires("wuxia-core") or []) if r.name in PACKAGES]
+    found = {r.name: version(r.name) for r in asked} | {"Python": platform.python_version()}
+    asked.append(Requirement(f"Python{metadata('wuxia-core')['Requires-Python']}"))
+    for wanted in asked:
+        if not wanted.specifier.contains(found[wanted.name], prereleases=True):
+            how = "install" if wanted.name == "Python" else "pip install"
+            raise Failed(f"{wanted.name} {found[wanted.name]}", f"{how} '{wanted}'")
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+def driver(_: Config) -> str:
+    """See that torch sees the cards that the driver has."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        raise Skipped("no nvidia-smi, or the cards are hidden")
+    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    cards = "; ".join(done.stdout.splitlines())
+    if not torch.cuda.is_available():
+        raise Failed(f"{cards}; torch {torch.__version__} sees no card")
+    return f"{cards}; CUDA {torch.version.cuda}"
+
+
+def check_ranks(_: Config) -> str:
+    """See that every rank is there, each on a device of its own."""
+    size, asked = dist.get_world_size(), int(os.environ["WORLD_SIZE"])
+    places = [(0, "", "")] * size
+    talk = dist.new_group(backend="gloo")  # the cards' own links are not tried yet
+    dist.all_gather_object(places, (dist.get_rank(), platform.node(), str(device())), group=talk)
+    ranks = [rank for rank, _, _ in places]
+    if ranks != list(range(asked)):
+        raise Failed(f"ranks {ranks} of {asked}")
+    if torch.cuda.is_available() and len({place[1:] for place in places}) < size:
+        raise Failed("ranks share a card", "lower --nproc to one a card")
+    return f"{size} over {dist.get_backend()} on {', '.join(place for _, _, place in places)}"
+
+
+def check_all_reduce(_: Config) -> str:
+    """See that all_reduce sums."""
+    values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
+    dist.all_reduce(values)
+    size = dist.get_world_size()
+    if not bool((values == size * (size + 1) / 2).all()):
+        raise Failed("the sum is wrong")
+    return f"{NUMBERS:,} sums over {size} ranks are exact"
+
+
+def copies(_: Config) -> str:
+    """See that what goes from card to card arrives, as a run would send it."""
+    if torch.cuda.device_count() < 2:
+        raise Skipped("needs two GPUs")
+    if dist.get_rank() > 0:
+        return "rank 0 looks"
+    direct, peer, other = probe("copy"), probe("reduce", "0"), probe("reduce", "1")
+    words = f"direct copies: {direct}; NCCL peer-to-peer: {peer}; NCCL without: {other}"
+    off = os.environ.get("NCCL_P2P_DISABLE", "0") != "0"
+    if (other if off else peer) != "right":
+        raise Failed(words, "set NCCL_P2P_DISABLE=1" if other == "right" and not off else "")
+    lifted = (
+        "; NCCL_P2P_DISABLE=0 lifts the precaution" if off and direct == peer == "right" else ""
+    )
+    return words + lifted
+
+
+def probe(what: str, p2p_disable: str = "0") -> str:
+    """Run `copy` or `reduce` in a process of its own: right, wrong (where) or hangs."""
+    code = f"from wuxia_core.preflight import doctor; doctor.{what}()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_SECONDS,
+            env={**os.environ, "NCCL_P2P_DISABLE": p2p_disable},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"hangs ({PROBE_SECONDS:.0f} s)"
+    where = done.stderr.strip().splitlines()[-1:]
+    return f"wrong ({''.join(where)})" if done.returncode else "right"
+
+
+def copy() -> None:
+    """Copy random numbers from each card to each other."""
+    for a, b in itertools.permutations(range(torch.cuda.device_count()), 2):
+        sent = torch.rand(NUMBERS, device=f"cuda:{a}")
+        if not torch.equal(sent.cpu(), sent.to(f"cuda:{b}").cpu()):
+            sys.exit(f"from card {a} to card {b}")
+
+
+def reduce() -> None:
+    """Sum over the cards with NCCL, which heeds NCCL_P2P_DISABLE; `copy` does not."""
+    from torch.cuda import nccl
+
+    cards = range(torch.cuda.device_count())
+    values = [torch.full((NUMBERS,), float(card + 1), device=f"cuda:{card}") for card in cards]
+    nccl.all_reduce(values)
+    for card, value in enumerate(values):
+        if not bool((value == sum(cards) + len(cards)).all()):
+            sys.exit(f"the sum on card {card}")
+
+
+def check_bf16(config: Config) -> str:
+    """See that the device multiplies in bfloat16, where the run asks for it."""
+    if not config.training.bf16:
+        raise Skipped("training.bf16 is false")
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        name = torch.cuda.get_device_name()
+        raise Failed(f"{name} has none", "set training.bf16=false, training.fp16=true")
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(256, 256, generator=random).to(device()) for _ in range(2))
+    error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).norm() / (a @ b).norm())
+    if not error < 1e-2:
+        raise Failed(f"a product is off by {error:.1%}")
+    return f"a product is right to {error:.2%}"
+
+
+def check_memory(config: Config) -> str:
+    """See that the free memory is what the plan says a run takes."""
+    on_card, shape = torch.cuda.is_available(), read_shape(config.model.model_name_or_path)
+    free = torch.cuda.mem_get_info()[0] if on_card else psutil.virtual_memory().available
+    words = f"{free / GIB:.1f} GiB free"
+    if shape is None:
+        return f"{words}; what {config.model.model_name_or_path} takes is not known"
+    size = dist.get_world_size()
+    plan = memory(config, shape, size, on_card)
+    needed = (plan.total - plan.reserve) * (1 if on_card else size)  # this process has the reserve
+    of = "" if on_card or size == 1 else f" by {size} processes"
+    said = f"{words}, {needed / GIB:.1f} needed{of}"
+    if free < needed:
+        raise Failed(said)
+    return said
+
+
+def disk(config: Config) -> str:
+    """See that the run folder can be written, and holds what a run keeps."""
+    folder = Path(config.training.output_dir).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:  # os.access would say that root may
+            file.write(b"1")
+    except OSError as error:
+        words = f"{there} cannot be written into ({error.strerror})"
+        raise Failed(words, "name another training.output_dir") from None
+    shape = read_shape(config.model.model_name_or_path)
+    needed = max(SPACE, checkpoint_bytes(config, shape) if shape else 0)
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise Failed(f"{free / GIB:.1f} GiB at {there}, {needed / GIB:.1f} needed")
+    return f"{free / GIB:.0f} GiB at {there}, {needed / GIB:.1f} needed"
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    cuda = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+
+
+CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do where one fails
+    "versions": (versions, "pip install -e ."),
+    "driver": (driver, "install the driver and a torch built for it"),
+    "processes": (check_ranks, "look for a process that died"),
+    "all_reduce": (check_all_reduce, LINK),
+    "copies between cards": (copies, "look at dmesg for Xid; train with --nproc 1"),
+    "bfloat16": (check_bf16, "set training.bf16=false"),
+    "free memory": (check_memory, "stop what else runs, or see what --plan says to change"),
+    "disk": (disk, "free some, or name another training.output_dir"),
+    "lora_B": (
+        check_lora_updates,
+        "install torch and peft anew; is training.learning_rate too small?",
+    ),
+    "gradients": (parity, "do not train in several processes here: --nproc 1"),
+}
 
 
 if __name__ == "__main__":

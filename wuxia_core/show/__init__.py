@@ -1,8 +1,29 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
 from wuxia_core.show.explore import MaskExplorer, explore_masks, read_beginnings
-from wuxia_core.show.masks import MaskView, show_masks
-from wuxia_core.show.mixture import (
+from wuxia_core.show.masks import MaskView, XRayView, show_masks
+from wuxia_core.show.plots import (
+    axes,
+    copied_table,
+    plot_books,
+    plot_copied,
+    plot_coverage,
+    plot_forgetting,
+    plot_kinds,
+    plot_lengths,
+    plot_map,
+    plot_metric,
+    plot_mixture,
+    plot_recovery,
+    plot_runs,
+    plot_scorecard,
+    plot_style,
+    plot_typical,
+    read_metrics,
+    scorecard_table,
+    side_by_side,
+)
+from wuxia_core.show.tables import (
     WindowView,
     cleaning_examples,
     cleaning_table,
@@ -10,32 +31,4 @@ from wuxia_core.show.mixture import (
     show_window,
     table,
 )
-from wuxia_core.show.objectives import (
-    objectives_table,
-    plot_objectives,
-    plot_tradeoff,
-    read_objectives,
-)
-from wuxia_core.show.plots import (
-    axes,
-    plot_books,
-    plot_coverage,
-    plot_kinds,
-    plot_lengths,
-    plot_mixture,
-    plot_typical,
-)
-from wuxia_core.show.scorecard import (
-    copied_table,
-    plot_copied,
-    plot_forgetting,
-    plot_map,
-    plot_recovery,
-    plot_scorecard,
-    plot_style,
-    scorecard_table,
-    side_by_side,
-)
-from wuxia_core.show.text import escape, visible
-from wuxia_core.show.training import plot_metric, plot_runs, read_metrics
-from wuxia_core.show.xray import XRayView
+from wuxia_core.text import escape, visible

@@ -11,12 +11,12 @@ from wuxia_core.corpus import Segmenter, clean, read_book
 from wuxia_core.errors import ConfigError, CorpusError, DataError
 from wuxia_core.masking import SpanMasker
 from wuxia_core.show.masks import show_masks
-from wuxia_core.show.text import NO_MATH, escape, visible
+from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def read_beginnings(book: Path, books: int = 20, characters: int = 20_000) -> dict[str, str]:
@@ -30,7 +30,7 @@ def read_beginnings(book: Path, books: int = 20, characters: int = 20_000) -> di
         try:
             found[path.stem] = clean(read_book(path).text[:characters])[0]
         except CorpusError as error:
-            log.warning("%s: left out", error)
+            logger.warning("%s: left out", error)
     return found
 
 

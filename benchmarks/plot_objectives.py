@@ -11,6 +11,7 @@ from wuxia_core.show.plots import BLUE, GREEN, GREY, ORANGE, axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 AXES = {
     "step": "step: equal training tokens",
     "asked": "tokens asked for: equal supervised tokens",

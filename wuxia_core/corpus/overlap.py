@@ -5,18 +5,21 @@ A book is known by a 32nd of its runs of 13 characters, a paragraph by the 8 sma
 runs of 8 (bottom-k sketches, Broder 1997): memory is a few bytes a character of text.
 """
 
+import functools
+import re
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.corpus.ngrams import FACTOR, Hashes, codes, distinct, is_han, ngrams
-from wuxia_core.corpus.script import to_simplified
+from wuxia_core.text import FACTOR, Codes, Hashes, codes, distinct, is_han, ngrams
 
 Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
@@ -27,6 +30,11 @@ LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
 TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
+SAMPLE = 2000  # characters looked at
+TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
+GRAM = 13
+FILTER_BITS = np.uint64(24)
+SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?]+[”’』」）]*|\n|\Z)")
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class _BookSketch:
         return distinct(np.frombuffer(self.hashes, np.uint64))
 
 
-class Sketches:
+class DuplicateIndex:
     """What is remembered of the documents seen, to find duplicates among them."""
 
     def __init__(self) -> None:
@@ -166,3 +174,101 @@ def _pairs(hashes: Hashes, owners: Numbers) -> tuple[Numbers, Numbers]:
     most = int(owners.max(initial=0)) + 1
     codes, shared = np.unique((earlier * most + others)[earlier != others], return_counts=True)
     return np.stack(np.divmod(codes, most)), shared
+
+
+@functools.cache
+def _converter() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def is_traditional(text: str) -> bool:
+    """Whether a text is written in traditional characters, by its first 2,000."""
+    sample = text[:SAMPLE]
+    before, after = codes(sample), codes(_converter().convert(sample))
+    length = min(len(before), len(after))
+    return bool((before[:length] != after[:length]).sum() > TRADITIONAL * length)
+
+
+def to_simplified(text: str) -> str:
+    """Turn a traditional text into simplified characters; another is returned as it is."""
+    return str(_converter().convert(text)) if is_traditional(text) else text
+
+
+@dataclass
+class Leakage:
+    """Runs of 13 characters of held-out text that training text has too.
+
+    `longest` is the longest stretch of such runs in a row, in characters.
+    """
+
+    runs: int = 0
+    shared: int = 0
+    longest: int = 0
+
+    @property
+    def share(self) -> float:
+        """Shared runs among all."""
+        return self.shared / max(1, self.runs)
+
+    def add(self, shared: Flags) -> None:
+        """Count a text's runs, flagged where they are shared."""
+        self.runs += len(shared)
+        self.shared += int(shared.sum())
+        stretch = _longest(shared)
+        self.longest = max(self.longest, stretch + GRAM - 1 if stretch else 0)
+
+
+class HeldOutNgrams:
+    """The runs of held-out texts, and which of them training text has."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        hashes = array("Q", [np.iinfo(np.uint64).max])
+        for text in texts:
+            hashes.frombytes(ngrams(_written(text)[0], GRAM).tobytes())
+        self._known = distinct(np.frombuffer(hashes, np.uint64))
+        self._seen = np.zeros(len(self._known), np.bool_)
+        self._filter = np.zeros(1 << int(FILTER_BITS), np.bool_)
+        self._filter[self._known >> (np.uint64(64) - FILTER_BITS)] = True
+
+    def update(self, text: str) -> None:
+        """Note the runs of a training text."""
+        hashes = ngrams(_written(text)[0], GRAM)
+        known, places = self._find(hashes[self._filter[hashes >> (np.uint64(64) - FILTER_BITS)]])
+        self._seen[places[known]] = True
+
+    def shared(self, text: str) -> Flags:
+        """Flag the runs of a text that stand in held-out and in training text."""
+        known, places = self._find(ngrams(_written(text)[0], GRAM))
+        return known & self._seen[places]
+
+    def _find(self, hashes: Hashes) -> tuple[Flags, npt.NDArray[np.int64]]:
+        """Say which hashes are held-out text's, and where; the last entry stands in for none."""
+        places = np.searchsorted(self._known[:-1], hashes)
+        return self._known[places] == hashes, places
+
+
+def drop_sentences(text: str, shared: Flags) -> str:
+    """Drop the sentences in which a flagged run has its middle."""
+    middles = _written(text)[1][np.flatnonzero(shared) + GRAM // 2]
+    if not len(middles):
+        return text
+    spans = [match.span() for match in SENTENCE.finditer(text)]
+    starts = np.array([start for start, _ in spans])
+    dropped = set((np.searchsorted(starts, middles, side="right") - 1).tolist())
+    kept = "".join(text[a:b] for n, (a, b) in enumerate(spans) if n not in dropped)
+    return re.sub(r"\n+", "\n", kept).strip("\n")
+
+
+def _written(text: str) -> tuple[Codes, npt.NDArray[Any]]:
+    """Characters that are not spaces, and where in the text they stand."""
+    characters = codes(text)
+    places = np.flatnonzero((characters > 0x20) & (characters != 0x3000))
+    return characters[places], places
+
+
+def _longest(flags: Flags) -> int:
+    """Length of the longest stretch of flags: `[1, 0, 1, 1] -> 2`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
+    return int(np.diff(edges)[::2].max(initial=0))

@@ -9,36 +9,59 @@ stop at a bad gradient or a signal.
 """
 
 import argparse
+import hashlib
+import json
 import os
+import platform
 import signal
+import socket
 import sys
 import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
-from wuxia_core.config import Config, load_config
-from wuxia_core.errors import BUG, MachineError, RankLost, Stopped, WuxiaError
+from wuxia_core.config import Config, effective_batch, load_config
+from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
 from wuxia_core.masking import MaskCollator
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id, weights_dtype
-from wuxia_core.objective import asked_cross_entropy
+from wuxia_core.model import (
+    add_adapter,
+    load_base,
+    load_tokenizer,
+    mask_token_id,
+    masked_cross_entropy,
+    weights_dtype,
+)
 from wuxia_core.preflight import advice, read_shape, this_device
-from wuxia_core.run import clear_staging, join, step_of
-from wuxia_core.train import dependencies
-from wuxia_core.train.callbacks import FirstSteps, MetricsFile, Progress
-from wuxia_core.train.guards import KeepBest, StopOnNonFinite, StopOnSignal
-from wuxia_core.train.saving import finish
-from wuxia_core.train.trainer import SpanTrainer
+from wuxia_core.run import clear_staging, join, manifest, step_of, versions
+from wuxia_core.trainer import (
+    FirstSteps,
+    KeepBest,
+    MetricsFile,
+    Progress,
+    SpanTrainer,
+    StopOnNonFinite,
+    StopOnSignal,
+    finish,
+)
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 OURS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}  # not Trainer's
+SAMPLED = 1024  # values of each weight that the base is known by
 
 
 def parse() -> argparse.Namespace:
@@ -76,7 +99,7 @@ def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
     )
 
 
-def meet(timeout: int) -> None:
+def init_process_group(timeout: int) -> None:
     """Have processes without a GPU meet with a time-out, which accelerate gives to GPUs alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
@@ -86,16 +109,16 @@ def train(options: argparse.Namespace) -> None:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
     config = load_config(folder / "config.yaml")
-    meet(config.training.ddp_timeout)
+    init_process_group(config.training.ddp_timeout)
     args, stop = arguments(config, options), StopOnSignal()
-    dependencies.check_world_size(args.world_size)
+    check_world_size(args.world_size)
     join(folder)
     set_seed(config.training.seed)
     callbacks = [MetricsFile(folder), StopOnNonFinite(), stop, Progress()]
     callbacks.append(FirstSteps(stop=options.measure))
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
-        dependencies.write_environment(config, folder, args.world_size)
+        write_environment(config, folder, args.world_size)
         clear_staging(folder)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if stop.stopped_at:
@@ -114,9 +137,9 @@ def make_trainer(
     folder, name = options.folder, config.model.model_name_or_path
     tokenizer = load_tokenizer(name)
     base = load_base(name, weights_dtype(config), config.model.quantization)
-    facts = dependencies.dependencies(folder, base)
+    facts = dependencies(folder, base)
     if options.start and not options.allow_changed:
-        dependencies.check_base(options.start, facts["base"], name)
+        check_base(options.start, facts["base"], name)
     mask_id = mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
@@ -132,7 +155,7 @@ def make_trainer(
         data_collator=collate,
         train_dataset=train_windows(mixture),
         eval_dataset=held_out or None,
-        compute_loss_func=asked_cross_entropy,
+        compute_loss_func=masked_cross_entropy,
         callbacks=callbacks,
     )
     trainer.facts, trainer.checkpoints_kept = facts, config.training.save_total_limit
@@ -148,20 +171,20 @@ def main() -> None:
     try:
         train(options)
     except Exception as error:
-        leave(error, options.folder)
+        exit_with(error, options.folder)
         raise
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def leave(error: Exception, folder: Path) -> None:
+def exit_with(error: Exception, folder: Path) -> None:
     """Tell the launcher what went wrong, and end with its status; a bug alone is raised again.
 
     At once where there are other processes: they may be anywhere, and taking leave of them in
     order would wait for them.
     """
-    known = translated(error, folder)
+    known = as_user_error(error, folder)
     if known:
         get_error_handler().record_exception(known)
     if dist.is_initialized():
@@ -174,7 +197,7 @@ def leave(error: Exception, folder: Path) -> None:
         sys.exit(known.exit_status)
 
 
-def translated(error: Exception, folder: Path) -> WuxiaError | None:
+def as_user_error(error: Exception, folder: Path) -> WuxiaError | None:
     """Say what a failure means to the user; None for a bug."""
     if isinstance(error, WuxiaError):
         return error
@@ -194,6 +217,59 @@ def out_of_memory(folder: Path, message: str) -> MachineError:
     shape = read_shape(config.model.model_name_or_path)
     changes = advice(config, shape, this_device(int(os.environ.get("WORLD_SIZE", 1))))
     return MachineError("\n".join([f"out of GPU memory ({message}). What to change:", *changes]))
+
+
+def dependencies(folder: Path, base: PreTrainedModel) -> dict[str, Any]:
+    """Hash the config, the mixture's manifest and the base, and name the versions."""
+    return {
+        "config": hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest(),
+        "data": hashlib.sha256((folder / "mixture.json").read_bytes()).hexdigest(),
+        "base": fingerprint(base),
+        "versions": versions(),
+    }
+
+
+def fingerprint(base: PreTrainedModel) -> str:
+    """Hash names, shapes and the first values of all weights: enough to tell models apart."""
+    digest = hashlib.sha256()
+    for name, weight in base.named_parameters():
+        first = weight.detach().flatten()[:SAMPLED].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + first.tobytes())
+    return digest.hexdigest()
+
+
+def check_base(start: Path, base: str, name: str) -> None:
+    """Raise `ConfigError` where a checkpoint is of another base model."""
+    if manifest(start)["base"] != base:
+        raise ConfigError(
+            f"--resume: {start} was trained on other weights than those of {name} now; put them "
+            "back, or insist with --allow-changed"
+        )
+
+
+def check_world_size(found: int) -> None:
+    """Raise `MachineError` where the processes that torchrun started did not all meet."""
+    wanted = int(os.environ.get("WORLD_SIZE", 1))
+    if found != wanted:
+        raise MachineError(
+            f"{found} of {wanted} processes have met; python launch_ddp.py --doctor says more"
+        )
+
+
+def write_environment(config: Config, folder: Path, world_size: int) -> None:
+    """Write what the run runs on to `environment.json`."""
+    on_gpu = torch.cuda.is_available()
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "processes": world_size,
+        "effective_batch": effective_batch(config, world_size),
+        "launcher": [socket.gethostname(), os.getppid()],
+        **versions(),
+    }
+    (folder / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

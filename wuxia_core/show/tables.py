@@ -7,11 +7,12 @@ import pandas as pd
 
 from wuxia_core.corpus import RULES
 from wuxia_core.mixing import Mixture
-from wuxia_core.show.text import NO_MATH, escape, visible
+from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
     from transformers import PreTrainedTokenizerBase
+
 
 BLANKS = str.maketrans(
     {"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⟨U+00A0⟩"}

@@ -1,0 +1,454 @@
+"""Find the files: novels, and general text, which is never taken for a novel."""
+
+import functools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wuxia_core.corpus.chapters import passages, split_chapters
+from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
+from wuxia_core.corpus.overlap import to_simplified
+from wuxia_core.errors import CorpusError, DataError
+
+logger = logging.getLogger(__name__)
+
+NO_NOVELS = {"general.txt", "lexicon.txt"}
+OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
+CHINESE, UTF_16 = ("gb18030", "cp950"), ("utf-16-le", "utf-16-be")
+LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
+CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
+BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
+BLOCK = 32_000_000  # bytes
+BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
+CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
+PLACES_NAMED = 5
+MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
+PASSAGE = 200  # characters: shorter lines of general text are gathered up to this length
+SHORTEST = 20  # characters: less than that is no book
+LONGEST_LINE = 6000  # characters: a longer one is cut at sentence ends
+LONG = re.compile(
+    rf"(.{{{LONGEST_LINE // 2},{LONGEST_LINE - 1}}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)"
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A text file: `source` is "wuxia" or "general", `book` is what its documents go by.
+
+    `name` is the path below `data_dir`, or the last part of a path elsewhere.
+    """
+
+    path: Path
+    source: str
+    book: str
+    name: str
+
+
+def find_files(
+    data_dir: Path, general: Path | None, novels: Path | None = None, lexicon: Path | None = None
+) -> list[File]:
+    """List the novels below `data_dir`, then the general text, each in order of their paths.
+
+    Neither a lexicon nor a file called general.txt or lexicon.txt is a novel.
+
+    `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
+    suffix, a general text's is its stem; where two would have the same, the later is numbered.
+
+    Raises `DataError` where there is no novel, or `general` holds neither .txt nor .jsonl.
+    """
+    if not data_dir.is_dir():
+        what = "a file; name its folder" if data_dir.exists() else "no such folder"
+        raise DataError(f"data.data_dir {data_dir}: {what}; novels are .txt files in a folder")
+    there = [path for path in _below(data_dir) if not _is_own(path, data_dir)]
+    paths = [novels] if novels else _find_novels(there, data_dir, [general, lexicon])
+    books = [(path, _name(path, data_dir).removesuffix(path.suffix)) for path in paths]
+    texts = [(path, path.stem) for path in _find_general(there, general)]
+    return [
+        File(path, source, book, _name(path, data_dir))
+        for source, found in (("wuxia", books), ("general", texts))
+        for path, book in _told_apart(found)
+    ]
+
+
+def _name(path: Path, data_dir: Path) -> str:
+    return str(path.relative_to(data_dir)) if path.is_relative_to(data_dir) else path.name
+
+
+def _told_apart(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+    """Give a number to the books that are called like an earlier one."""
+    times: Counter[str] = Counter()
+    taken: set[str] = set()
+    for path, title in files:
+        name = title
+        while name in taken:
+            times[title] += 1
+            name = f"{title} ({times[title] + 1})"
+        if name != title:
+            logger.warning(
+                "%s: another file is called %s too; this one goes by %s", path, title, name
+            )
+        taken.add(name)
+        yield path, name
+
+
+def _find_novels(there: list[Path], data_dir: Path, others: list[Path | None]) -> list[Path]:
+    texts = [path for path in there if path.suffix.lower() == ".txt"]
+    novels = [path for path in texts if _is_novel(path, others)]
+    if not novels:
+        what = "nothing but general text" if texts else "no .txt file, own folders aside"
+        raise DataError(f"data.data_dir {data_dir}: no novel in it ({what}); put .txt files there")
+    return novels
+
+
+def _below(folder: Path) -> list[Path]:
+    """List every file below a folder, linked folders once; a link that leads nowhere is named."""
+    files: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        files += [Path(parent, name) for name in names]
+    return sorted(path for path in files if _is_usable(path))
+
+
+def _is_usable(path: Path) -> bool:
+    if not path.is_file():
+        logger.warning("%s: a link that leads nowhere or in a circle; left out", path)
+        return False
+    if str(path).encode("utf-8", "replace").decode() != str(path):
+        logger.warning("%r: left out, its name is not UTF-8; rename it", str(path))
+        return False
+    return True
+
+
+def _is_novel(path: Path, others: list[Path | None]) -> bool:
+    named = any(other and path.resolve().is_relative_to(other.resolve()) for other in others)
+    return not named and path.name.lower() not in NO_NOVELS
+
+
+def _is_own(path: Path, data_dir: Path) -> bool:
+    folders = path.relative_to(data_dir).parts[:-1]
+    return bool(folders) and folders[0] in OWN_FOLDERS
+
+
+def _find_general(there: list[Path], general: Path | None) -> list[Path]:
+    """List what `general` names, and any general.txt among the novels."""
+    files = [path for path in there if path.name.lower() == "general.txt"]
+    if general is not None:
+        named = [general] if general.is_file() else _below(general)
+        named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
+        if not named:
+            raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
+        files += named
+    return sorted({path.resolve(): path for path in files}.values())
+
+
+@dataclass(frozen=True)
+class Book:
+    """A file, decoded and not yet cleaned."""
+
+    title: str
+    text: str
+    path: Path
+    encoding: str
+
+
+def read_book(path: str | Path, encoding: str | None = None) -> Book:
+    """Decode a text file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; its stem is the title.
+    encoding : str, optional
+        Python's name of the encoding; by default it is detected, for each line where lines differ.
+
+    Raises
+    ------
+    CorpusError
+        With `path`, `offset` (byte) and `tried`, where the file cannot be read, is not text, or
+        more than 0.1 % of its characters cannot be decoded.
+    """
+    blocks = list(_read(Path(path), size=-1))
+    return _book(blocks[0] if blocks else b"", Path(path), encoding)
+
+
+def read_blocks(path: Path, encoding: str | None = None) -> Iterator[Book]:
+    """Decode a file in blocks of 32 MB or more that end with a line; small files are one block.
+
+    Raises `CorpusError` as `read_book` does; the blocks before a bad one have been given then.
+    """
+    start = 0
+    for data in _read(path, BLOCK):
+        yield _book(data, path, encoding, start)
+        start += len(data)
+
+
+def _read(path: Path, size: int) -> Iterator[bytes]:
+    """Read bytes in blocks that end with a line; UTF-16, whose lines end otherwise, as a whole."""
+    try:
+        with path.open("rb") as file:
+            while data := file.read(size):
+                if len(data) == size:  # there may be more
+                    by_line = not _detect(_sample(data)).startswith("utf-16")
+                    data += file.readline() if by_line else file.read()
+                yield data
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
+
+
+def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book:
+    """Decode bytes that stand at `start` in a file."""
+    if data.startswith(OTHER_FORMATS):
+        raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
+    try:
+        text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
+    except (LookupError, UnicodeError):
+        raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
+    book = Book(path.stem, text, path, name)
+    _refuse_what_is_no_text(book, data, start, "as was asked" if encoding else "which fitted best")
+    return book
+
+
+def _detect(data: bytes) -> str:
+    """Name the encoding: by byte-order mark, else by what makes most sense.
+
+    What is valid UTF-8 is never GB18030 or Big5, but a few characters of UTF-16 can look like it.
+    """
+    for bom, name in BOMS.items():
+        if data.startswith(bom):
+            return name
+    as_utf8 = data.decode("utf-8", errors="replace")
+    valid = _broken(as_utf8) <= MOST_BROKEN * len(as_utf8)
+    names = ("utf-8", *UTF_16) if valid else ("utf-8", *CHINESE, *UTF_16)
+    sample = _sample(data)
+    return max(names, key=lambda name: _plausibility(sample, name))
+
+
+def _broken(text: str) -> int:
+    """Count undecodable characters, but not a last one that the file's end cuts through."""
+    text = text.removesuffix("\ufffd")
+    return sum(map(text.count, BROKEN))
+
+
+def _sample(data: bytes) -> bytes:
+    """Head, middle and tail, cut at multiples of four bytes so that UTF-16 stays in step."""
+    part = 16384
+    if len(data) <= 3 * part:
+        return data
+    middle, tail = len(data) // 8 * 4, (len(data) - part) // 4 * 4
+    return data[:part] + data[middle : middle + part] + data[tail:]
+
+
+def _plausibility(sample: bytes, encoding: str) -> float:
+    """Share of everyday characters, less five times the share of undecodable ones."""
+    text = sample.decode(encoding, errors="replace").removesuffix("\ufffd")
+    units = np.frombuffer(text.encode("utf-16-le"), np.uint16)
+    return float(_everyday()[units].sum() - 5 * _broken(text)) / max(1, len(text))
+
+
+@functools.cache
+def _everyday() -> npt.NDArray[np.float64]:
+    """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
+    gb = bytes(b for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for b in (row, cell))
+    big5 = bytes(b for row in range(0xA4, 0xC7) for cell in _big5_cells() for b in (row, cell))
+    han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
+    weights = np.zeros(0x10000)  # by UTF-16 unit
+    weights[0x20:0x7F] = 0.5
+    weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
+    weights[[ord(c) for c in BROKEN]] = 0.0
+    return weights
+
+
+def _big5_cells() -> list[int]:
+    return [*range(0x40, 0x7F), *range(0xA1, 0xFF)]
+
+
+def _decode(data: bytes) -> tuple[str, str]:
+    """Decode, line by line unless all is UTF-8 or UTF-16, and name the encodings that were used."""
+    chosen = _detect(data)
+    as_a_whole = data.decode(chosen, errors="replace")
+    if chosen not in LINE_ENCODINGS or (chosen == "utf-8" and not _broken(as_a_whole)):
+        return as_a_whole, chosen
+    lines = data.split(b"\n")
+    names = [_line_encoding(line, chosen) for line in lines]
+    text = "\n".join(x.decode(n, errors="replace") for x, n in zip(lines, names, strict=True))
+    return text, "+".join(dict.fromkeys([chosen, *names]))
+
+
+def _line_encoding(line: bytes, chosen: str) -> str:
+    """Choose another encoding than the file's where it makes far more sense of a line."""
+    if line.isascii() or (score := _plausibility(line, chosen)) >= CLEAR:
+        return chosen
+    best = max(LINE_ENCODINGS, key=lambda name: _plausibility(line, name))
+    return best if _plausibility(line, best) > score + FAR_MORE else chosen
+
+
+def _refuse_what_is_no_text(book: Book, data: bytes, start: int, why: str) -> None:
+    """Refuse a book that was decoded from bytes at `start`, in an encoding chosen for a reason."""
+    text, path = book.text, book.path
+    broken = _broken(text)
+    if broken > MOST_BROKEN * len(text):
+        places = _broken_places(data, book.encoding.split("+")[0], start)
+        where = f" (bytes {', '.join(map(str, places))} …)" if places else ""
+        raise CorpusError(
+            f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
+            f"decoded{where}; read as {book.encoding}, {why}: save it as UTF-8, or name it in "
+            "data.encoding",
+            str(path), next(iter(places), None), ("utf-8", *CHINESE, *UTF_16),
+        )  # fmt: skip
+    if broken:
+        logger.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
+    head = text[:100_000]
+    strange = len(CONTROL.findall(head))
+    if strange > MOST_BROKEN * len(head):
+        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
+
+
+def _broken_places(data: bytes, encoding: str, start: int) -> list[int]:
+    """Find the first bytes that mean nothing in an encoding, five at most."""
+    places: list[int] = []
+    done = 0
+    while len(places) < PLACES_NAMED:
+        try:
+            data[done:].decode(encoding)
+            break
+        except UnicodeDecodeError as error:
+            places.append(start + done + error.start)
+            done += error.end
+    return places
+
+
+@dataclass(frozen=True)
+class Document:
+    """A chapter, or one general text: the unit of the split and of every statistic."""
+
+    source: str  # "wuxia" or "general"
+    book: str
+    chapter: str
+    text: str
+
+
+@dataclass
+class FileReport:
+    """What became of a file. `characters` and `kept` count before and after cleaning."""
+
+    file: File
+    encoding: str = ""
+    characters: int = 0
+    kept: int = 0
+    documents: int = 0
+    cleaning: dict[str, Tally] = field(default_factory=dict)  # by rule
+    skip_reason: str = ""  # why the file, or what is left of it, was left out
+
+
+def read_documents(
+    report: FileReport,
+    encoding: str | None = None,
+    skip: frozenset[str] = frozenset(),
+    simplify: bool = False,
+) -> Iterator[Document]:
+    """Read, clean and cut a file; one that is no text, or has none left, is refused in its report.
+
+    The report is filled in. `encoding` is Python's name, detected by default; `skip` names
+    cleaning rules to leave out; `simplify` turns traditional characters into simplified ones.
+
+    Raises `DataError` naming file and line, where a line of JSONL is not an object with a `text`.
+    """
+    file, lines = report.file, 0
+    jsonl = file.path.suffix.lower() == ".jsonl"
+    if jsonl or file.source == "general":
+        skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
+    try:
+        for block in read_blocks(file.path, encoding):
+            used = [*report.encoding.split("+"), *block.encoding.split("+")]
+            report.encoding = "+".join(dict.fromkeys(filter(None, used)))
+            texts = (
+                _jsonl_texts(block.text, report, skip, lines)
+                if jsonl
+                else _parts(block.text, report, skip)
+            )
+            for name, text in texts:
+                report.documents += 1
+                text = to_simplified(text) if simplify else text
+                yield Document(file.source, file.book, name, text)
+            lines += block.text.count("\n")
+    except CorpusError as error:
+        report.skip_reason = str(error)
+    if not report.documents and not report.skip_reason:
+        report.skip_reason = _nothing_left(report)
+
+
+def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
+    """Clean a text and put that into the report."""
+    cleaned, tallies = clean(text, skip)
+    report.characters += len(text)
+    report.kept += len(cleaned)
+    for tally in tallies:
+        report.cleaning.setdefault(tally.rule, Tally(tally.rule)).add(tally)
+    return cleaned
+
+
+def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
+    """Clean a text and cut it into chapters, or into passages where it is general text."""
+    text = _with_breaks(_cleaned(text, report, skip), report.file.path)
+    if len(text) < SHORTEST:
+        return []
+    return split_chapters(text) if report.file.source == "wuxia" else passages(text, PASSAGE)
+
+
+def _with_breaks(text: str, path: Path) -> str:
+    """Break lines that no window or tokenizer could hold, after a sentence's end."""
+    lines = text.split("\n")
+    long = [line for line in lines if len(line) > LONGEST_LINE]
+    if not long:
+        return text
+    logger.warning(
+        "%s: %d lines are over %d characters; cut after sentences", path, len(long), LONGEST_LINE
+    )
+    return "\n".join(
+        LONG.sub(r"\1\n", line) if len(line) > LONGEST_LINE else line for line in lines
+    )
+
+
+def _nothing_left(report: FileReport) -> str:
+    removed = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
+    most = f", most of it by the rule {removed[0].rule}" if removed else ""
+    return (
+        f"{report.file.path}: {report.kept} of {report.characters} characters are left after "
+        f"cleaning{most}; nothing to train on"
+    )
+
+
+def _jsonl_texts(
+    text: str, report: FileReport, skip: frozenset[str], lines: int
+) -> Iterator[tuple[str, str]]:
+    """Read the `text` of each line; `lines` stand before them in the file."""
+    for number, line in enumerate(text.split("\n"), lines + 1):
+        if not line.strip():
+            continue
+        place = f"{report.file.path}:{number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", error)
+            raise DataError(f"{place}: not JSON ({why}); one object a line") from None
+        value = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            raise DataError(f'{place}: must be an object like {{"text": "…"}}')
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{place}: half a character (a lone surrogate) in the text")
+        if cleaned := _cleaned(value, report, skip):
+            yield str(number), cleaned

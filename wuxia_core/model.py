@@ -1,0 +1,329 @@
+"""The base model, its tokenizer and its mask token."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import SafetensorError
+
+from wuxia_core.config import Config, ModelConfig, load_config, locate
+from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.masking import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
+
+MASK_TOKEN = "<|mask|>"
+DOCUMENT_START = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+                   "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+                   "vocab.txt", "spiece.model")  # fmt: skip
+Loaded = TypeVar("Loaded")
+SETTINGS = "adapter_config.json"
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load a fast tokenizer from a folder or the hub.
+
+    Raises `MachineError` where the folder is missing and the hub cannot be reached; `ConfigError`
+    where it is not a fast tokenizer with an end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _fetch(name, lambda path: AutoTokenizer.from_pretrained(path))
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
+        )
+    return tokenizer
+
+
+def tokenizer_files(name: str) -> list[Path]:
+    """List the files that make a tokenizer: in a folder, or in the hub's cache.
+
+    Raises `MachineError` as `load_tokenizer` does, which fills the cache.
+    """
+    files = _tokenizer_files(name)
+    if not files:
+        load_tokenizer(name)
+        files = _tokenizer_files(name)
+    return files
+
+
+def _tokenizer_files(name: str) -> list[Path]:
+    folder = locate(name)
+    if folder.is_dir():
+        return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
+    except HFValidationError:  # a folder that is missing, say
+        return []
+    return [Path(path) for path in cached if isinstance(path, str)]
+
+
+def load_base(
+    name: str, dtype: "torch.dtype | str", quantization: str = "none"
+) -> "PreTrainedModel":
+    """Load a causal language model from a folder or the hub.
+
+    With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized as they
+    come, on this process's own device; embedding and head keep `dtype`.
+
+    Raises `MachineError` where the folder is missing and the hub cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
+    base = _fetch(name, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
+    # With a cache, positions that restart are ignored. Generation has a setting of its own.
+    base.config.use_cache = False
+    return base
+
+
+def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
+    if quantization == "none":
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    own = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    eight = quantization == "8bit"
+    how = BitsAndBytesConfig(
+        load_in_8bit=eight,
+        load_in_4bit=not eight,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+    )
+    return {"quantization_config": how, "device_map": {"": own}}
+
+
+def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
+    path = str(locate(name))
+    try:
+        return load(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        first = str(error).strip().splitlines()[0]
+        raise MachineError(
+            f"cannot load the model {name}: tried the folder {path} "
+            f"({'present' if Path(path).is_dir() else 'missing'}) and {where} ({first}).\n"
+            "Download it where there is a network and point model.model_name_or_path at its "
+            "folder, or set HF_ENDPOINT to a mirror you can reach."
+        ) from None
+
+
+def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Choose what stands before a text: `<|endoftext|>`, else the end-of-text token.
+
+    Chat models end a turn, not a text, with their end-of-text token.
+    """
+    known = tokenizer.backend_tokenizer.token_to_id(DOCUMENT_START)
+    return int(tokenizer.eos_token_id if known is None else known)
+
+
+def mask_token_id(
+    tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
+) -> int:
+    """Choose the row that stands for a hidden token: the named one, `<|mask|>`, or a spare row.
+
+    Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
+
+    Raises `ConfigError` where no token is called so, or the table has no spare row.
+    """
+    if name is not None:
+        return _named_token(tokenizer, name)
+    known = tokenizer.get_vocab()
+    if MASK_TOKEN in known:
+        return int(known[MASK_TOKEN])
+    spare = int(max(known.values())) + 1
+    if spare >= vocab_size:
+        raise ConfigError(
+            f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for the "
+            "mask token; name a token it can do without as masking.mask_token"
+        )
+    return spare
+
+
+def _named_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
+    """Find the token that a text is; what begins, ends or fills up texts cannot be spared."""
+    ids = tokenizer(name, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise ConfigError(
+            f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
+            "take a spare row"
+        )
+    if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
+        raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
+    return int(ids[0])
+
+
+def weights_dtype(config: Config) -> "torch.dtype":
+    """Precision the base is loaded in: bfloat16 or float16 if asked for, else float32."""
+    import torch
+
+    if config.training.bf16:
+        return torch.bfloat16
+    return torch.float16 if config.training.fp16 else torch.float32
+
+
+def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
+    """Put LoRA on the base, and train the embedding row of the mask token with it.
+
+    Raises `ConfigError` where `lora_target_modules` names no layer of the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_target_modules,
+        trainable_token_indices=[mask_id],
+    )
+    missing = [n for n in config.lora_target_modules if not _has_layer(base, n)]
+    if missing:
+        raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
+    model = get_peft_model(base, lora)
+    patch_trainable_tokens(model)
+    return model
+
+
+def patch_trainable_tokens(model: "PeftModel") -> None:
+    """Compute with the trained rows of the embedding, not with a copy of the whole table.
+
+    PEFT writes them into a copy at each pass, whose gradient is as large again: with 151,936 rows
+    that is more than the rest of a small model, and with a tied head both are kept until the
+    backward pass. The results are the same.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.forward_adapters = MethodType(_forward_rows, module)
+
+
+def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "torch.Tensor":
+    """Look up or project with the base's table, then set right what the trained rows change."""
+    import torch
+
+    outputs: torch.Tensor = layer.base_layer(inputs)
+    for name in [] if layer.disable_adapters or layer.merged else adapters:
+        rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (rows, hidden)
+        for row, index in zip(rows, layer.token_indices[name], strict=True):
+            if isinstance(layer.base_layer, torch.nn.Embedding):
+                outputs = torch.where((inputs == index)[..., None], row, outputs)
+            else:  # a tied head: the token's own logit
+                column = (inputs @ row.to(inputs.dtype)).to(outputs.dtype)[..., None]
+                place = torch.tensor([index], device=outputs.device)
+                outputs = outputs.index_copy(-1, place, column)
+    return outputs
+
+
+def _has_layer(model: "PreTrainedModel", name: str) -> bool:
+    return any(n == name or n.endswith(f".{name}") for n, _ in model.named_modules())
+
+
+def load_adapter(
+    output_dir: str | Path, device: str = "cpu"
+) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
+    """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
+
+    `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere they
+    have the precision of the training, without `config.yaml` the base's. A base that was quantized
+    in training is so here.
+
+    Raises
+    ------
+    DataError
+        Where the folder holds no adapter, or one of another base.
+    MachineError
+        Where the base model cannot be loaded.
+    """
+    import torch
+
+    folder = Path(output_dir)
+    name = adapter_settings(folder)["base_model_name_or_path"]
+    config = run_config(folder)
+    trained = weights_dtype(config) if config else "auto"
+    dtype = torch.float32 if device == "cpu" else trained
+    try:
+        base = load_base(name, dtype, config.model.quantization if config else "none")
+    except MachineError as error:
+        raise MachineError(f"{error}\n{folder / SETTINGS} names its base") from None
+    if not getattr(base, "is_quantized", False):
+        base = base.to(device)
+    return attach_adapter(base, folder, name), load_tokenizer(name)
+
+
+def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
+    """Load a folder's adapter onto its base; `DataError` where it does not fit."""
+    from peft import PeftModel
+
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except RuntimeError as error:  # torch lists the shapes behind the first line
+        shapes = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        raise DataError(
+            f"{folder}: the adapter does not fit {name}: {shapes} Name its own base in "
+            f"{folder / SETTINGS}, base_model_name_or_path"
+        ) from None
+    patch_trainable_tokens(model)
+    return model.eval()
+
+
+def run_config(folder: Path) -> Config | None:
+    """Read a run's settings; None where only the adapter is there."""
+    path = folder / "config.yaml"
+    return load_config(path) if path.is_file() else None
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
+    path = folder / SETTINGS
+    if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise DataError(
+            f"{folder}: no finished adapter there (adapter_model.safetensors); name the "
+            "training.output_dir of a run that came to its end"
+        )
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def masked_cross_entropy(
+    outputs: Any, labels: "torch.Tensor", num_items_in_batch: "torch.Tensor"
+) -> "torch.Tensor":
+    """Sum the cross-entropy at the asked positions and divide by their number in the step.
+
+    Parameters
+    ----------
+    outputs : CausalLMOutput
+        `.logits` is (N, V): one row for each asked token, because the collator's `logits_to_keep`
+        keeps position i - 1 for token i before the vocabulary projection.
+    labels : (B, T) int64
+        Token ids at the asked positions, -100 elsewhere; N of them are asked, none in column 0.
+    num_items_in_batch : scalar
+        Asked tokens over all accumulation steps and all ranks. `Trainer` counts them, and
+        multiplies the loss by the number of ranks, since DDP averages gradients.
+
+    Returns
+    -------
+    Scalar, nats per asked token once summed over accumulation steps and ranks.
+    """
+    import torch.nn.functional as F
+
+    targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
+    total = F.cross_entropy(outputs.logits.float(), targets, reduction="sum")
+    return total / num_items_in_batch.clamp(min=1)  # a step may ask for nothing

@@ -1,0 +1,445 @@
+"""What is seen of the steps: the progress bar, the metrics file, the time that is left."""
+
+import math
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback
+
+from wuxia_core.errors import ConfigError, MachineError, NonFiniteError
+from wuxia_core.masking import IGNORE_INDEX, MaskCollator
+from wuxia_core.mixing import Windows
+from wuxia_core.run import (
+    KEPT,
+    STAGING,
+    append,
+    clear_staging,
+    prune,
+    publish,
+    read_rows,
+    step_of,
+    write_manifest,
+)
+
+WARM_UP, TIMED_STEPS = 2, 20
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # the last one says: done
+JUDGED_BY = "eval_wuxia_bits_per_char"
+LOGITS = 2**28  # of a batch of held-out text of which every token is asked; 1 GiB in float32
+
+
+class Progress(ProgressCallback):
+    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, str] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Show the losses."""
+        losses = {name: f"{value:.3f}" for name, value in logs.items() if name.endswith("loss")}
+        if self.training_bar is not None and "train_loss" not in losses:
+            if "tokens_per_second" in logs:
+                losses["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+            self._shown.update(losses)
+            self.training_bar.set_postfix(self._shown)
+
+
+class MetricsFile(TrainerCallback):
+    """Append what is logged to `metrics.jsonl`, and when the run starts, resumes and saves."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note where this attempt starts."""
+        self._write(state, {"event": "resumed" if state.global_step else "started"})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Note the figures."""
+        self._write(state, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the checkpoint, which has its place by now."""
+        self._write(state, {"event": "checkpoint"})
+
+    def _write(self, state: Any, row: dict[str, Any]) -> None:
+        if state.is_world_process_zero:
+            append(self._folder, {"step": state.global_step, "time": time.time(), **row})
+
+
+class FirstSteps(TrainerCallback):
+    """Time the first steps and say how long the run takes at that rate, and the peak of memory.
+
+    The first two are not counted: they warm the device up.
+    """
+
+    def __init__(self, *, stop: bool) -> None:
+        self._stop, self._done, self._seconds, self._tokens = stop, 0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Refuse to measure a run that is over before it is warm."""
+        if self._stop and state.max_steps <= WARM_UP:
+            raise ConfigError(f"--measure: needs a run of more than {WARM_UP} steps")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock; between steps held-out text is measured and checkpoints are saved."""
+        if self._done == WARM_UP:
+            self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
+        self._seconds -= time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the clock; say what it shows after the twentieth step."""
+        self._seconds += time.monotonic()
+        self._done += 1
+        if self._done != min(TIMED_STEPS, state.max_steps) or self._done <= WARM_UP:
+            return
+        control.should_training_stop |= self._stop
+        if state.is_world_process_zero:
+            timed = self._done - WARM_UP
+            a_step = self._seconds / timed
+            tokens = (state.num_input_tokens_seen - self._tokens) / self._seconds
+            tqdm.write(
+                f"measured over {timed} steps: {a_step:.2f} s a step, {tokens:,.0f} "
+                f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
+                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps, "
+                "held-out measurements not counted"
+            )
+
+
+def peak_memory() -> int:
+    """Bytes this process had at most: on a card what the allocator reserved, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class AtomicTrainer(Trainer):
+    """Trainer whose checkpoints appear whole, under their name, or not at all.
+
+    All ranks write into a folder aside; the first seals and renames it. A rank that cannot write
+    tells the others; then older checkpoints make room, and all try once more.
+    """
+
+    facts: dict[str, Any]  # what a checkpoint's manifest says besides
+    checkpoints_kept: int
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+        if problem:
+            self._tried(self._make_room, KEPT)
+            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+        self._tried(self._make_room, self.checkpoints_kept)
+        if problem:
+            free = shutil.disk_usage(folder).free / 2**20
+            raise MachineError(
+                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
+                f"({free:,.1f} MiB free; {problem}); free some space and go on with --resume from "
+                "the one before"
+            )
+
+    def _tried(self, work: Any, *arguments: Any) -> str | None:
+        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
+        problem = None
+        try:
+            work(*arguments)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problems = gather_object([problem])  # waits for all
+        return next((said for said in problems if said), None)
+
+    def _make_room(self, kept: int) -> None:
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            clear_staging(folder)
+            prune(folder, kept)
+
+    def _stage(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        self._staging = Path(self.args.output_dir) / f"{STAGING}{step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+
+    def _publish(self) -> None:
+        if not self.is_world_process_zero():
+            return
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        staged = folder / f"{STAGING}{step}" / f"checkpoint-{step}"
+        wanted = {f"rng_state_{rank}.pth" for rank in range(self.args.world_size)}
+        if self.args.world_size > 1 and (missing := wanted - {p.name for p in staged.iterdir()}):
+            names = ", ".join(sorted(missing))
+            raise OSError(f"{names} cannot be seen here: do all machines share the folder?")
+        write_manifest(staged, {"step": step, "world_size": self.args.world_size, **self.facts})
+        publish(staged, folder)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Put the two files of the adapter into a folder, without PEFT's empty model card."""
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as staging:
+        model.save_pretrained(staging)
+        for name in ADAPTER_FILES:
+            with (Path(staging) / name).open("rb") as file:
+                os.fsync(file.fileno())
+            (Path(staging) / name).replace(folder / name)
+
+
+def best_adapter(folder: Path) -> Path | None:
+    """Find the best adapter so far, in a folder named after its step; None where there is none."""
+    whole = [path for path in folder.glob("best-[0-9]*") if (path / ADAPTER_FILES[-1]).exists()]
+    return max(whole, key=step_of, default=None)
+
+
+def save_best(model: Any, folder: Path, step: int) -> None:
+    """Keep this adapter as the best, instead of the one before."""
+    before = [path for path in folder.glob("best-[0-9]*") if step_of(path) != step]
+    save_adapter(model, folder / f"best-{step}")
+    for path in before:
+        shutil.rmtree(path)
+
+
+def finish(model: Any, folder: Path) -> None:
+    """Put the best adapter, or where none was measured this one, at the top of the run folder."""
+    best = best_adapter(folder)
+    if best is None:
+        save_adapter(model, folder)
+    else:
+        for name in ADAPTER_FILES:
+            if (best / name).exists():  # or it was moved before the run was killed
+                (best / name).replace(folder / name)
+    for path in folder.glob("best-[0-9]*"):
+        shutil.rmtree(path)
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stop before an update that would break the adapter; every rank sees the same numbers."""
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any, **_: Any
+    ) -> None:
+        """Look at the gradients, after clipping and after DDP has averaged them."""
+        if args.fp16:
+            return  # the loss scaler meets infinities on purpose and skips those steps
+        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        self._check(torch.stack(norms).isfinite().all(), "gradient", state.global_step + 1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Look at the logged loss, which with fp16 is all there is to look at."""
+        self._check(math.isfinite(logs.get("loss", 0)), "loss", state.global_step)
+
+    def _check(self, finite: object, what: str, step: int) -> None:
+        if not finite:
+            raise NonFiniteError(
+                f"the {what} at step {step} is not a finite number; nothing was saved from it. "
+                "Lower training.learning_rate, or look at the text of that step."
+            )
+
+
+class StopOnSignal(TrainerCallback):
+    """Save and stop at the end of a step in which any rank got SIGTERM or SIGINT.
+
+    All ranks ask each other, so that all of them save. A launcher that is gone counts as a signal.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._launcher = False, os.getppid()
+        self.stopped_at: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask all ranks; the last step ends the run anyway."""
+        asked = torch.tensor(int(self._asked or os.getppid() != self._launcher), device=args.device)
+        if dist.is_initialized():
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+        if asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+
+class KeepBest(TrainerCallback):
+    """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
+
+    The last step is measured too. `patience` is a number of measurements, None for no early stop.
+    A run that resumes before the step of the kept adapter judges anew from there on.
+    """
+
+    def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
+        self._folder, self._patience = folder, patience
+        rows = read_rows(folder) if resumed_at else []
+        self._measured: dict[int, float] = {
+            row["step"]: row[JUDGED_BY]
+            for row in rows
+            if JUDGED_BY in row and 0 < row["step"] <= resumed_at
+        }
+        kept = best_adapter(folder)
+        if kept is None or step_of(kept) != self.best:
+            self._measured = {}
+
+    @property
+    def best(self) -> int | None:
+        """The step whose adapter is kept, the first of equals; None before any was measured."""
+        return min(self._measured, key=lambda step: (self._measured[step], step), default=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Have the last step measured."""
+        control.should_evaluate |= state.global_step == state.max_steps
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """Save the adapter where it is the best so far; stop after `patience` that were not."""
+        step = state.global_step
+        if not step or JUDGED_BY not in metrics:
+            return
+        self._measured[step] = metrics[JUDGED_BY]
+        if self.best == step and state.is_world_process_zero:
+            save_best(model, self._folder, step)
+        since = sum(later > (self.best or 0) for later in self._measured)
+        control.should_training_stop |= self._patience is not None and since >= self._patience
+
+
+class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
+    """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone.
+
+    The last step of an epoch is filled up from the epoch's first rows, so that every step has the
+    effective batch, however many processes share it. `packed` windows, which need an attention
+    mask, share a device's batch with each other, so that the others do without. With `by_turns`
+    rows of even and odd number take turns, so that half of a batch is of each kind that `mixed`
+    makes of them.
+    """
+
+    def __init__(
+        self,
+        packed: npt.NDArray[np.bool_],
+        seed: int,
+        batch: int,
+        effective_batch: int,
+        by_turns: bool = False,
+    ) -> None:
+        self._packed, self._seed, self._batch, self._epoch = torch.tensor(packed), seed, batch, 0
+        self._by_turns = by_turns
+        self.steps = -(-len(packed) // effective_batch)  # an epoch
+        self._length = self.steps * effective_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; accelerate calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        size = len(self._packed)
+        order = torch.randperm(size, generator=generator)
+        order = order[torch.argsort(self._packed[order].int(), stable=True)]
+        if self._by_turns:
+            places = torch.empty(size, dtype=torch.int64)
+            places[order % 2 == 0] = torch.arange(0, size, 2)
+            places[order % 2 == 1] = torch.arange(1, size, 2)
+            order = order[places.argsort()]
+        batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
+        for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
+            yield self._epoch, row
+
+
+class SetEpoch(TrainerCallback):
+    """Tell the sampler its epoch; accelerate does not reach it in an epoch that is resumed."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Reckon it from the steps that are done."""
+        self._sampler.set_epoch(state.global_step // self._sampler.steps)
+
+
+class SpanTrainer(AtomicTrainer):
+    """Trainer whose samples know their epoch, and which measures held-out text exactly."""
+
+    _logged: tuple[float, int] | None = None
+
+    def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
+        args = self.args
+        batch = args.per_device_train_batch_size
+        step = batch * args.gradient_accumulation_steps * args.world_size
+        by_turns = self.data_collator.objective == "mixed"
+        sampler = EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
+        self.add_callback(SetEpoch(sampler))
+        return sampler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the throughput since the last row, and the peak of memory."""
+        now, seen = time.monotonic(), self.state.num_input_tokens_seen
+        if "loss" in logs:
+            if self._logged:
+                logs["tokens_per_second"] = (seen - self._logged[1]) / (now - self._logged[0])
+            logs["memory_gib"] = peak_memory() / 2**30
+            self._logged = now, seen
+        super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure and log each source's held-out windows.
+
+        In nats per masked token, the masks being those of epoch 0, and in bits per character, left
+        to right within a window.
+        """
+        self.model.eval()
+        batch = self.args.per_device_eval_batch_size
+        masked = self.data_collator.for_objective("masked")
+        plain = self.data_collator.for_objective("clm")
+        metrics = {}
+        for source, windows in self.eval_dataset.items():
+            nats, tokens = self._nats(windows, masked, batch)
+            metrics[f"eval_{source}_loss"] = nats / max(tokens, 1)
+            longest = max(len(windows[row].input_ids) for row in range(len(windows)))
+            fits = LOGITS // (longest * self.model.config.vocab_size)
+            bits = self._nats(windows, plain, max(1, min(batch, fits)))[0] / math.log(2)
+            metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._logged = time.monotonic(), self.state.num_input_tokens_seen
+        return metrics
+
+    @torch.no_grad()
+    def _nats(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
+        """Sum over the tokens asked of all ranks; rows that fill up the last batch do not count."""
+        rows = []
+        loader: Any = DataLoader(windows, batch_size=batch, collate_fn=collator)  # type: ignore[arg-type]
+        for inputs in self.accelerator.prepare_data_loader(loader):
+            labels = inputs.pop("labels")
+            owner, _ = (asked := labels != IGNORE_INDEX).nonzero(as_tuple=True)
+            logits = self.model(**inputs).logits.float()
+            nats = F.cross_entropy(logits, labels[asked], reduction="none")
+            sums = nats.new_zeros(len(labels)).index_add(0, owner, nats)  # (B,)
+            rows.append(
+                self.accelerator.gather_for_metrics(torch.stack([sums, asked.sum(1)], dim=1))
+            )
+        nats_and_tokens = torch.cat(rows).double().sum(0)
+        return float(nats_and_tokens[0]), float(nats_and_tokens[1])
