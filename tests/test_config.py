@@ -1,7 +1,13 @@
+import json
+import re
+
 import pytest
 
-from wuxia_core.config import PROJECT, load_config
+from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import ConfigError
+
+README = PROJECT / "README.md"
+KEYS = re.compile(r"(?<=<!-- keys -->\n).*?(?=<!-- /keys -->)", re.DOTALL)
 
 OLD_FILE = """\
 model: {model_name_or_path: "Qwen/Qwen3-8B", lora_r: 16}
@@ -143,3 +149,28 @@ def test_the_real_recipe_is_the_published_one():
         100,
     )
     assert training.bf16 and training.gradient_checkpointing
+
+
+def table_of_keys():
+    """The README's table: a row a key, from the docstrings of the config's fields."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for section, keys in Config():
+        for key, field in type(keys).model_fields.items():
+            default = json.dumps(field.get_default(call_default_factory=True), ensure_ascii=False)
+            rows.append(f"| `{section}.{key}` | `{default}` | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_readme_lists_every_key():
+    written = KEYS.search(README.read_text(encoding="utf-8"))
+    assert written and written.group() == table_of_keys(), "run: python tests/test_config.py"
+
+
+def test_older_names_of_cleaning_rules_are_known(read):
+    config = read("data:\n  skip_cleaning: [notices, furniture, contents, spaces]")
+    assert config.data.skip_cleaning == ["ads", "boilerplate", "table_of_contents", "spaces"]
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    README.write_text(KEYS.sub(lambda _: table_of_keys(), text), encoding="utf-8")
