@@ -133,12 +133,9 @@ def measure_scale(tokenizer_name: str, corpus: Path, megabytes: int, deduplicate
             start = time.perf_counter()
             mixture = mix(config)
             seconds = time.perf_counter() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            print(
-                f"{megabytes} MB, {what}: {seconds:.2f} s, peak {peak:.2f} GB, "
-                f"{len(mixture.tokens):,} tokens",
-                flush=True,
-            )
+            print(f"{megabytes} MB, {what}: {seconds:.2f} s, {len(mixture.tokens):,} tokens")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{megabytes} MB, peak of memory: {peak:.2f} GB")
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ def test_much_text_is_prepared_and_recognised(tmp_path):
     finished = run(tmp_path, "prepare.py", "data/tiny_base", sample, "--megabytes", "1")
     assert finished.returncode == 0, finished.stderr[-3000:]
     lines = finished.stdout.splitlines()
-    assert [line.split(": ")[0] for line in lines] == ["1 MB, prepare", "1 MB, unchanged"]
+    names = [line.split(": ")[0] for line in lines]
+    assert names == ["1 MB, prepare", "1 MB, unchanged", "1 MB, peak of memory"]
 
 
 def test_objectives_are_compared_at_equal_learning(tmp_path):
