@@ -26,9 +26,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
-from wuxia_core.evaluate.xray import xray
 
-from wuxia_core import mix, run
+from wuxia_core import mix, run, xray
 from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.evaluate.scoring import document_bits
 from wuxia_core.evaluate.statistics import EvalContext, Metric, compare

@@ -1,8 +1,15 @@
-"""The comparison of objectives: curves of several conditions, seeds together."""
+"""The comparison of objectives: curves of several conditions, seeds together.
 
+    python benchmarks/plot_objectives.py [RESULTS.csv]
+
+prints what each objective costs in general text once it has learned as much as `masked` does.
+"""
+
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from wuxia_core.errors import DataError
@@ -11,7 +18,7 @@ from wuxia_core.show.plots import BLUE, GREEN, GREY, ORANGE, axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
+RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 AXES = {
     "step": "step: equal training tokens",
     "asked": "tokens asked for: equal supervised tokens",
@@ -51,6 +58,27 @@ def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
         "seeds": wide["size", "wuxia"],
     })  # fmt: skip
     return table.sort_values("wuxia").reset_index()
+
+
+def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
+    """Read general text off the curves where each run has learned as much as `masked` at its end.
+
+    A row a condition and share of general text: the change of 武侠 at which `masked` ends, the
+    step where the mean curve of the condition reaches it, between two measurements, and the change
+    of general text there. Conditions that never get there are left out.
+    """
+    rows = []
+    for ratio, runs in curves.groupby("ratio"):
+        means = runs.pivot_table(index=["condition", "step"], columns="source", values="change")
+        goal = means.loc["masked", "wuxia"].iloc[-1]
+        for name, curve in means.groupby("condition"):
+            curve = curve.droplevel("condition")
+            learned = -curve["wuxia"].cummin()  # np.interp needs it to rise
+            if learned.iloc[-1] >= -goal:
+                step = np.interp(-goal, learned, curve.index)
+                general = np.interp(step, curve.index, curve["general"])
+                rows.append((ratio, name, goal, round(step), general))
+    return pd.DataFrame(rows, columns=["ratio", "condition", "wuxia", "step", "general"])
 
 
 def plot_objectives(
@@ -95,3 +123,8 @@ def plot_tradeoff(curves: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
     ax.set_ylabel("武侠: down is learning")
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+if __name__ == "__main__":
+    table = equal_learning(read_objectives(sys.argv[1] if len(sys.argv) > 1 else RESULTS))
+    print(table.to_string(index=False, float_format="{:+.3f}".format))

@@ -1,30 +1,38 @@
 """Measure how fast novels become a mixture, against the usual script's way, in one run.
 
     python benchmarks/prepare.py TOKENIZER [CORPUS]
+    python benchmarks/prepare.py TOKENIZER [CORPUS] --megabytes 1000 [--keep-duplicates]
 
 The usual way: read with errors ignored, encode, cut windows with 20 % overlap, decode them to
 JSONL, encode that again. Ours also tells encodings apart, cleans, deduplicates, splits, compares
 with held-out text and finds words. TOKENIZER is a folder or hub name; CORPUS has `wuxia/` and
 `general/`, and defaults to `WUXIA_CORPUS`, else `../shared/corpus`.
+
+With `--megabytes` only our way is measured, its peak of memory too, on that much text made by
+shuffling the paragraphs of CORPUS. Each stands there many times, so deduplication leaves little of
+it to tokenize; with `--keep-duplicates` all of it is tokenized.
 """
 
+import argparse
 import json
 import logging
 import os
 import platform
+import random
 import re
-import sys
+import resource
 import tempfile
 import time
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from wuxia_core import load_config, mix
+from wuxia_core import load_config, mix, read_book
 from wuxia_core.config import PROJECT, Config
 from wuxia_core.model import load_tokenizer
 
 WINDOW = 1024  # tokens
+FILE = 10_000_000  # bytes of a file of shuffled paragraphs
 STAGE = re.compile(r"(.+): ([\d.]+) s$")
 
 
@@ -66,7 +74,7 @@ def settings(corpus: Path, tokenizer: str, folder: Path) -> Config:
     return config
 
 
-def main(tokenizer_name: str, corpus: Path) -> None:
+def compare(tokenizer_name: str, corpus: Path) -> None:
     """Time both ways on the same files and print the ratio."""
     files = sorted([*(corpus / "wuxia").glob("*.txt"), *(corpus / "general").glob("*.txt")])
     size = sum(file.stat().st_size for file in files) / 1e6
@@ -99,6 +107,54 @@ def main(tokenizer_name: str, corpus: Path) -> None:
         print(f"  {stage:<28} {seconds:5.1f} s  {seconds / ours:5.1%}")
 
 
-if __name__ == "__main__":
+def write_shuffled(corpus: Path, folder: Path, size: int) -> None:
+    """Write files of paragraphs drawn at random from the corpus until they have `size` bytes."""
+    texts = [read_book(path).text for path in sorted(corpus.rglob("*.txt"))]
+    paragraphs = [line + "\n" for text in texts for line in text.split("\n") if line.strip()]
+    rng = random.Random(0)
+    for number, start in enumerate(range(0, size, FILE)):
+        left = min(FILE, size - start)
+        with (folder / f"{number:03}.txt").open("wb") as file:
+            while left > 0:
+                left -= file.write(rng.choice(paragraphs).encode())
+
+
+def measure_scale(tokenizer_name: str, corpus: Path, megabytes: int, deduplicate: bool) -> None:
+    """Prepare much text, then once more with nothing changed; print seconds and memory."""
+    with tempfile.TemporaryDirectory() as name:
+        novels = Path(name) / "novels"
+        novels.mkdir()
+        write_shuffled(corpus, novels, megabytes * 1_000_000)
+        config = settings(corpus, tokenizer_name, Path(name) / "mixture")
+        config.data.data_dir, config.data.deduplicate = str(novels), deduplicate
+        config.data.general_file = str(PROJECT / "data" / "sample" / "general")
+        config.data.general_ratio, config.data.max_general_epochs = 0.0001, 1e9
+        for what in ("prepare", "unchanged"):
+            start = time.perf_counter()
+            mixture = mix(config)
+            seconds = time.perf_counter() - start
+            print(f"{megabytes} MB, {what}: {seconds:.2f} s, {len(mixture.tokens):,} tokens")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{megabytes} MB, peak of memory: {peak:.2f} GB")
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     here = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
-    main(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else here)
+    parser.add_argument("tokenizer", help="folder or hub name")
+    parser.add_argument("corpus", nargs="?", type=Path, default=here)
+    parser.add_argument("--megabytes", type=int, help="prepare that much, and compare nothing")
+    parser.add_argument("--keep-duplicates", action="store_true")
+    options = parser.parse_args()
+    if options.megabytes:
+        deduplicate = not options.keep_duplicates
+        measure_scale(options.tokenizer, options.corpus, options.megabytes, deduplicate)
+    else:
+        compare(options.tokenizer, options.corpus)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,29 @@ def run(tmp_path, script, *options):
     )
 
 
+@pytest.mark.parametrize("script", ["calibration.py", "objectives.py", "prepare.py"])
+def test_a_long_benchmark_starts(tmp_path, script):
+    finished = run(tmp_path, script, "--help")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def test_much_text_is_prepared_and_recognised(tmp_path):
+    sample = str(PROJECT / "data" / "sample")
+    finished = run(tmp_path, "prepare.py", "data/tiny_base", sample, "--megabytes", "1")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    lines = finished.stdout.splitlines()
+    names = [line.split(": ")[0] for line in lines]
+    assert names == ["1 MB, prepare", "1 MB, unchanged", "1 MB, peak of memory"]
+
+
+def test_objectives_are_compared_at_equal_learning(tmp_path):
+    finished = run(tmp_path, "plot_objectives.py")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    rows = {tuple(line.split()[:2]): line.split() for line in finished.stdout.splitlines()[1:]}
+    assert rows["+0.000", "masked"][2:] == ["-0.178", "300", "+0.015"]
+    assert rows["+0.000", "clm"][2:] == ["-0.178", "44", "+0.015"]
+
+
 def test_both_ways_are_measured_on_a_gpu(tmp_path):
     """On a CPU in its place, with a tiny model."""
     finished = run(tmp_path, "gpu.py", "--part", "step", "--tiny", "--out", "rows.jsonl")
