@@ -18,15 +18,10 @@ import torch
 
 from wuxia_core import SpanMasker, load_config, mix
 from wuxia_core.config import PROJECT
-from wuxia_core.masking import SPAN, MaskCollator, coverage
+from wuxia_core.masking import SPAN, Corruption, MaskCollator, coverage
 from wuxia_core.mixing import train_windows
-from wuxia_core.model import (
-    add_adapter,
-    load_base,
-    load_tokenizer,
-    mask_token_id,
-    masked_cross_entropy,
-)
+from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id
+from wuxia_core.model import mmasked_cross_entropy
 
 BATCH = 32  # rows
 SECONDS = 1.0  # a measurement
@@ -120,14 +115,16 @@ def batch_time() -> str:
     mask_id = mask_token_id(tokenizer, base.config.vocab_size)
     model = add_adapter(base, config.model, mask_id).train()
     windows = train_windows(mix(config))
-    collate = MaskCollator.from_config(config, tokenizer, mask_id, "masked")
+    special = frozenset(tokenizer.all_special_ids)
+    corruption = Corruption.of(tokenizer, mask_id)
+    collate = MaskCollator(SpanMasker(), corruption, tokenizer.pad_token_id, special)
     batch = [windows[row] for row in range(config.training.per_device_train_batch_size)]
 
     def step() -> None:
         inputs = collate(batch)
         labels = inputs.pop("labels")
-        asked = (labels >= 0).sum()
-        masked_cross_entropy(model(**inputs, use_cache=False), labels, asked).backward()
+        targets = (labels >= 0).sum()
+        masked_cross_entropy(model(**inputs, use_cache=False), labels, targets).backward()
 
     masks, collator, whole = (
         1 / rate(work, 1_000_000)
