@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -29,16 +30,15 @@ def test_a_sound_machine_passes_every_check(tmp_path):
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]
     found = rows(finished)
     assert list(found) == list(doctor.CHECKS)
-    idle = {"driver", "copies between cards"} if not torch.cuda.is_available() else set()
+    idle = set() if torch.cuda.device_count() > 1 else {"copies between cards"}
     assert all(mark == "ok" for name, mark in found.items() if name not in idle)
     assert re.search(rf"processes +{processes} over", finished.stdout)
 
 
 def test_a_failing_check_is_named_with_the_remedy_and_status_5(tmp_path):
-    (tmp_path / "file").write_text("")
-    finished = ask(tmp_path, "1", f"training.output_dir={tmp_path / 'file' / 'run'}")
+    finished = ask(tmp_path, "1", "training.learning_rate=1e-50")
     assert finished.returncode == 5
-    assert re.search(r"FAILED disk +.* → name another training.output_dir", finished.stdout)
+    assert re.search(r"FAILED lora_B +.* → .*learning_rate", finished.stdout)
     assert list(rows(finished).values()).count("FAILED") == 1
 
 
@@ -49,7 +49,7 @@ from wuxia_core.preflight import doctor
 
 doctor.WAIT = timedelta(seconds=3)
 def absent(_):
-    raise doctor.Failed("took no part")
+    raise RuntimeError("took no part")
 if os.environ["RANK"] == "1":
     doctor.CHECKS["all_reduce"] = absent, "start it"
 doctor.main()
@@ -68,7 +68,7 @@ def test_a_rank_that_takes_no_part_ends_with_words(tmp_path):
     assert "exitcode  : 5" in finished.stderr
     found = rows(finished)
     assert found["all_reduce"] == "FAILED" and list(found) == list(doctor.CHECKS)
-    assert found["versions"] == found["lora_B"] == "ok"
+    assert found["processes"] == found["lora_B"] == "ok"
 
 
 @pytest.fixture
@@ -85,29 +85,17 @@ def alone(monkeypatch, tmp_path):
 def failed(name, config):
     mark, found, remedy = doctor.run_check(name, config)
     assert mark == "FAILED", found
-    return f"{found} → {remedy}"
-
-
-def test_a_wrong_version_is_found(alone, monkeypatch):
-    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
-    assert failed("versions", alone) == "torch 0.1 → pip install 'torch<2.14,>=2.11'"
+    return found + remedy
 
 
 def test_a_missing_rank_is_found(alone, monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
-    assert "ranks [0] of 3 → look for" in failed("processes", alone)
+    assert "1 of 3 are there → look for" in failed("processes", alone)
 
 
 def test_a_wrong_sum_is_found(alone, monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda values: values[-1:].add_(1))
     assert "wrong → set NCCL_P2P_DISABLE=1" in failed("all_reduce", alone)
-
-
-def test_memory_and_disk_that_are_full_are_found(alone, monkeypatch):
-    alone.data.max_length, alone.training.per_device_train_batch_size = 2**15, 2**20
-    assert "needed → stop what else runs" in failed("free memory", alone)
-    monkeypatch.setattr(doctor, "SPACE", 2**60)
-    assert "needed → free some" in failed("disk", alone)
 
 
 def test_a_step_that_does_nothing_is_found(alone):
@@ -135,25 +123,20 @@ def test_every_gradient_takes_part_in_the_comparison():
     assert len(grads) == len(trained) == 2 * 14 + 1 and all(bool(grad.any()) for grad in grads)
 
 
-NEEDS = "set NCCL_P2P_DISABLE=1"
-
-
 @pytest.mark.parametrize(
-    ("off", "direct", "peer", "other", "mark", "said"),
+    ("off", "direct", "mark", "said"),
     [
-        ("0", "right", "right", "right", "ok", "peer-to-peer: right"),
-        ("1", "right", "right", "right", "ok", "NCCL_P2P_DISABLE=0 lifts the precaution"),
-        ("0", "wrong", "hangs", "right", "FAILED", NEEDS),
-        ("1", "wrong", "hangs", "right", "ok", "NCCL without: right"),
-        ("1", "right", "hangs", "hangs", "FAILED", "dmesg"),
+        ("0", "right", "ok", "right"),
+        ("1", "right", "ok", "NCCL_P2P_DISABLE=0 lifts the precaution"),
+        ("0", "hangs (30 s)", "FAILED", "set NCCL_P2P_DISABLE=1"),
+        ("1", "wrong (from card 0 to card 1)", "ok", "wrong"),
     ],
 )
 def test_what_the_cards_send_is_judged_as_a_run_sends_it(
-    alone, monkeypatch, off, direct, peer, other, mark, said
+    alone, monkeypatch, off, direct, mark, said
 ):
-    found = {("copy", "0"): direct, ("reduce", "0"): peer, ("reduce", "1"): other}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "probe", lambda what, p2p="0": found[what, p2p])
+    monkeypatch.setattr(doctor, "probe", lambda: direct)
     monkeypatch.setitem(os.environ, "NCCL_P2P_DISABLE", off)
     row = doctor.run_check("copies between cards", alone)
     assert row[0] == mark and said in " ".join(row)
@@ -163,7 +146,8 @@ def test_what_the_cards_send_is_judged_as_a_run_sends_it(
 def test_a_probe_says_right_wrong_or_that_it_hangs(monkeypatch):
     if torch.cuda.device_count() > 1:
         pytest.skip("there is something to copy")
-    assert doctor.probe("copy") == "right"  # nothing to copy
-    assert doctor.probe("absent").startswith("wrong (AttributeError")
+    assert doctor.probe() == "right"  # nothing to copy
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.1)
-    assert doctor.probe("copy").startswith("hangs")
+    assert doctor.probe().startswith("hangs")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert doctor.probe().startswith("wrong")

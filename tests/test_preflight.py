@@ -3,40 +3,71 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wuxia_core import preflight
-from wuxia_core.config import PROJECT, effective_batch, load_config
+from wuxia_core.config import PROJECT, ModelConfig, effective_batch, load_config
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import mix
+from wuxia_core.model import add_adapter
 from wuxia_core.preflight import plan
-from wuxia_core.preflight.plan import GIB, KNOWN, Shape, _layer_bytes, memory, remedies
+from wuxia_core.preflight.plan import GIB, layer_bytes, memory, remedies, shape_of
 
 REAL = PROJECT / "configs" / "qwen3_8b_2x4090.yaml"
+SMALL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 80,
+         "intermediate_size": 768, "vocab_size": 100, "use_cache": False}  # fmt: skip
 
 
-def test_the_real_recipe_is_what_the_arithmetic_of_its_makers_says():
+@pytest.fixture(scope="module")
+def eight():
+    """The shape of Qwen3-8B, with the recipe's adapter."""
+    return plan.read_shape(load_config(REAL).model)
+
+
+@pytest.fixture(scope="module")
+def cards():
+    """Two RTX 4090."""
+    return plan.planned_device(load_config(REAL), None)
+
+
+def text(tokens, windows):
+    return plan.Text(np.array(tokens), np.array(windows))
+
+
+def test_the_real_recipe_is_what_the_arithmetic_of_its_makers_says(eight, cards):
     """Qwen3-8B has 8.2 B parameters, 6.95 B of them in the linear layers; LoRA r 16 adds 43.6 M."""
-    shape = KNOWN["Qwen/Qwen3-8B"]
-    assert shape.linear_parameters == pytest.approx(6.95e9, rel=2e-3)
-    assert shape.parameters == pytest.approx(8.19e9, rel=2e-3)
-    needs = memory(load_config(REAL), shape, 2, on_card=True)
-    assert needs.weights / GIB == pytest.approx(15.3, abs=0.1)
-    assert needs.activations / GIB == pytest.approx(1.1, abs=0.05)
-    assert needs.total / GIB < 20.5
+    assert eight.linear_parameters == pytest.approx(6.95e9, rel=2e-3)
+    assert eight.parameters == 8_190_735_360
+    needs = memory(load_config(REAL), eight, cards)
+    assert needs["weights"] / GIB == pytest.approx(15.3, abs=0.1)
+    assert needs["activations (checkpointed)"] / GIB == pytest.approx(1.1, abs=0.05)
+    assert sum(needs.values()) / GIB == pytest.approx(19.58, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "v_proj"], load_config(REAL).model.lora_target_modules]
+)
+def test_the_adapter_has_the_weights_that_peft_gives_it(targets):
+    config = load_config(REAL, ["model.model_name_or_path=Qwen/Qwen3-4B", "model.lora_r=8"]).model
+    config.lora_target_modules = targets
+    with torch.device("meta"):
+        base = Qwen3ForCausalLM(Qwen3Config(**SMALL, num_hidden_layers=3, tie_word_embeddings=True))
+        shape = shape_of(base, config)
+        trained, _ = add_adapter(base, config, mask_id=0).get_nb_trainable_parameters()
+    assert shape.adapter_parameters == trained
+    assert plan.read_shape(config).parameters == pytest.approx(4.02e9, rel=2e-3)
 
 
 def saved_bytes(layers, **settings):
     """What autograd keeps of a forward pass, in bytes a token."""
     from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     bf16, dropout = settings["bf16"], settings["dropout"]
-    config = Qwen3Config(hidden_size=256, num_hidden_layers=layers, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=80, intermediate_size=768,
-                         vocab_size=100, use_cache=False)  # fmt: skip
-    base = Qwen3ForCausalLM(config).to(torch.bfloat16 if bf16 else torch.float32)
+    base = Qwen3ForCausalLM(Qwen3Config(**SMALL, num_hidden_layers=layers))
+    base = base.to(torch.bfloat16 if bf16 else torch.float32)
     targets = load_config(REAL).model.lora_target_modules
     model = get_peft_model(base, LoraConfig(r=16, lora_dropout=dropout, target_modules=targets))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -60,10 +91,10 @@ def saved_bytes(layers, **settings):
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 def test_activations_are_what_autograd_keeps(bf16, dropout):
     config = load_config(REAL, [f"training.bf16={bf16}", f"model.lora_dropout={dropout}"])
-    shape = Shape(256, 1, 4, 2, 80, 768, 100, tied=True, positions=512)
+    shape = shape_of(Qwen3ForCausalLM(Qwen3Config(**SMALL, num_hidden_layers=1)), config.model)
     settings = {"bf16": bf16, "dropout": dropout}
     measured = saved_bytes(3, **settings) - saved_bytes(2, **settings)
-    assert _layer_bytes(config, shape, on_card=False) == pytest.approx(measured, rel=0.05)
+    assert layer_bytes(config, shape, on_card=False) == pytest.approx(measured, rel=0.05)
 
 
 def test_a_tiny_run_needs_what_is_forecast(sample_run):
@@ -73,44 +104,44 @@ def test_a_tiny_run_needs_what_is_forecast(sample_run):
     assert forecast == pytest.approx(measured, rel=0.2)
 
 
-def test_a_run_that_does_not_fit_is_told_what_to_change_in_order_of_harm():
+def test_a_run_that_does_not_fit_is_told_what_to_change_in_order_of_harm(eight, cards):
     config = load_config(REAL, ["training.gradient_checkpointing=false"])
-    device = preflight.planned_device(load_config(REAL), None)
-    text = plan.Text((1e8, 1e8), (1e5, 1e5), measured=True)
-    said = preflight.describe_plan(config, device, text)
+    counted = text([1e8, 1e8], [1e5, 1e5])
+    said = plan.describe_plan(config, eight, cards, counted)
     assert "DOES NOT FIT" in said
     assert "--set training.gradient_checkpointing=true: 19." in said and "GiB, fits" in said
-    assert "fits" in preflight.describe_plan(load_config(REAL), device, text)
+    assert "fits" in plan.describe_plan(load_config(REAL), eight, cards, counted)
     changes = [change.split("=")[0] for change, _ in remedies(config)]
     assert changes[0] == "training.gradient_checkpointing"
     assert changes[-3:] == ["model.quantization", "model.quantization", "data.max_length"]
 
 
-def test_less_memory_at_the_same_effective_batch():
+def test_less_memory_at_the_same_effective_batch(eight, cards):
     for batch in (8, 6, 1):
         config = load_config(REAL, [f"training.per_device_train_batch_size={batch}"])
         wanted = effective_batch(config, 2)
-        sizes = [memory(config, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total]
+        sizes = [sum(memory(config, eight, cards).values())]
         for _, changed in remedies(config):
             assert effective_batch(changed, 2) == wanted
-            sizes.append(memory(changed, KNOWN["Qwen/Qwen3-8B"], 2, on_card=True).total)
+            sizes.append(sum(memory(changed, eight, cards).values()))
         assert sizes == sorted(sizes, reverse=True)
 
 
-def test_hours_are_a_range_between_what_is_published_and_half_of_it():
+def test_hours_are_a_range_between_what_is_published_and_half_of_it(eight, cards):
     """A GB of novels on two RTX 4090: 10 to 12 hours at the best published rate, not 2 to 3."""
     config = load_config(REAL, ["plan.price_per_hour=2"])
-    device = preflight.planned_device(config, None)
-    text = plan.Text((223e6, 274e6), (217_774, 267_579), measured=False)
-    said = preflight.describe_plan(config, device, text)
+    said = plan.describe_plan(config, eight, cards, text([223e6, 274e6], [217_774, 267_579]))
     short, long = map(float, re.search(r"hours an epoch: ([\d.]+) to ([\d.]+),", said).groups())
     assert 9 < short < 12 and 20 < long < 28
     assert "which costs" in said and "estimated from the files' sizes" in said
 
 
 def test_operations_are_counted_by_hand():
-    shape = Shape(2, 1, 1, 1, 2, 4, 10, tied=True, positions=8)  # 16 + 24 linear, 20 of the head
     config = load_config(REAL, ["training.gradient_checkpointing=false", "masking.mask_ratio=0.5"])
+    sizes = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2,
+             "intermediate_size": 4, "vocab_size": 10, "num_hidden_layers": 1}  # fmt: skip
+    shape = shape_of(Qwen3ForCausalLM(Qwen3Config(**sizes)), config.model)
+    # 16 + 24 linear, 20 of the head
     assert plan.flop_per_token(config, shape) == 4 * 40 + 4 * 0.5 * 20
     config.training.gradient_checkpointing = True
     assert plan.flop_per_token(config, shape) == 6 * 40 + 4 * 0.5 * 20
@@ -121,7 +152,7 @@ def test_operations_are_counted_by_hand():
     [
         ("data.max_length=5000", "data.max_length 5000: data/tiny_base reads .* tokens at most"),
         ("training.fp16=true", "training.fp16: needs a GPU"),
-        ("model.lora_target_modules=[q_proj,lm_head]", "lm_head is none of its linear layers"),
+        ("model.lora_target_modules=[q_proj,lm_head]", "model.lora_target_modules: lm_head"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, config):
@@ -134,7 +165,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, c
 
 def test_an_unknown_card_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"plan.card RTX 9999: not known; .*RTX 4090"):
-        preflight.planned_device(load_config(REAL, ["plan.card=RTX 9999"]), None)
+        plan.planned_device(load_config(REAL, ["plan.card=RTX 9999"]), None)
 
 
 def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):
@@ -152,18 +183,16 @@ def test_the_cards_of_a_machine_are_known_by_torchs_names():
     assert rates == [165, 312, 989, None, None]
 
 
-def test_steps_and_cost_are_of_the_run_not_of_its_epochs():
-    device = preflight.planned_device(load_config(REAL), None)
-    text = plan.Text((1e6, 1e6), (1000, 1000), measured=True)  # 16 steps an epoch
+def test_steps_and_cost_are_of_the_run_not_of_its_epochs(eight, cards):
+    counted = text([1e6, 1e6], [1000, 1000])  # 16 steps an epoch
     costs = []
     for override in ("training.max_steps=16", "training.max_steps=32", "training.max_steps=-1"):
-        said = preflight.describe_plan(
-            load_config(REAL, [override, "plan.price_per_hour=1e6"]), device, text
-        )
+        config = load_config(REAL, [override, "plan.price_per_hour=1e6"])
+        said = plan.describe_plan(config, eight, cards, counted)
         costs.append(float(re.search(r"costs ([\d.]+) to", said)[1]))
     assert costs[1] == pytest.approx(2 * costs[0]) and costs[2] == pytest.approx(3 * costs[0])
     few = load_config(REAL, ["training.num_train_epochs=0.1"])
-    assert plan.steps(few, text, 64) == (2, 2)  # of 1.6
+    assert "the run: 2 steps of 64" in plan.describe_plan(few, eight, cards, counted)  # of 1.6
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
@@ -186,17 +215,16 @@ def test_the_estimate_of_tokens_holds_what_is_measured(tmp_path, encoding):
     ("settings", "known"),
     [
         ({}, True), ({"num_key_value_heads": None}, True), ({"model_type": "qwen3_moe"}, False),
-        ({"model_type": None}, False), ({"hidden_size": None}, False),
+        ({"model_type": "gpt2"}, False), ({"model_type": None}, False),
     ],
 )  # fmt: skip
 def test_only_shapes_that_are_known_are_planned(tmp_path, settings, known):
     told = json.loads((PROJECT / "data/tiny_base/config.json").read_text())
-    told = {name: value for name, value in (told | settings).items() if name != "hidden_size"
-            or value}  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    assert (preflight.read_shape(str(tmp_path)) is not None) == known
+    (tmp_path / "config.json").write_text(json.dumps(told | settings))
+    model = ModelConfig(model_name_or_path=str(tmp_path))
+    assert (plan.read_shape(model) is not None) == known
     (tmp_path / "config.json").write_text("{")
-    assert preflight.read_shape(str(tmp_path)) is None
+    assert plan.read_shape(model) is None
 
 
 def test_remedies_keep_to_what_the_settings_allow():

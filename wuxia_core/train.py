@@ -214,7 +214,7 @@ def as_user_error(error: Exception, folder: Path) -> WuxiaError | None:
 def out_of_memory(folder: Path, message: str) -> MachineError:
     """Say what saves memory, as the plan before the run does."""
     config = load_config(folder / "config.yaml")
-    shape = read_shape(config.model.model_name_or_path)
+    shape = read_shape(config.model)
     changes = advice(config, shape, this_device(int(os.environ.get("WORLD_SIZE", 1))))
     return MachineError("\n".join([f"out of GPU memory ({message}). What to change:", *changes]))
 

@@ -5,19 +5,13 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from wuxia_core.config import LINEAR_LAYERS, Config, effective_batch
+import torch
+
+from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
 from wuxia_core.model import load_tokenizer, mask_token_id
-from wuxia_core.preflight.plan import (
-    checkpoint_bytes,
-    describe_plan,
-    estimated_text,
-    measured_text,
-    planned_device,
-    read_shape,
-    this_device,
-)
+from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder
 from wuxia_core.torchrun import Processes
 
@@ -30,75 +24,63 @@ def prepare_run(
     `start` is the checkpoint that a run goes on from. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
-    check_settings(config)
-    check_mask_token(config)
+    shape = check_settings(config)
+    if shape:
+        tokenizer = load_tokenizer(config.model.model_name_or_path)
+        mask_token_id(tokenizer, shape.config.vocab_size, config.masking.mask_token)
     mixture = mix(config)
-    check_windows(config, len(train_windows(mixture)), processes.total)
+    windows = len(train_windows(mixture))
+    if windows < processes.total:
+        raise ConfigError(
+            f"{processes.total} processes for {windows} training windows of "
+            f"{config.data.max_length} tokens: lower --nproc or data.max_length, or add text to "
+            f"{config.data.data_dir}"
+        )
     print(summary(config, processes.total, mixture))
-    print(describe_plan(config, this_device(processes.total), measured_text(mixture)))
+    device = plan.this_device(processes.total)
+    print(plan.describe_plan(config, shape, device, plan.measured_text(mixture)))
     for precaution in card_precautions():
         print(precaution)
-    shape = read_shape(config.model.model_name_or_path)
     if shape:
-        check_disk(folder, checkpoint_bytes(config, shape))
+        check_disk(folder, plan.checkpoint_bytes(config, shape))
     open_folder(config, mixture, folder)
     print(f"training into {folder}" + (f", from {start.name} on" if start else ""))
 
 
-def forecast(config: Config, asked: int | None) -> str:
+def forecast(config: Config, processes: int | None) -> str:
     """Say what a run needs; nothing is mixed, loaded or started."""
-    import torch
-
-    check_model(config)
-    device = None if torch.cuda.is_available() else planned_device(config, asked)
+    shape = check_model(config)
+    device = None if torch.cuda.is_available() else plan.planned_device(config, processes)
     if device is None:
         check_device(config)
-        device = this_device(process_count(asked))
+        device = plan.this_device(process_count(processes))
     mixture = current_mixture(config)
-    return describe_plan(
-        config, device, measured_text(mixture) if mixture else estimated_text(config)
-    )
+    text = plan.measured_text(mixture) if mixture else plan.estimated_text(config)
+    return plan.describe_plan(config, shape, device, text)
 
 
-def process_count(asked: int | None) -> int:
+def process_count(wanted: int | None) -> int:
     """Choose how many processes to start: one a GPU, two on a machine without any.
 
-    Raises `ConfigError` where more are asked for than there are GPUs.
+    Raises `ConfigError` where more are wanted than there are GPUs.
     """
-    import torch
-
     cards = torch.cuda.device_count()
-    if asked is not None and (asked < 1 or 0 < cards < asked):
-        has = f"; this machine has {cards} GPUs" if cards else ""
-        raise ConfigError(f"--nproc {asked}: must be at least 1, and one a GPU{has}")
-    return asked or cards or 2
+    if wanted and 0 < cards < wanted:
+        raise ConfigError(f"--nproc {wanted}: one a GPU, and this machine has {cards}")
+    return wanted or cards or 2
 
 
-def check_windows(config: Config, windows: int, processes: int) -> None:
-    """Refuse a mixture that cannot give each process a window.
-
-    Raises `ConfigError` naming both numbers.
-    """
-    if windows < processes:
-        raise ConfigError(
-            f"{processes} processes for {windows} training windows of {config.data.max_length} "
-            f"tokens: lower --nproc or data.max_length, or add text to {config.data.data_dir}"
-        )
-
-
-def check_settings(config: Config) -> None:
-    """Refuse what the device or the model cannot do, before anything is loaded.
+def check_settings(config: Config) -> plan.Shape | None:
+    """Refuse what the device or the model cannot do, before it is loaded; give the model's shape.
 
     Raises `ConfigError` naming the key.
     """
     check_device(config)
-    check_model(config)
+    return check_model(config)
 
 
 def check_device(config: Config) -> None:
     """Refuse a precision that this machine has not got."""
-    import torch
-
     on_card = torch.cuda.is_available()
     if config.training.fp16 and not on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
@@ -107,33 +89,18 @@ def check_device(config: Config) -> None:
         raise ConfigError(f"training.bf16: {name} has none; set training.fp16=true in its place")
 
 
-def check_model(config: Config) -> None:
-    """Refuse what no machine could do with this model."""
+def check_model(config: Config) -> plan.Shape | None:
+    """Refuse what no machine could do with this model; give its shape."""
+    name, length = config.model.model_name_or_path, config.data.max_length
     if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization {config.model.quantization}: needs bitsandbytes; "
             "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         )
-    shape = read_shape(config.model.model_name_or_path)
-    if shape is None:
-        return
-    if config.data.max_length > shape.positions:
-        raise ConfigError(
-            f"data.max_length {config.data.max_length}: {config.model.model_name_or_path} reads "
-            f"{shape.positions} tokens at most"
-        )
-    if unknown := set(config.model.lora_target_modules) - set(LINEAR_LAYERS):
-        raise ConfigError(
-            f"model.lora_target_modules: {', '.join(sorted(unknown))} is none of its linear "
-            f"layers, which are {', '.join(LINEAR_LAYERS)}"
-        )
-
-
-def check_mask_token(config: Config) -> None:
-    """Refuse a mask token that the vocabulary has not got; raises `ConfigError`."""
-    name = config.model.model_name_or_path
-    if shape := read_shape(name):
-        mask_token_id(load_tokenizer(name), shape.vocab, config.masking.mask_token)
+    shape = plan.read_shape(config.model)
+    if shape and length > (most := shape.config.max_position_embeddings):
+        raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
+    return shape
 
 
 def check_disk(folder: Path, needed: float) -> None:
@@ -156,8 +123,6 @@ def card_precautions() -> list[str]:
 
     They have no peer-to-peer copy, and some drivers offer it all the same.
     """
-    import torch
-
     names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
     if not any("GeForce RTX 40" in name for name in names):
         return []
@@ -168,11 +133,8 @@ def card_precautions() -> list[str]:
 
 def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Describe the run in a few lines, the effective batch first."""
-    training = config.training
-    shares = ", ".join(
-        f"{row.source} {row.tokens:,} tokens ({row.share:.1%})"
-        for row in mixture.report.itertuples()
-    )
+    training, rows = config.training, mixture.report.itertuples()
+    shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
     files = [file for file in mixture.preparation["files"] if file["source"] == "general"]
     general = ", ".join(file["path"] for file in files[:3]) + " …" * (len(files) > 3)
     return (
@@ -180,11 +142,11 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
         f"{training.per_device_train_batch_size} a process "
         f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
         f"training text: {shares}; general text from {general or 'nowhere'}\n"
-        f"held out: {_held_out(mixture) or 'nothing'}"
+        f"held out: {held_out(mixture) or 'nothing'}"
     )
 
 
-def _held_out(mixture: Mixture) -> str:
+def held_out(mixture: Mixture) -> str:
     """Name the novels that are held out, and how much of one that is so in part."""
     novels = mixture.outline.query("source == 'wuxia' and split != 'duplicate'")
     chapters = novels["split"].eq("validation").groupby(novels["book"]).agg(["sum", "size"])
