@@ -228,7 +228,7 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
     command = [sys.executable, "-c", code, str(library / "config.yaml")]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     folder = Path(config.data.processed_data_file)
-    left = list(folder.parent.glob(f".{folder.name}-building-*"))
+    left = list(folder.parent.glob(f".{folder.name}-building*"))
     assert len(left) == 1 and not folder.exists()
     assert len(mix(config).tokens) and not left[0].exists()
 
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_no_half_of_a_mixture(library, config, monkeypatch):
     with pytest.raises(MachineError, match=r"cannot be written .No space left.*free some space"):
         mix(config)
     folder = Path(config.data.processed_data_file)
-    assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}-building-*"))
+    assert not folder.exists() and not list(folder.parent.glob(f".{folder.name}-building*"))
 
 
 def test_the_same_inputs_give_the_same_bytes(library, config, tmp_path):

@@ -123,23 +123,17 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _build(inputs: _Inputs, staging: Path) -> None:
-    """Write a mixture folder; the start of each stage is logged for debugging."""
+    """Write a mixture folder."""
     config = inputs.config
     with TemporaryFile(dir=staging) as file:
         texts = Texts(file)
-        logger.debug("reading and cleaning")
         outline, reports = _read(inputs, texts)
-        logger.debug("deduplicating")
         duplicates = _deduplicate(outline, texts, config)
-        logger.debug("comparing with held-out text")
         leakage = _remove_leakage(outline, texts)
-        logger.debug("loading the tokenizer")
         tokenizer = load_tokenizer(config.model.model_name_or_path)
         encode = windows.Encoder(tokenizer, corpus.Segmenter(inputs.lexicon))
-        logger.debug("tokenizing")
         chunks, budget = _tokenize(outline, texts, encode, config, staging)
         packed, epochs = _make_windows(outline, chunks, budget, config)
-        logger.debug("writing")
         packed.to_parquet(staging / WINDOWS)
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
@@ -192,9 +186,8 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
             index.add(texts[row.Index], row.book if row.source == "wuxia" else None)
     same_books = index.same_books()
     for same in same_books:
-        logger.warning(
-            "%s is left out: %.0f %% of it is in %s", same.book, 100 * same.share, same.kept
-        )
+        percent = 100 * same.share
+        logger.warning("%s is left out: %.0f %% of it is in %s", same.book, percent, same.kept)
     left_out = novels & outline["book"].isin([same.book for same in same_books])
     repeats = _drop_repeats(index.same_paragraphs(outline.index[left_out]), outline, texts)
     left_out |= outline["characters"] == 0
@@ -278,22 +271,16 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
         ngrams.update(texts[number])
     found, left = corpus.Leakage(), corpus.Leakage()
     for number in held_out:
-        text = texts[number]
-        shared = ngrams.shared(text)
+        shared = ngrams.shared(texts[number])
         found.add(shared)
-        if shared.any():
-            while shared.any():  # neighbours of what is dropped may make a shared run again
-                text = corpus.drop_sentences(text, shared)
-                shared = ngrams.shared(text)
-            texts[number] = text
-            outline.at[number, "characters"] = len(text)
+        while shared.any():  # neighbours of what is dropped may make a shared run again
+            texts[number] = corpus.drop_sentences(texts[number], shared)
+            outline.at[number, "characters"] = len(texts[number])
+            shared = ngrams.shared(texts[number])
         left.add(shared)
     if found.shared:
-        logger.info(
-            "held-out text shared %.2f %% of its runs of 13 characters with training text; "
-            "the sentences are left out of it",
-            100 * found.share,
-        )
+        share = found.shared / found.runs
+        logger.info("%.2f %% of held-out text stands in training text: left out", 100 * share)
     return {"shared_with_held_out": {"found": asdict(found), "left": asdict(left)}}
 
 
@@ -317,7 +304,7 @@ def _tokenize(
         outline[["start", "tokens"]] = spans
         chunks = windows.chunk_documents(outline[~is_general], settings)
         budget = windows.general_budget(chunks, settings.general_ratio)
-        general = windows.shuffled(outline.index[is_general], seed) if budget else []
+        general = store.shuffled(outline.index[is_general], seed) if budget else []
         missing = budget + settings.max_length
         for number, span in _write_tokens(general, texts, encode, files):
             spans[number] = span
@@ -360,9 +347,7 @@ def _make_windows(
     """
     settings = config.data
     if not (chunks["split"] == TRAIN).any():
-        raise DataError(
-            "no training text is left: data.min_length or data.weights leave all of it out"
-        )
+        raise DataError("data.min_length, data.weights: they leave no training text")
     rows = outline[_is_general(outline)]
     general = windows.chunk_documents(rows, settings)
     share = rows["characters"][rows["tokens"] > 0].sum() / max(1, rows["characters"].sum())

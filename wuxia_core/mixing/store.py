@@ -9,9 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,18 +133,11 @@ class Windows:
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
         epoch, row = index if isinstance(index, tuple) else (0, index)
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
-        position_ids = np.concatenate(
-            [np.arange(end - start, dtype=np.int32) for start, end in spans]
-        )
-        word_starts = np.concatenate([self._word_starts[start:end] for start, end in spans])
-        return Window(
-            input_ids=np.concatenate([self._tokens[start:end] for start, end in spans]),
-            word_ids=np.cumsum(word_starts | (position_ids == 0), dtype=np.int32),
-            position_ids=position_ids,
-            key=int(self._keys[row]),
-            epoch=epoch,
-            row=row,
-        )
+        ids = np.concatenate([self._tokens[start:end] for start, end in spans])
+        starts = np.concatenate([self._word_starts[start:end] for start, end in spans])
+        positions = np.concatenate([np.arange(end - start) for start, end in spans])
+        words = np.cumsum(starts | (positions == 0), dtype=np.int32)
+        return Window(ids, words, positions.astype(np.int32), int(self._keys[row]), epoch, row)
 
 
 def open_mixture(folder: Path) -> Mixture:
@@ -178,8 +170,8 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if read_manifest(folder) != wanted:
         raise DataError(
-            f"{folder}: not the mixture that {run} was trained on; mix again from the same texts "
-            f"with the settings of {run / 'config.yaml'}"
+            f"{folder}: not the mixture that {run} was trained on; mix the same texts again with "
+            f"the settings of {run / 'config.yaml'}"
         )
     return open_mixture(folder)
 
@@ -199,8 +191,7 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
     """Windows by source of at most `limit` held-out documents each, drawn by key."""
     chosen = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
-        keys = {number: hash_key(seed, "held out", number) for number in documents.index}
-        drawn = sorted(keys, key=keys.__getitem__)[:limit]
+        drawn = shuffled(documents.index, seed, "held out")[:limit]
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
         if len(chunks):
             chosen[source] = Windows(mixture, chunks, int(documents.loc[drawn, "characters"].sum()))
@@ -210,6 +201,11 @@ def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windo
 def hash_key(seed: int, *names: object) -> str:
     """Turn a seed and names into a key to sort by: the same order on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
+
+
+def shuffled(documents: Iterable[int], seed: int, *purpose: str) -> list[int]:
+    """Put documents in the order in which they are drawn for a purpose."""
+    return sorted(map(int, documents), key=lambda number: hash_key(seed, *purpose, number))
 
 
 @contextmanager
@@ -234,18 +230,17 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Raises `MachineError` where it cannot be written.
     """
+    staging = folder.with_name(f".{folder.name}-building")
     with raise_machine_error(f"data.processed_data_file {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{folder.name}-building-"
-        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
-            shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as name:
-            staging = Path(name) / folder.name
-            staging.mkdir()
+        shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+        staging.mkdir(parents=True)
+        try:
             yield staging
             if folder.exists():
-                folder.rename(Path(name) / "before")
+                shutil.rmtree(folder)
             staging.replace(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 class Texts:

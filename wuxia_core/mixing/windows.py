@@ -20,7 +20,7 @@ import pandas as pd
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import Segmenter, gather
 from wuxia_core.errors import DataError
-from wuxia_core.mixing.store import TRAIN, Flags, Tokens, Window, hash_key
+from wuxia_core.mixing.store import TRAIN, Flags, Tokens, Window, hash_key, shuffled
 from wuxia_core.model import document_start_id
 from wuxia_core.text import codes
 
@@ -34,9 +34,9 @@ Integers = npt.NDArray[np.int64]
 BATCH = 200_000  # characters a call of the tokenizer
 
 
-def shortest(settings: DataConfig) -> int:
+def shortest(data: DataConfig) -> int:
     """Tokens of the shortest document that is used; one of them stands before the text."""
-    return max(1, settings.min_length) + 1
+    return max(1, data.min_length) + 1
 
 
 def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
@@ -48,29 +48,22 @@ def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
     return (np.floor(weights) + (np.array(keys) < np.mod(weights, 1))).astype(np.int64)
 
 
-def chunk_documents(documents: pd.DataFrame, settings: DataConfig) -> pd.DataFrame:
+def chunk_documents(documents: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Cut documents into chunks of a window's length at most.
 
     The tail is kept, and nothing overlaps without a stride. `documents` has the columns `source`,
     `split`, `start` and `tokens` (where its tokens stand, and how many) and `copies`; one that has
     none, or too few tokens, gives no chunk.
     """
-    size, step = settings.max_length, settings.stride or settings.max_length
+    size, step = data.max_length, data.stride or data.max_length
     rows = []
-    for document in documents[documents["tokens"] >= shortest(settings)].itertuples():
+    for document in documents[documents["tokens"] >= shortest(data)].itertuples():
         about = (document.source, document.split)
         for start in range(0, max(1, document.tokens - size + step), step):
             ends = document.start + start, document.start + min(start + size, document.tokens)
             rows += [(document.Index, *ends, *about)] * document.copies
-    chunks = pd.DataFrame(rows, columns=["document", "start", "end", "source", "split"])
-    return chunks.astype(
-        {name: np.int64 for name in ("document", "start", "end")} | {"source": str, "split": str}
-    )
-
-
-def shuffled(documents: Iterable[int], seed: int) -> list[int]:
-    """Put documents in the order in which they are drawn."""
-    return sorted(map(int, documents), key=lambda number: hash_key(seed, number))
+    types = {"document": np.int64, "start": np.int64, "end": np.int64, "source": str, "split": str}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
@@ -78,22 +71,20 @@ def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
     return ratio / (1 - ratio) * _tokens(chunks.query("source == 'wuxia' and split == @TRAIN"))
 
 
-def general_epochs(
-    general: pd.DataFrame, budget: float, share: float, settings: DataConfig
-) -> float:
-    """Count passes over the general text in one over the novels; `general` is a `share` of it.
+def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: DataConfig) -> float:
+    """Count passes over the general text in one over the novels; `chunks` are a `share` of it.
 
     Raises `DataError` where that is more than `max_general_epochs`.
     """
-    there = int(_tokens(general.drop_duplicates("start")) / share) if len(general) else 0
+    there = int(_tokens(chunks.drop_duplicates("start")) / share) if len(chunks) else 0
     if not budget or not there:
         return 0.0
-    epochs, most = budget / there, settings.max_general_epochs
+    epochs, most = budget / there, data.max_general_epochs
     if epochs > most:
-        novels = budget * (1 / settings.general_ratio - 1)
+        novels = budget * (1 / data.general_ratio - 1)
         reachable = there * most / (novels + there * most)
         raise DataError(
-            f"data.general_ratio {settings.general_ratio} takes {budget:,.0f} tokens of general "
+            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general "
             f"text and there are {there:,}, which would be read {epochs:.2f} times. Add general "
             f"text, --set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
             f"--set data.max_general_epochs={ceil(100 * epochs) / 100}"
