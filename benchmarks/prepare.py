@@ -15,11 +15,9 @@ it to tokenize; with `--keep-duplicates` all of it is tokenized.
 
 import argparse
 import json
-import logging
 import os
 import platform
 import random
-import re
 import resource
 import tempfile
 import time
@@ -33,7 +31,6 @@ from wuxia_core.model import load_tokenizer
 
 WINDOW = 1024  # tokens
 FILE = 10_000_000  # bytes of a file of shuffled paragraphs
-STAGE = re.compile(r"(.+): ([\d.]+) s$")
 
 
 def usual(files: list[Path], tokenizer: PreTrainedTokenizerBase, jsonl: Path) -> None:
@@ -48,19 +45,6 @@ def usual(files: list[Path], tokenizer: PreTrainedTokenizerBase, jsonl: Path) ->
     with jsonl.open(encoding="utf-8") as lines:
         for line in lines:
             tokenizer(json.loads(line)["text"], truncation=True, max_length=WINDOW)
-
-
-class Stages(logging.Handler):
-    """Collects the seconds that `mix` logs for each stage."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.seconds: dict[str, float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note a stage."""
-        if match := STAGE.match(record.getMessage()):
-            self.seconds[match[1]] = float(match[2])
 
 
 def settings(corpus: Path, tokenizer: str, folder: Path) -> Config:
@@ -83,10 +67,6 @@ def compare(tokenizer_name: str, corpus: Path) -> None:
     start = time.perf_counter()
     tokenizer = load_tokenizer(tokenizer_name)
     loading = time.perf_counter() - start
-    stages = Stages()
-    logging.getLogger("wuxia_core").setLevel(logging.DEBUG)
-    logging.getLogger("wuxia_core").addHandler(stages)
-    logging.getLogger("wuxia_core").propagate = False
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()
         usual(files, tokenizer, Path(name) / "usual.jsonl")
@@ -95,7 +75,7 @@ def compare(tokenizer_name: str, corpus: Path) -> None:
         end = time.perf_counter()
         unused = mixture.outline.query("split == 'unused'")["characters"].sum()
         share = unused / mixture.outline["characters"].sum()
-    theirs, ours = middle - start, end - middle - stages.seconds.pop("loading the tokenizer")
+    theirs, ours = middle - start, end - middle - loading
     print(f"\n{size:.1f} MB, {len(files)} files, {os.cpu_count()} cores, {platform.machine()}")
     print(f"usual way  {theirs:5.1f} s  {size / theirs:5.2f} MB/s")
     print(f"ours       {ours:5.1f} s  {size / ours:5.2f} MB/s")
@@ -103,8 +83,6 @@ def compare(tokenizer_name: str, corpus: Path) -> None:
     print(f"with {loading:.1f} s for loading the tokenizer in both: "
           f"ratio {(theirs + loading) / (ours + loading):.2f}")  # fmt: skip
     print(f"({share:.1%} of the characters are general text that the ratio leaves untokenized)")
-    for stage, seconds in stages.seconds.items():
-        print(f"  {stage:<28} {seconds:5.1f} s  {seconds / ours:5.1%}")
 
 
 def write_shuffled(corpus: Path, folder: Path, size: int) -> None:

@@ -1,7 +1,8 @@
-"""One rule for text from outside: it is shown, and never acts on what shows it.
+"""Text from outside: made fit to be shown, and turned into numbers to be compared.
 
 `visible` is for terminals and plots, `escape` for HTML. Neither makes text fit for Markdown or
-LaTeX: text from outside is never given to those.
+LaTeX: text from outside is never given to those. `codes` are a text's code points as an array,
+`ngrams` the hashes of its runs of n characters.
 """
 
 import functools
@@ -24,12 +25,13 @@ BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 UNUSUAL = re.compile("[^\n\t -~\u3000-\u3029\u4e00-\u9fa5，。：；？！“”‘’…—]")  # few in a novel
-Hashes = npt.NDArray[np.uint64]
-Codes = npt.NDArray[np.uint32]
 
-FACTOR = 0x9E3779B97F4A7C15
+FACTOR = 0x9E3779B97F4A7C15  # of the rolling hash, odd, so that it has an inverse
 INVERSE = pow(FACTOR, -1, 1 << 64)
 MIX = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's
+
+Codes = npt.NDArray[np.uint32]  # code points
+Hashes = npt.NDArray[np.uint64]
 
 
 def visible(text: str) -> str:
@@ -59,6 +61,16 @@ def codes(text: str) -> Codes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
+def without_spaces(text: str) -> tuple[Codes, npt.NDArray[np.int64]]:
+    """Code points that are not white space, and where in the text they stand: (N,) and (N,).
+
+    `without_spaces("剑 光")` gives the codes of 剑 and 光, and the places 0 and 2.
+    """
+    characters = codes(text)
+    places = np.flatnonzero((characters > 0x20) & (characters != 0x3000))
+    return characters[places], places
+
+
 def is_han(characters: Codes) -> npt.NDArray[np.bool_]:
     """Flag CJK ideographs, (C,)."""
     return (characters >= 0x3400) & (characters < 0xA000)
@@ -69,11 +81,11 @@ def ngrams(characters: Codes, n: int) -> Hashes:
 
     A rolling hash (Karp & Rabin 1987) modulo 2^64, by differences of running sums.
     """
-    count = max(0, len(characters) - n + 1)
-    up, down = _powers(len(characters))
-    sums = np.zeros(len(characters) + 1, np.uint64)
-    np.cumsum(characters * down, out=sums[1:])
-    hashes = (sums[n:] - sums[:count]) * up[:count] if count else np.empty(0, np.uint64)
+    length = len(characters)
+    count = max(0, length - n + 1)
+    sums = np.zeros(length + 1, np.uint64)
+    np.cumsum(characters * _powers(INVERSE, length), out=sums[1:])
+    hashes = (sums[len(sums) - count :] - sums[:count]) * _powers(FACTOR, count)
     hashes ^= hashes >> np.uint64(31)
     hashes *= MIX
     return np.asarray(hashes ^ (hashes >> np.uint64(29)))
@@ -86,17 +98,13 @@ def distinct(hashes: Hashes) -> Hashes:
     return np.asarray(hashes[new])
 
 
-def _powers(length: int) -> tuple[Hashes, Hashes]:
-    """Powers of the factor and of its inverse, (length,) each."""
-    up, down = _power_table(1 << max(length, 4096).bit_length())
-    return up[:length], down[:length]
+def _powers(factor: int, length: int) -> Hashes:
+    """Powers of a factor from the 0th on, (length,)."""
+    return _power_table(factor, 1 << max(length, 4096).bit_length())[:length]
 
 
 @functools.cache
-def _power_table(length: int) -> tuple[Hashes, Hashes]:
-    powers = []
-    for factor in (FACTOR, INVERSE):
-        steps = np.full(length, factor, np.uint64)
-        steps[0] = 1
-        powers.append(np.cumprod(steps))
-    return powers[0], powers[1]
+def _power_table(factor: int, length: int) -> Hashes:
+    steps = np.full(length, factor, np.uint64)
+    steps[0] = 1
+    return np.cumprod(steps)

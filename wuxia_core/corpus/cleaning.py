@@ -123,14 +123,9 @@ def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]
     for match in pattern.finditer(text):
         if match.start() > end:
             start = text.rfind("\n", 0, match.start()) + 1
-            end = line_end(text, match.start())
+            end = text.find("\n", match.start())
+            end = len(text) if end < 0 else end
             yield start, end
-
-
-def line_end(text: str, place: int) -> int:
-    """Find where the line that holds a place ends."""
-    end = text.find("\n", place)
-    return len(text) if end < 0 else end
 
 
 def line_ends(text: str) -> Iterator[Edit]:

@@ -1,8 +1,9 @@
-"""Find texts that are there twice: editions, reposts, simplified against traditional.
+"""Find text that is there twice: editions, reposts, and what held-out and training text share.
 
-Only Han characters are compared, in simplified form, so that punctuation and script do not matter.
-A book is known by a 32nd of its runs of 13 characters, a paragraph by the 8 smallest hashes of its
-runs of 8 (bottom-k sketches, Broder 1997): memory is a few bytes a character of text.
+For duplicates only Han characters are compared, in simplified form, so that punctuation and script
+do not matter. A book is known by a 32nd of its runs of 13 characters, a paragraph by the 8 smallest
+hashes of its runs of 8 (bottom-k sketches, Broder 1997): memory is a few bytes a character of text.
+For leakage runs of 13 characters of any kind count, white space aside.
 """
 
 import functools
@@ -16,25 +17,48 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.text import FACTOR, Codes, Hashes, codes, distinct, is_han, ngrams
+from wuxia_core.text import FACTOR, Hashes, codes, distinct, is_han, ngrams, without_spaces
 
-Numbers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)
+# Script.
+SAMPLE = 2000  # characters looked at
+TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
+
+# Books.
+BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)  # characters; of the runs a 32nd is kept
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
-RUN, SKETCH, SAME_PARAGRAPH = 8, 8, 6  # of the 8 smallest hashes 6 are shared
+
+# Paragraphs.
+RUN = 8  # characters
+SKETCH, SAME_PARAGRAPH = 8, 6  # of the 8 smallest hashes 6 are shared
 KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
 LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
 TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
-SAMPLE = 2000  # characters looked at
-TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
-GRAM = 13
-FILTER_BITS = np.uint64(24)
+
+# Leakage.
+GRAM = 13  # characters
+FILTER_BITS = np.uint64(24)  # leading bits of a hash, by which most are ruled out
 SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?]+[”’』」）]*|\n|\Z)")
+
+
+@functools.cache
+def _converter() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def to_simplified(text: str) -> str:
+    """Turn a traditional text, by its first 2,000 characters, into simplified characters."""
+    before = codes(text[:SAMPLE])
+    after = codes(_converter().convert(text[:SAMPLE]))[: len(before)]
+    changed = int((before[: len(after)] != after).sum())
+    return str(_converter().convert(text)) if changed > TRADITIONAL * len(after) else text
 
 
 @dataclass(frozen=True)
@@ -52,9 +76,6 @@ class _BookSketch:
     chapters: int = 0
     traditional: int = 0  # chapters
     damaged: int = 0  # characters that were lost on the way
-
-    def merged(self) -> Hashes:
-        return distinct(np.frombuffer(self.hashes, np.uint64))
 
 
 class DuplicateIndex:
@@ -103,15 +124,14 @@ class DuplicateIndex:
 
         The better edition is kept: simplified, with fewer damaged characters, longer.
         """
-        merged = {name: book.merged() for name, book in self._books.items()}
-        names = sorted(merged, key=lambda name: self._quality(name, len(merged[name])))
-        if not names:
-            return []
-        sizes = [len(merged[name]) for name in names]
-        pairs, shared = _pairs(
-            np.concatenate([merged[name] for name in names]),
-            np.repeat(np.arange(len(names)), sizes),
-        )
+        sketches = {
+            name: distinct(np.frombuffer(book.hashes, np.uint64))
+            for name, book in self._books.items()
+        }
+        names = sorted(sketches, key=lambda name: self._quality(name, len(sketches[name])))
+        sizes = [len(sketches[name]) for name in names]
+        hashes = np.concatenate([np.empty(0, np.uint64), *(sketches[name] for name in names)])
+        pairs, shared = _pairs(hashes, np.repeat(np.arange(len(names)), sizes))
         found: dict[int, SameBook] = {}
         for kept, other, count in zip(*pairs.tolist(), shared.tolist(), strict=True):
             same = count >= SAME_BOOK * sizes[other] and sizes[other] <= LONGER * sizes[kept]
@@ -150,7 +170,7 @@ class DuplicateIndex:
         return pd.DataFrame(np.concatenate(found, axis=1), columns=columns)
 
 
-def _in_common(rows: Hashes, pairs: Numbers) -> Numbers:
+def _in_common(rows: Hashes, pairs: Integers) -> Integers:
     """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
     shared = np.zeros(pairs.shape[1], np.int64)
     for column in range(SKETCH):
@@ -158,7 +178,7 @@ def _in_common(rows: Hashes, pairs: Numbers) -> Numbers:
     return shared
 
 
-def _pairs(hashes: Hashes, owners: Numbers) -> tuple[Numbers, Numbers]:
+def _pairs(hashes: Hashes, owners: Integers) -> tuple[Integers, Integers]:
     """Pair the owners of a hash: (earlier, later) (2, E), sorted, and how many they share (E,).
 
     Of many owners of one hash each is paired with the one before and with the first.
@@ -176,26 +196,6 @@ def _pairs(hashes: Hashes, owners: Numbers) -> tuple[Numbers, Numbers]:
     return np.stack(np.divmod(codes, most)), shared
 
 
-@functools.cache
-def _converter() -> Any:
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
-
-
-def is_traditional(text: str) -> bool:
-    """Whether a text is written in traditional characters, by its first 2,000."""
-    sample = text[:SAMPLE]
-    before, after = codes(sample), codes(_converter().convert(sample))
-    length = min(len(before), len(after))
-    return bool((before[:length] != after[:length]).sum() > TRADITIONAL * length)
-
-
-def to_simplified(text: str) -> str:
-    """Turn a traditional text into simplified characters; another is returned as it is."""
-    return str(_converter().convert(text)) if is_traditional(text) else text
-
-
 @dataclass
 class Leakage:
     """Runs of 13 characters of held-out text that training text has too.
@@ -206,11 +206,6 @@ class Leakage:
     runs: int = 0
     shared: int = 0
     longest: int = 0
-
-    @property
-    def share(self) -> float:
-        """Shared runs among all."""
-        return self.shared / max(1, self.runs)
 
     def add(self, shared: Flags) -> None:
         """Count a text's runs, flagged where they are shared."""
@@ -226,7 +221,7 @@ class HeldOutNgrams:
     def __init__(self, texts: Iterable[str]) -> None:
         hashes = array("Q", [np.iinfo(np.uint64).max])
         for text in texts:
-            hashes.frombytes(ngrams(_written(text)[0], GRAM).tobytes())
+            hashes.frombytes(ngrams(without_spaces(text)[0], GRAM).tobytes())
         self._known = distinct(np.frombuffer(hashes, np.uint64))
         self._seen = np.zeros(len(self._known), np.bool_)
         self._filter = np.zeros(1 << int(FILTER_BITS), np.bool_)
@@ -234,16 +229,16 @@ class HeldOutNgrams:
 
     def update(self, text: str) -> None:
         """Note the runs of a training text."""
-        hashes = ngrams(_written(text)[0], GRAM)
+        hashes = ngrams(without_spaces(text)[0], GRAM)
         known, places = self._find(hashes[self._filter[hashes >> (np.uint64(64) - FILTER_BITS)]])
         self._seen[places[known]] = True
 
     def shared(self, text: str) -> Flags:
         """Flag the runs of a text that stand in held-out and in training text."""
-        known, places = self._find(ngrams(_written(text)[0], GRAM))
+        known, places = self._find(ngrams(without_spaces(text)[0], GRAM))
         return known & self._seen[places]
 
-    def _find(self, hashes: Hashes) -> tuple[Flags, npt.NDArray[np.int64]]:
+    def _find(self, hashes: Hashes) -> tuple[Flags, Integers]:
         """Say which hashes are held-out text's, and where; the last entry stands in for none."""
         places = np.searchsorted(self._known[:-1], hashes)
         return self._known[places] == hashes, places
@@ -251,7 +246,7 @@ class HeldOutNgrams:
 
 def drop_sentences(text: str, shared: Flags) -> str:
     """Drop the sentences in which a flagged run has its middle."""
-    middles = _written(text)[1][np.flatnonzero(shared) + GRAM // 2]
+    middles = without_spaces(text)[1][np.flatnonzero(shared) + GRAM // 2]
     if not len(middles):
         return text
     spans = [match.span() for match in SENTENCE.finditer(text)]
@@ -259,13 +254,6 @@ def drop_sentences(text: str, shared: Flags) -> str:
     dropped = set((np.searchsorted(starts, middles, side="right") - 1).tolist())
     kept = "".join(text[a:b] for n, (a, b) in enumerate(spans) if n not in dropped)
     return re.sub(r"\n+", "\n", kept).strip("\n")
-
-
-def _written(text: str) -> tuple[Codes, npt.NDArray[Any]]:
-    """Characters that are not spaces, and where in the text they stand."""
-    characters = codes(text)
-    places = np.flatnonzero((characters > 0x20) & (characters != 0x3000))
-    return characters[places], places
 
 
 def _longest(flags: Flags) -> int:

@@ -1,11 +1,13 @@
-"""Find the files: novels, and general text, which is never taken for a novel."""
+"""From files to documents: find the files, decode them, clean and cut what they hold.
+
+Which files are novels and which general text is decided here, and never by what they say.
+"""
 
 import functools
 import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +22,25 @@ from wuxia_core.errors import CorpusError, DataError
 
 logger = logging.getLogger(__name__)
 
+# Files.
 NO_NOVELS = {"general.txt", "lexicon.txt"}
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
+OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
+BLOCK = 32_000_000  # bytes read at a time
+
+# Encodings.
+BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 CHINESE, UTF_16 = ("gb18030", "cp950"), ("utf-16-le", "utf-16-be")
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
 CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
-BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
-BLOCK = 32_000_000  # bytes
 BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
-CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
-PLACES_NAMED = 5
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
-PASSAGE = 200  # characters: shorter lines of general text are gathered up to this length
-SHORTEST = 20  # characters: less than that is no book
-LONGEST_LINE = 6000  # characters: a longer one is cut at sentence ends
+CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
+
+# Documents, in characters.
+PASSAGE = 200  # shorter lines of general text are gathered up to this length
+SHORTEST = 20  # less than that is no book
+LONGEST_LINE = 6000  # a longer one is cut at sentence ends
 LONG = re.compile(
     rf"(.{{{LONGEST_LINE // 2},{LONGEST_LINE - 1}}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)"
 )
@@ -68,13 +74,22 @@ def find_files(
     if not data_dir.is_dir():
         what = "a file; name its folder" if data_dir.exists() else "no such folder"
         raise DataError(f"data.data_dir {data_dir}: {what}; novels are .txt files in a folder")
-    there = [path for path in _below(data_dir) if not _is_own(path, data_dir)]
-    paths = [novels] if novels else _find_novels(there, data_dir, [general, lexicon])
+    named = [path.resolve() for path in (general, lexicon) if path]
+    there = [
+        path
+        for path in _below(data_dir)
+        if path.relative_to(data_dir).parts[0] not in OWN_FOLDERS
+        and not any(path.resolve().is_relative_to(other) for other in named)
+    ]
+    texts = [path for path in there if path.suffix.lower() == ".txt"]
+    paths = [novels] if novels else [path for path in texts if path.name.lower() not in NO_NOVELS]
+    if not paths:
+        raise DataError(f"data.data_dir {data_dir}: no novel in it; put .txt files there")
     books = [(path, _name(path, data_dir).removesuffix(path.suffix)) for path in paths]
-    texts = [(path, path.stem) for path in _find_general(there, general)]
+    generals = [(path, path.stem) for path in _find_general(texts, general)]
     return [
         File(path, source, book, _name(path, data_dir))
-        for source, found in (("wuxia", books), ("general", texts))
+        for source, found in (("wuxia", books), ("general", generals))
         for path, book in _told_apart(found)
     ]
 
@@ -85,28 +100,16 @@ def _name(path: Path, data_dir: Path) -> str:
 
 def _told_apart(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
     """Give a number to the books that are called like an earlier one."""
-    times: Counter[str] = Counter()
     taken: set[str] = set()
     for path, title in files:
-        name = title
+        name, number = title, 1
         while name in taken:
-            times[title] += 1
-            name = f"{title} ({times[title] + 1})"
+            number += 1
+            name = f"{title} ({number})"
         if name != title:
-            logger.warning(
-                "%s: another file is called %s too; this one goes by %s", path, title, name
-            )
+            logger.warning("%s: another file is called %s too; this is %s", path, title, name)
         taken.add(name)
         yield path, name
-
-
-def _find_novels(there: list[Path], data_dir: Path, others: list[Path | None]) -> list[Path]:
-    texts = [path for path in there if path.suffix.lower() == ".txt"]
-    novels = [path for path in texts if _is_novel(path, others)]
-    if not novels:
-        what = "nothing but general text" if texts else "no .txt file, own folders aside"
-        raise DataError(f"data.data_dir {data_dir}: no novel in it ({what}); put .txt files there")
-    return novels
 
 
 def _below(folder: Path) -> list[Path]:
@@ -133,19 +136,9 @@ def _is_usable(path: Path) -> bool:
     return True
 
 
-def _is_novel(path: Path, others: list[Path | None]) -> bool:
-    named = any(other and path.resolve().is_relative_to(other.resolve()) for other in others)
-    return not named and path.name.lower() not in NO_NOVELS
-
-
-def _is_own(path: Path, data_dir: Path) -> bool:
-    folders = path.relative_to(data_dir).parts[:-1]
-    return bool(folders) and folders[0] in OWN_FOLDERS
-
-
-def _find_general(there: list[Path], general: Path | None) -> list[Path]:
+def _find_general(texts: list[Path], general: Path | None) -> list[Path]:
     """List what `general` names, and any general.txt among the novels."""
-    files = [path for path in there if path.name.lower() == "general.txt"]
+    files = [path for path in texts if path.name.lower() == "general.txt"]
     if general is not None:
         named = [general] if general.is_file() else _below(general)
         named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
@@ -262,18 +255,17 @@ def _plausibility(sample: bytes, encoding: str) -> float:
 @functools.cache
 def _everyday() -> npt.NDArray[np.float64]:
     """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
-    gb = bytes(b for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for b in (row, cell))
-    big5 = bytes(b for row in range(0xA4, 0xC7) for cell in _big5_cells() for b in (row, cell))
+    cells = range(0xA1, 0xFF)
+    gb = bytes(b for row in range(0xB0, 0xD8) for cell in cells for b in (row, cell))
+    big5 = bytes(
+        b for row in range(0xA4, 0xC7) for cell in [*range(0x40, 0x7F), *cells] for b in (row, cell)
+    )
     han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
     weights = np.zeros(0x10000)  # by UTF-16 unit
     weights[0x20:0x7F] = 0.5
     weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
     weights[[ord(c) for c in BROKEN]] = 0.0
     return weights
-
-
-def _big5_cells() -> list[int]:
-    return [*range(0x40, 0x7F), *range(0xA1, 0xFF)]
 
 
 def _decode(data: bytes) -> tuple[str, str]:
@@ -298,37 +290,30 @@ def _line_encoding(line: bytes, chosen: str) -> str:
 
 def _refuse_what_is_no_text(book: Book, data: bytes, start: int, why: str) -> None:
     """Refuse a book that was decoded from bytes at `start`, in an encoding chosen for a reason."""
-    text, path = book.text, book.path
-    broken = _broken(text)
+    text, path, broken = book.text, str(book.path), _broken(book.text)
     if broken > MOST_BROKEN * len(text):
-        places = _broken_places(data, book.encoding.split("+")[0], start)
-        where = f" (bytes {', '.join(map(str, places))} …)" if places else ""
+        place = _first_broken(data, book.encoding.split("+")[0], start)
         raise CorpusError(
             f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
-            f"decoded{where}; read as {book.encoding}, {why}: save it as UTF-8, or name it in "
-            "data.encoding",
-            str(path), next(iter(places), None), ("utf-8", *CHINESE, *UTF_16),
+            f"decoded (the first at byte {place}); read as {book.encoding}, {why}: save it as "
+            "UTF-8, or name it in data.encoding",
+            path, place, ("utf-8", *CHINESE, *UTF_16),
         )  # fmt: skip
     if broken:
         logger.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
     head = text[:100_000]
     strange = len(CONTROL.findall(head))
     if strange > MOST_BROKEN * len(head):
-        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
+        raise CorpusError(f"{path}: not text ({strange} control characters)", path, 0)
 
 
-def _broken_places(data: bytes, encoding: str, start: int) -> list[int]:
-    """Find the first bytes that mean nothing in an encoding, five at most."""
-    places: list[int] = []
-    done = 0
-    while len(places) < PLACES_NAMED:
-        try:
-            data[done:].decode(encoding)
-            break
-        except UnicodeDecodeError as error:
-            places.append(start + done + error.start)
-            done += error.end
-    return places
+def _first_broken(data: bytes, encoding: str, start: int) -> int:
+    """Find the first byte that means nothing in an encoding, else where the data start."""
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return start + error.start
+    return start
 
 
 @dataclass(frozen=True)
@@ -412,15 +397,10 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
 def _with_breaks(text: str, path: Path) -> str:
     """Break lines that no window or tokenizer could hold, after a sentence's end."""
     lines = text.split("\n")
-    long = [line for line in lines if len(line) > LONGEST_LINE]
-    if not long:
-        return text
-    logger.warning(
-        "%s: %d lines are over %d characters; cut after sentences", path, len(long), LONGEST_LINE
-    )
-    return "\n".join(
-        LONG.sub(r"\1\n", line) if len(line) > LONGEST_LINE else line for line in lines
-    )
+    if long := sum(len(line) > LONGEST_LINE for line in lines):
+        what = f"{long} lines are over {LONGEST_LINE} characters"
+        logger.warning("%s: %s; they are cut after sentences", path, what)
+    return "\n".join(LONG.sub(r"\1\n", x) if len(x) > LONGEST_LINE else x for x in lines)
 
 
 def _nothing_left(report: FileReport) -> str:

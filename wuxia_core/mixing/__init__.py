@@ -2,7 +2,7 @@
 
 The folder is written atomically and used again while its inputs and settings are unchanged:
 `documents.parquet` (source, book, chapter, split, characters, text), `windows.parquet` (a row a
-piece: window, document, start, end, source, split; offsets into the tokens), `tokens.npy` (int32),
+chunk: window, document, start, end, source, split; offsets into the tokens), `tokens.npy` (int32),
 `word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
 """
 
@@ -18,8 +18,6 @@ from wuxia_core.mixing.store import (
     exclusive_lock,
     hash_key,
     held_out_windows,
-    mixture_folder,
-    open_mixture,
     open_run_mixture,
     read_json,
     read_manifest,

@@ -1,4 +1,7 @@
-"""The mixture folder, read: documents, tokens and windows, and the windows as datasets."""
+"""The mixture folder: opening it, its windows as datasets, and what a build writes it with.
+
+It does not decide what is in the folder; `mixing.build` does.
+"""
 
 import fcntl
 import functools
@@ -6,13 +9,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +31,15 @@ OUTLINE = ["source", "book", "chapter", "split", "characters"]
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 FORMAT = 4  # raise it when the folder's content changes, so that older ones are built again
-MANIFEST, SEEN = "manifest.json", "inputs.json"
+MANIFEST, DOCUMENTS = "manifest.json", "documents.parquet"
 
 
 class Window(NamedTuple):
-    """Pieces of one or more documents, one behind the other, as the collator takes them."""
+    """Chunks of one or more documents, one behind the other, as the collator takes them."""
 
     input_ids: Tokens  # (T,)
     word_ids: Tokens  # (T,)
-    position_ids: Tokens  # (T,), from 0 in each piece
+    position_ids: Tokens  # (T,), from 0 in each chunk
     key: int
     epoch: int
     row: int = 0  # its place among the windows of its split
@@ -48,7 +50,7 @@ class Mixture:
     """What a run trains and is judged on.
 
     `tokens` (N,) int32 are all documents, each behind `<|endoftext|>`, and `word_starts` (N,) bool
-    flags the tokens that begin a word, both memory-mapped; `windows` has a row a piece, as in the
+    flags the tokens that begin a word, both memory-mapped; `windows` has a row a chunk, as in the
     package's docstring.
     """
 
@@ -60,25 +62,25 @@ class Mixture:
     @functools.cached_property
     def outline(self) -> pd.DataFrame:
         """Source, book, chapter, split and characters of each document."""
-        return pd.read_parquet(self.folder / "documents.parquet", columns=OUTLINE)
+        return pd.read_parquet(self.folder / DOCUMENTS, columns=OUTLINE)
 
     @functools.cached_property
     def documents(self) -> pd.DataFrame:
         """The outline and the texts, which take as much memory as the corpus has."""
-        return pd.read_parquet(self.folder / "documents.parquet")
+        return pd.read_parquet(self.folder / DOCUMENTS)
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         """Read the texts of some documents."""
         from pyarrow import dataset
 
-        table = dataset.dataset(self.folder / "documents.parquet")
+        table = dataset.dataset(self.folder / DOCUMENTS)
         return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
 
     def training_texts(self) -> Iterator[tuple[str, str]]:
         """Read all texts that are trained on, each behind its book and chapter."""
         from pyarrow import parquet
 
-        file = parquet.ParquetFile(self.folder / "documents.parquet")
+        file = parquet.ParquetFile(self.folder / DOCUMENTS)
         for batch in file.iter_batches(256, columns=["book", "chapter", "split", "text"]):
             for row in batch.to_pylist():
                 if row["split"] == TRAIN:
@@ -93,13 +95,8 @@ class Mixture:
     def report(self) -> pd.DataFrame:
         """Training windows by source."""
         train = self.windows[self.windows["split"] == TRAIN]
-        lengths = train["end"] - train["start"]
-        table = pd.DataFrame(
-            {
-                "documents": train.groupby("source")["document"].nunique(),
-                "tokens": lengths.groupby(train["source"]).sum(),
-            }
-        )
+        sources = train.assign(tokens=train["end"] - train["start"]).groupby("source")
+        table = sources.agg(documents=("document", "nunique"), tokens=("tokens", "sum"))
         table["share"] = table["tokens"] / table["tokens"].sum()
         return table.sort_index(ascending=False).reset_index()
 
@@ -108,36 +105,39 @@ class Windows:
     """Windows as a dataset: `windows[3]` at epoch 0, `windows[2, 3]` at epoch 2.
 
     The epoch travels with the index, so that a worker or a resumed run needs to be told nothing.
+
+    Attributes
+    ----------
+    documents : (windows,)
+        The document of each window's first chunk.
+    packed : (windows,) bool
+        Whether a window holds more than one chunk.
+    characters : int
+        Of the documents in all; 0 for training windows.
     """
 
-    def __init__(self, mixture: Mixture, pieces: pd.DataFrame) -> None:
+    def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        windows = pieces["window"].to_numpy()
-        first = np.flatnonzero(np.diff(windows, prepend=-1))  # pieces are in order of windows
+        self._spans = chunks[["start", "end"]].to_numpy()
+        windows = chunks["window"].to_numpy()
+        first = np.flatnonzero(np.diff(windows, prepend=-1))  # chunks are in order of windows
         self._keys = windows[first]
-        self._pieces = np.append(first, len(pieces))
-        self._starts, self._ends = pieces["start"].to_numpy(), pieces["end"].to_numpy()
-        self.documents = pieces["document"].to_numpy()[first]  # (windows,) the first piece's
-        self.characters = 0  # of the documents in all; told of held-out ones only
-        self.packed = np.diff(self._pieces) > 1  # (windows,) more than one piece
+        self._bounds = np.append(first, len(chunks))
+        self.documents = chunks["document"].to_numpy()[first]
+        self.packed = np.diff(self._bounds) > 1
+        self.characters = characters
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
         epoch, row = index if isinstance(index, tuple) else (0, index)
-        pieces = slice(self._pieces[row], self._pieces[row + 1])
-        bounds = list(zip(self._starts[pieces], self._ends[pieces], strict=True))
-        position_ids = np.concatenate([np.arange(end - start) for start, end in bounds])
-        starts = np.concatenate([self._word_starts[start:end] for start, end in bounds])
-        return Window(
-            input_ids=np.concatenate([self._tokens[start:end] for start, end in bounds]),
-            word_ids=np.cumsum(starts | (position_ids == 0), dtype=np.int32),
-            position_ids=position_ids.astype(np.int32),
-            key=int(self._keys[row]),
-            epoch=epoch,
-            row=row,
-        )
+        spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
+        ids = np.concatenate([self._tokens[start:end] for start, end in spans])
+        starts = np.concatenate([self._word_starts[start:end] for start, end in spans])
+        positions = np.concatenate([np.arange(end - start) for start, end in spans])
+        words = np.cumsum(starts | (positions == 0), dtype=np.int32)
+        return Window(ids, words, positions.astype(np.int32), int(self._keys[row]), epoch, row)
 
 
 def open_mixture(folder: Path) -> Mixture:
@@ -170,8 +170,8 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if read_manifest(folder) != wanted:
         raise DataError(
-            f"{folder}: not the mixture that {run} was trained on; mix again from the same texts "
-            f"with the settings of {run / 'config.yaml'}"
+            f"{folder}: not the mixture that {run} was trained on; mix the same texts again with "
+            f"the settings of {run / 'config.yaml'}"
         )
     return open_mixture(folder)
 
@@ -190,21 +190,22 @@ def train_windows(mixture: Mixture) -> Windows:
 def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windows]:
     """Windows by source of at most `limit` held-out documents each, drawn by key."""
     chosen = {}
-    held_out = mixture.outline[mixture.outline["split"] == VALIDATION]
-    for source, documents in held_out.groupby("source"):
-        drawn = sorted(documents.index, key=lambda number: hash_key(seed, "held out", number))[
-            :limit
-        ]
-        rows = mixture.windows[mixture.windows["document"].isin(drawn)]
-        if len(rows):
-            chosen[source] = Windows(mixture, rows)
-            chosen[source].characters = int(documents.loc[drawn, "characters"].sum())
+    for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
+        drawn = shuffled(documents.index, seed, "held out")[:limit]
+        chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
+        if len(chunks):
+            chosen[source] = Windows(mixture, chunks, int(documents.loc[drawn, "characters"].sum()))
     return chosen
 
 
 def hash_key(seed: int, *names: object) -> str:
     """Turn a seed and names into a key to sort by: the same order on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
+
+
+def shuffled(documents: Iterable[int], seed: int, *purpose: str) -> list[int]:
+    """Put documents in the order in which they are drawn for a purpose."""
+    return sorted(map(int, documents), key=lambda number: hash_key(seed, *purpose, number))
 
 
 @contextmanager
@@ -229,125 +230,67 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Raises `MachineError` where it cannot be written.
     """
+    staging = folder.with_name(f".{folder.name}-building")
     with raise_machine_error(f"data.processed_data_file {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{folder.name}-building-"
-        for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed
-            shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as name:
-            staging = Path(name) / folder.name
-            staging.mkdir()
+        shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+        staging.mkdir(parents=True)
+        try:
             yield staging
             if folder.exists():
-                folder.rename(Path(name) / "before")
+                shutil.rmtree(folder)
             staging.replace(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 class Texts:
     """Texts in a file: `texts.append(text)`, `texts[3]`; `texts[3] = text` writes it at the end."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
-        self._places: array[int] = array("q")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._offsets: array[int] = array("q")
         self._sizes: array[int] = array("q")  # bytes
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def append(self, text: str) -> None:
         """Write a text behind the others."""
-        self._places.append(0)
+        self._offsets.append(0)
         self._sizes.append(0)
         self[-1] = text
 
     def __setitem__(self, number: int, text: str) -> None:
-        data = text.encode("utf-8")
-        self._places[number] = self._file.seek(0, 2)
-        self._sizes[number] = self._file.write(data)
+        self._offsets[number] = self._file.seek(0, os.SEEK_END)
+        self._sizes[number] = self._file.write(text.encode("utf-8"))
 
     def __getitem__(self, number: int) -> str:
-        self._file.seek(self._places[number])
+        self._file.seek(self._offsets[number])
         return self._file.read(self._sizes[number]).decode("utf-8")
 
 
-class ArrayFile:
-    """A .npy file of one dimension that grows."""
-
-    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
-        self._file = path.open("wb")
-        self._dtype = np.dtype(dtype)
-        self.length = 0
-        self._write_header()
-
-    def append(self, values: npt.NDArray[np.generic]) -> None:
-        """Write values behind the others."""
-        self._file.write(np.asarray(values, self._dtype).tobytes())
-        self.length += len(values)
-
-    def close(self) -> None:
-        """Write how many there are; numpy leaves room in the header for that."""
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
-
-    def _write_header(self) -> None:
-        np.lib.format.write_array_header_1_0(
-            self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": (self.length,)}
-        )
-
-
-class Fingerprints:
-    """SHA-256 of files; one whose size and times are as remembered in `inputs.json` is not read."""
-
-    def __init__(self, folder: Path) -> None:
-        self._remembered = read_json(folder / SEEN) or {}
-        self._seen: dict[str, list[Any]] = {}
-
-    def of(self, path: Path) -> str:
-        """Hash a file; one that cannot be read is left to the reader to complain of."""
-        name, stat = str(path.resolve()), path.stat()
-        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        *before, digest = self._remembered.get(name, [""])
-        if before != now:
-            try:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError:
-                return "unreadable"
-        self._seen[name] = [*now, digest]
-        return str(digest)
-
-    def remember(self, folder: Path) -> None:
-        """Write what was seen, where that is news; a folder that is not ours to write is left."""
-        if self._seen != self._remembered and os.access(folder, os.W_OK):
-            (folder / SEEN).write_text(json.dumps(self._seen, ensure_ascii=False), "utf-8")
-
-
-def make_manifest(
-    config: Config, files: list[File], lexicon: tuple[str, ...], fingerprints: Fingerprints
-) -> dict[str, Any]:
-    """Say everything that the content of a mixture hangs on."""
-    tokenizer = tokenizer_files(config.model.model_name_or_path)
+def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -> dict[str, Any]:
+    """Name everything that the content of a mixture depends on."""
     paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
+    tokenizer = tokenizer_files(config.model.model_name_or_path)
     return {
         "format": FORMAT,
         "seed": config.training.seed,
         "data": config.data.model_dump(exclude=paths),
         "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
-        "tokenizer": {path.name: fingerprints.of(path) for path in tokenizer},
+        "tokenizer": {path.name: _sha256(path) for path in tokenizer},
         "inputs": [
-            {
-                "name": file.name,
-                "source": file.source,
-                "book": file.book,
-                "sha256": fingerprints.of(file.path),
-            }
+            {key: getattr(file, key) for key in ("name", "source", "book")}
+            | {"sha256": _sha256(file.path)}
             for file in files
         ],
     }
+
+
+def _sha256(path: Path) -> str:
+    """Hash a file; one that cannot be read is left to the reader to complain of."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable"
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
