@@ -110,18 +110,16 @@ class MaskExplorer(widgets.VBox):
         passages = self._passages[self.book.value]
         self.passage.max = len(passages)  # moves the slider where this book has fewer
         words = self._segmenter if self.unit.value == "word" else None
+        draw = {"key": self._key, "epoch": self.epoch.value, "segmenter": words}
         spans = (self.span_ratio.value, self.span_length.value)
         try:
             masker = SpanMasker(self.mask_ratio.value, *spans, self._seed)
             text = passages[self.passage.value - 1]
-            masks = show_masks(
-                text, self._tokenizer, masker, self._key, epoch=self.epoch.value, segmenter=words
-            )
-            self.view.value = masks._repr_html_()
+            self.view.value = show_masks(text, self._tokenizer, masker, **draw)._repr_html_()
         except (ConfigError, DataError) as error:
             self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
 
     def _repr_html_(self) -> str:
-        settings = [f"{control.description} {control.value}" for control in self._controls]
-        settings.append(f"draw {self._key}")
-        return f'<p class="{NO_MATH}">{escape("; ".join(settings))}</p>{self.view.value}'
+        controls = [f"{control.description} {control.value}" for control in self._controls]
+        settings = "; ".join([*controls, f"draw {self._key}"])
+        return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'

@@ -68,11 +68,13 @@ class MaskView:
             f"{_html([Segment(name, name, style)])} {chosen.sum()} ({chosen.mean():.1%})"
             for style, name, chosen in entries
         )
-        return (
-            f'<div lang="zh-Hans" class="{NO_MATH}">'
-            f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
-            f'<p style="font-size:13px">{counts} of {len(self.kinds)} tokens</p></div>'
-        )
+        body = f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
+        return _with_legend(body, f"{counts} of {len(self.kinds)} tokens")
+
+
+def _with_legend(body: str, legend: str) -> str:
+    below = f'<p style="font-size:13px">{legend}</p>'
+    return f'<div lang="zh-Hans" class="{NO_MATH}">{body}{below}</div>'
 
 
 def _html(segments: Iterable[Segment]) -> str:
@@ -188,11 +190,7 @@ class XRayView:
         bits = (0, 4, 8, 12, MOST_BITS)
         steps = _html(Segment(f" {n:.0f} ", "", _heat_style(n, False)) for n in bits)
         right = _html([Segment("right", "", _heat_style(0, True))])
-        legend = f"bits {steps} · {right} · guesses are in the tooltips"
-        return (
-            f'<div lang="zh-Hans" class="{NO_MATH}">{columns}'
-            f'<p style="font-size:13px">{legend}</p></div>'
-        )
+        return _with_legend(columns, f"bits {steps} · {right} · guesses are in the tooltips")
 
     def _answers(self, model: str) -> pd.DataFrame:
         """Select the masked tokens of the text, with `bits`, `right` and `guesses` of a model."""

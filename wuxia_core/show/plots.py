@@ -43,9 +43,8 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 
 def drawable(text: str) -> str:
     """Make a text fit for a plot: `visible`, and numbers for characters that the fonts lack."""
-    known = _fonts()[1]
     return "".join(
-        c if ord(c) in known or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
+        c if ord(c) in _fonts()[1] or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
     )
 
 
@@ -94,8 +93,8 @@ def plot_metric(
     for event, (label, mark, height) in EVENTS.items():
         steps = metrics.loc[metrics["event"] == event, "step"]
         if len(steps):
-            places = [height] * len(steps)
-            ax.plot(steps, places, mark, label=label, transform=ax.get_xaxis_transform())
+            across = ax.get_xaxis_transform()  # heights are fractions of the axes
+            ax.plot(steps, [height] * len(steps), mark, label=label, transform=across)
     trained = metrics[metrics["step"] > 0].reindex(columns=["step", BEST]).dropna()
     if BEST in columns and len(trained):
         best = trained.loc[trained[BEST].idxmin()]
@@ -137,8 +136,7 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: "Axes | None" = None
     ax.hlines(rows.index, rows.min(axis=1), rows.max(axis=1), color=GREY)
     for name, values in rows.drop(columns=["low", "high"], errors="ignore").items():
         ax.plot(values, rows.index, "o", color=COLOURS.get(name, GREY), label=name)
-    ax.set_xlabel(xlabel)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     ax.legend(**LEGEND)
     return ax
 
@@ -165,9 +163,8 @@ def plot_scorecard(card: dict[str, Any], name: str, *, ax: "Axes | None" = None)
 def plot_recovery(card: dict[str, Any], *, ax: "Axes | None" = None) -> "Axes":
     """Draw the share of masked tokens found by base and tuned, and by a baseline that is there."""
     rows = _measured(card, "masked_accuracy")
-    shares = rows.reindex(columns=["base", "tuned", "unigram", "trigram"])
-    xlabel = "share of masked tokens found; n documents"
-    return plot_intervals(shares.dropna(axis=1, how="all"), xlabel=xlabel, ax=ax)
+    shares = rows.reindex(columns=["base", "tuned", "unigram", "trigram"]).dropna(axis=1, how="all")
+    return plot_intervals(shares, xlabel="share of masked tokens found; n documents", ax=ax)
 
 
 def _measured(card: dict[str, Any], name: str) -> pd.DataFrame:

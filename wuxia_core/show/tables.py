@@ -86,12 +86,10 @@ def _with_blanks(text: str) -> str:
     return visible(shown.translate(BLANKS))
 
 
-def window_table(
-    mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", window: int
-) -> pd.DataFrame:
+def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: int) -> pd.DataFrame:
     """Show a window by its number in `mixture.windows`: a row a text in it."""
     rows = []
-    for chunk in mixture.windows[mixture.windows["window"] == window].itertuples():
+    for chunk in mixture.windows[mixture.windows["window"] == key].itertuples():
         document = mixture.outline.loc[chunk.document]
         tokens = mixture.tokens[chunk.start : chunk.end]
         text = tokenizer.decode(tokens, skip_special_tokens=True)
