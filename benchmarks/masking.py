@@ -20,8 +20,13 @@ from wuxia_core import SpanMasker, load_config, mix
 from wuxia_core.config import PROJECT
 from wuxia_core.masking import SPAN, Corruption, MaskCollator, coverage
 from wuxia_core.mixing import train_windows
-from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id
-from wuxia_core.model import mmasked_cross_entropy
+from wuxia_core.model import (
+    add_adapter,
+    load_base,
+    load_tokenizer,
+    mask_token_id,
+    masked_cross_entropy,
+)
 
 BATCH = 32  # rows
 SECONDS = 1.0  # a measurement

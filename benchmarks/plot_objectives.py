@@ -12,52 +12,60 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from wuxia_core import show
 from wuxia_core.errors import DataError
-from wuxia_core.show.plots import BLUE, GREEN, GREY, ORANGE, axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 AXES = {
     "step": "step: equal training tokens",
-    "asked": "tokens asked for: equal supervised tokens",
+    "asked": "scored tokens: equal supervision",
     "seconds": "CPU seconds of training: equal time",
+    "wuxia": "武侠, bits per character since step 0",
+    "general": "general text, bits per character",
 }
-COLOURS = {"masked": ORANGE, "masked, words": "#E69F00", "masked, single": "#CC79A7",
-           "mixed": GREEN, "clm": BLUE}  # fmt: skip
-COLUMNS = ["condition", "ratio", "seed", "step", "source", "bits", "chars", "asked", "seconds"]
 
 
 def read_objectives(path: str | Path) -> pd.DataFrame:
-    """Read what `benchmarks/objectives.py` wrote: a row a run, step and source.
+    """Read what `benchmarks/objectives.py` wrote: a row a condition, ratio, seed and step.
 
-    `change` is in bits per character, since step 0. Raises `DataError` where the file is missing
-    or holds something else.
+    `wuxia` and `general` are in bits per character, changes since step 0. Raises `DataError` where
+    the file is missing or holds something else.
     """
+    keys, doses = ["condition", "ratio", "seed"], ["step", "asked", "seconds"]
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        table["bits"] /= table["chars"]
+        wide = table.pivot(index=[*keys, *doses], columns="source", values="bits")
+        curves = wide[["wuxia", "general"]].reset_index(doses)
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run benchmarks/objectives.py") from None
-    if missing := sorted(set(COLUMNS) - set(table.columns)):
-        raise DataError(f"{path}: no column {missing[0]}; is it from benchmarks/objectives.py?")
-    table = table.sort_values("step", kind="stable")
-    bits = table["bits"] / table["chars"]
-    first = bits.groupby([table[name] for name in ("condition", "ratio", "seed", "source")])
-    return table.assign(change=bits - first.transform("first"))
+    curves[["wuxia", "general"]] -= curves.groupby(keys)[["wuxia", "general"]].transform("first")
+    return curves.reset_index()
 
 
 def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
     """Put the end of all runs in a table: mean change of bits per character, and sd over seeds."""
-    last = curves[curves["step"] == curves["step"].max()]
-    groups = last.groupby(["condition", "ratio", "source"], sort=False)["change"]
-    wide = groups.agg(["mean", "std", "size"]).unstack("source")
-    table = pd.DataFrame({
-        "wuxia": wide["mean", "wuxia"], "sd, wuxia": wide["std", "wuxia"],
-        "general": wide["mean", "general"], "sd, general": wide["std", "general"],
-        "seeds": wide["size", "wuxia"],
-    })  # fmt: skip
-    return table.sort_values("wuxia").reset_index()
+    ends = curves[curves["step"] == curves["step"].max()].groupby(["condition", "ratio"])
+    table = ends[["wuxia", "general"]].mean()
+    table = table.join(ends[["wuxia", "general"]].std().add_prefix("sd, "))
+    return table.assign(seeds=ends.size()).sort_values("wuxia").reset_index()
+
+
+def plot_objectives(
+    curves: pd.DataFrame, x: str, y: str = "wuxia", *, ratio: float = 0.1, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw one of `AXES` over another by condition, the mean of all seeds.
+
+    `ratio` is the share of general text in training.
+    """
+    chosen = curves[curves["ratio"] == ratio]
+    means = chosen.groupby(["condition", "step"], as_index=False).mean(numeric_only=True)
+    lines = {name: rows.set_index(x)[y] for name, rows in means.groupby("condition")}
+    return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
 
 
 def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +77,7 @@ def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for ratio, runs in curves.groupby("ratio"):
-        means = runs.pivot_table(index=["condition", "step"], columns="source", values="change")
+        means = runs.groupby(["condition", "step"])[["wuxia", "general"]].mean()
         goal = means.loc["masked", "wuxia"].iloc[-1]
         for name, curve in means.groupby("condition"):
             curve = curve.droplevel("condition")
@@ -79,50 +87,6 @@ def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
                 general = np.interp(step, curve.index, curve["general"])
                 rows.append((ratio, name, goal, round(step), general))
     return pd.DataFrame(rows, columns=["ratio", "condition", "wuxia", "step", "general"])
-
-
-def plot_objectives(
-    curves: pd.DataFrame, source: str = "wuxia", x: str = "step", ax: "Axes | None" = None
-) -> "Axes":
-    """Draw the change of bits per character by condition, the mean of all seeds; down is better."""
-    ax = axes(ax)
-    chosen = curves[(curves["source"] == source) & (curves["ratio"] == 0.1)]
-    for name, rows in chosen.groupby("condition", sort=False):
-        way, bert, _ = str(name).partition(", 80/10/10")
-        mean = rows.assign(x=rows[x]).groupby("step")[["x", "change"]].mean()
-        ax.plot(
-            mean["x"],
-            mean["change"],
-            "--" if bert else "-",
-            color=COLOURS.get(way, GREY),
-            label=name,
-        )
-    ax.axhline(0, color="black", linewidth=0.5)
-    ax.set_xlabel(AXES[x])
-    ax.set_ylabel(f"{source}, change of bits per character")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
-
-
-def plot_tradeoff(curves: pd.DataFrame, ax: "Axes | None" = None) -> "Axes":
-    """Draw where each run ends, 武侠 over general text; crosses: not 10 % of it, but as written."""
-    last = curves[curves["step"] == curves["step"].max()]
-    keys = ["condition", "ratio", "seed"]
-    ends = last.pivot(index=keys, columns="source", values="change").reset_index()
-    ax = axes(ax, size=(7.5, 4.5))
-    for name, rows in ends.groupby("condition", sort=False):
-        way, bert, _ = str(name).partition(", 80/10/10")
-        mark = "s" if bert else "o"
-        ten, other = rows[rows["ratio"] == 0.1], rows[rows["ratio"] != 0.1]
-        ax.plot(ten["general"], ten["wuxia"], mark, color=COLOURS.get(way, GREY), label=name)
-        ax.plot(other["general"], other["wuxia"], "x", color=COLOURS.get(way, GREY))
-        for row in other.itertuples():
-            ax.annotate(f" {row.ratio:.0%}", (row.general, row.wuxia), fontsize="small")
-    ax.axvline(0, color="black", linewidth=0.5)
-    ax.set_xlabel("general text, change of bits per character: to the right is forgetting")
-    ax.set_ylabel("武侠: down is learning")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
 
 
 if __name__ == "__main__":

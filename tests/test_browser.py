@@ -18,7 +18,7 @@ from nbformat.sign import NotebookNotary
 from wuxia_core.config import PROJECT, locate
 from wuxia_core.corpus import RULES, clean
 from wuxia_core.report import NOTEBOOKS, run
-from wuxia_core.show.masks import FILL
+from wuxia_core.show import FILL
 from wuxia_core.text import visible
 
 pytestmark = pytest.mark.browser

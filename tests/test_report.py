@@ -1,13 +1,13 @@
 from nbformat import v4, write
 
-from wuxia_core.report import _export
+from wuxia_core.report import export
 
 LIVE = "<script>hit()</script><img src=x onerror=hit()>"
 
 
 def exported(tmp_path, *cells):
     write(v4.new_notebook(cells=list(cells)), tmp_path / "x.ipynb")
-    return _export(tmp_path / "x.ipynb").read_text(encoding="utf-8").split("<body>")[1]
+    return export(tmp_path / "x.ipynb").read_text(encoding="utf-8").split("<body>")[1]
 
 
 def test_markdown_keeps_tags_as_text_and_loses_links_that_run(tmp_path):

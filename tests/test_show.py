@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wuxia_core import SpanMasker, show, show_masks
+from wuxia_core import SpanMasker, mix, show, show_masks
 from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import REPLACED, SPAN, Corruption
 from wuxia_core.run import append
-from wuxia_core.show.masks import ACTIONS, masked_text
+from wuxia_core.show.masks import ACTIONS, mark_tokens
 from wuxia_core.text import visible
 
 PAYLOAD = (
@@ -52,9 +52,9 @@ def test_tokens_that_share_a_character_mark_it_once():
     """龘 in three byte-level tokens, only the middle one masked: the character is marked."""
     kinds = np.array([0, 0, 1, 0, 0], np.int8)
     offsets = [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
-    view = masked_text("甲龘乙", offsets, kinds, kinds, list("abcde"))
-    assert [(p.start, p.end, p.kind) for p in view.pieces] == [(0, 1, 0), (1, 2, 1), (2, 3, 0)]
-    assert view.pieces[1].tip == "single: c"
+    view = mark_tokens("甲龘乙", offsets, kinds, kinds, list("abcde"))
+    assert str(view) == "甲〔龘〕乙"
+    assert [segment.tip for segment in view.segments] == ["", "single: c", ""]
 
 
 def test_a_rare_character_of_many_tokens_is_shown_whole(tokenizer):
@@ -68,13 +68,13 @@ def test_a_rare_character_of_many_tokens_is_shown_whole(tokenizer):
 def test_a_tip_names_kind_length_tokens_and_what_stands_in_their_place(tokenizer):
     text = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。" * 6
     every = show_masks(text, tokenizer)
-    tip = next(piece.tip for piece in every.pieces if piece.kind == SPAN)
+    tip = next(segment.tip for segment in every.segments if segment.tip.startswith("span"))
     assert re.match(r"span of [345] tokens: \S+ #\d+(, \S+ #\d+)+$", tip)
     assert len(re.findall(r"#\d+", tip)) == int(tip.split()[2])
     random = Corruption.of(tokenizer, 1, (0.0, 1.0, 0.0))
     replaced = show_masks(text, tokenizer, corruption=random)
     assert np.array_equal(replaced.kinds, every.kinds)
-    assert all(" → " in piece.tip for piece in replaced.pieces if piece.kind)
+    assert all(" → " in segment.tip for segment in replaced.segments if segment.tip)
 
 
 def test_hidden_replaced_and_left_are_told_apart(tokenizer):
@@ -86,7 +86,7 @@ def test_hidden_replaced_and_left_are_told_apart(tokenizer):
     assert page.count("line-through") > 1 and page.count("background:transparent") > 1
     assert str(view).count("≠") >= len(blocks(view.actions, REPLACED)) > 0
     plain = show_masks(text, tokenizer)._repr_html_()
-    assert "line-through" not in plain and "left as it is" not in plain
+    assert "line-through" not in plain and "unchanged" not in plain
 
 
 def test_spans_of_words_hide_a_move_whole(tokenizer):
@@ -105,61 +105,84 @@ def test_an_empty_text_is_refused():
 
 
 def test_plots_write_chinese_and_return_their_axes():
-    documents = pd.DataFrame(
-        {"source": ["wuxia"] * 2 + ["general"], "book": ["九两八钱", "鏢局", "百科"],
-         "split": ["train", "validation", "unused"], "characters": [90, 50, 30]}
-    )  # fmt: skip
-    report = pd.DataFrame({"source": ["wuxia", "general"], "tokens": [90, 10], "share": [0.9, 0.1]})
+    sizes = pd.DataFrame(
+        {"train": [0, 90, 0], "validation": [30, 0, 50]}, ["百科", "九两八钱", "鏢局"]
+    )
     card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
                          "high": -0.1, "n": 9, "unit": "bits/character"}]}  # fmt: skip
     metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "event": None})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         axes = [
-            show.plot_books(documents),
-            show.plot_lengths(documents),
-            show.plot_mixture(report, 0.1),
+            show.plot_bars(sizes, xlabel="字"),
             show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
-            show.plot_metric(metrics, {"loss": "训练"}, "nats"),
+            show.plot_lines(pd.DataFrame({"甲": [0.15, None, 0.4]}), xlabel="轮", ylabel="比"),
+            show.plot_metric(metrics, {"loss": "训练"}, ylabel="nats"),
             show.plot_scorecard(card, "bits_per_char"),
-            show.plot_coverage(np.array([0.15, 0.28]), 0.15),
             show.plot_typical(typical(Counter(江湖=9, 的=50), Counter(的=40, 电脑=7))),
         ]
         for ax in axes:
             assert ax.figure.get_facecolor() == (1, 1, 1, 1)
             ax.figure.canvas.draw()
-    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["百科", "九两八钱", "鏢局"]
-    assert axes[4].lines[0].get_ydata().tolist() == [3.0, 2.0]
+    bars, _, lines, metric, scorecard, words = axes
+    assert [text.get_text() for text in bars.get_yticklabels()] == ["百科", "九两八钱", "鏢局"]
+    assert [bar.get_width() for bar in bars.containers[0]] == [0, 90, 0]
+    assert lines.lines[0].get_xydata().tolist() == [[0, 0.15], [2, 0.4]]
+    assert metric.lines[0].get_ydata().tolist() == [3.0, 2.0]
+    assert scorecard.collections[0].get_segments()[0].tolist() == [[-0.3, 0], [-0.1, 0]]
+    assert scorecard.lines[0].get_xdata().tolist() == [-0.2]
+    assert [text.get_text() for text in words.get_yticklabels()][-1] == "江湖"
+    assert [line.get_label() for line in words.lines] == ["wuxia", "general"]
     plt.close("all")
 
 
 def test_a_scorecards_pictures_say_what_it_holds(sample_run):
     card = json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
-    copied, style, recovery = (
-        f(card) for f in (show.plot_copied, show.plot_style, show.plot_recovery)
-    )
+    copied = show.plot_passages(card, "copied", xlabel="characters", threshold=30)
+    style = show.plot_passages(card, "style", xlabel="logit", threshold=0)
+    recovery = show.plot_recovery(card)
     assert copied.lines[-1].get_xdata() == [30, 30]
-    assert [tick.get_text().split("\n")[0] for tick in style.get_xticklabels()] == [
-        "base", "base after an example", "tuned", "held-out human text"]  # fmt: skip
-    assert any("span of 3" in tick.get_text() for tick in recovery.get_yticklabels())
-    places = show.plot_map(card)
-    assert len(places.lines) == 6
+    assert {tick.get_text().split(" ")[0] for tick in style.get_yticklabels()} == {
+        "base", "few_shot", "tuned", "human"}  # fmt: skip
+    rows = [tick.get_text() for tick in recovery.get_yticklabels()]
+    assert any(row.startswith("wuxia, single (n = ") for row in rows)
+    assert any(row.startswith("general (n = ") for row in rows)
+    assert {line.get_label() for line in recovery.lines} >= {"base", "tuned"}
     course = show.plot_forgetting(show.read_metrics(sample_run[0]))
-    assert course.lines[1].get_marker() == "s"
-    table = show.scorecard_table(card)
-    assert table["unit"].str.contains("classifier: ").any()
-    assert not table["name"].str.startswith("masked_accuracy, ").any()
-    assert {"wits, reading", "whole_spans, span of 3"} <= set(table["name"])
+    assert course.lines[0].get_marker() == "s"
+    assert len(course.lines[1].get_xdata()) > 1
+    table = show.scorecard_table(card).set_index(["source", "name"])
+    row = next(row for row in card["metrics"] if row["name"] == "burrows_delta")
+    assert table.loc[("wuxia", "burrows_delta"), "human"] == row["human"]
     shown = show.side_by_side(card)
     assert list(shown) == ["prompt", "base", "tuned", "human"] and len(shown) == 6
     assert show.copied_table(card)["source"].str.contains("【").all()
     plt.close("all")
 
 
+def test_a_metric_without_figures_has_its_reason():
+    row = {"name": "style_strength", "source": "wuxia", "unit": "logit", "n": 3}
+    row |= dict.fromkeys(["base", "tuned", "delta", "low", "high"]) | {"reason": "too few"}
+    card = {"metrics": [row, {**row, "source": "general", "reason": None}]}
+    table = show.scorecard_table(card)
+    assert table["reason"].tolist() == ["too few", ""]
+    assert len(show.plot_scorecard(card, "style_strength").lines[0].get_xdata()) == 0
+    plt.close("all")
+
+
+def test_a_window_is_shown_text_by_text(config, tokenizer):
+    mixture = mix(config)
+    number = mixture.windows.loc[mixture.windows["window"].duplicated(), "window"].iloc[0]
+    table = show.window_table(mixture, tokenizer, number)
+    assert len(table) == (mixture.windows["window"] == number).sum() > 1
+    book = mixture.outline["book"] == table["book"][0]
+    assert mixture.documents[book]["text"].str.contains(table["text"][0][:20], regex=False).any()
+
+
 def test_a_plot_can_be_drawn_on_given_axes():
     _, ax = plt.subplots()
     metrics = pd.DataFrame({"step": [1], "loss": [3.0], "event": None})
-    assert show.plot_metric(metrics, {"loss": "x"}, "nats", ax=ax) is ax
+    assert show.plot_metric(metrics, {"loss": "x"}, ylabel="nats", ax=ax) is ax
     plt.close("all")
 
 
@@ -179,12 +202,10 @@ def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 99, "lo')  # cut off; the next row stands on a line of its own
     metrics = show.read_metrics(tmp_path)
-    ax = show.plot_metric(metrics, {bits: "留出"}, "bits")
+    ax = show.plot_metric(metrics, {bits: "留出"}, ylabel="bits")
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert drawn["留出"] == [[0, 7.0], [20, 6.0], [30, 6.5]]
     assert drawn["best"] == [[20, 6.0]]
     assert [x for x, _ in drawn["checkpoint"]] == [20, 30]
-    assert [x for x, _ in drawn["restart"]] == [20, 20]
-    both = show.plot_runs({"甲": metrics, "empty": metrics.iloc[:0]}, bits, "bits")
-    assert [len(line.get_xydata()) for line in both.lines] == [3, 0]
+    assert [x for x, _ in drawn["restart"]] == [20]
     plt.close("all")

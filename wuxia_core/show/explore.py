@@ -1,7 +1,7 @@
 """Masks to play with: a passage whose masks follow the controls above it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ def read_beginnings(book: Path, books: int = 20, characters: int = 20_000) -> di
 
     A neighbour that is no text is left out, with a warning.
     """
-    beside = sorted(path for path in book.parent.glob("*.txt") if path != book)
+    neighbours = sorted(path for path in book.parent.glob("*.txt") if path != book)
     found = {book.stem: clean(read_book(book).text[:characters])[0]}
-    for path in beside[: books - 1]:
+    for path in neighbours[: books - 1]:
         try:
             found[path.stem] = clean(read_book(path).text[:characters])[0]
         except CorpusError as error:
@@ -35,98 +35,11 @@ def read_beginnings(book: Path, books: int = 20, characters: int = 20_000) -> di
 
 
 class MaskExplorer(widgets.VBox):
-    """Controls and the view they change; where there are no widgets, the view as it is."""
-
-    def __init__(
-        self,
-        books: Sequence[tuple[str, str]],
-        tokenizer: "PreTrainedTokenizerBase",
-        masker: SpanMasker,
-        segmenter: Segmenter,
-        characters: int,
-    ) -> None:
-        self._passages = [
-            [text[start : start + characters] for start in range(0, len(text), characters)]
-            for _, text in books
-        ]
-        self._tokenizer, self._seed, self._segmenter = tokenizer, masker.seed, segmenter
-        self._key = 0
-        titles = [(visible(title), number) for number, (title, _) in enumerate(books)]
-        self.book = widgets.Dropdown(options=titles, description="book")
-        self.passage = widgets.IntSlider(1, 1, len(self._passages[0]), description="passage")
-        self.mask_ratio = _share(masker.mask_ratio, "masked")
-        self.span_ratio = _share(masker.span_ratio, "in spans")
-        self.span_length = widgets.IntRangeSlider(
-            value=masker.span_length, min=1, max=max(12, *masker.span_length)
-        )
-        self.span_length.description = "span, tokens"
-        self.unit = widgets.Dropdown(options=["token", "word"], description="spans by")
-        self.epoch = widgets.IntSlider(0, 0, 20, description="epoch")
-        self.draw = widgets.Button(description="another draw")
-        self.view = widgets.HTML()
-        super().__init__([self._connected(), self.view])
-        self._show()
-
-    def _connected(self) -> widgets.HBox:
-        """Tie the controls to the view, and put them in a row that wraps."""
-        self.book.observe(self._open, "value")
-        controls = [self.book, self.passage, self.mask_ratio, self.span_ratio, self.span_length]
-        controls += [self.unit, self.epoch]
-        for control in controls:
-            control.layout, control.style.description_width = {"width": "22rem"}, "6rem"
-            control.observe(self._show, "value")
-        self.draw.on_click(self._draw_again)
-        return widgets.HBox([*controls, self.draw], layout={"flex_flow": "row wrap"})
-
-    def _open(self, change: dict[str, Any]) -> None:
-        self.passage.max = len(self._passages[change["new"]])
-
-    def _draw_again(self, _: widgets.Button) -> None:
-        self._key += 1
-        self._show()
-
-    def _show(self, _: dict[str, Any] | None = None) -> None:
-        text = self._passages[self.book.value][self.passage.value - 1]
-        words = self._segmenter if self.unit.value == "word" else None
-        spans = (self.span_ratio.value, self.span_length.value)
-        try:
-            masker = SpanMasker(self.mask_ratio.value, *spans, self._seed)
-            masks = show_masks(
-                text, self._tokenizer, masker, self._key, epoch=self.epoch.value, segmenter=words
-            )
-            self.view.value = masks._repr_html_()
-        except (ConfigError, DataError) as error:
-            self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
-
-    def _repr_html_(self) -> str:
-        settings = (
-            f"{self.book.label}, passage {self.passage.value} of {self.passage.max}: "
-            f"{self.mask_ratio.value:.0%} masked, {self.span_ratio.value:.0%} of that in spans of "
-            f"{self.span_length.value[0]} to {self.span_length.value[1]} tokens "
-            f"(by {self.unit.value}), epoch {self.epoch.value}, draw {self._key}"
-        )
-        return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'
-
-
-def _share(value: float, description: str) -> widgets.FloatSlider:
-    return widgets.FloatSlider(
-        value, min=0, max=1, step=0.01, description=description, readout_format=".0%"
-    )
-
-
-def explore_masks(
-    books: Mapping[str, str] | Sequence[tuple[str, str]],
-    tokenizer: "PreTrainedTokenizerBase",
-    masker: SpanMasker | None = None,
-    *,
-    segmenter: Segmenter | None = None,
-    characters: int = 400,
-) -> MaskExplorer:
-    """Show the masks of any passage under any settings.
+    """Controls and the masks that they change; where there are no widgets, the masks as they are.
 
     Parameters
     ----------
-    books : mapping or sequence of pairs
+    books : mapping
         Titles and texts; those without text are left out.
     tokenizer
         The base model's.
@@ -142,10 +55,71 @@ def explore_masks(
     DataError
         Where no book has text.
     """
-    pairs = books.items() if isinstance(books, Mapping) else books
-    read = [(title, text) for title, text in pairs if text]
-    if not read:
-        raise DataError("explore_masks: no book with text in it; give titles and texts")
-    return MaskExplorer(
-        read, tokenizer, masker or SpanMasker(), segmenter or Segmenter(), characters
-    )
+
+    def __init__(
+        self,
+        books: Mapping[str, str],
+        tokenizer: "PreTrainedTokenizerBase",
+        masker: SpanMasker | None = None,
+        *,
+        segmenter: Segmenter | None = None,
+        characters: int = 400,
+    ) -> None:
+        self._passages = {
+            title: [text[start : start + characters] for start in range(0, len(text), characters)]
+            for title, text in books.items()
+            if text
+        }
+        if not self._passages:
+            raise DataError("MaskExplorer: no book with text in it; give titles and texts")
+        masker = masker or SpanMasker()
+        self._tokenizer, self._seed, self._key = tokenizer, masker.seed, 0
+        self._segmenter = segmenter or Segmenter()
+        self._make_controls(masker)
+        self.view = widgets.HTML()
+        controls = widgets.HBox([*self._controls, self.draw], layout={"flex_flow": "row wrap"})
+        super().__init__([controls, self.view])
+        self._update()
+
+    def _make_controls(self, masker: SpanMasker) -> None:
+        titles = [(visible(title), title) for title in self._passages]
+        share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
+        longest = max(12, *masker.span_length)
+        self.book = widgets.Dropdown(options=titles, description="book")
+        self.passage = widgets.IntSlider(1, 1, 1, description="passage")
+        self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, description="masked", **share)
+        self.span_ratio = widgets.FloatSlider(masker.span_ratio, description="in spans", **share)
+        self.span_length = widgets.IntRangeSlider(
+            value=masker.span_length, min=1, max=longest, description="span, tokens"
+        )
+        self.unit = widgets.Dropdown(options=["token", "word"], description="spans by")
+        self.epoch = widgets.IntSlider(0, 0, 20, description="epoch")
+        self.draw = widgets.Button(description="another draw")
+        self.draw.on_click(self._draw_again)
+        self._controls = [self.book, self.passage, self.mask_ratio, self.span_ratio]
+        self._controls += [self.span_length, self.unit, self.epoch]
+        for control in self._controls:
+            control.layout, control.style.description_width = {"width": "22rem"}, "6rem"
+            control.observe(self._update, "value")
+
+    def _draw_again(self, _: widgets.Button) -> None:
+        self._key += 1
+        self._update()
+
+    def _update(self, _: dict[str, Any] | None = None) -> None:
+        passages = self._passages[self.book.value]
+        self.passage.max = len(passages)  # moves the slider where this book has fewer
+        words = self._segmenter if self.unit.value == "word" else None
+        draw = {"key": self._key, "epoch": self.epoch.value, "segmenter": words}
+        spans = (self.span_ratio.value, self.span_length.value)
+        try:
+            masker = SpanMasker(self.mask_ratio.value, *spans, self._seed)
+            text = passages[self.passage.value - 1]
+            self.view.value = show_masks(text, self._tokenizer, masker, **draw)._repr_html_()
+        except (ConfigError, DataError) as error:
+            self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
+
+    def _repr_html_(self) -> str:
+        controls = [f"{control.description} {control.value}" for control in self._controls]
+        settings = "; ".join([*controls, f"draw {self._key}"])
+        return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'

@@ -1,11 +1,12 @@
 """Masked text as HTML and as plain text, drawn from the tokenizer's character offsets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, groupby, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from wuxia_core.config import TINY_BASE
 from wuxia_core.corpus import Segmenter
@@ -13,6 +14,7 @@ from wuxia_core.errors import DataError
 from wuxia_core.evaluate import XRay
 from wuxia_core.masking import HIDDEN, KEPT, LEFT, REPLACED, SINGLE, SPAN, Kinds, SpanMasker
 from wuxia_core.mixing import encode_passage
+from wuxia_core.model import load_tokenizer
 from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
@@ -24,82 +26,71 @@ if TYPE_CHECKING:
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
-ACTIONS = {HIDDEN: "hidden", REPLACED: "replaced by a random token", LEFT: "left as it is"}
-BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
-SIGNS = {HIDDEN: "", REPLACED: "≠", LEFT: "="}
+ACTIONS = {HIDDEN: "mask token", REPLACED: "random token", LEFT: "unchanged"}
+BRACKETS = {KEPT: "{}", SINGLE: "〔{}〕", SPAN: "【{}】"}
+SIGNS = {0: "", HIDDEN: "", REPLACED: "≠", LEFT: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 MOST_BITS = 16.0  # and more have the deepest colour
-HEAT = "rgba(213,94,0,{:.2f})"
 RIGHT, WRONG = "3px solid rgb(0,114,178)", "1px dotted currentcolor"
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
 
-class Piece(NamedTuple):
-    """A stretch of text that is shown in one way: `[start, end)` in characters."""
+class Segment(NamedTuple):
+    """Characters that are shown in one way."""
 
-    start: int
-    end: int
-    kind: int
-    action: int
-    block: int  # from 1; 0 for what is kept
-    tip: str  # what is said where a pointer rests on it
+    text: str
+    plain: str  # as a terminal shows it
+    style: str = ""  # CSS; empty where nothing is marked
+    tip: str = ""  # tooltip
 
 
 @dataclass(frozen=True)
 class MaskView:
     """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals.
 
+    In a terminal 〔甲〕 is a single, 【甲乙】 a span; ≠ follows a random token, = an unchanged.
     `kinds` and `actions` are (T,), a token each, as `SpanMasker` and `Corruption` draw them.
     """
 
-    text: str
-    pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
     kinds: Kinds
     actions: Kinds
 
     def __str__(self) -> str:
-        """Mark singles 〔so〕 and spans 【so】, ≠ behind what is replaced, = what is left."""
-        blocks = groupby(self.pieces, key=lambda piece: (piece.block, piece.kind))
-        return "".join(
-            BRACKETS.get(kind, "{}").format("".join(map(self._plain, pieces)))
-            for (_, kind), pieces in blocks
-        )
-
-    def _plain(self, piece: Piece) -> str:
-        return visible(self.text[piece.start : piece.end]) + SIGNS.get(piece.action, "")
+        return "".join(segment.plain for segment in self.segments)
 
     def _repr_html_(self) -> str:
-        body = "".join(self._piece_html(piece) for piece in self.pieces)
-        return (
-            f'<div lang="zh-Hans" class="{NO_MATH}"><div style="{TEXT_STYLE}">{body}</div>'
-            f"{self._legend()}</div>"
-        )
-
-    def _piece_html(self, piece: Piece) -> str:
-        shown = escape(self.text[piece.start : piece.end])
-        if piece.kind == KEPT:
-            return shown
-        return f'<span title="{escape(piece.tip)}" style="{_style(piece)}">{shown}</span>'
-
-    def _legend(self) -> str:
-        total = len(self.kinds)
-        marked = [Piece(0, 0, kind, HIDDEN, 0, NAMES[kind]) for kind in NAMES]
-        counts = [int((self.kinds == kind).sum()) for kind in NAMES]
+        """Draw the text, with counts of the kinds, and of the actions where there are several."""
+        entries = [(_mask_style(kind, HIDDEN), NAMES[kind], self.kinds == kind) for kind in NAMES]
         if (self.actions > HIDDEN).any():
-            marked += [Piece(0, 0, SPAN, action, 0, ACTIONS[action]) for action in ACTIONS]
-            counts += [int((self.actions == action).sum()) for action in ACTIONS]
-        entries = (
-            f'<span style="{_style(piece)}">{piece.tip}</span> {count} ({count / total:.1%})'
-            for piece, count in zip(marked, counts, strict=True)
+            entries += [(_mask_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
+        counts = " · ".join(
+            f"{_html([Segment(name, name, style)])} {chosen.sum()} ({chosen.mean():.1%})"
+            for style, name, chosen in entries
         )
-        return f'<p style="font-size:13px">{" · ".join(entries)} of {total} tokens</p>'
+        body = f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
+        return _with_legend(body, f"{counts} of {len(self.kinds)} tokens")
 
 
-def _style(piece: Piece) -> str:
-    """Fill what is hidden, strike out what is replaced, underline it all."""
-    fill = "transparent" if piece.action == LEFT else FILL[piece.kind]
-    struck = ";text-decoration:line-through" if piece.action == REPLACED else ""
-    return f"background:{fill};border-bottom:{LINE[piece.kind]};color:inherit{struck}"
+def _with_legend(body: str, legend: str) -> str:
+    below = f'<p style="font-size:13px">{legend}</p>'
+    return f'<div lang="zh-Hans" class="{NO_MATH}">{body}{below}</div>'
+
+
+def _html(segments: Iterable[Segment]) -> str:
+    return "".join(
+        f'<span title="{escape(tip)}" style="{style};color:inherit">{escape(text)}</span>'
+        if style
+        else escape(text)
+        for text, _, style, tip in segments
+    )
+
+
+def _mask_style(kind: int, action: int) -> str:
+    """Underline every masked token, fill it unless it is unchanged, strike out random ones."""
+    fill = "transparent" if action == LEFT else FILL[kind]
+    struck = ";text-decoration:line-through" if action == REPLACED else ""
+    return f"background:{fill};border-bottom:{LINE[kind]}{struck}"
 
 
 def show_masks(
@@ -109,25 +100,14 @@ def show_masks(
     key: int = 0,
     *,
     epoch: int = 0,
-    segmenter: "Segmenter | None" = None,
+    segmenter: Segmenter | None = None,
     corruption: "Corruption | None" = None,
 ) -> MaskView:
     """Show which tokens of a text would be masked, and what would stand in their place.
 
-    Parameters
-    ----------
-    text : str
-        Any text; it is escaped wherever it becomes HTML.
-    tokenizer : optional
-        By default the bundled one.
-    masker : SpanMasker, optional
-        By default the recipe's: 15 %, half of it in spans of 3 to 5.
-    key, epoch : int
-        Another key or epoch, another draw.
-    segmenter : Segmenter, optional
-        With one, spans cover its words, as with `masking.span_unit: word`.
-    corruption : Corruption, optional
-        By default every masked token is hidden.
+    By default with the bundled tokenizer and the default masker: 15 %, half of it in spans of 3
+    to 5. Another `key` or `epoch` gives another draw. With a `segmenter` spans cover its words,
+    as with `masking.span_unit: word`. Without a `corruption` every masked token is hidden.
 
     Raises
     ------
@@ -135,137 +115,108 @@ def show_masks(
         Where the text has no token.
     """
     if tokenizer is None:
-        from wuxia_core.model import load_tokenizer
-
         tokenizer = load_tokenizer(str(TINY_BASE))
     window, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
     if not offsets:
         raise DataError("show_masks: the text is empty")
     words = None if segmenter is None else window.word_ids[None]
     kinds = (masker or SpanMasker()).kinds(window.position_ids[None] > 0, [key], epoch, words)
-    seen = window.input_ids[None].astype(np.int64)
     actions = (kinds > KEPT).astype(np.int8)
+    ids = window.input_ids[None].astype(np.int64)  # (1, T + 1)
+    names = [f"{text[a:b]} #{n}" for (a, b), n in zip(offsets, ids[0, 1:], strict=True)]
     if corruption is not None:
         actions = corruption.actions(kinds > KEPT, [key], epoch)
-        seen = corruption.apply(seen, actions, [key], epoch)
-    names = [
-        _name(text[start:end], before, after if action == REPLACED else None, tokenizer)
-        for (start, end), before, after, action in zip(
-            offsets, window.input_ids[1:], seen[0, 1:], actions[0, 1:], strict=True
-        )
-    ]
-    return masked_text(text, offsets, kinds[0, 1:], actions[0, 1:], names)
+        seen = corruption.apply(ids, actions, [key], epoch)[0, 1:]
+        for place in np.flatnonzero(actions[0, 1:] == REPLACED):
+            names[place] += f" → {tokenizer.decode([seen[place]])} #{seen[place]}"
+    return mark_tokens(text, offsets, kinds[0, 1:], actions[0, 1:], names)
 
 
-def _name(
-    characters: str, token: int, instead: int | None, tokenizer: "PreTrainedTokenizerBase"
-) -> str:
-    """Name a token by its characters and number, and what stands in its place."""
-    if instead is None:
-        return f"{characters} #{token}"
-    return f"{characters} #{token} → {tokenizer.decode([instead])} #{instead}"
-
-
-def masked_text(
+def mark_tokens(
     text: str,
     offsets: Sequence[tuple[int, int]],
     kinds: Kinds,
     actions: Kinds,
     names: Sequence[str],
 ) -> MaskView:
-    """Join tokens to stretches of one block and one action, by characters.
+    """Mark the characters of masked tokens; `names` (T,) describe the tokens in tooltips.
 
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    masked = kinds > KEPT
-    blocks = np.cumsum(np.diff(masked, prepend=False) & masked) * masked  # (T,) from 1; 0 is kept
-    owners = np.full(len(text), -1)  # (C,) the masked token that marks the character
-    for token in np.flatnonzero(masked).tolist():
-        start, end = offsets[token]
-        owners[start:end] = token
-    marks = np.where(owners < 0, 0, blocks[owners] * 4 + actions[owners])
-    edges = np.flatnonzero(np.diff(marks, prepend=-1, append=-1)).tolist()
-    tips = [_tip(kinds[blocks == n], compress(names, blocks == n)) for n in range(blocks.max() + 1)]
-    pieces = []
-    for start, end in pairwise(edges):
-        token, kept = owners[start], owners[start] < 0
-        kind, action, block = (0 if kept else int(r[token]) for r in (kinds, actions, blocks))
-        pieces.append(Piece(start, end, kind, action, block, tips[block]))
-    return MaskView(text, tuple(pieces), kinds, actions)
-
-
-def _tip(kinds: Kinds, names: Iterable[str]) -> str:
-    """Describe a block: `span of 3 tokens: 剑 #7, 光 #8, 一 #9`; nothing for what is kept."""
-    if not kinds.any():
-        return ""
-    size = f" of {len(kinds)} tokens" if kinds[0] == SPAN else ""
-    return f"{NAMES[int(kinds[0])]}{size}: {', '.join(names)}"
+    marks = [(KEPT, 0, "")] * len(text)  # (C,) kind, action, tooltip
+    for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
+        if kind == KEPT:
+            continue
+        tokens = list(run)
+        size = f" of {len(tokens)} tokens" if kind == SPAN else ""
+        tip = f"{NAMES[kind]}{size}: {', '.join(names[token] for token in tokens)}"
+        for token in tokens:
+            start, end = offsets[token]
+            marks[start:end] = [(kind, int(actions[token]), tip)] * (end - start)
+    segments, start = [], 0
+    for (kind, action, tip), characters in groupby(marks):
+        end = start + len(list(characters))
+        plain = BRACKETS[kind].format(visible(text[start:end]) + SIGNS[action])
+        style = _mask_style(kind, action) if kind != KEPT else ""
+        segments.append(Segment(text[start:end], plain, style, tip))
+        start = end
+    return MaskView(tuple(segments), kinds, actions)
 
 
 @dataclass(frozen=True)
 class XRayView:
-    """One text under the X-ray, by each model: shows itself in notebooks, as text in terminals."""
+    """One text under the X-ray, by each model: shows itself in notebooks, as text in terminals.
+
+    In a terminal 【剑:2.5✓】 is a masked token that costs 2.5 bits and is the best guess.
+    """
 
     xray: XRay
     text: int = 0  # its place in `xray.texts`
 
     def __str__(self) -> str:
-        """Put behind each masked token its loss in bits, and ✓ where the best guess was right."""
-        return "\n\n".join(f"{name}: {self._parts(name, _plain)}" for name in self.xray.models)
+        return "\n\n".join(
+            f"{model}: {''.join(segment.plain for segment in self._segments(model))}"
+            for model in self.xray.models
+        )
 
     def _repr_html_(self) -> str:
-        width = 100 // len(self.xray.models)
+        width = f"width:{100 // len(self.xray.models)}%;min-width:min(100%,17em)"
         columns = "".join(
-            f'<div style="{COLUMN};width:{width}%;min-width:min(100%,17em)"><b>{name}</b>, '
-            f"{self._mean(name)}<div style='{TEXT_STYLE}'>{self._parts(name, _html)}</div></div>"
-            for name in self.xray.models
+            f'<div style="{COLUMN};{width}"><b>{model}</b>, {self._mean(model)}'
+            f'<div style="{TEXT_STYLE}">{_html(self._segments(model))}</div></div>'
+            for model in self.xray.models
         )
-        return f'<div lang="zh-Hans" class="{NO_MATH}">{columns}{_legend()}</div>'
+        bits = (0, 4, 8, 12, MOST_BITS)
+        steps = _html(Segment(f" {n:.0f} ", "", _heat_style(n, False)) for n in bits)
+        right = _html([Segment("right", "", _heat_style(0, True))])
+        return _with_legend(columns, f"bits {steps} · {right} · guesses are in the tooltips")
 
-    def _rows(self) -> list[Any]:
-        tokens = self.xray.tokens
-        return list(tokens[tokens["text"] == self.text].itertuples())
+    def _answers(self, model: str) -> pd.DataFrame:
+        """Select the masked tokens of the text, with `bits`, `right` and `guesses` of a model."""
+        tokens = self.xray.tokens[self.xray.tokens["text"] == self.text]
+        return tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
 
-    def _mean(self, name: str) -> str:
-        rows = self._rows()
-        bits = sum(getattr(row, f"{name}_bits") for row in rows) / max(1, len(rows))
-        right = sum(getattr(row, f"{name}_right") for row in rows)
-        return f"{bits:.2f} bits a token, {right} of {len(rows)} right"
+    def _mean(self, model: str) -> str:
+        bits, right = self._answers(model)[["bits", "right"]].astype(float).mean()
+        return f"{bits:.2f} bits a token, {right:.0%} right"
 
-    def _parts(self, name: str, draw: Any) -> str:
-        """Draw the text and its masked tokens; of those that share a character the first counts."""
-        text, place, parts = self.xray.texts[self.text], 0, []
-        for row in self._rows():
+    def _segments(self, model: str) -> Iterator[Segment]:
+        """Cut the text at its masked tokens; of tokens that share a character the first counts."""
+        text, place = self.xray.texts[self.text], 0
+        for row in self._answers(model).itertuples():
             if row.start >= place:
-                parts.append(draw(text[place : row.start], None, 0.0, False, ()))
-                answer = (getattr(row, f"{name}_{key}") for key in ("bits", "right", "guesses"))
-                parts.append(draw(text[row.start : row.end], row, *answer))
+                kept, token = text[place : row.start], text[row.start : row.end]
                 place = row.end
-        return "".join([*parts, draw(text[place:], None, 0.0, False, ())])
-
-
-def _plain(text: str, row: Any, bits: float, right: bool, _: Any) -> str:
-    return visible(text) if row is None else f"【{visible(text)}:{bits:.1f}{'✓' * right}】"
-
-
-def _html(text: str, row: Any, bits: float, right: bool, guesses: Any) -> str:
-    if row is None:
-        return escape(text)
-    best = ", ".join(f"{guess} {share:.1%}" for guess, share in guesses)
-    tip = f"{text}: {NAMES[row.kind]}, {bits:.2f} bits, {'right' if right else 'wrong'} · {best}"
-    return f'<span title="{escape(tip)}" style="{_heat_style(bits, right)}">{escape(text)}</span>'
+                best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
+                right = "right" if row.right else "wrong"
+                tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
+                plain = f"【{visible(token)}:{row.bits:.1f}{'✓' * row.right}】"
+                yield Segment(kept, visible(kept))
+                yield Segment(token, plain, _heat_style(row.bits, row.right), tip)
+        yield Segment(text[place:], visible(text[place:]))
 
 
 def _heat_style(bits: float, right: bool) -> str:
-    heat = HEAT.format(0.55 * min(1.0, bits / MOST_BITS))
-    return f"background:{heat};border-bottom:{RIGHT if right else WRONG};color:inherit"
-
-
-def _legend() -> str:
-    steps = "".join(
-        f'<span style="{_heat_style(bits, False)};padding:0 .4em">{bits:.0f}</span>'
-        for bits in (0, 4, 8, 12, MOST_BITS)
-    )
-    right = f'<span style="{_heat_style(0, True)}">right</span>'
-    return f'<p style="font-size:13px">bits {steps} · {right} · the guesses are in the tooltips</p>'
+    heat = 0.55 * min(1.0, bits / MOST_BITS)
+    return f"background:rgba(213,94,0,{heat:.2f});border-bottom:{RIGHT if right else WRONG}"

@@ -1,12 +1,15 @@
-"""Tables of what became of the files, and windows with the borders of their texts."""
+"""Tables of the files, the cleaning, the windows, a run's metrics and its scorecard."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from wuxia_core.corpus import RULES
+from wuxia_core.errors import DataError
 from wuxia_core.mixing import Mixture
+from wuxia_core.run import METRICS, read_rows
 from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
@@ -18,43 +21,38 @@ BLANKS = str.maketrans(
     {"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⟨U+00A0⟩"}
 )
 LONG = 60  # characters of an example
-BORDER = "border-left:3px solid rgb(213,94,0);padding-left:.3em;margin-left:.2em"
-LABEL = "background:rgba(213,94,0,.25);font-size:12px;padding:0 .3em;margin-right:.3em"
 
 
 def table(rows: pd.DataFrame) -> "Styler":
     """Show a table: text to the left and escaped, figures with separators, no index."""
-    left = {"text-align": "left"}
     rows = rows.rename(columns=escape)
     words = list(rows.select_dtypes(exclude="number").columns)
     rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in words})
     styler = rows.style.hide().format(thousands=",", precision=2)
     styler.set_table_attributes(f'class="{NO_MATH}"')
-    heads = {name: [{"selector": "th", "props": list(left.items())}] for name in words}
     long = [name for name in words if rows[name].str.len().max() > LONG / 2]
-    styler = styler.set_properties(subset=long, **{"min-width": "12em"})
-    return styler.set_properties(subset=words, **left).set_table_styles(heads, overwrite=False)
+    styler.set_properties(subset=long, **{"min-width": "12em", "white-space": "pre-wrap"})
+    styler.set_properties(subset=words, **{"text-align": "left"})
+    heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in words}
+    return styler.set_table_styles(heads, overwrite=False)
 
 
 def files_table(mixture: Mixture) -> pd.DataFrame:
     """List the files: a row each, in characters; `note` says what was left out and why."""
     prepared = mixture.preparation
-    same = {found["book"]: found for found in prepared["same_books"]}
+    files = pd.DataFrame(prepared["files"])
+    removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     repeats = prepared["repeated_paragraphs"]["books"]
-    rows = []
-    for file in prepared["files"]:
-        copy = same.get(file["book"]) if file["source"] == "wuxia" else None
-        note = f"{copy['share']:.0%} of it is in {copy['kept']}: left out" if copy else ""
-        rows.append(
-            {
-                **{key: file[key] for key in ("path", "source", "encoding", "characters")},
-                "chapters": file["documents"],
-                "removed": sum(rule["removed"] for rule in file["cleaning"].values()),
-                "repeated paragraphs": repeats.get(file["book"], 0),
-                "note": file["refused"] or note,
-            }
-        )
-    return pd.DataFrame(rows)
+    copies = {
+        copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
+        for copy in prepared["same_books"]
+    }
+    notes = files["book"].map(lambda book: copies.get(book, ""))
+    table = files[["path", "source", "encoding", "characters"]].copy()
+    table["chapters"], table["removed"] = files["documents"], removed
+    table["repeated paragraphs"] = files["book"].map(lambda book: repeats.get(book, 0))
+    table["note"] = files["refused"] + notes.where(files["source"] == "wuxia", "")
+    return table
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
@@ -65,25 +63,22 @@ def cleaning_table(mixture: Mixture) -> pd.DataFrame:
         for name, tally in file["cleaning"].items()
     ]
     columns = ["rule", "does", "file", "count", "removed", "inserted"]
-    groups = pd.DataFrame(rows, columns=columns).groupby(["rule", "does"], sort=False)
-    sums = groups.agg(
-        files=("file", "nunique"),
-        places=("count", "sum"),
-        removed=("removed", "sum"),
-        inserted=("inserted", "sum"),
-    )
-    return sums.reset_index().sort_values("removed", ascending=False, ignore_index=True)
+    sums = {"file": "nunique", "count": "sum", "removed": "sum", "inserted": "sum"}
+    table = pd.DataFrame(rows, columns=columns).groupby(["rule", "does"], as_index=False).agg(sums)
+    table = table.rename(columns={"file": "files", "count": "places"})
+    return table.sort_values("removed", ascending=False, ignore_index=True)
 
 
 def cleaning_examples(mixture: Mixture, each: int = 2) -> pd.DataFrame:
     """Show places before and after cleaning, some of each rule; blanks are made visible."""
-    shown: dict[str, list[tuple[str, str, str, str]]] = {}
-    for file in mixture.preparation["files"]:
-        for name, tally in file["cleaning"].items():
-            examples = [[_with_blanks(text) for text in e] for e in tally["examples"][:each]]
-            shown.setdefault(name, []).extend((name, file["path"], *e) for e in examples)
-    rows = [row for name in RULES for row in shown.get(name, [])[:each]]
-    return pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
+    rows = [
+        (name, file["path"], *map(_with_blanks, example))
+        for name in RULES
+        for file in mixture.preparation["files"]
+        for example in file["cleaning"].get(name, {"examples": []})["examples"]
+    ]
+    table = pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
+    return table.groupby("rule").head(each).reset_index(drop=True)
 
 
 def _with_blanks(text: str) -> str:
@@ -91,36 +86,42 @@ def _with_blanks(text: str) -> str:
     return visible(shown.translate(BLANKS))
 
 
-@dataclass(frozen=True)
-class WindowView:
-    """A window with the borders of the texts in it: shows itself in notebooks and terminals."""
-
-    pieces: tuple[tuple[str, str], ...]  # what it is from, and the text
-
-    def __str__(self) -> str:
-        """Put in front of each text what it is from."""
-        return "\n".join(visible(f"【{label}】{text}") for label, text in self.pieces)
-
-    def _repr_html_(self) -> str:
-        body = "".join(
-            f'<div style="{BORDER}"><span style="{LABEL}">{escape(label)}</span>'
-            f"{escape(text)}</div>"
-            for label, text in self.pieces
-        )
-        return (
-            f'<div class="{NO_MATH}" lang="zh-Hans"'
-            ' style="white-space:pre-wrap;line-height:1.8;font-size:15px">'
-            f"{body}</div>"
-        )
+def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: int) -> pd.DataFrame:
+    """Show a window by its number in `mixture.windows`: a row a text in it."""
+    rows = []
+    for chunk in mixture.windows[mixture.windows["window"] == key].itertuples():
+        document = mixture.outline.loc[chunk.document]
+        tokens = mixture.tokens[chunk.start : chunk.end]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        rows.append((document["book"], document["chapter"], len(tokens), text))
+    return pd.DataFrame(rows, columns=["book", "chapter", "tokens", "text"])
 
 
-def show_window(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", window: int) -> WindowView:
-    """Show a window by its number in `mixture.windows`, text by text."""
-    pieces = mixture.windows[mixture.windows["window"] == window]
-    shown = []
-    for row in pieces.itertuples():
-        about = mixture.outline.loc[row.document]
-        label = f"{about['book']} · {about['chapter']}, {row.end - row.start} tokens"
-        tokens = mixture.tokens[row.start : row.end]
-        shown.append((label, tokenizer.decode(tokens, skip_special_tokens=True)))
-    return WindowView(tuple(shown))
+def read_metrics(output_dir: str | Path) -> pd.DataFrame:
+    """Read a run's `metrics.jsonl`, a row a logged step, without steps that were done again.
+
+    Raises `DataError` where there is none.
+    """
+    if not (Path(output_dir) / METRICS).is_file():
+        raise DataError(f"{output_dir}: no {METRICS} in it; is it a run's training.output_dir?")
+    return pd.DataFrame([{"event": None, **row} for row in read_rows(Path(output_dir))])
+
+
+def scorecard_table(card: dict[str, Any]) -> pd.DataFrame:
+    """Put a scorecard's metrics in a table; `reason` says why figures or a verdict are missing."""
+    columns = ["source", "name", "unit", "base", "tuned", "delta", "low", "high", "n"]
+    columns += ["few_shot", "human", "reason"]
+    return pd.DataFrame(card["metrics"]).reindex(columns=columns).fillna({"reason": ""})
+
+
+def side_by_side(card: dict[str, Any], count: int = 6) -> pd.DataFrame:
+    """Put some passages of base and tuned beside each other, and the book's own text."""
+    rows = pd.DataFrame(card["passages"], columns=["prompt", "base", "tuned", "human"])
+    chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    return chosen.map(lambda text: visible(" ".join(text.split())[:200]))
+
+
+def copied_table(card: dict[str, Any]) -> pd.DataFrame:
+    """Put the longest runs that the tuned model shares with training text beside their source."""
+    columns = ["length", "flagged", "generated", "source", "title"]
+    return pd.DataFrame(card["copied"], columns=columns)
