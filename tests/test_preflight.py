@@ -216,6 +216,7 @@ def test_the_estimate_of_tokens_holds_what_is_measured(tmp_path, encoding):
     [
         ({}, True), ({"num_key_value_heads": None}, True), ({"model_type": "qwen3_moe"}, False),
         ({"model_type": "gpt2"}, False), ({"model_type": None}, False),
+        ({"hidden_size": "2"}, False),
     ],
 )  # fmt: skip
 def test_only_shapes_that_are_known_are_planned(tmp_path, settings, known):

@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node 2 -m wuxia_core.preflight.doctor FOLDER   # config.yaml is in it
 
-Prints a row a check, `ok`, `FAILED` or `–` for what cannot be looked at here; leaves with 5 where
-one failed. Memory and disk are the plan's and `prepare_run`'s to check.
+Prints a row a check, `ok`, `FAILED` or `–` for what cannot be checked here; exits with 5 where one
+failed. Memory and disk are the plan's and `prepare_run`'s to check.
 """
 
 import itertools

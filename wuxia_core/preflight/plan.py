@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from wuxia_core import corpus
@@ -39,6 +40,7 @@ BYTES_PER_TOKEN = (4.5, 3.65)  # UTF-8, of novels under Qwen's tokenizer
 USABLE = 23.5 / 24  # of a card's memory; the rest is the driver's
 
 LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+UNREADABLE = (OSError, ValueError, AttributeError, ImportError, StrictDataclassError)
 # The shipped recipes' models, so that a plan needs no network.
 QWEN3 = {"num_hidden_layers": 36, "num_key_value_heads": 8, "max_position_embeddings": 40960}
 SHIPPED: dict[str, dict[str, Any]] = {
@@ -73,7 +75,7 @@ def read_shape(config: ModelConfig) -> Shape | None:
             settings = AutoConfig.from_pretrained(str(locate(name)), trust_remote_code=False)
         with torch.device("meta"):  # shapes without values
             return shape_of(AutoModelForCausalLM.from_config(settings), config)
-    except (OSError, ValueError):  # the tokenizer's loading says what is wrong
+    except UNREADABLE:  # the tokenizer's loading says what is wrong
         return None
 
 
@@ -83,12 +85,12 @@ def shape_of(base: PreTrainedModel, config: ModelConfig) -> Shape | None:
     LoRA adds (r, in) and (out, r) to a layer (out, in). Raises `ConfigError` where
     `lora_target_modules` names another layer.
     """
-    targets, layers = set(config.lora_target_modules), base.config.num_hidden_layers
+    targets, expected = set(config.lora_target_modules), len(LAYERS) * base.config.num_hidden_layers
     modules = [(name.rpartition(".")[2], m) for name, m in base.base_model.named_modules()]
     linear = [(name, module) for name, module in modules if isinstance(module, torch.nn.Linear)]
     widths = {name: module.out_features for name, module in linear}
     matrices = sum(weight.dim() > 1 for weight in base.parameters())
-    if widths.keys() != LAYERS or matrices > len(LAYERS) * layers + 2:  # embedding, head; experts?
+    if widths.keys() != LAYERS or matrices > expected + 2:  # more than embedding and head: experts
         return None
     if targets - LAYERS:
         wrong, names = ", ".join(sorted(targets - LAYERS)), ", ".join(widths)
