@@ -186,9 +186,7 @@ class Encoder:
 def _byte_offsets(text: str) -> Integers:
     """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
     characters = codes(text)
-    sizes = np.ones(len(characters), np.int64)
-    for bound in (0x80, 0x800, 0x10000):
-        sizes += characters >= bound
+    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
     return np.append(0, np.cumsum(sizes))
 
 
