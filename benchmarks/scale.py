@@ -28,7 +28,7 @@ mixture = mix(load_config("configs/sample.yaml", sys.argv[1:]))
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(f"{seconds:.2f} s, peak {peak:.2f} GB, torch {'' if 'torch' in sys.modules else 'not '}"
-      f"imported, {len(mixture.tokens):,} tokens, {len(mixture.windows):,} pieces")
+      f"imported, {len(mixture.tokens):,} tokens, {len(mixture.windows):,} chunks")
 """
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 import rjieba
 
 from wuxia_core import read_book
-from wuxia_core.corpus.words import Segmenter, read_lexicon
+from wuxia_core.corpus import Segmenter, read_lexicon
 
 Cut = Callable[[str], list[str]]
 

@@ -145,8 +145,6 @@ def open_mixture(folder: Path) -> Mixture:
 
     Raises `DataError` where the folder holds none, or a damaged one.
     """
-    if read_manifest(folder) is None:
-        raise DataError(f"{folder}: no mixture there (manifest.json is missing); mix again")
     try:
         return Mixture(
             tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
@@ -155,7 +153,7 @@ def open_mixture(folder: Path) -> Mixture:
             folder=folder,
         )
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: damaged ({error}); delete it and mix again") from None
+        raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
