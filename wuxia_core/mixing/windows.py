@@ -20,7 +20,8 @@ import pandas as pd
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import Segmenter, gather
 from wuxia_core.errors import DataError
-from wuxia_core.mixing.store import TRAIN, Flags, Tokens, Window, hash_key, shuffled
+from wuxia_core.masking import Window
+from wuxia_core.mixing.store import TRAIN, Flags, Tokens, hash_key, shuffled
 from wuxia_core.model import document_start_id
 from wuxia_core.text import codes
 
