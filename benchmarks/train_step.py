@@ -34,8 +34,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback
 
 from wuxia_core import SpanMasker
 from wuxia_core.config import LINEAR_LAYERS, TINY_BASE
-from wuxia_core.masking import Corruption, MaskCollator
-from wuxia_core.mixing import Window
+from wuxia_core.masking import Corruption, MaskCollator, Window
 from wuxia_core.model import load_tokenizer, masked_cross_entropy
 from wuxia_core.trainer import SpanTrainer
 

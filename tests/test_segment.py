@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wuxia_core.corpus.words import Segmenter, read_lexicon
+from wuxia_core.corpus import Segmenter, read_lexicon
 from wuxia_core.errors import ConfigError
 
 LEXICON = Path(__file__).parents[1] / "data" / "lexicon.txt"

@@ -1,6 +1,7 @@
-"""Rules of cleaning for any text; a rule's docstring says what it does.
+"""Rules of cleaning: what is no story is cut out, and what was damaged is mended.
 
-A rule looks at a text and proposes edits, in order and apart from each other.
+A rule looks at a text and proposes edits, in order and apart from each other; its docstring says
+what it does. `RULES`, at the end, has all of them in the order in which they are applied.
 """
 
 import html
@@ -70,11 +71,11 @@ OTHERS_TOO = re.compile(
     "|手打|校对|校對|扫描|掃描|录入|24小时"
 )
 DOMAIN = "(?:com|net|org|cn|cc|info|tw|COM|NET|CN)(?![A-Za-z])"
-NOTICE = re.compile(  # each branch begins with a literal, or the search is three times slower
+AD = re.compile(  # each branch begins with a literal, or the search is three times slower
     rf"http|HTTP|www|WWW|\.{DOMAIN}|．{DOMAIN}|@"
     rf"|{PROOF.pattern}|{SITES_SAY.pattern}|{OTHERS_TOO.pattern}"
 )
-LONGEST_NOTICE = 30  # characters a point of the score
+LONGEST_AD = 30  # characters a point of the score
 LEAST_STORY = 8  # characters
 ENOUGH, ENOUGH_NEARBY = 3, 2  # points; the second where the line before is a notice
 
@@ -95,7 +96,7 @@ INLINE = re.compile(  # the title ends where there are two blanks
 )
 SPEECH = ("“", "「", "『", '"')
 AROUND_MARK = "_＿" + "\n" + BLANK
-FURNITURE = re.compile(
+BOILERPLATE = re.compile(
     rf"^[ \t　]*+(?:[-=*_~#＝＿＊※☆★◆]{{5,}}|[-=*_ ]*章节内容(?:开始|结束)[-=*_ ]*|第{NUMERAL}部分"
     r"|[（(【]?(?:本章完|本章未完|未完待续|未完待續|待续|全书完|全書完)[）)】]?"
     r"|《[^，。\n]{1,20}》[ 　]*作者[ 　]*[:：;；].{1,12}"
@@ -241,9 +242,9 @@ def page_marks(text: str) -> Iterator[Edit]:
 def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines, else the address alone."""
     last = 0
-    for start, end in lines_with(NOTICE, text):
+    for start, end in lines_with(AD, text):
         nearby = last and not text[last:start].strip()
-        if _is_notice(text[start:end], ENOUGH_NEARBY if nearby else ENOUGH):
+        if _is_ad(text[start:end], ENOUGH_NEARBY if nearby else ENOUGH):
             yield start, min(end + 1, len(text)), ""
             last = end
         else:
@@ -251,7 +252,7 @@ def ads(text: str) -> Iterator[Edit]:
                 yield *match.span(), ""
 
 
-def _is_notice(line: str, enough: int) -> bool:
+def _is_ad(line: str, enough: int) -> bool:
     """Score 3 for a phrase that only sites say, 2 for a word or an address, 1 for a common word.
 
     A heading is none, nor is what somebody says. Words that others say too are no proof alone. A
@@ -267,12 +268,12 @@ def _is_notice(line: str, enough: int) -> bool:
     certain = bool(PROOF.search(line))
     score = 2 * bool(addresses) + 2 * sites_say + len(set(OTHERS_TOO.findall(line))) + 3 * certain
     proof = certain or addresses or sites_say or enough == ENOUGH_NEARBY
-    return bool(proof) and score >= enough and rest <= LONGEST_NOTICE * score
+    return bool(proof) and score >= enough and rest <= LONGEST_AD * score
 
 
 def boilerplate(text: str) -> Iterator[Edit]:
     """Rules of dashes, 章节内容开始, （本章完）, 第一部分, title lines, 正文 before a heading."""
-    return replace(FURNITURE, "", text)
+    return replace(BOILERPLATE, "", text)
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
@@ -384,14 +385,24 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
     return "".join(pieces), tally
 
 
-NOVELS_ONLY = frozenset(
-    ["stamps", "page_marks", "ads", "boilerplate", "headings", "table_of_contents", "hard_wrap"]
-)
-RULES = {
-    rule.__name__: rule
-    for rule in (
-        *(line_ends, page_marks, markup, invisible, mojibake, garbled, stamps, ads, boilerplate),
-        *(headings, table_of_contents, hard_wrap, spaces, private_use, blank_lines),
-    )
+# In the order in which they are applied; with each whether it is for novels only.
+_RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
+    line_ends: False,
+    page_marks: True,
+    markup: False,
+    invisible: False,
+    mojibake: False,
+    garbled: False,
+    stamps: True,
+    ads: True,
+    boilerplate: True,
+    headings: True,
+    table_of_contents: True,
+    hard_wrap: True,
+    spaces: False,
+    private_use: False,
+    blank_lines: False,
 }
+RULES = {rule.__name__: rule for rule in _RULES}
+NOVELS_ONLY = frozenset(rule.__name__ for rule, novels_only in _RULES.items() if novels_only)
 OLDER_NAMES = {"notices": "ads", "furniture": "boilerplate", "contents": "table_of_contents"}

@@ -360,16 +360,13 @@ def read_documents(
         for block in read_blocks(file.path, encoding):
             used = [*report.encoding.split("+"), *block.encoding.split("+")]
             report.encoding = "+".join(dict.fromkeys(filter(None, used)))
-            texts = (
-                _jsonl_texts(block.text, report, skip, lines)
-                if jsonl
-                else _parts(block.text, report, skip)
-            )
-            for name, text in texts:
+            text = block.text
+            texts = _records(text, report, skip, lines) if jsonl else _parts(text, report, skip)
+            for name, part in texts:
                 report.documents += 1
-                text = to_simplified(text) if simplify else text
-                yield Document(file.source, file.book, name, text)
-            lines += block.text.count("\n")
+                part = to_simplified(part) if simplify else part
+                yield Document(file.source, file.book, name, part)
+            lines += text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
     if not report.documents and not report.skip_reason:
@@ -412,23 +409,18 @@ def _nothing_left(report: FileReport) -> str:
     )
 
 
-def _jsonl_texts(
+def _records(
     text: str, report: FileReport, skip: frozenset[str], lines: int
 ) -> Iterator[tuple[str, str]]:
-    """Read the `text` of each line; `lines` stand before them in the file."""
+    """Read the `text` of each line of JSONL; `lines` stand before them in the file."""
     for number, line in enumerate(text.split("\n"), lines + 1):
         if not line.strip():
             continue
-        place = f"{report.file.path}:{number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            why = getattr(error, "msg", error)
-            raise DataError(f"{place}: not JSON ({why}); one object a line") from None
-        value = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(value, str):
-            raise DataError(f'{place}: must be an object like {{"text": "…"}}')
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise DataError(f"{place}: half a character (a lone surrogate) in the text")
+            value = json.loads(line)["text"]
+            value.encode("utf-8")  # fails at half a character (a lone surrogate)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            place = f"{report.file.path}:{number}"
+            raise DataError(f'{place}: must be an object like {{"text": "…"}} ({error})') from None
         if cleaned := _cleaned(value, report, skip):
             yield str(number), cleaned

@@ -1,9 +1,13 @@
-"""Word boundaries that a user's lexicon has the say in: 使一招白鹤亮翅 -> 使, 一招, 白鹤亮翅."""
+"""Words: cut with a user's lexicon, told apart by class, counted and compared.
+
+The lexicon has the say in where words end: 使一招白鹤亮翅 -> 使, 一招, 白鹤亮翅.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +36,13 @@ FOUR = re.compile(rf"{HAN_CHARACTER.pattern}{{4}}")
 QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("‘", "’"), ('"', '"'))
 QUOTED = re.compile("|".join(rf"{a}(?:[^{b}\n]*){b}?" for a, b in QUOTES))
 
-Classes = npt.NDArray[np.int8]
 ONLY_HAN = re.compile(f"[{HAN}]+")
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
 KIND = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
 MOVE = re.compile(f"{USE}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{KIND})")
 PRIOR = 1000.0  # strength of the prior, in words
+
+Classes = npt.NDArray[np.int8]
 
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
@@ -173,13 +178,8 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
     """Count the words or the characters, Chinese ones only; rjieba finds the words."""
     import rjieba
 
-    return _chinese(rjieba.cut(text) if unit == "word" else text for text in texts)
-
-
-def _chinese(parts: Iterable[Iterable[str]]) -> "Counter[str]":
-    counts: Counter[str] = Counter()
-    for words in parts:
-        counts.update(words)
+    parts = (rjieba.cut(text) if unit == "word" else text for text in texts)
+    counts = Counter(chain.from_iterable(parts))
     return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
 
 
@@ -207,8 +207,8 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     """Count the words of four characters that jieba's dictionary has, most of them idioms."""
     import rjieba
 
-    known = _chinese(rjieba.cut(text, hmm=False) for text in texts)
-    return Counter({word: n for word, n in known.items() if len(word) == 4})
+    words = chain.from_iterable(rjieba.cut(text, hmm=False) for text in texts)
+    return Counter(word for word in words if len(word) == 4 and ONLY_HAN.fullmatch(word))
 
 
 def moves(texts: Iterable[str]) -> "Counter[str]":

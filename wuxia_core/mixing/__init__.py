@@ -13,7 +13,6 @@ from wuxia_core.mixing.store import (
     VALIDATION,
     Mixture,
     Tokens,
-    Window,
     Windows,
     exclusive_lock,
     hash_key,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import pandas as pd
 from wuxia_core.config import Config, locate
 from wuxia_core.corpus import File
 from wuxia_core.errors import DataError, raise_machine_error
+from wuxia_core.masking import Window
 from wuxia_core.model import tokenizer_files
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
@@ -32,17 +33,6 @@ Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 FORMAT = 4  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, DOCUMENTS = "manifest.json", "documents.parquet"
-
-
-class Window(NamedTuple):
-    """Chunks of one or more documents, one behind the other, as the collator takes them."""
-
-    input_ids: Tokens  # (T,)
-    word_ids: Tokens  # (T,)
-    position_ids: Tokens  # (T,), from 0 in each chunk
-    key: int
-    epoch: int
-    row: int = 0  # its place among the windows of its split
 
 
 @dataclass(frozen=True)
@@ -145,8 +135,6 @@ def open_mixture(folder: Path) -> Mixture:
 
     Raises `DataError` where the folder holds none, or a damaged one.
     """
-    if read_manifest(folder) is None:
-        raise DataError(f"{folder}: no mixture there (manifest.json is missing); mix again")
     try:
         return Mixture(
             tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
@@ -155,7 +143,7 @@ def open_mixture(folder: Path) -> Mixture:
             folder=folder,
         )
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: damaged ({error}); delete it and mix again") from None
+        raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:

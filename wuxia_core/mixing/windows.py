@@ -20,7 +20,8 @@ import pandas as pd
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import Segmenter, gather
 from wuxia_core.errors import DataError
-from wuxia_core.mixing.store import TRAIN, Flags, Tokens, Window, hash_key, shuffled
+from wuxia_core.masking import Window
+from wuxia_core.mixing.store import TRAIN, Flags, Tokens, hash_key, shuffled
 from wuxia_core.model import document_start_id
 from wuxia_core.text import codes
 
@@ -186,9 +187,7 @@ class Encoder:
 def _byte_offsets(text: str) -> Integers:
     """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
     characters = codes(text)
-    sizes = np.ones(len(characters), np.int64)
-    for bound in (0x80, 0x800, 0x10000):
-        sizes += characters >= bound
+    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
     return np.append(0, np.cumsum(sizes))
 
 
