@@ -102,16 +102,16 @@ def train(options: argparse.Namespace, config: Config) -> int:
         try:
             torchrun.supervise(folder, processes, start, flags, options.max_restarts)
         except torchrun.Ended as ended:
-            raise torchrun.closing(ended, folder, here) from None
+            raise torchrun.with_next_step(ended, folder, here) from None
         except Stopped as error:
-            raise Stopped(f"{error}; {torchrun.saved(folder, here)}") from None
+            raise Stopped(f"{error}; {torchrun.describe_saved(folder, here)}") from None
         try:
             if run.is_main_launcher(folder):
                 finish(folder)
             else:
                 print("trained; the machine that started the first process evaluates")
         except KeyboardInterrupt:
-            raise Stopped(torchrun.saved(folder, here)) from None
+            raise Stopped(torchrun.describe_saved(folder, here)) from None
     return 0
 
 

@@ -18,12 +18,13 @@ import torch
 
 from wuxia_core import SpanMasker, load_config, mix
 from wuxia_core.config import PROJECT
-from wuxia_core.masking import SPAN, Corruption, MaskCollator, coverage
+from wuxia_core.masking import SPAN, coverage
 from wuxia_core.mixing import train_windows
 from wuxia_core.model import (
     add_adapter,
     load_base,
     load_tokenizer,
+    make_collator,
     mask_token_id,
     masked_cross_entropy,
 )
@@ -120,9 +121,7 @@ def batch_time() -> str:
     mask_id = mask_token_id(tokenizer, base.config.vocab_size)
     model = add_adapter(base, config.model, mask_id).train()
     windows = train_windows(mix(config))
-    special = frozenset(tokenizer.all_special_ids)
-    corruption = Corruption.of(tokenizer, mask_id)
-    collate = MaskCollator(SpanMasker(), corruption, tokenizer.pad_token_id, special)
+    collate = make_collator(config, tokenizer, mask_id, "masked")
     batch = [windows[row] for row in range(config.training.per_device_train_batch_size)]
 
     def step() -> None:

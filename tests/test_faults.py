@@ -4,7 +4,6 @@ The measure is a golden run: after going on, the adapter is byte for byte that o
 nothing happened.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 
 from wuxia_core import run
 from wuxia_core.config import PROJECT
+from wuxia_core.errors import MachineError
 from wuxia_core.run import read_rows
 
 pytestmark = pytest.mark.faults
@@ -54,7 +54,7 @@ class Launch:
             cwd=folder.parent, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {
                 "OMP_NUM_THREADS": "1", "WUXIA_FAULT": fault, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
-                "PYTHONPATH": str(PROJECT / "tests" / "faults"),
+                "PYTHONPATH": f"{PROJECT / 'tests/faults'}{os.pathsep}{PROJECT}",
             },
         )  # fmt: skip
 
@@ -157,19 +157,16 @@ def test_a_killed_rank_is_started_again(launch, golden):
 def test_a_launcher_that_is_killed(launch, golden):
     """Its processes notice, save and end; until then they keep the folder."""
     launched = launch().at(6)
+    workers = [launched.rank(rank) for rank in (0, 1)]
+    workers[0].suspend()
     launched.process.kill()
-    workers = [int(json.loads(line)["pid"]) for line in (launched.folder / run.LOCK).open()]
-    assert len(workers) == 3
-    assert not psutil.wait_procs(filter(None, map(_process, workers)), timeout=30)[1]
+    launched.process.wait()
+    with pytest.raises(MachineError, match=f"process {launched.process.pid} on"):
+        run.locked(launched.folder).__enter__()
+    workers[0].resume()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
     assert steps(launched.folder)[-1] in range(6, 9)
     check_goes_on(launch, golden)
-
-
-def _process(pid):
-    try:
-        return psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
 
 
 def test_killed_while_a_checkpoint_is_written(launch, golden):

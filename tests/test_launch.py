@@ -209,14 +209,16 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
     folder = tmp_path / "checkpoint-run"
     for name in ("checkpoint-8", "checkpoint-20", "checkpoint-100", "checkpoint-foo"):
         (folder / name).mkdir(parents=True)
-    assert "no checkpoint yet" in torchrun.saved(folder, 2)
-    for name in ("checkpoint-8", "checkpoint-20", "checkpoint-foo"):
-        (folder / name / "MANIFEST.json").touch()
-    said = torchrun.saved(folder, 2)
+    for step in (8, 20):
+        run.write_manifest(folder / f"checkpoint-{step}", {"step": step})
+    said = torchrun.describe_saved(folder, 2)
     assert f"{folder}/checkpoint-20 is whole" in said
     assert f"launch_ddp.py --config {folder}/config.yaml --nproc 2 --resume" in said
+    for step in (8, 20):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    assert "no checkpoint yet" in torchrun.describe_saved(folder, 2)
     (folder / "adapter_model.safetensors").touch()
-    assert "wuxia_core.evaluate" in torchrun.saved(folder, 2)
+    assert "wuxia_core.evaluate" in torchrun.describe_saved(folder, 2)
 
 
 def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplog):

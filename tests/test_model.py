@@ -134,9 +134,9 @@ def test_the_adapter_is_plain_peft(sample_run):
 @pytest.mark.slow
 def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     """A tiny random Qwen3 with the real 151,936 rows: spare mask row, windows, loss, adapter."""
-    from wuxia_core.masking import IGNORE_INDEX, MaskCollator
+    from wuxia_core.masking import IGNORE_INDEX
     from wuxia_core.mixing import mix, train_windows
-    from wuxia_core.model import masked_cross_entropy
+    from wuxia_core.model import make_collator, masked_cross_entropy
 
     base = _qwen_folder(novels, tmp_path)
     tokenizer = load_tokenizer(base)
@@ -149,7 +149,7 @@ def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     assert mask_id == 151_669
     model = add_adapter(model, config.model, mask_id)
     windows = train_windows(mixture)
-    batch = MaskCollator.from_config(config, tokenizer, mask_id, "masked")([windows[0], windows[1]])
+    batch = make_collator(config, tokenizer, mask_id, "masked")([windows[0], windows[1]])
     labels = batch.pop("labels")
     asked = (labels != IGNORE_INDEX).sum()
     loss = masked_cross_entropy(model(**batch), labels, asked)

@@ -1,16 +1,16 @@
 import errno
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
 
-from wuxia_core import run, torchrun
+from wuxia_core import run
+from wuxia_core.config import PROJECT
 from wuxia_core.errors import MachineError
 
 
@@ -24,7 +24,7 @@ def make_checkpoint(folder, step, **files):
     return folder / f"checkpoint-{step}"
 
 
-def test_a_sealed_checkpoint_is_whole_and_says_what_it_is_of(tmp_path):
+def test_a_checkpoint_with_its_manifest_is_whole_and_says_what_it_is_of(tmp_path):
     made = make_checkpoint(tmp_path, 4)
     assert run.find_damage(made) is None
     assert run.newest_whole(tmp_path) == made
@@ -42,10 +42,10 @@ def flip(path):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda c: (c / "adapter").write_bytes(b"a" * 60), "adapter has 60 bytes, not 100"),
+        (lambda c: (c / "adapter").write_bytes(b"a" * 60), "adapter has changed (100 bytes"),
         (lambda c: (c / "adapter").write_bytes(bytes(100)), "adapter has changed"),
         (lambda c: flip(c / "optimizer"), "optimizer has changed"),
-        (lambda c: (c / "optimizer").unlink(), "optimizer is missing"),
+        (lambda c: (c / "optimizer").unlink(), "optimizer cannot be read (No such file"),
         (lambda c: (c / "MANIFEST.json").unlink(), "MANIFEST.json is missing"),
         (lambda c: (c / "MANIFEST.json").write_text('{"files"'), "MANIFEST.json is missing"),
         (lambda c: flip(c / "MANIFEST.json"), "MANIFEST.json is missing or damaged"),
@@ -104,49 +104,52 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def dead_process():
-    finished = subprocess.Popen([sys.executable, "-c", ""])
-    finished.wait()
-    return finished.pid
+LAUNCHER = """
+import subprocess, sys
+from pathlib import Path
+from wuxia_core import run
 
+with run.locked(Path(sys.argv[1])):
+    worker = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
+    worker.wait()
+"""
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from wuxia_core import run
 
-def test_the_lock_of_dead_processes_is_taken_over(tmp_path):
-    line = json.loads(run._line(None))
-    dead = [{**line, "pid": dead_process()}, {**line, "started": line["started"] - 100}]
-    (tmp_path / run.LOCK).write_text("".join(json.dumps(row) + "\n" for row in dead))
-    with run.locked(tmp_path):
-        assert json.loads((tmp_path / run.LOCK).read_text())["started"] == line["started"]
-    assert not list(tmp_path.iterdir())
+run.hold_lock(Path(sys.argv[1]))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
 
 
 def test_a_worker_that_outlives_its_launcher_keeps_the_lock(tmp_path):
-    line = json.loads(run._line(None))
-    (tmp_path / run.LOCK).write_text(json.dumps({**line, "pid": dead_process()}) + "\n")
-    run.join(tmp_path)
-    with pytest.raises(MachineError, match=f"process {os.getpid()}"):
-        run.locked(tmp_path).__enter__()
-
-
-def test_a_lock_that_was_cut_off_holds_nobody(tmp_path):
-    (tmp_path / run.LOCK).write_bytes(b'{"host": "x", "pi\n\0\0\n')
+    command = [sys.executable, "-c", LAUNCHER, str(tmp_path), WORKER]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as launcher:
+        worker = int(launcher.stdout.readline())
+        launcher.kill()
+        launcher.wait()
+        with pytest.raises(MachineError, match=f"process {launcher.pid} on"):
+            run.locked(tmp_path).__enter__()
+        os.kill(worker, signal.SIGKILL)
+        launcher.stdout.read()  # ends with the worker
     with run.locked(tmp_path):
-        pass
-
-
-def test_a_run_of_two_machines_that_ended_leaves_no_lock(tmp_path):
-    with run.locked(tmp_path, "host:1"):
-        far = json.loads(run._line("host:1")) | {"host": "elsewhere", "pid": 777}
-        with (tmp_path / run.LOCK).open("a") as file:
-            file.write(json.dumps(far) + "\n")
-        run.join(tmp_path)
+        assert json.loads((tmp_path / run.LOCK).read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_of_another_machine_is_taken_to_be_alive(tmp_path):
-    line = json.loads(run._line(None)) | {"host": "elsewhere"}
-    (tmp_path / run.LOCK).write_text(json.dumps(line) + "\n")
-    with pytest.raises(MachineError, match="on elsewhere"):
-        run.locked(tmp_path).__enter__()
+@pytest.mark.parametrize("left", [b"", b'{"host": "x", "pi\n\0\0\n', b'{"host": "x", "pid": 1}'])
+def test_a_lock_file_that_nobody_holds_is_taken_over(tmp_path, left):
+    (tmp_path / run.LOCK).write_bytes(left)
+    with run.locked(tmp_path):
+        assert json.loads((tmp_path / run.LOCK).read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_without_a_launcher_takes_no_lock(tmp_path):
+    run.hold_lock(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_launchers_of_one_rendezvous_share_the_lock(tmp_path):
@@ -154,20 +157,33 @@ def test_launchers_of_one_rendezvous_share_the_lock(tmp_path):
         with run.locked(tmp_path, "host:1"):
             pass
         assert (tmp_path / run.LOCK).exists()
-        with pytest.raises(MachineError):
-            run.locked(tmp_path, "host:2").__enter__()
+        for other in ("host:2", None):
+            with pytest.raises(MachineError):
+                run.locked(tmp_path, other).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
-def test_of_many_at_once_one_gets_the_lock(tmp_path):
-    (tmp_path / run.LOCK).write_text(
-        json.dumps(json.loads(run._line(None)) | {"pid": dead_process()}) + "\n"
-    )
+def test_the_last_of_two_launchers_removes_the_lock(tmp_path):
+    first, second = (run.locked(tmp_path, "host:1") for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(MachineError):
+        run.locked(tmp_path, "host:2").__enter__()
+    second.__exit__(None, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rendezvous", [None, "host:1"])
+def test_of_many_at_once_one_gets_the_lock(tmp_path, rendezvous):
+    """Or all that meet at the same address."""
+    (tmp_path / run.LOCK).write_text("left by a run that was killed")
     start, stop, got = threading.Barrier(8), threading.Event(), []
 
     def launch():
         start.wait()
         try:
-            with run.locked(tmp_path):
+            with run.locked(tmp_path, rendezvous):
                 got.append(True)
                 stop.wait(10)
         except MachineError:
@@ -178,9 +194,13 @@ def test_of_many_at_once_one_gets_the_lock(tmp_path):
     threads = [threading.Thread(target=launch) for _ in range(8)]
     for thread in threads:
         thread.start()
+    while len(got) < 8 and not stop.wait(0.01):
+        pass
+    stop.set()
     for thread in threads:
         thread.join()
-    assert sorted(got) == [False] * 7 + [True]
+    assert sum(got) == (8 if rendezvous else 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EIO])
@@ -194,20 +214,6 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path, config, monkeypatch,
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(MachineError, match=f"output_dir .*cannot be written .{os.strerror(code)}"):
         run.acquire(config, named=True, resume=False).__enter__()
-
-
-def test_a_port_that_something_else_uses_is_refused(monkeypatch):
-    monkeypatch.setattr(torchrun, "ANSWER", 2)
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = stranger.getsockname()[1]
-        with pytest.raises(MachineError, match=f"127.0.0.1:{port}: something else answers there"):
-            torchrun.check_free(f"127.0.0.1:{port}")
-    with socket.create_server(("127.0.0.1", 0)) as rude:  # hangs up
-        threading.Thread(target=lambda: rude.accept()[0].close(), daemon=True).start()
-        with pytest.raises(MachineError, match="something else answers there"):
-            torchrun.check_free(f"127.0.0.1:{rude.getsockname()[1]}")
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torchrun.check_free(f"127.0.0.1:{store.port}")
 
 
 def test_other_versions_than_a_checkpoints_are_said(tmp_path, caplog):

@@ -22,7 +22,7 @@ from wuxia_core.trainer import JUDGED_BY, EpochSampler, KeepBest, StopOnNonFinit
 NONE_PACKED = np.zeros(50, bool)
 
 
-def test_the_order_hangs_on_seed_and_epoch_and_carries_the_epoch():
+def test_the_order_depends_on_seed_and_epoch_and_carries_the_epoch():
     sampler = EpochSampler(NONE_PACKED, seed=1, batch=5, effective_batch=10)
     first = list(sampler)
     sampler.set_epoch(3)
@@ -136,19 +136,12 @@ def test_a_quantized_base_is_trained_in_two_processes(short, tmp_path):
     assert all(w.any() for name, w in weights.items() if "lora_B" in name)
 
 
-def test_out_of_gpu_memory_ends_with_5_and_what_to_change(short, tmp_path, monkeypatch):
-    """A CPU raises no such error, so it is raised in the loop's place."""
+def test_out_of_gpu_memory_ends_with_5_and_what_to_change(short, tmp_path):
     run.open_folder(short, mix(short), tmp_path)
-
-    def train(_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
-
-    monkeypatch.setattr(stage, "train", train)
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path)])
-    with pytest.raises(SystemExit, match="5"):
-        stage.main()
-    said = stage.out_of_memory(tmp_path, "CUDA out of memory. Tried to allocate 7 GiB.")
-    first, *changes = str(said).splitlines()
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 GiB.\nGPU 0 …")
+    known = stage.as_user_error(error, tmp_path)
+    assert known.exit_status == 5
+    first, *changes = str(known).splitlines()
     assert first.startswith("out of GPU memory (CUDA out of memory. Tried to allocate 7 GiB.)")
     assert "training.gradient_checkpointing=true" in changes[0]
     assert "a smaller model" in changes[-1] or "fits" in changes[-1]
@@ -201,7 +194,7 @@ def test_an_adapter_kept_after_the_step_that_is_resumed_from_is_judged_anew(tmp_
 
 
 def test_a_second_signal_changes_nothing():
-    """The first one asks for a checkpoint at the end of the step, saving or not."""
+    """The first one leads to a checkpoint at the end of the step, saving or not."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = StopOnSignal()

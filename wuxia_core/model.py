@@ -1,7 +1,9 @@
-"""The base model, its tokenizer and its mask token."""
+"""The base model, its tokenizer and mask token, the adapter that is trained, and its loss.
+
+torch, transformers and peft are loaded when first used.
+"""
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,65 +14,30 @@ from safetensors import SafetensorError
 
 from wuxia_core.config import Config, ModelConfig, load_config, locate
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.masking import IGNORE_INDEX
+from wuxia_core.masking import IGNORE_INDEX, Corruption, MaskCollator, SpanMasker
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-logger = logging.getLogger(__name__)
-
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # weights last: once they are there, all is
 MASK_TOKEN = "<|mask|>"
 DOCUMENT_START = "<|endoftext|>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
                    "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-                   "vocab.txt", "spiece.model")  # fmt: skip
+                   "vocab.txt", "spiece.model"]  # fmt: skip
 Loaded = TypeVar("Loaded")
-SETTINGS = "adapter_config.json"
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load a fast tokenizer from a folder or the hub.
+def weights_dtype(config: Config) -> "torch.dtype":
+    """Give the precision the base is loaded in: bfloat16 or float16 if configured, else float32."""
+    import torch
 
-    Raises `MachineError` where the folder is missing and the hub cannot be reached; `ConfigError`
-    where it is not a fast tokenizer with an end-of-text token.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = _fetch(name, lambda path: AutoTokenizer.from_pretrained(path))
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
-        )
-    return tokenizer
-
-
-def tokenizer_files(name: str) -> list[Path]:
-    """List the files that make a tokenizer: in a folder, or in the hub's cache.
-
-    Raises `MachineError` as `load_tokenizer` does, which fills the cache.
-    """
-    files = _tokenizer_files(name)
-    if not files:
-        load_tokenizer(name)
-        files = _tokenizer_files(name)
-    return files
-
-
-def _tokenizer_files(name: str) -> list[Path]:
-    folder = locate(name)
-    if folder.is_dir():
-        return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = [try_to_load_from_cache(name, file) for file in TOKENIZER_FILES]
-    except HFValidationError:  # a folder that is missing, say
-        return []
-    return [Path(path) for path in cached if isinstance(path, str)]
+    if config.training.bf16:
+        return torch.bfloat16
+    return torch.float16 if config.training.fp16 else torch.float32
 
 
 def load_base(
@@ -98,15 +65,45 @@ def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
     import torch
     from transformers import BitsAndBytesConfig
 
-    own = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    eight = quantization == "8bit"
-    how = BitsAndBytesConfig(
-        load_in_8bit=eight,
-        load_in_4bit=not eight,
+    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    bits = BitsAndBytesConfig(
+        load_in_8bit=quantization == "8bit",
+        load_in_4bit=quantization == "4bit",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
     )
-    return {"quantization_config": how, "device_map": {"": own}}
+    return {"quantization_config": bits, "device_map": {"": device}}
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load a fast tokenizer from a folder or the hub.
+
+    Raises `MachineError` where the folder is missing and the hub cannot be reached; `ConfigError`
+    where it is not a fast tokenizer with an end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _fetch(name, lambda path: AutoTokenizer.from_pretrained(path))
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
+        )
+    return tokenizer
+
+
+def tokenizer_files(name: str) -> list[Path]:
+    """List the files that make a tokenizer: in a folder, or in the hub's cache, which it fills.
+
+    Raises `MachineError` as `load_tokenizer` does.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = locate(name)
+    if not folder.is_dir():
+        folder = Path(
+            _fetch(name, lambda path: snapshot_download(path, allow_patterns=TOKENIZER_FILES))
+        )
+    return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
 
 
 def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
@@ -136,7 +133,7 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def mask_token_id(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
 ) -> int:
-    """Choose the row that stands for a hidden token: the named one, `<|mask|>`, or a spare row.
+    """Choose the row that stands for a masked token: the named one, `<|mask|>`, or a spare row.
 
     Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
 
@@ -169,13 +166,19 @@ def _named_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
     return int(ids[0])
 
 
-def weights_dtype(config: Config) -> "torch.dtype":
-    """Precision the base is loaded in: bfloat16 or float16 if asked for, else float32."""
-    import torch
-
-    if config.training.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.training.fp16 else torch.float32
+def make_collator(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", mask_id: int, objective: str
+) -> MaskCollator:
+    """Build the collator of a run; `mask_id` is the row that its adapter trains."""
+    masking, seed = config.masking, config.training.seed
+    return MaskCollator(
+        SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed),
+        Corruption.of(tokenizer, mask_id, masking.corruption, seed),
+        pad_token_id=int(tokenizer.pad_token_id or 0),
+        special_ids=frozenset(tokenizer.all_special_ids),
+        objective=objective,
+        span_unit=masking.span_unit,
+    )
 
 
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
@@ -262,7 +265,7 @@ def load_adapter(
     try:
         base = load_base(name, dtype, config.model.quantization if config else "none")
     except MachineError as error:
-        raise MachineError(f"{error}\n{folder / SETTINGS} names its base") from None
+        raise MachineError(f"{error}\n{folder / ADAPTER_CONFIG} names its base") from None
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
     return attach_adapter(base, folder, name), load_tokenizer(name)
@@ -278,7 +281,7 @@ def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftMod
         shapes = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes} Name its own base in "
-            f"{folder / SETTINGS}, base_model_name_or_path"
+            f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
     patch_trainable_tokens(model)
     return model.eval()
@@ -292,10 +295,10 @@ def run_config(folder: Path) -> Config | None:
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
-    path = folder / SETTINGS
-    if not path.is_file() or not (folder / "adapter_model.safetensors").is_file():
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(
-            f"{folder}: no finished adapter there (adapter_model.safetensors); name the "
+            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name the "
             "training.output_dir of a run that came to its end"
         )
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -305,25 +308,25 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
 def masked_cross_entropy(
     outputs: Any, labels: "torch.Tensor", num_items_in_batch: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Sum the cross-entropy at the asked positions and divide by their number in the step.
+    """Sum the cross-entropy at the target positions and divide by their number in the step.
 
     Parameters
     ----------
     outputs : CausalLMOutput
-        `.logits` is (N, V): one row for each asked token, because the collator's `logits_to_keep`
+        `.logits` is (N, V): one row for each target, because the collator's `logits_to_keep`
         keeps position i - 1 for token i before the vocabulary projection.
     labels : (B, T) int64
-        Token ids at the asked positions, -100 elsewhere; N of them are asked, none in column 0.
+        Token ids at the N target positions, -100 elsewhere and in column 0.
     num_items_in_batch : scalar
-        Asked tokens over all accumulation steps and all ranks. `Trainer` counts them, and
-        multiplies the loss by the number of ranks, since DDP averages gradients.
+        Targets over all accumulation steps and all ranks. `Trainer` counts them, and multiplies
+        the loss by the number of ranks, since DDP averages gradients.
 
     Returns
     -------
-    Scalar, nats per asked token once summed over accumulation steps and ranks.
+    Scalar, nats per target once summed over accumulation steps and ranks.
     """
     import torch.nn.functional as F
 
     targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
     total = F.cross_entropy(outputs.logits.float(), targets, reduction="sum")
-    return total / num_items_in_batch.clamp(min=1)  # a step may ask for nothing
+    return total / num_items_in_batch.clamp(min=1)  # a step may have no targets

@@ -1,5 +1,6 @@
-"""The run folder: chosen, locked, opened."""
+"""The run folder: which one, its lock, its checkpoints, going on from one, and `metrics.jsonl`."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -7,45 +8,33 @@ import os
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-
 from wuxia_core.config import Config, load_config
 from wuxia_core.errors import ConfigError, MachineError, raise_machine_error
-from wuxia_core.mixing import Mixture, exclusive_lock, manifest_of, read_json, read_manifest
+from wuxia_core.mixing import Mixture, manifest_of, read_json, read_manifest
+from wuxia_core.model import ADAPTER_WEIGHTS
 
-ADAPTER = "adapter_model.safetensors"
-LOCK = "run.lock"
-SAME_START = 5  # seconds; a start time is reckoned from the clock, which may be set meanwhile
-MANIFEST = "MANIFEST.json"
-KEPT = 2  # checkpoints that are never pruned, so that one that is damaged can be done without
+LOCK, METRICS, MANIFEST = "run.lock", "metrics.jsonl", "MANIFEST.json"
 STAGING = ".tmp-step-"
-
-logger = logging.getLogger(__name__)
+KEPT = 2  # checkpoints that are never pruned, so that one that is damaged can be done without
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
-FREE = (  # do not touch the adapter
-    "plan.", "training.output_dir", "evaluation.minutes", "evaluation.wits_margin",
-    "evaluation.general_margin", "evaluation.max_copied", "evaluation.max_extracted",
-)  # fmt: skip
-METRICS = "metrics.jsonl"
-
-
-def occupied(folder: Path) -> bool:
-    """Whether a folder already holds a run, finished or not."""
-    return (folder / "metrics.jsonl").exists() or (folder / ADAPTER).exists()
+FREE = ("plan.", "evaluation.", "training.output_dir")  # settings that may change on resuming,
+BOUND = "evaluation.max_documents"  # but for this one: the best adapter is chosen by these texts
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def acquire(
     config: Config, *, named: bool, resume: bool, rendezvous: str | None = None
 ) -> Iterator[Path]:
-    """Choose the run folder and keep others out of it.
+    """Choose the run folder, make it and keep other runs out of it.
 
     It is the one that was named, or the first free one of `sample`, `sample-2` and so on; to go on
     with a run, the newest of these that is not finished.
@@ -62,8 +51,36 @@ def acquire(
         )
     if resume and not occupied(folder):
         raise ConfigError(f"--resume: no run in {folder}; name its folder or leave --resume out")
-    with _made(folder), locked(folder, rendezvous):
-        yield folder
+    with raise_machine_error(f"training.output_dir {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, rendezvous):
+            yield folder
+    finally:
+        with suppress(OSError):  # it is not empty: something came of the run
+            folder.rmdir()
+
+
+def occupied(folder: Path) -> bool:
+    """Whether a folder already holds a run, finished or not."""
+    return (folder / METRICS).exists() or (folder / ADAPTER_WEIGHTS).exists()
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Count `sample`, `sample-2`, `sample-3`, … without end."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
+
+
+def _first_free(folder: Path) -> Path:
+    return next(path for path in _numbered(folder) if not path.exists() or not any(path.iterdir()))
+
+
+def _newest(folder: Path) -> Path:
+    """Find the last of the numbered folders whose run is not finished; the first without any."""
+    runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
+    unfinished = [path for path in runs if not (path / ADAPTER_WEIGHTS).exists()]
+    return unfinished[-1] if unfinished else folder
 
 
 def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
@@ -86,145 +103,88 @@ def is_main_launcher(folder: Path) -> bool:
     return launcher == [socket.gethostname(), os.getpid()]
 
 
-def _numbered(folder: Path) -> Iterator[Path]:
-    yield folder
-    yield from (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-
-
-def _first_free(folder: Path) -> Path:
-    return next(path for path in _numbered(folder) if not path.exists() or not any(path.iterdir()))
-
-
-def _newest(folder: Path) -> Path:
-    """Find the last of the numbered folders whose run is not finished; the first without any."""
-    newest = folder
-    for path in _numbered(folder):
-        if not path.exists():
-            return newest
-        if occupied(path) and not (path / ADAPTER).exists():
-            newest = path
-    raise AssertionError("numbers do not end")
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make a folder, and remove it where nothing came of it."""
-    with raise_machine_error(f"training.output_dir {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
 @contextmanager
 def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     """Keep other runs out of a folder; launchers of the same rendezvous share it.
 
-    Raises `MachineError` where a run is at work there, or the folder cannot be written. A lock
-    whose processes are all dead is taken over.
+    The lock is the operating system's, on `run.lock`: it lasts as long as one of the launchers, or
+    of the processes that `hold_lock`, lives. The last launcher to end well removes the file.
+
+    Raises `MachineError` where a run is at work there, or the folder cannot be written.
     """
     path = folder / LOCK
-    ours = _take(path, rendezvous)
-    try:
-        yield
-    finally:
-        if ours:
-            with exclusive_lock(path) as file:
-                here = [h for h in _alive(file) if h["host"] == socket.gethostname()]
-                if {holder["pid"] for holder in here} <= {os.getpid()}:
-                    path.unlink()
-
-
-def join(folder: Path) -> None:
-    """Add this process to the folder's lock, where there is one: it may outlive its launcher."""
-    if (folder / LOCK).exists():
-        with exclusive_lock(folder / LOCK) as file:
-            others = _alive(file)
-            file.write(_line(others[0]["rendezvous"] if others else None))
-
-
-def _take(path: Path, rendezvous: str | None) -> bool:
-    """Make the lock; say whether it is ours, or that of a launcher that we meet."""
-    with exclusive_lock(path) as file:
-        alive = _alive(file)
-        if rendezvous and rendezvous in [holder["rendezvous"] for holder in alive]:
-            return False
-        if alive:
-            raise MachineError(_refusal(path, alive[0]))
-        file.truncate(0)
-        file.write(_line(rendezvous))
-    return True
-
-
-def _line(rendezvous: str | None) -> str:
-    me = psutil.Process()
-    facts = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
-    return json.dumps(facts | {"rendezvous": rendezvous}) + "\n"
-
-
-def _alive(file: TextIO) -> list[dict[str, Any]]:
-    """List the processes that a lock names and that still run."""
-    file.seek(0)
-    holders = []
-    for line in file:
+    ours = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+    ours["rendezvous"] = rendezvous
+    with raise_machine_error(f"training.output_dir {folder}"):
+        file = _share(path, ours)
+    with file:
+        file.seek(0)
+        holder = json.load(file)
+        if holder != ours and (rendezvous is None or holder["rendezvous"] != rendezvous):
+            raise MachineError(
+                f"{folder}: a run is at work there (of process {holder['pid']} on "
+                f"{holder['host']}); wait for it, stop it, or name another training.output_dir. "
+                f"If that machine is gone, delete {path}"
+            )
         try:
-            holders.append(json.loads(line))
-        except ValueError:  # cut off with its machine
-            continue
-    return [holder for holder in holders if _runs(holder)]
+            yield
+        finally:
+            with suppress(BlockingIOError):  # others hold it still
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
-def _runs(holder: dict[str, Any]) -> bool:
-    """Whether a process still runs; one on another machine is taken to."""
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        process = psutil.Process(holder["pid"])
-        same = abs(process.create_time() - holder["started"]) < SAME_START
-        return same and process.status() != "zombie"
-    except psutil.NoSuchProcess:
-        return False
+def _share(path: Path, ours: dict[str, Any]) -> TextIO:
+    """Open a lock file and hold it with others; write who we are where nobody else holds it.
+
+    It is held alone only for the writing, so waiting to share it takes no time.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(json.dumps(ours))
+            file.flush()
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # removed meanwhile by the run before
 
 
-def _refusal(path: Path, holder: dict[str, Any]) -> str:
-    return (
-        f"{path.parent}: a run is at work there (process {holder['pid']} on {holder['host']}); "
-        "wait for it, stop it, or name another training.output_dir. If that machine is gone, "
-        f"delete {path}"
-    )
+def hold_lock(folder: Path) -> None:
+    """Share the folder's lock, where there is one, for the life of this process.
+
+    A worker may outlive its launcher.
+    """
+    if (folder / LOCK).exists():
+        fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # never closed
 
 
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write the manifest of a folder's files, and have the disk take all of them."""
-    files = {}
-    for path in sorted(checkpoint.iterdir()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    files = {path.name: _describe(path) for path in sorted(checkpoint.iterdir())}
     manifest = facts | {"files": files}
-    with (checkpoint / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest | {"sha256": _hash(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(manifest | {"sha256": _hash(manifest)}, indent=1)
+    (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
+    for path in checkpoint.iterdir():
+        fsync(path)
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Give a sealed checkpoint its place in the run folder, in one step."""
+    """Give a checkpoint that has its manifest its place in the run folder, in one step."""
     staged.replace(folder / staged.name)
     shutil.rmtree(staged.parent)
-    handle = os.open(folder, os.O_RDONLY)
+    fsync(folder)
+
+
+def fsync(path: Path) -> None:
+    """Have the disk take a file's content, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Read the step from a checkpoint's name."""
-    return int(checkpoint.name.partition("-")[2])
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -232,48 +192,48 @@ def find_damage(checkpoint: Path) -> str | None:
     manifest = read_json(checkpoint / MANIFEST)
     if manifest is None or manifest.pop("sha256", None) != _hash(manifest):
         return f"{MANIFEST} is missing or damaged"
-    try:
-        return next((said for said in _damaged_files(checkpoint, manifest["files"]) if said), None)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
+    for name, written in manifest["files"].items():
+        try:
+            now = _describe(checkpoint / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if now != written:
+            return f"{name} has changed ({written['bytes']:,} bytes then, {now['bytes']:,} now)"
+    return None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _damaged_files(checkpoint: Path, files: dict[str, Any]) -> Iterator[str]:
-    for name, facts in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            yield f"{name} is missing"
-            continue
-        if path.stat().st_size != facts["bytes"]:
-            yield f"{name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
-            continue
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                yield f"{name} has changed since it was written"
+def step_of(checkpoint: Path) -> int:
+    """Read the step from a checkpoint's name: 40 of `checkpoint-40`."""
+    return int(checkpoint.name.partition("-")[2])
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """List what goes by the name of a checkpoint, by step."""
-    found = {path.name.partition("-")[2]: path for path in folder.glob("checkpoint-*")}
-    return [found[step] for step in sorted(filter(str.isdigit, found), key=int)]
+    found = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+    return sorted(found, key=step_of)
 
 
 def newest_whole(folder: Path) -> Path | None:
     """Find the newest checkpoint that is whole; damaged ones are renamed, and named in the log."""
     for checkpoint in reversed(checkpoints(folder)):
-        found = find_damage(checkpoint)
-        if found is None:
+        damage = find_damage(checkpoint)
+        if damage is None:
             return checkpoint
-        aside = _free(checkpoint.with_name(f"{checkpoint.name}.broken"))
-        try:
+        names = _numbered(checkpoint.with_name(f"{checkpoint.name}.broken"))
+        aside = next(path for path in names if not path.exists())
+        with suppress(FileNotFoundError):  # another machine's launcher was faster
             checkpoint.rename(aside)
-        except FileNotFoundError:  # another machine's launcher was faster
-            continue
-        logger.warning("%s: %s; set aside as %s", checkpoint, found, aside.name)
+            logger.warning("%s: %s; set aside as %s", checkpoint, damage, aside.name)
     return None
 
 
@@ -283,7 +243,8 @@ def prune(folder: Path, limit: int) -> None:
     for checkpoint in reversed(checkpoints(folder)):
         if whole >= max(limit, KEPT):
             shutil.rmtree(checkpoint)
-        whole += find_damage(checkpoint) is None
+        else:
+            whole += find_damage(checkpoint) is None
 
 
 def clear_staging(folder: Path) -> None:
@@ -292,12 +253,15 @@ def clear_staging(folder: Path) -> None:
         shutil.rmtree(staging)
 
 
-def _free(path: Path) -> Path:
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+def manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read what a whole checkpoint says of itself."""
+    facts: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def resume_point(folder: Path) -> Path | None:
@@ -305,7 +269,7 @@ def resume_point(folder: Path) -> Path | None:
 
     Raises `ConfigError` where the run is finished.
     """
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(
             f"--resume: {folder} is finished; python -m wuxia_core.evaluate {folder} measures it"
         )
@@ -318,11 +282,6 @@ def resume_point(folder: Path) -> Path | None:
     return checkpoint
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    return {package: version(package) for package in PACKAGES}
-
-
 def check_unchanged(
     config: Config, folder: Path, checkpoint: Path | None, processes: int, insist: bool = False
 ) -> None:
@@ -330,37 +289,27 @@ def check_unchanged(
 
     Raises `ConfigError` naming each that differs; who insists is only told.
     """
-    before = load_config(folder / "config.yaml")
-    differing = list(_settings(before, config))
-    was = manifest(checkpoint)["world_size"] if checkpoint else processes
-    if was != processes:
-        differing.append(f"processes: {was} then, {processes} now (--nproc, --nnodes)")
+    before, now = _settings(load_config(folder / "config.yaml")), _settings(config)
+    before["processes"] = manifest(checkpoint)["world_size"] if checkpoint else processes
+    now["processes"] = processes  # --nproc times --nnodes
+    differing = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]
     if manifest_of(config) != read_manifest(folder, "mixture.json"):
         differing.append(f"the texts, or how they are cut, are not those in {folder}/mixture.json")
-    if differing:
-        what = "\n  ".join(differing)
-        if insist:
-            logger.warning("--allow-changed: from here on it is another run:\n  %s", what)
-            return
+    what = "\n  ".join(differing)
+    if differing and not insist:
         raise ConfigError(
             f"--resume: this would be another run than the one in {folder}:\n  {what}\n"
             "Set them back, or insist with --allow-changed"
         )
+    if differing:
+        logger.warning("--allow-changed: from here on it is another run:\n  %s", what)
 
 
-def manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read what a whole checkpoint says of itself."""
-    facts: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    return facts
-
-
-def _settings(before: Config, now: Config) -> Iterator[str]:
-    """Name the settings that differ."""
-    for (section, then), current in zip(before, dict(now).values(), strict=True):
-        for (key, old), new in zip(then, dict(current).values(), strict=True):
-            name = f"{section}.{key}"
-            if old != new and not name.startswith(FREE):
-                yield f"{name}: {old} then, {new} now"
+def _settings(config: Config) -> dict[str, Any]:
+    """Give the settings that the adapter depends on, such as `training.seed`, by name."""
+    sections = config.model_dump()
+    named = {f"{s}.{key}": value for s in sections for key, value in sections[s].items()}
+    return {name: v for name, v in named.items() if name == BOUND or not name.startswith(FREE)}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

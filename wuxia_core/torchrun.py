@@ -1,26 +1,23 @@
 """The processes of a run: torchrun, in here, so that signals reach it; and again after a crash."""
 
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wuxia_core.errors import BUG, STOPPED, ConfigError, MachineError, RankLost, Stopped, WuxiaError
-from wuxia_core.run import ADAPTER, MANIFEST, checkpoints, newest_whole
+from wuxia_core.model import ADAPTER_WEIGHTS
+from wuxia_core.run import newest_whole
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torchrun takes
 JOIN = 600  # seconds that machines wait for each other
-ANSWER = 20  # seconds in which a rendezvous answers
-
-logger = logging.getLogger(__name__)
 TOGETHER = 2  # seconds within which failures may come of each other
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,13 @@ class Processes:
         here = f"--nproc-per-node={self.here}"
         if self.rendezvous is None:
             return ["--standalone", here]
+        meet = f"--rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d --rdzv-id=wuxia"
         return [
-            here, f"--nnodes={self.machines}", "--rdzv-backend=c10d", "--rdzv-id=wuxia",
-            f"--rdzv-endpoint={self.rendezvous}", f"--rdzv-conf=join_timeout={JOIN}",
-        ]  # fmt: skip
+            here,
+            f"--nnodes={self.machines}",
+            f"--rdzv-conf=join_timeout={JOIN}",
+            *meet.split(),
+        ]
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -65,30 +65,12 @@ def check_endpoint(endpoint: str) -> None:
         raise MachineError(f"--rdzv-endpoint {endpoint}: no such host ({error.strerror})") from None
 
 
-def check_free(endpoint: str) -> None:
-    """Refuse a port where something other than a rendezvous answers: torchrun would wait for ever.
+class Ended(WuxiaError):
+    """How torchrun ended otherwise than well; `crashed` where a fresh start may help."""
 
-    Raises `MachineError`.
-    """
-    from torch.distributed import TCPStore
-
-    host, _, port = endpoint.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER).close()
-    except OSError:
-        return  # nobody is there yet
-    met = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            TCPStore(host, int(port))
-            met.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    if not met.wait(ANSWER):
-        raise MachineError(
-            f"--rdzv-endpoint {endpoint}: something else answers there; choose another port"
-        )
+    def __init__(self, message: str, status: int, *, crashed: bool) -> None:
+        super().__init__(message)
+        self.exit_status, self.crashed = status, crashed
 
 
 def launch(
@@ -104,8 +86,6 @@ def launch(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    if processes.rendezvous:
-        check_free(processes.rendezvous)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.here)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
@@ -114,14 +94,12 @@ def launch(
     try:
         run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
     except ChildFailedError as error:
-        raise outcome(error) from None
+        raise read_failure(error) from None
     except SignalException as error:
         raise Stopped(f"by {error.sigval.name}") from None
     except RendezvousError as error:
-        raise MachineError(
-            f"--rdzv-endpoint {processes.rendezvous}: the machines did not meet there ({error}); "
-            "is the port free on that machine and open to the others, and do all of them run?"
-        ) from None
+        where = f"--rdzv-endpoint {processes.rendezvous}"
+        raise MachineError(f"{where}: the machines did not meet there ({error})") from None
     finally:
         print(file=sys.stderr)  # behind the progress bar
         for number, handler in handlers.items():  # torchrun's would go on raising its own error
@@ -140,77 +118,52 @@ def supervise(
             launch(folder, processes, *flags, *([f"--from={start}"] if start else []))
             return
         except Ended as ended:
-            message = str(ended)
             newest = newest_whole(folder) if ended.crashed and restarts else None
             if newest is None or newest == start:
                 raise
+            logger.warning("%s\nstarting afresh from %s", ended, newest)
         start, restarts = newest, restarts - 1
-        logger.warning("%s\nstarting afresh from %s", message, newest)
 
 
-class Ended(WuxiaError):
-    """How torchrun ended otherwise than well; `crashed` where a fresh start may help."""
-
-    def __init__(self, message: str, status: int, *, crashed: bool) -> None:
-        super().__init__(message)
-        self.exit_status, self.crashed = status, crashed
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint that was written to its end."""
-    whole = [path for path in checkpoints(folder) if (path / MANIFEST).exists()]
-    return whole[-1] if whole else None
+def read_failure(error: Any) -> Ended:
+    """Read torchrun's `ChildFailedError`: which process failed first, and of what."""
+    failures = error.failures.values()
+    first = min(process.timestamp for process in failures)  # s; torchrun kills the others
+    together = [_explain(p) for p in failures if p.timestamp <= first + TOGETHER]
+    return min(together, key=lambda explained: explained[0])[1]
 
 
-def saved(folder: Path, processes: int) -> str:
+def _explain(process: Any) -> tuple[int, Ended]:
+    """Say how a process ended; the lower the number before it, the nearer that is to the cause.
+
+    0: it said why; 1: it was killed; 2: it missed another process; 3: a bug.
+    """
+    told = process.message if isinstance(process.message, dict) else {"message": ""}
+    kind, _, words = told["message"].partition(": ")
+    if process.exitcode < 0:
+        why = ", for want of memory?" if process.exitcode == -signal.SIGKILL else ""
+        return 1, Ended(f"{process.message}{why}", MachineError.exit_status, crashed=True)
+    if kind == RankLost.__name__:
+        return 2, Ended(words, MachineError.exit_status, crashed=True)
+    if process.exitcode > BUG and words:
+        return 0, Ended(words, process.exitcode, crashed=False)
+    return 3, Ended("this is a bug; the failed process's traceback is above", BUG, crashed=True)
+
+
+def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run leaves behind, and the command that goes on."""
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER_WEIGHTS).exists():
         return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_whole(folder)
     left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
-    return (
-        f"{left}; go on: python launch_ddp.py --config {folder / 'config.yaml'} "
-        f"--nproc {processes} --resume"
-    )
+    config = folder / "config.yaml"
+    return f"{left}; go on: python launch_ddp.py --config {config} --nproc {processes} --resume"
 
 
-def closing(ended: Ended, folder: Path, processes: int) -> Ended:
+def with_next_step(ended: Ended, folder: Path, processes: int) -> Ended:
     """Add what is left of the run, and that it can go on where it can."""
     if not ended.crashed and ended.exit_status != STOPPED:
         return ended
-    resumable = ended.exit_status == MachineError.exit_status and newest_checkpoint(folder)
+    resumable = ended.exit_status == MachineError.exit_status and newest_whole(folder)
     status = STOPPED if resumable else ended.exit_status
-    return Ended(f"{ended}; {saved(folder, processes)}", status, crashed=ended.crashed)
-
-
-def outcome(error: Any) -> Ended:
-    """Read torchrun's `ChildFailedError`: which process failed first, and of what."""
-    first = min(rank.timestamp for rank in error.failures.values())  # s; torchrun kills the rest
-    together = [r for r in error.failures.values() if r.timestamp <= first + TOGETHER]
-    rank = min(together, key=_weight)
-    kind, message = _message(rank)
-    if rank.exitcode < 0:
-        why = ", for want of memory?" if rank.exitcode == -9 else ""
-        return Ended(f"{rank.message}{why}", MachineError.exit_status, crashed=True)
-    if kind == RankLost.__name__:
-        return Ended(message, MachineError.exit_status, crashed=True)
-    if rank.exitcode > BUG and message:
-        return Ended(message, rank.exitcode, crashed=False)
-    said = "this is a bug; the traceback of the failed process is above"
-    return Ended(said, BUG, crashed=True)
-
-
-def _weight(rank: Any) -> int:
-    """Order failures: what a process says of itself, one that was killed, those who missed it."""
-    kind, message = _message(rank)
-    if rank.exitcode < 0:
-        return 1
-    return 3 if not message or rank.exitcode == BUG else 2 if kind == RankLost.__name__ else 0
-
-
-def _message(rank: Any) -> tuple[str, str]:
-    """Split what a process left into the error's name and its words."""
-    if not isinstance(rank.message, dict):
-        return "", ""
-    name, _, words = rank.message["message"].partition(": ")
-    return name, words
+    return Ended(f"{ended}; {describe_saved(folder, processes)}", status, crashed=ended.crashed)

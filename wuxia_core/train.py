@@ -3,9 +3,8 @@
     python launch_ddp.py                                        # does all of it, from novels on
     torchrun --nproc-per-node 2 -m wuxia_core.train RUN_FOLDER  # only this stage
 
-The loop is transformers' `Trainer`; the files beside this add what it cannot know: an epoch that
-travels with each window, the loss over asked tokens only, checkpoints that are whole, and the
-stop at a bad gradient or a signal.
+The loop is `wuxia_core.trainer`. Here the config becomes its arguments, base and mixture are
+loaded, and a failure becomes an exit status.
 """
 
 import argparse
@@ -34,30 +33,12 @@ from transformers import (
     set_seed,
 )
 
+from wuxia_core import model, run
 from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
-from wuxia_core.masking import MaskCollator
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.model import (
-    add_adapter,
-    load_base,
-    load_tokenizer,
-    mask_token_id,
-    masked_cross_entropy,
-    weights_dtype,
-)
 from wuxia_core.preflight import advice, read_shape, this_device
-from wuxia_core.run import clear_staging, join, manifest, step_of, versions
-from wuxia_core.trainer import (
-    FirstSteps,
-    KeepBest,
-    MetricsFile,
-    Progress,
-    SpanTrainer,
-    StopOnNonFinite,
-    StopOnSignal,
-    finish,
-)
+from wuxia_core.trainer import KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 OURS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}  # not Trainer's
@@ -89,7 +70,6 @@ def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
         average_tokens_across_devices=True,
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
-        prediction_loss_only=True,
         remove_unused_columns=False,
         report_to=["tensorboard"],
         disable_tqdm=True,  # Progress draws the bar
@@ -108,18 +88,18 @@ def init_process_group(timeout: int) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
+    run.hold_lock(folder)
     config = load_config(folder / "config.yaml")
     init_process_group(config.training.ddp_timeout)
     args, stop = arguments(config, options), StopOnSignal()
-    check_world_size(args.world_size)
-    join(folder)
+    if args.world_size != int(os.environ.get("WORLD_SIZE", 1)):
+        raise MachineError("processes have not met; python launch_ddp.py --doctor says more")
     set_seed(config.training.seed)
-    callbacks = [MetricsFile(folder), StopOnNonFinite(), stop, Progress()]
-    callbacks.append(FirstSteps(stop=options.measure))
+    callbacks = [stop, *run_callbacks(folder, measure=options.measure)]
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
-        clear_staging(folder)
+        run.clear_staging(folder)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if stop.stopped_at:
         raise Stopped(f"by a signal at step {stop.stopped_at}")
@@ -135,27 +115,26 @@ def make_trainer(
 ) -> SpanTrainer:
     """Load base and mixture, and set up the loop."""
     folder, name = options.folder, config.model.model_name_or_path
-    tokenizer = load_tokenizer(name)
-    base = load_base(name, weights_dtype(config), config.model.quantization)
+    tokenizer = model.load_tokenizer(name)
+    base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
     facts = dependencies(folder, base)
     if options.start and not options.allow_changed:
         check_base(options.start, facts["base"], name)
-    mask_id = mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
+    mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if args.eval_strategy != "no":
-        at = step_of(options.start) if options.start else 0
+        at = run.step_of(options.start) if options.start else 0
         callbacks.append(KeepBest(folder, config.training.early_stopping_patience, at))
-    collate = MaskCollator.from_config(config, tokenizer, mask_id, config.training.objective)
     trainer = SpanTrainer(
-        model=add_adapter(base, config.model, mask_id),
+        model=model.add_adapter(base, config.model, mask_id),
         args=args,
-        data_collator=collate,
+        data_collator=model.make_collator(config, tokenizer, mask_id, config.training.objective),
         train_dataset=train_windows(mixture),
         eval_dataset=held_out or None,
-        compute_loss_func=masked_cross_entropy,
+        compute_loss_func=model.masked_cross_entropy,
         callbacks=callbacks,
     )
     trainer.facts, trainer.checkpoints_kept = facts, config.training.save_total_limit
@@ -168,36 +147,29 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse()
-    try:
-        train(options)
-    except Exception as error:
-        exit_with(error, options.folder)
-        raise
+    sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
+    train(options)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def exit_with(error: Exception, folder: Path) -> None:
-    """Tell the launcher what went wrong, and end with its status; a bug alone is raised again.
+def exit_with(error: BaseException, folder: Path) -> None:
+    """Tell the launcher what went wrong and end with its status; a bug prints its traceback.
 
-    At once where there are other processes: they may be anywhere, and taking leave of them in
-    order would wait for them.
+    At once: the other processes may be anywhere, and a proper end would wait for them.
     """
     known = as_user_error(error, folder)
     if known:
         get_error_handler().record_exception(known)
-    if dist.is_initialized():
-        if known is None:
-            traceback.print_exception(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(known.exit_status if known else BUG)
-    if known:
-        sys.exit(known.exit_status)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(known.exit_status if known else BUG)
 
 
-def as_user_error(error: Exception, folder: Path) -> WuxiaError | None:
+def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
     """Say what a failure means to the user; None for a bug."""
     if isinstance(error, WuxiaError):
         return error
@@ -221,12 +193,9 @@ def out_of_memory(folder: Path, message: str) -> MachineError:
 
 def dependencies(folder: Path, base: PreTrainedModel) -> dict[str, Any]:
     """Hash the config, the mixture's manifest and the base, and name the versions."""
-    return {
-        "config": hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest(),
-        "data": hashlib.sha256((folder / "mixture.json").read_bytes()).hexdigest(),
-        "base": fingerprint(base),
-        "versions": versions(),
-    }
+    files = {"config": folder / "config.yaml", "data": folder / "mixture.json"}
+    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {**hashes, "base": fingerprint(base), "versions": run.versions()}
 
 
 def fingerprint(base: PreTrainedModel) -> str:
@@ -240,34 +209,25 @@ def fingerprint(base: PreTrainedModel) -> str:
 
 def check_base(start: Path, base: str, name: str) -> None:
     """Raise `ConfigError` where a checkpoint is of another base model."""
-    if manifest(start)["base"] != base:
+    if run.manifest(start)["base"] != base:
         raise ConfigError(
             f"--resume: {start} was trained on other weights than those of {name} now; put them "
             "back, or insist with --allow-changed"
         )
 
 
-def check_world_size(found: int) -> None:
-    """Raise `MachineError` where the processes that torchrun started did not all meet."""
-    wanted = int(os.environ.get("WORLD_SIZE", 1))
-    if found != wanted:
-        raise MachineError(
-            f"{found} of {wanted} processes have met; python launch_ddp.py --doctor says more"
-        )
-
-
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
     """Write what the run runs on to `environment.json`."""
-    on_gpu = torch.cuda.is_available()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "device": card or platform.machine(),
         "cpu_count": os.cpu_count(),
         "processes": world_size,
         "effective_batch": effective_batch(config, world_size),
         "launcher": [socket.gethostname(), os.getppid()],
-        **versions(),
+        **run.versions(),
     }
     (folder / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 

@@ -1,4 +1,9 @@
-"""What is seen of the steps: the progress bar, the metrics file, the time that is left."""
+"""transformers' `Trainer` with what it lacks, and the callbacks of a run.
+
+`SpanTrainer` has an epoch that travels with each window, checkpoints that are whole or not there,
+and an exact measurement of held-out text. The callbacks show and log the steps, time the first
+ones, keep the best adapter, and stop at a number that is not finite or at a signal.
+"""
 
 import math
 import os
@@ -7,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +27,30 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback
 
+from wuxia_core import run
 from wuxia_core.errors import ConfigError, MachineError, NonFiniteError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
-from wuxia_core.run import (
-    KEPT,
-    STAGING,
-    append,
-    clear_staging,
-    prune,
-    publish,
-    read_rows,
-    step_of,
-    write_manifest,
-)
+from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS
 
 WARM_UP, TIMED_STEPS = 2, 20
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # the last one says: done
 JUDGED_BY = "eval_wuxia_bits_per_char"
-LOGITS = 2**28  # of a batch of held-out text of which every token is asked; 1 GiB in float32
+LOGITS = 2**28  # of a batch of held-out text all of whose tokens are targets; 1 GiB in float32
+Flags = npt.NDArray[np.bool_]
 
 
 class Progress(ProgressCallback):
-    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
+    """The bar alone, with the newest figures behind it; all of them are in `metrics.jsonl`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the losses."""
-        losses = {name: f"{value:.3f}" for name, value in logs.items() if name.endswith("loss")}
-        if self.training_bar is not None and "train_loss" not in losses:
-            if "tokens_per_second" in logs:
-                losses["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
-            self._shown.update(losses)
+        """Show losses and tokens a second."""
+        shown = [name for name in logs if name.endswith(("loss", "tokens_per_second"))]
+        self._shown |= {name: f"{logs[name]:,.3f}" for name in shown}
+        if self.training_bar is not None:
             self.training_bar.set_postfix(self._shown)
 
 
@@ -80,7 +74,7 @@ class MetricsFile(TrainerCallback):
 
     def _write(self, state: Any, row: dict[str, Any]) -> None:
         if state.is_world_process_zero:
-            append(self._folder, {"step": state.global_step, "time": time.time(), **row})
+            run.append(self._folder, {"step": state.global_step, "time": time.time(), **row})
 
 
 class FirstSteps(TrainerCallback):
@@ -129,11 +123,16 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def run_callbacks(folder: Path, *, measure: bool) -> list[TrainerCallback]:
+    """Build the callbacks that show, log, time and check the steps of every run."""
+    return [MetricsFile(folder), StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
+
+
 class AtomicTrainer(Trainer):
     """Trainer whose checkpoints appear whole, under their name, or not at all.
 
-    All ranks write into a folder aside; the first seals and renames it. A rank that cannot write
-    tells the others; then older checkpoints make room, and all try once more.
+    All ranks write into a folder aside; the first adds the manifest and renames it. A rank that
+    cannot write tells the others; then older checkpoints make room, and all try once more.
     """
 
     facts: dict[str, Any]  # what a checkpoint's manifest says besides
@@ -145,11 +144,11 @@ class AtomicTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+        problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
         if problem:
-            self._tried(self._make_room, KEPT)
-            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
-        self._tried(self._make_room, self.checkpoints_kept)
+            self._tried(self._make_room, folder, run.KEPT)
+            problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
+        self._tried(self._make_room, folder, self.checkpoints_kept)
         if problem:
             free = shutil.disk_usage(folder).free / 2**20
             raise MachineError(
@@ -158,41 +157,36 @@ class AtomicTrainer(Trainer):
                 "the one before"
             )
 
-    def _tried(self, work: Any, *arguments: Any) -> str | None:
+    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
         """Do something on all ranks; tell every rank the first thing that went wrong on any."""
         problem = None
         try:
             work(*arguments)
         except (OSError, RuntimeError, SafetensorError) as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
-        problems = gather_object([problem])  # waits for all
-        return next((said for said in problems if said), None)
+        return next(filter(None, gather_object([problem])), None)  # waits for all
 
-    def _make_room(self, kept: int) -> None:
+    def _make_room(self, folder: Path, kept: int) -> None:
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            clear_staging(folder)
-            prune(folder, kept)
+            run.clear_staging(folder)
+            run.prune(folder, kept)
 
     def _stage(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-        self._staging = Path(self.args.output_dir) / f"{STAGING}{step}"
+        self._staging = Path(self.args.output_dir) / f"{run.STAGING}{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
 
-    def _publish(self) -> None:
+    def _publish(self, folder: Path) -> None:
         if not self.is_world_process_zero():
             return
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        staged = folder / f"{STAGING}{step}" / f"checkpoint-{step}"
-        wanted = {f"rng_state_{rank}.pth" for rank in range(self.args.world_size)}
-        if self.args.world_size > 1 and (missing := wanted - {p.name for p in staged.iterdir()}):
-            names = ", ".join(sorted(missing))
-            raise OSError(f"{names} cannot be seen here: do all machines share the folder?")
-        write_manifest(staged, {"step": step, "world_size": self.args.world_size, **self.facts})
-        publish(staged, folder)
+        step, ranks = self.state.global_step, self.args.world_size
+        staged = folder / f"{run.STAGING}{step}" / f"checkpoint-{step}"
+        if len(list(staged.glob("rng_state*"))) < ranks:
+            raise OSError("not all ranks' files can be seen: do all machines share the folder?")
+        run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
+        run.publish(staged, folder)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -200,35 +194,36 @@ def save_adapter(model: Any, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         model.save_pretrained(staging)
-        for name in ADAPTER_FILES:
-            with (Path(staging) / name).open("rb") as file:
-                os.fsync(file.fileno())
-            (Path(staging) / name).replace(folder / name)
+        _move_adapter(Path(staging), folder)
+
+
+def _move_adapter(source: Path, folder: Path) -> None:
+    """Move the adapter's files, the weights last; one may have been moved before a crash."""
+    for path in (source / name for name in ADAPTER_FILES if (source / name).exists()):
+        run.fsync(path)
+        path.replace(folder / path.name)
 
 
 def best_adapter(folder: Path) -> Path | None:
     """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path for path in folder.glob("best-[0-9]*") if (path / ADAPTER_FILES[-1]).exists()]
-    return max(whole, key=step_of, default=None)
+    whole = [path.parent for path in folder.glob(f"best-[0-9]*/{ADAPTER_WEIGHTS}")]
+    return max(whole, key=run.step_of, default=None)
 
 
 def save_best(model: Any, folder: Path, step: int) -> None:
     """Keep this adapter as the best, instead of the one before."""
-    before = [path for path in folder.glob("best-[0-9]*") if step_of(path) != step]
     save_adapter(model, folder / f"best-{step}")
-    for path in before:
-        shutil.rmtree(path)
+    for path in folder.glob("best-[0-9]*"):
+        if run.step_of(path) != step:
+            shutil.rmtree(path)
 
 
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    best = best_adapter(folder)
-    if best is None:
-        save_adapter(model, folder)
+    if best := best_adapter(folder):
+        _move_adapter(best, folder)
     else:
-        for name in ADAPTER_FILES:
-            if (best / name).exists():  # or it was moved before the run was killed
-                (best / name).replace(folder / name)
+        save_adapter(model, folder)
     for path in folder.glob("best-[0-9]*"):
         shutil.rmtree(path)
 
@@ -242,14 +237,15 @@ class StopOnNonFinite(TrainerCallback):
         """Look at the gradients, after clipping and after DDP has averaged them."""
         if args.fp16:
             return  # the loss scaler meets infinities on purpose and skips those steps
-        norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        self._check(torch.stack(norms).isfinite().all(), "gradient", state.global_step + 1)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._check(math.isfinite(norm), "gradient", state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Look at the logged loss, which with fp16 is all there is to look at."""
         self._check(math.isfinite(logs.get("loss", 0)), "loss", state.global_step)
 
-    def _check(self, finite: object, what: str, step: int) -> None:
+    def _check(self, finite: bool, what: str, step: int) -> None:
         if not finite:
             raise NonFiniteError(
                 f"the {what} at step {step} is not a finite number; nothing was saved from it. "
@@ -260,24 +256,25 @@ class StopOnNonFinite(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Save and stop at the end of a step in which any rank got SIGTERM or SIGINT.
 
-    All ranks ask each other, so that all of them save. A launcher that is gone counts as a signal.
+    All ranks agree on it, so that all of them save. A launcher that is gone counts as a signal.
     """
 
     def __init__(self) -> None:
-        self._asked, self._launcher = False, os.getppid()
+        self._signalled, self._launcher = False, os.getppid()
         self.stopped_at: int | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._note)
 
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
+    def _note(self, *_: Any) -> None:
+        self._signalled = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask all ranks; the last step ends the run anyway."""
-        asked = torch.tensor(int(self._asked or os.getppid() != self._launcher), device=args.device)
+        """Stop where any rank has to; the last step ends the run anyway."""
+        here = self._signalled or os.getppid() != self._launcher
+        anywhere = torch.tensor(int(here), device=args.device)
         if dist.is_initialized():
-            dist.all_reduce(asked, dist.ReduceOp.MAX)
-        if asked and state.global_step < state.max_steps:
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+        if anywhere and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.stopped_at = state.global_step
 
@@ -291,14 +288,12 @@ class KeepBest(TrainerCallback):
 
     def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
         self._folder, self._patience = folder, patience
-        rows = read_rows(folder) if resumed_at else []
+        rows = [row for row in run.read_rows(folder) if JUDGED_BY in row] if resumed_at else []
         self._measured: dict[int, float] = {
-            row["step"]: row[JUDGED_BY]
-            for row in rows
-            if JUDGED_BY in row and 0 < row["step"] <= resumed_at
+            row["step"]: row[JUDGED_BY] for row in rows if 0 < row["step"] <= resumed_at
         }
         kept = best_adapter(folder)
-        if kept is None or step_of(kept) != self.best:
+        if kept is None or run.step_of(kept) != self.best:
             self._measured = {}
 
     @property
@@ -325,7 +320,7 @@ class KeepBest(TrainerCallback):
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Yield `(epoch, row)` in an order that hangs on (seed, epoch) alone.
+    """Yield `(epoch, row)` in an order that depends only on (seed, epoch).
 
     The last step of an epoch is filled up from the epoch's first rows, so that every step has the
     effective batch, however many processes share it. `packed` windows, which need an attention
@@ -335,15 +330,10 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     """
 
     def __init__(
-        self,
-        packed: npt.NDArray[np.bool_],
-        seed: int,
-        batch: int,
-        effective_batch: int,
-        by_turns: bool = False,
+        self, packed: Flags, seed: int, batch: int, effective_batch: int, by_turns: bool = False
     ) -> None:
-        self._packed, self._seed, self._batch, self._epoch = torch.tensor(packed), seed, batch, 0
-        self._by_turns = by_turns
+        self._packed, self._seed, self._batch = torch.from_numpy(packed), seed, batch
+        self._by_turns, self._epoch = by_turns, 0
         self.steps = -(-len(packed) // effective_batch)  # an epoch
         self._length = self.steps * effective_batch
 
@@ -360,10 +350,9 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
         order = torch.randperm(size, generator=generator)
         order = order[torch.argsort(self._packed[order].int(), stable=True)]
         if self._by_turns:
-            places = torch.empty(size, dtype=torch.int64)
-            places[order % 2 == 0] = torch.arange(0, size, 2)
-            places[order % 2 == 1] = torch.arange(1, size, 2)
-            order = order[places.argsort()]
+            odd = order % 2
+            turn = torch.where(odd == 1, odd.cumsum(0), (1 - odd).cumsum(0))  # among its like
+            order = order[(2 * turn + odd).argsort()]
         batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self._epoch, row
@@ -376,7 +365,7 @@ class SetEpoch(TrainerCallback):
         self._sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Reckon it from the steps that are done."""
+        """Compute it from the steps that are done."""
         self._sampler.set_epoch(state.global_step // self._sampler.steps)
 
 
@@ -429,17 +418,16 @@ class SpanTrainer(AtomicTrainer):
 
     @torch.no_grad()
     def _nats(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
-        """Sum over the tokens asked of all ranks; rows that fill up the last batch do not count."""
+        """Sum nats and targets over all ranks; rows that fill up the last batch do not count."""
         rows = []
         loader: Any = DataLoader(windows, batch_size=batch, collate_fn=collator)  # type: ignore[arg-type]
         for inputs in self.accelerator.prepare_data_loader(loader):
             labels = inputs.pop("labels")
-            owner, _ = (asked := labels != IGNORE_INDEX).nonzero(as_tuple=True)
+            targets = labels != IGNORE_INDEX  # (B, T)
             logits = self.model(**inputs).logits.float()
-            nats = F.cross_entropy(logits, labels[asked], reduction="none")
-            sums = nats.new_zeros(len(labels)).index_add(0, owner, nats)  # (B,)
-            rows.append(
-                self.accelerator.gather_for_metrics(torch.stack([sums, asked.sum(1)], dim=1))
-            )
-        nats_and_tokens = torch.cat(rows).double().sum(0)
-        return float(nats_and_tokens[0]), float(nats_and_tokens[1])
+            nats = torch.zeros(labels.shape, device=labels.device)
+            nats[targets] = F.cross_entropy(logits, labels[targets], reduction="none")
+            sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
+            rows.append(self.accelerator.gather_for_metrics(sums))
+        nats_sum, targets_sum = torch.cat(rows).double().sum(0).tolist()
+        return nats_sum, targets_sum

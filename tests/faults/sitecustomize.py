@@ -11,14 +11,14 @@ fault, rank = os.environ.get("WUXIA_FAULT"), os.environ.get("RANK")
 if fault == "killed while saving" and rank == "0":
     from wuxia_core import run
 
-    sealed = run.write_manifest
+    write = run.write_manifest
 
-    def seal(checkpoint, facts):
+    def write_manifest(checkpoint, facts):
         if checkpoint.name == "checkpoint-8":
             os.kill(os.getpid(), signal.SIGKILL)
-        sealed(checkpoint, facts)
+        write(checkpoint, facts)
 
-    run.write_manifest = seal
+    run.write_manifest = write_manifest
 
 if fault == "not a number" and rank == "1":
     from wuxia_core import model

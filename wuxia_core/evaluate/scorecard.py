@@ -87,7 +87,7 @@ def _digest(folder: Path, config: Config) -> str:
     """Identify what a scorecard depends on."""
     settings = config.model_dump(include=DEPENDS)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in (folder / "mixture.json", folder / "adapter_model.safetensors", QUESTIONS):
+    for path in (folder / "mixture.json", folder / model.ADAPTER_WEIGHTS, QUESTIONS):
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()[:16]
 
