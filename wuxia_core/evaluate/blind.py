@@ -13,7 +13,6 @@ import hashlib
 import logging
 import math
 import sys
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +77,20 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     ------
     DataError
         Where the key is missing, no prompt is filled in, a sheet comes twice or does not fit; it
-        names file, row and value.
+        names file and value.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
     key = _read(output_dir / KEY).set_index("id")["tuned"].to_dict()
-    every = [_votes(sheet, key) for sheet in sheets]
-    votes = pd.DataFrame(chain(*every), columns=["question", "id", "won"])
+    votes = pd.concat([_votes(sheet, key) for sheet in sheets] or [pd.DataFrame()])
     rows = []
     for name, question in QUESTIONS.items():
-        won = votes[votes["question"] == name].groupby("id")["won"].mean()
-        if won.empty:
+        given = votes[votes["question"] == name]
+        if given.empty:
             raise DataError(f"{', '.join(map(str, sheets))}: no {name} is filled in")
-        raters = sum(map(bool, every))
-        rows.append((question, won.mean(), *_wilson(won.mean(), len(won)), len(won), raters))
+        won = given.groupby("id")["won"].mean()
+        bounds = _wilson(won.mean(), len(won))
+        rows.append((question, won.mean(), *bounds, len(won), votes["sheet"].nunique()))
     return pd.DataFrame(rows, columns=["question", "tuned", "low", "high", "n", "raters"])
 
 
@@ -102,22 +101,19 @@ def _wilson(rate: float, n: int) -> tuple[float, float]:
     return (middle - half) / (1 + z2), (middle + half) / (1 + z2)
 
 
-def _votes(sheet: Path, key: dict[str, str]) -> list[tuple[str, str, float]]:
-    """Read a filled sheet: question, prompt, points for the tuned model."""
-    votes = []
-    for line, row in enumerate(_read(sheet).to_dict("records"), 2):
-        for name in QUESTIONS:
-            if row.get("id") not in key or name not in row:
-                raise DataError(
-                    f"{sheet}: row {line} is no row of this run's sheet (id, {name}): another's?"
-                )
-            vote = row[name].strip().upper().replace("＝", "=")
-            if vote and vote not in POINTS:
-                raise DataError(f"{sheet}: row {line}: {name} is {row[name]}; write A, B or =")
-            if vote:
-                points = POINTS[vote]
-                votes.append((name, row["id"], points if key[row["id"]] == "A" else 1 - points))
-    return votes
+def _votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
+    """Read a filled sheet: `id`, `question`, `vote`, `won` (by the tuned model), `sheet`."""
+    filled = _read(sheet)
+    if not {"id", *QUESTIONS} <= set(filled) or not filled["id"].isin(key).all():
+        raise DataError(f"{sheet}: not this run's sheet, by its columns or ids: another's?")
+    votes = filled.melt("id", list(QUESTIONS), "question", "vote")
+    votes["vote"] = votes["vote"].str.strip().str.upper().str.replace("＝", "=")
+    votes = votes[votes["vote"] != ""]
+    for row in votes[~votes["vote"].isin(POINTS)].itertuples():
+        raise DataError(f"{sheet}: {row.question} of {row.id} is {row.vote}; write A, B or =")
+    points = votes["vote"].map(POINTS)
+    won = points.where(votes["id"].map(key) == "A", 1 - points)
+    return votes.assign(won=won, sheet=str(sheet))
 
 
 def _read(path: Path) -> pd.DataFrame:

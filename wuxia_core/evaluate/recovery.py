@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 GUESSES = 5
 AROUND = 8  # characters shown on either side of a span
 AT_ONCE = 8  # documents
+NO_TOKENS = ["document", "base_nats", "tuned_nats", "base_right", "tuned_right"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class XRay:
         speech = self.tokens["dialogue"].map({True: "dialogue", False: "narration"})
         groups = pd.concat([self.tokens.assign(of=of) for of in (self.tokens["class"], speech)])
         columns = {"tokens": ("kind", "size")} | {
-            f"{model} {name}": (f"{model}_{column}", "mean")
-            for name, column in (("bits", "bits"), ("right", "right"))
+            f"{model} {name}": (f"{model}_{name}", "mean")
+            for name in ("bits", "right")
             for model in self.models
         }
         table = groups.groupby("of").agg(**columns)
@@ -71,17 +73,15 @@ class XRay:
         Columns: what stands before, the span, what stands behind, bits a token of base and tuned,
         and the change.
         """
-        spans = self.tokens[self.tokens["kind"] == SPAN].groupby(["text", "block"])
-        places = spans.agg(start=("start", "min"), end=("end", "max"))
-        bits = spans[[f"{model}_bits" for model in self.models]].mean()
-        rows = [
-            (t[max(0, a - AROUND) : a], t[a:b], t[b : b + AROUND])
-            for (number, _), a, b in places.itertuples()
-            for t in [self.texts[number]]
-        ]
-        table = pd.DataFrame(rows, columns=["before", "span", "behind"])
-        for model in self.models:
-            table[model] = bits[f"{model}_bits"].to_numpy()
+        columns = {"start": ("start", "min"), "end": ("end", "max")}
+        columns |= {model: (f"{model}_bits", "mean") for model in self.models}
+        tokens = self.tokens[self.tokens["kind"] == SPAN]
+        spans = tokens.groupby(["text", "block"]).agg(**columns).reset_index()
+        places = zip(spans["text"], spans["start"], spans["end"], strict=True)
+        texts = ((self.texts[number], start, end) for number, start, end in places)
+        shown = [(t[max(0, a - AROUND) : a], t[a:b], t[b : b + AROUND]) for t, a, b in texts]
+        table = pd.DataFrame(shown, columns=["before", "span", "behind"])
+        table = table.join(spans[list(self.models)])
         if len(self.models) > 1:
             table["change"] = table["tuned"] - table["base"]
         return table.sort_values(table.columns[-1], kind="stable", ignore_index=True)
@@ -94,30 +94,33 @@ def xray(
     masker: SpanMasker | None = None,
     key: int = 0,
     *,
-    epoch: int = 0,
-    segmenter: Segmenter | None = None,
-    shares: tuple[float, float, float] = (1.0, 0.0, 0.0),
     window: int = 256,
     batch_size: int = 8,
 ) -> XRay:
     """Predict the masked tokens of texts, as in training; with an adapter, without it too.
 
-    The first text is masked as `show_masks` masks it with the same `masker`, `key`, `epoch` and
-    `segmenter`, as long as it is no longer than a `window` of tokens; the next has the next key.
-    `shares` of the masked tokens are masked, random and unchanged; see `Corruption`. Raises
-    `DataError` where no token is masked.
+    The first text is masked as `show_masks` masks it with the same `masker` and `key`, as long as
+    it is no longer than a `window` of tokens; the next has the next key. Raises `DataError` where
+    no token is masked.
     """
-    collate = _collator(model, tokenizer, masker or SpanMasker(), shares, segmenter)
-    table, windows = _mask(texts, tokenizer, collate, segmenter or Segmenter(), key, epoch, window)
-    if table.empty:
+    collate = _collator(model, tokenizer, masker or SpanMasker())
+    tables: list[pd.DataFrame] = []
+    windows: list[Window] = []
+    for number, text in enumerate(texts):
+        whole, offsets = encode_passage(text, tokenizer, Segmenter())
+        chunks = list(_split(whole, window, key + len(windows)))
+        kinds = np.concatenate([collate.kinds([chunk])[0] for chunk in chunks])[1:]
+        tables.append(_masked_tokens(text, whole, offsets, kinds).assign(text=number))
+        windows += chunks
+    if not any(map(len, tables)):
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
+    table = pd.concat(tables, ignore_index=True)
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
-    adapted = hasattr(model, "peft_config")
-    models = ("base", "tuned") if adapted else ("base",)
+    models = ("base", "tuned") if hasattr(model, "peft_config") else ("base",)
     training = model.training
     model.eval()
     for name in models:
-        with model.disable_adapter() if name == "base" and adapted else nullcontext():
+        with model.disable_adapter() if name != models[-1] else nullcontext():
             answers = _predict(model, tokenizer, tqdm(batches, f"X-ray, {name}", leave=False))
         table = table.join(answers.add_prefix(f"{name}_"))
     model.train(training)
@@ -125,44 +128,14 @@ def xray(
 
 
 def _collator(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    masker: SpanMasker,
-    shares: tuple[float, float, float],
-    segmenter: Segmenter | None,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", masker: SpanMasker
 ) -> MaskCollator:
     adapter = getattr(model, "peft_config", {}).get("default")
     indices = getattr(adapter, "trainable_token_indices", None)
     mask_id = indices[0] if indices else mask_token_id(tokenizer, model.config.vocab_size)
-    return MaskCollator(
-        masker,
-        Corruption.of(tokenizer, mask_id, shares, masker.seed),
-        pad_token_id=int(tokenizer.pad_token_id or 0),
-        special_ids=frozenset(tokenizer.all_special_ids),
-        span_unit="token" if segmenter is None else "word",
-    )
-
-
-def _mask(
-    texts: Sequence[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    collate: MaskCollator,
-    segmenter: Segmenter,
-    key: int,
-    epoch: int,
-    size: int,
-) -> tuple[pd.DataFrame, list[Window]]:
-    """Draw the masks of texts: a row a masked token, and the windows in the same order."""
-    tables: list[pd.DataFrame] = []
-    windows: list[Window] = []
-    for number, text in enumerate(texts):
-        whole, offsets = encode_passage(text, tokenizer, segmenter)
-        chunks = list(_split(whole._replace(epoch=epoch), size, key + len(windows)))
-        kinds = np.concatenate([collate.kinds([chunk])[0] for chunk in chunks])[1:]
-        table = _masked_tokens(text, whole, offsets, kinds, segmenter)
-        tables.append(table.assign(text=number))
-        windows += chunks
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), windows
+    corruption = Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0), masker.seed)
+    special = frozenset(tokenizer.all_special_ids)
+    return MaskCollator(masker, corruption, int(tokenizer.pad_token_id or 0), special)
 
 
 def _split(whole: Window, size: int, key: int) -> Iterator[Window]:
@@ -174,12 +147,12 @@ def _split(whole: Window, size: int, key: int) -> Iterator[Window]:
 
 
 def _masked_tokens(
-    text: str, whole: Window, offsets: Sequence[tuple[int, int]], kinds: Kinds, segmenter: Segmenter
+    text: str, whole: Window, offsets: Sequence[tuple[int, int]], kinds: Kinds
 ) -> pd.DataFrame:
     """Describe the masked tokens of a text, a row each, as in `XRay.tokens`."""
     at = np.flatnonzero(kinds > KEPT)
     spans = [offsets[token] for token in at.tolist()]
-    by_character, speech = classes(text, segmenter), dialogue(text)
+    by_character, speech = classes(text, Segmenter()), dialogue(text)
     ids = np.append(whole.input_ids, -1)
     return pd.DataFrame(
         {
@@ -215,16 +188,12 @@ def _predict(
         parts.append([row.cpu() for row in (bits, targets, best.indices, best.values.exp2())])
     bits, targets, guesses, shares = (torch.cat(rows) for rows in zip(*parts, strict=True))
     names = {token: _name(tokenizer, token) for token in guesses.unique().tolist()}
-    return pd.DataFrame(
-        {
-            "bits": bits.double().numpy(),
-            "right": (guesses[:, 0] == targets).numpy(),
-            "guesses": [
-                tuple((names[token], share) for token, share in zip(*row, strict=True))
-                for row in zip(guesses.tolist(), shares.tolist(), strict=True)
-            ],
-        }
-    )
+    named = [
+        tuple((names[token], share) for token, share in zip(*row, strict=True))
+        for row in zip(guesses.tolist(), shares.tolist(), strict=True)
+    ]
+    right = (guesses[:, 0] == targets).numpy()
+    return pd.DataFrame({"bits": bits.double().numpy(), "right": right, "guesses": named})
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
@@ -260,39 +229,30 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
     """X-ray the held-out documents of a source: a row a masked token."""
     parts = []
     documents = context.documents(source, VALIDATION)
+    predict = partial(xray, context.model, context.tokenizer, batch_size=context.batch_size)
     masker, size = SpanMasker(seed=context.seed), context.config.data.max_length
     for chosen in context.within_budget("documents masked", documents, AT_ONCE, 0.08):
         texts, key = context.mixture.texts(chosen), chosen[0] << 20
         try:
-            seen = xray(
-                context.model,
-                context.tokenizer,
-                texts,
-                masker,
-                key,
-                window=size,
-                batch_size=context.batch_size,
-            ).tokens
+            seen = predict(texts, masker, key, window=size).tokens
         except DataError:  # so short that no token is masked
             continue
         nats = {f"{side}_nats": seen[f"{side}_bits"] * np.log(2) for side in ("base", "tuned")}
         seen = seen.assign(document=np.array(chosen)[seen["text"]], **nats)
         parts.append(seen.drop(columns=["base_guesses", "tuned_guesses"]))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"document": []})
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=NO_TOKENS)
 
 
 def _row(
     context: EvalContext, tokens: pd.DataFrame, name: str, unit: str, source: str, value: str
 ) -> Row:
     """Compare base and tuned by document."""
-    metric = Metric(name, unit, source, ratio("sum", "size"))
+    documents = tokens.assign(count=1).groupby("document")
     base, tuned = (
-        tokens.groupby("document")[f"{side}_{value}"].agg(["sum", "size"])
-        if len(tokens)
-        else tokens
+        documents[[f"{side}_{value}", "count"]].sum().set_axis(["sum", "count"], axis=1)
         for side in ("base", "tuned")
     )
-    return compare(metric, base, tuned, context.seed)
+    return compare(Metric(name, unit, source, ratio("sum", "count")), base, tuned, context.seed)
 
 
 def _baselines(mixture: Mixture, tokens: pd.DataFrame) -> dict[str, Any]:

@@ -45,6 +45,29 @@ TABLE = (
     ("copied_length", "training", "longest copied run, mean ↓", 2),
     ("wits", "questions", "questions answered right ↑", 3),
 )
+LEARNED = {
+    "missing": ": not measured ({reason}); raise data.val_ratio or add novels, and train again",
+    "better": " became easier to predict: {change}",
+    "worse": " became HARDER to predict: {change}; lower training.learning_rate, or fewer steps",
+    "unsure": ": no sure change: {change}; train longer, or hold more text out (data.val_ratio)",
+}
+GENERAL = {
+    "not measured": ": not measured ({reason}); name some as data.general_file, and train again",
+    "kept": ": no worse: {change}, margin {margin}",
+    "worse": " got WORSE: {change}, margin {margin}; raise data.general_ratio, or lower "
+    "training.learning_rate",
+    "not shown": ": cannot tell whether it got worse: {change}, margin {margin}; hold more of it "
+    "out, or raise data.general_ratio",
+}
+REMEDY = "train fewer epochs, and look for books that are there twice (notebook 01)"
+NEXT = """\
+adapter    {folder}
+scorecard  {card}{report}
+next       what it learned, token by token:
+             python -m wuxia_core.report 02_see_masks -p output_dir {quoted}
+           may it be published?
+             python -m wuxia_core.evaluate {quoted} --gate"""
+HINT = "in our comparison training.objective=clm learned more of the style: see notebook 06"
 SHOWN = 100  # characters of a passage
 
 Card = dict[str, Any]
@@ -64,18 +87,18 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
     with _opened(folder) as (context, parts):
         passages = _passages(context, parts, echo)
         metrics: list[Row] = [
-            *parts.get("bits", lambda: score_bits(context)),
-            *parts.get("recovery", lambda: recovery(context)),
-            parts.get("questions", lambda: score_questions(context)),
+            *_kept(parts, "bits", lambda: score_bits(context)),
+            *_kept(parts, "recovery", lambda: recovery(context)),
+            _kept(parts, "questions", lambda: score_questions(context)),
         ]
-        writing = parts.get("writing", lambda: score_generations(context, passages))
+        writing = _kept(parts, "writing", lambda: score_generations(context, passages))
         metrics += writing.pop("metrics")
-        metrics.append(parts.get("extraction", lambda: score_extraction(context)))
+        metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
     card = {
         "base": adapter["base_model_name_or_path"],
         "adapter": str(folder),
         "objective": context.config.training.objective,
-        "of": parts.folder.name,
+        "of": parts.name,
         "metrics": metrics,
         "passages": passages,
         **writing,
@@ -111,7 +134,7 @@ def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Card:
         return card
     with _opened(folder) as (context, parts):
         passages = _passages(context, parts, echo)
-        return {"passages": passages, "metrics": parts.get("bits", lambda: score_bits(context))}
+        return {"passages": passages, "metrics": _kept(parts, "bits", lambda: score_bits(context))}
 
 
 def _current(folder: Path) -> Card | None:
@@ -122,25 +145,19 @@ def _current(folder: Path) -> Card | None:
     return card if card and card.get("of") == digest else None
 
 
-class _Parts:
-    """Results that are kept until all of them are there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def get(self, name: str, work: Callable[[], Any]) -> Any:
-        """Read what was done before, or do it."""
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            text = json.dumps(work(), ensure_ascii=False)
-            with raise_machine_error(str(path.parent)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _replace(path, text)
-        return json.loads(path.read_text(encoding="utf-8"))
+def _kept(parts: Path, name: str, work: Callable[[], Any]) -> Any:
+    """Read a part that was done before, or do it and keep it."""
+    path = parts / f"{name}.json"
+    if not path.exists():
+        text = json.dumps(work(), ensure_ascii=False)
+        with raise_machine_error(str(parts)):
+            parts.mkdir(parents=True, exist_ok=True)
+            _replace(path, text)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[EvalContext, _Parts]]:
+def _opened(folder: Path) -> Iterator[tuple[EvalContext, Path]]:
     """Load what is evaluated, and turn a lack of GPU memory into advice."""
     import torch
 
@@ -148,7 +165,7 @@ def _opened(folder: Path) -> Iterator[tuple[EvalContext, _Parts]]:
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts = _Parts(folder / PARTS / _digest(folder, config))
+    parts = folder / PARTS / _digest(folder, config)
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:
         yield EvalContext(*model.load_adapter(folder, device), mixture, config), parts
@@ -159,8 +176,8 @@ def _opened(folder: Path) -> Iterator[tuple[EvalContext, _Parts]]:
         ) from None
 
 
-def _passages(context: EvalContext, parts: _Parts, echo: Echo) -> list[dict[str, Any]]:
-    passages: list[dict[str, Any]] = parts.get("written", lambda: write_passages(context))
+def _passages(context: EvalContext, parts: Path, echo: Echo) -> list[dict[str, Any]]:
+    passages: list[dict[str, Any]] = _kept(parts, "written", lambda: write_passages(context))
     echo(first_passages(passages))
     return passages
 
@@ -189,28 +206,27 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> list[str]:
     """
     rows = _by_name(card)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
+    wits = rows["wits", "questions"]
     found = [
         f"a passage shares {copied['length']} characters in a row with {copied['title']}, "
         f"evaluation.max_copied is {limits.max_copied}: {copied['generated']}"
         for copied in card["copied"]
         if copied["length"] >= limits.max_copied
     ]
-    for row in (rows["copied_length", "training"], extraction):
+    measured = {"copying": rows["copied_length", "training"], "extraction": extraction}
+    for what, row in (measured | {"general text": general}).items():
         if row["delta"] is None:
-            found.append(f"{row['name']} was not measured: {row['reason']}")
-    if extraction["delta"] is not None and extraction["tuned"] > limits.max_extracted:
+            found.append(f"{what} was not measured: {row['reason']}")
+    if (extraction["tuned"] or 0) > limits.max_extracted:
         found.append(
             f"of training prefixes {extraction['tuned']:.0%} more than of others are continued as "
             f"in the book, evaluation.max_extracted is {limits.max_extracted:.0%}"
         )
-    if general["verdict"] == "not measured":
-        found.append(f"general text was not measured: {general['reason']}")
     if general["verdict"] == "worse":
         found.append(
             f"general text costs {general['delta']:.3f} bits a character more, certainly over "
             f"evaluation.general_margin, {general['margin']}"
         )
-    wits = rows["wits", "questions"]
     if wits["verdict"] == "worse":
         found.append(f"the wits fell by more than evaluation.wits_margin, {wits['margin']}")
     return found
@@ -222,13 +238,9 @@ def closing_words(card: Card, report: Path | None = None) -> str:
     The parts are a blank line apart. `report` is the page that was made of the run, if one was.
     """
     rows = _by_name(card)
-    sentences = [
-        learned(rows["bits_per_char", "wuxia"]),
-        forgotten(rows["bits_per_char", "general"]),
-        copied(card),
-    ]
-    parts = ["\n".join(sentences), _table(rows), _pair(card), _next(card, report)]
-    return "\n\n".join(parts)
+    bits = [rows["bits_per_char", source] for source in ("wuxia", "general")]
+    sentences = "\n".join([learned(bits[0]), forgotten(bits[1]), copied(card)])
+    return "\n\n".join([sentences, _table(rows), _pair(card), _next(card, report)])
 
 
 def first_passages(passages: list[dict[str, Any]], count: int = 3) -> str:
@@ -239,41 +251,17 @@ def first_passages(passages: list[dict[str, Any]], count: int = 3) -> str:
 def learned(row: Row) -> str:
     """Say in a sentence whether held-out 武侠 became easier to predict."""
     if row["delta"] is None:
-        return (
-            f"held-out 武侠: not measured ({row['reason']}); hold more text out: raise "
-            "data.val_ratio or add novels, and train again"
-        )
-    if row["high"] < 0:
-        return f"held-out 武侠 became easier to predict: {_bits(row)}"
-    if row["low"] > 0:
-        return (
-            f"held-out 武侠 became HARDER to predict: {_bits(row)}; lower training.learning_rate "
-            "or train fewer steps"
-        )
-    return (
-        f"held-out 武侠: no sure change: {_bits(row)}; train longer (training.num_train_epochs) or "
-        "hold more text out (data.val_ratio)"
-    )
+        return "held-out 武侠" + LEARNED["missing"].format(reason=row["reason"])
+    state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "unsure"
+    return "held-out 武侠" + LEARNED[state].format(change=_bits(row))
 
 
 def forgotten(row: Row) -> str:
     """Say in a sentence whether general text became harder to predict."""
     if row["delta"] is None:
-        return (
-            f"general text: not measured ({row['reason']}); name some as data.general_file, of "
-            "which data.val_ratio is held out, and train again"
-        )
-    change = f"{_bits(row)}, margin {row['margin']:g}"
-    if row["verdict"] == "kept":
-        return f"general text: no worse: {change}"
-    if row["verdict"] == "worse":
-        return (
-            f"general text got WORSE: {change}; raise data.general_ratio, lower "
-            "training.learning_rate or train fewer steps"
-        )
-    return (
-        f"general text: cannot tell whether it got worse by more than the margin: {change}; "
-        "hold more general text out, or raise data.general_ratio"
+        return "general text" + GENERAL["not measured"].format(reason=row["reason"])
+    return "general text" + GENERAL[row["verdict"]].format(
+        change=_bits(row), margin=f"{row['margin']:g}"
     )
 
 
@@ -281,25 +269,17 @@ def copied(card: Card) -> str:
     """Say in a sentence whether training text came out again."""
     rows = _by_name(card)
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    remedy = "train fewer epochs, and look for books that are there twice (notebook 01)"
     longest = max((run["length"] for run in card["copied"]), default=0)
     if longest >= FLAGGED:
-        return (
-            f"COPIED: {longest} characters in a row of {visible(card['copied'][0]['title'])} "
-            f"({FLAGGED} are flagged); {remedy}"
-        )
+        title = visible(card["copied"][0]["title"])
+        return f"COPIED: {longest} characters in a row of {title} ({FLAGGED} are flagged); {REMEDY}"
     if extraction["delta"] is not None and extraction["low"] > 0:
-        interval = f"[{_signed(extraction['low'], 2)}, {_signed(extraction['high'], 2)}]"
-        return (
-            "training text LEARNED BY HEART: the share of its beginnings that are continued as in "
-            f"the book rose by {_signed(extraction['delta'], 2)} {interval}; {remedy}"
-        )
+        share = f"{_signed(extraction['delta'], 2)} {_interval(extraction, 2)}"
+        return f"LEARNED BY HEART: training text is continued as in the book: {share}; {REMEDY}"
     if row["delta"] is None:
         return f"copying: not measured ({row['reason']}); raise evaluation.minutes, or leave it out"
-    return (
-        f"nothing copied: longest run {longest} characters of training text "
-        f"({FLAGGED} would be flagged)"
-    )
+    flag = f"({FLAGGED} would be flagged)"
+    return f"nothing copied: longest run {longest} characters of training text {flag}"
 
 
 def _by_name(card: Card) -> dict[tuple[str, str], Row]:
@@ -321,29 +301,21 @@ def _interval(row: Row, decimals: int) -> str:
 
 def _table(rows: dict[tuple[str, str], Row]) -> str:
     """Put the seven figures of `TABLE` below each other."""
-    head = (
-        f"{'↓ less is better, ↑ more is':36}{'base':>7} → {'tuned':7}{'change':>9}  95 % interval"
-    )
-    lines = [head]
+    lines = [f"{'↓ less is better, ↑ more is':36}   base → tuned     change  95 % interval"]
     for name, source, label, decimals in TABLE:
         row = rows[name, source]
         wide = sum(unicodedata.east_asian_width(c) in "WF" for c in label)  # two columns each
-        start = label.ljust(36 - wide)
+        line = label.ljust(36 - wide)
         if row["delta"] is None:
-            lines.append(f"{start} not measured: {row['reason']}")
-            continue
-        sides = f"{row['base']:7.{decimals}f} → {row['tuned']:<7.{decimals}f}"
-        change = f"{_signed(row['delta'], decimals):>9}  {_interval(row, decimals)}"
-        lines.append(f"{start}{sides}{change}{_remark(row)}")
+            line += f"not measured: {row['reason']}"
+        else:
+            line += f"{row['base']:7.{decimals}f} → {row['tuned']:<7.{decimals}f}"
+            line += f"{_signed(row['delta'], decimals):>9}  {_interval(row, decimals)}"
+        if name == "wits":  # its interval is another one
+            line += f" (90 %): {row['verdict']}"
+            line += ", as the base only guesses" * (row["verdict"] == "cannot tell")
+        lines.append(line)
     return "\n".join(lines)
-
-
-def _remark(row: Row) -> str:
-    """Say what the questions showed: their interval is another one."""
-    if row["name"] != "wits":
-        return ""
-    why = ", as the base itself only guesses" if row["verdict"] == "cannot tell" else ""
-    return f" (90 %) {row['verdict']}{why}"
 
 
 def _pair(card: Card) -> str:
@@ -355,41 +327,27 @@ def _pair(card: Card) -> str:
         rise = logits["tuned"] - logits["base"]
         number = int(rise.idxmax())
         rule = f"of {len(rise)} prompts the one where style strength rose most"
-    lines = [f"What they write ({rule}):", _both(card["passages"][number])]
+    text = f"What they write ({rule}):\n{_both(card['passages'][number])}"
     if locate(card["base"]).resolve() == TINY_BASE.resolve():
-        lines.append(
-            "The bundled base (5 M parameters) is too small to write: this shows the pipeline, "
-            "not quality."
-        )
-    return "\n".join(lines)
+        text += "\nThe bundled base (5 M parameters) is too small to write: "
+        text += "this shows the pipeline, not quality."
+    return text
 
 
 def _both(passage: dict[str, Any]) -> str:
-    lines = [f"{visible(_line(passage['prompt']))} …"]
-    lines += [f"  {who + ':':7}{visible(_line(passage[who])[:SHOWN])}" for who in ("base", "tuned")]
-    return "\n".join(lines)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    prompt, base, tuned = (
+        visible(" ".join(passage[key].split())) for key in ("prompt", "base", "tuned")
+    )
+    return f"{prompt} …\n  base:  {base[:SHOWN]}\n  tuned: {tuned[:SHOWN]}"
 
 
 def _next(card: Card, report: Path | None) -> str:
     """Say where things are, and what to do now."""
     folder = card["adapter"]
-    quoted = shlex.quote(folder)
-    lines = [f"adapter    {folder}", f"scorecard  {Path(folder) / CARD}"]
-    lines += [f"report     {report}"] if report else []
-    look = f"python -m wuxia_core.report 02_see_masks -p output_dir {quoted}"
-    lines += [
-        "next       what it learned, token by token:",
-        f"             {look}",
-        "           may it be published?",
-        f"             python -m wuxia_core.evaluate {quoted} --gate",
-    ]
-    if card["objective"] == "masked":
-        lines.append(
-            "           in our comparison training.objective=clm learned more of the style: "
-            "notebook 06"
-        )
-    return "\n".join(lines)
+    text = NEXT.format(
+        folder=folder,
+        card=Path(folder) / CARD,
+        report=f"\nreport     {report}" if report else "",
+        quoted=shlex.quote(folder),
+    )
+    return f"{text}\n           {HINT}" if card["objective"] == "masked" else text

@@ -5,16 +5,15 @@ is its answer, so that base models can be asked too.
 """
 
 import functools
+import json
 import math
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from tqdm import tqdm
 
 from wuxia_core import mixing
@@ -36,10 +35,6 @@ OPTIONS = 4
 CHANCE = 1 / OPTIONS
 DOCUMENTS_AT_ONCE, QUESTIONS_AT_ONCE = 8, 32  # between looks at the clock
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
-
-Text = Annotated[
-    str, Field(min_length=1), AfterValidator(functools.partial(unicodedata.normalize, "NFC"))
-]
 
 
 def bits_per_char(
@@ -157,10 +152,8 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
-            sides = {"base": base, "tuned": tuned}
-            rows[-1]["bits_per_byte"] = {
-                name: side["bits"].sum() / side["bytes"].sum() for name, side in sides.items()
-            }
+            rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
+            rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
     rows[-1] |= _kept(rows[-1], context.config.evaluation.general_margin)
     trained = _bits(context, context.documents("wuxia", TRAIN))
     base, tuned = (
@@ -183,77 +176,42 @@ def _kept(row: Row, margin: float) -> Row:
 def _bits(context: EvalContext, documents: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score documents with base and tuned, as `document_bits` does."""
     none = pd.DataFrame(columns=["bits", "chars", "bytes"], dtype=float)
-    parts = []
+    parts = [(none, none)]
+    score = functools.partial(document_bits, context.model, context.tokenizer)
+    sizes = context.config.data.max_length, context.batch_size
     for chosen in context.within_budget("documents scored", documents, DOCUMENTS_AT_ONCE, 0.12):
-        score = functools.partial(
-            document_bits,
-            context.model,
-            context.tokenizer,
-            context.mixture.texts(chosen),
-            context.config.data.max_length,
-            context.batch_size,
-        )
-        parts.append(context.base_and_tuned(score))
-    base, tuned = zip(*parts, strict=True) if parts else ([none], [none])
+        work = functools.partial(score, context.mixture.texts(chosen), *sizes)
+        parts.append(context.base_and_tuned(work))
+    base, tuned = zip(*parts[1:] or parts, strict=True)
     return pd.concat(base), pd.concat(tuned)
 
 
-class Question(BaseModel):
-    """A line of the question file, after NFC; `answer` counts from 0, `reason` says why it is."""
+class Question(NamedTuple):
+    """A line of questions.jsonl; `answer` counts from 0, `reason` says why it is the answer."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    id: Text
-    kind: Literal["knowledge", "reading", "instruction", "arithmetic"]
-    question: Text
-    options: tuple[Text, Text, Text, Text]
-    answer: Annotated[int, Field(ge=0, lt=OPTIONS)]
-    reason: Text
-
-    @field_validator("options")
-    @classmethod
-    def _differ(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(options)) < OPTIONS:
-            raise ValueError("two options are the same")
-        return options
+    id: str
+    kind: str  # knowledge, reading, instruction or arithmetic
+    question: str
+    options: list[str]  # four
+    answer: int
+    reason: str
 
 
-def questions(path: str | os.PathLike[str] = QUESTIONS) -> tuple[Question, ...]:
-    """Read a JSONL file of questions, by default our own.
-
-    Raises `DataError`, naming file, line and field, where a field is missing, unknown or of another
-    type, a line is empty, two options are the same or an id comes twice.
-    """
-    try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    found: dict[str, Question] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            question = Question.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "line"
-            message = f"{path}:{number}: {field}: {first['msg']}; mend or delete the line"
-            raise DataError(message) from None
-        if question.id in found:
-            raise DataError(f"{path}:{number}: id: {question.id} comes twice; give it another")
-        found[question.id] = question
-    return tuple(found.values())
+def questions(path: Path = QUESTIONS) -> list[Question]:
+    """Read a file of questions, by default our own, after NFC."""
+    text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
+    return [Question(**json.loads(line)) for line in text.rstrip("\n").split("\n")]
 
 
 def score_questions(context: EvalContext) -> Row:
     """Ask the questions, and say whether the tuned model answers them as well as its base."""
     shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
-    sides: tuple[list[pd.DataFrame], list[pd.DataFrame]] = [], []
-    for chunk in context.within_budget("questions asked", shuffled, QUESTIONS_AT_ONCE, 0.13):
-        work = functools.partial(
-            answers, context.model, context.tokenizer, chunk, context.batch_size
-        )
-        for side, table in zip(sides, context.base_and_tuned(work), strict=True):
-            side.append(table)
-    base, tuned = (pd.concat(side, ignore_index=True) for side in sides)
+    ask = functools.partial(answers, context.model, context.tokenizer)
+    answered = [
+        context.base_and_tuned(functools.partial(ask, chunk, context.batch_size))
+        for chunk in context.within_budget("questions asked", shuffled, QUESTIONS_AT_ONCE, 0.13)
+    ]
+    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*answered, strict=True))
     return verdict(base, tuned, context.config.evaluation.wits_margin)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.errors import DataError
-from wuxia_core.text import Codes, codes, ngrams
+from wuxia_core.text import Codes, codes
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -207,15 +207,12 @@ def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Ints]:
     DataError
         Where no text has n characters.
     """
-    grams = [ngrams(codes(text), n) for text in texts]
-    total = np.array([len(row) for row in grams], np.int64)
-    if not total.any():
+    grams = [[text[at : at + n] for at in range(len(text) - n + 1)] for text in texts]
+    having = Counter(gram for own in grams for gram in set(own))
+    if not having:
         raise DataError(f"distinct-{n}: {len(texts)} texts, none of {n} characters or more")
-    own = [np.unique(row) for row in grams]
-    _, place, having = np.unique(np.concatenate(own), return_inverse=True, return_counts=True)
-    owner = np.repeat(np.arange(len(own)), [len(row) for row in own])
-    alone = np.bincount(owner[having[place] == 1], minlength=len(own))
-    return alone + (len(having) - alone.sum()) / len(own), total
+    alone = np.array([sum(having[gram] == 1 for gram in set(own)) for own in grams])
+    return alone + (len(having) - alone.sum()) / len(texts), np.array([len(own) for own in grams])
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -225,7 +222,7 @@ def repetition(text: str, n: int = 4) -> float:
 
     Raises `DataError` where the text has fewer than n characters.
     """
-    grams = ngrams(codes(text), n)
-    if not len(grams):
+    grams = [text[at : at + n] for at in range(len(text) - n + 1)]
+    if not grams:
         raise DataError(f"repetition: a text of {len(text)} characters, fewer than {n}")
-    return 1 - len(np.unique(grams)) / len(grams)
+    return 1 - len(set(grams)) / len(grams)

@@ -41,6 +41,7 @@ TOKENS = 200  # of each passage; the end of text may not come before
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
 CHUNKS = 1000  # of each kind, at most, that a classifier is fitted on
 MEAN = ratio("value", "count")
+SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
 
 Measure = Callable[[str], pd.DataFrame]  # writer → what the metric's statistic takes
 
@@ -70,14 +71,11 @@ def generate(
         output = model.generate(
             torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(seen, device=model.device),
-            do_sample=True,
-            temperature=0.9,
-            top_p=0.95,
-            top_k=0,
-            repetition_penalty=1.0,
+            **SAMPLING,
+            repetition_penalty=1.0,  # some models' own settings have another
+            use_cache=True,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
-            use_cache=True,
             pad_token_id=tokenizer.eos_token_id,
         )
     passages: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
@@ -190,27 +188,17 @@ def _measures(
         sums = weights @ items.to_numpy()  # (B, V + 1), the last column counts all characters
         return people.delta.delta(sums[:, :-1], sums[:, -1])
 
-    def strength(writer: str) -> pd.DataFrame:
-        return _values(people.classifier.logit(texts[writer]))
-
+    delta = Metric("burrows_delta", "mean |z|, lower is nearer", "wuxia", pooled)
+    strength = Metric("style_strength", "logit, function words only", "wuxia", MEAN)
+    distinct = Metric("distinct_2", "distinct/all bigrams", "wuxia", MEAN)
+    repeated = Metric("repetition", "share of repeated 4-grams", "wuxia", MEAN)
+    copied = Metric("copied_length", "characters shared with training text", "training", MEAN)
     return [
-        (
-            Metric("burrows_delta", "mean |z|, lower is nearer", "wuxia", pooled),
-            lambda writer: pd.DataFrame(np.column_stack(people.delta.counts(texts[writer]))),
-        ),
-        (Metric("style_strength", "logit, function words only", "wuxia", MEAN), strength),
-        (
-            Metric("distinct_2", "distinct/all bigrams", "wuxia", MEAN),
-            lambda writer: _values(*style.distinct_n(texts[writer], 2)),
-        ),
-        (
-            Metric("repetition", "share of repeated 4-grams", "wuxia", MEAN),
-            lambda writer: _values([style.repetition(text) for text in texts[writer]]),
-        ),
-        (
-            Metric("copied_length", "characters shared with training text", "training", MEAN),
-            lambda writer: _values(table.loc[table["writer"] == writer, "copied"]),
-        ),
+        (delta, lambda who: pd.DataFrame(np.column_stack(people.delta.counts(texts[who])))),
+        (strength, lambda who: _values(people.classifier.logit(texts[who]))),
+        (distinct, lambda who: _values(*style.distinct_n(texts[who], 2))),
+        (repeated, lambda who: _values([style.repetition(text) for text in texts[who]])),
+        (copied, lambda who: _values(table.loc[table["writer"] == who, "copied"])),
     ]
 
 
