@@ -120,10 +120,9 @@ def finish(folder: Path) -> None:
     from wuxia_core import evaluate, report
 
     print("evaluating base and tuned on held-out text")
-    card = evaluate.evaluate(folder)
+    card = evaluate.evaluate(folder, echo=print)
     page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")
-    print(evaluate.closing_table(card))
-    print(f"\nadapter    {folder}\nscorecard  {folder / 'scorecard.json'}\nreport     {page}")
+    print(f"\n{evaluate.closing_words(card, page)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

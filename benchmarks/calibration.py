@@ -17,7 +17,7 @@ import torch
 from tqdm import trange
 
 from wuxia_core.config import PROJECT, load_config
-from wuxia_core.evaluate.statistics import EvalContext
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.writing import AT_ONCE, generate, prompts, score_generations
 from wuxia_core.mixing import open_run_mixture
 from wuxia_core.model import load_adapter

@@ -29,10 +29,12 @@ from transformers import TrainerCallback, set_seed
 
 from wuxia_core import mix, run, xray
 from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.evaluate import xray
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.scoring import document_bits
-from wuxia_core.evaluate.statistics import EvalContext, Metric, compare
+from wuxia_core.evaluate.statistics import Metric, compare
 from wuxia_core.evaluate.statistics import ratio as ratio_of
-from wuxia_core.evaluate.writing import score_generations, write
+from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.masking import SpanMasker
 from wuxia_core.mixing.store import VALIDATION
 from wuxia_core.model import load_adapter, load_tokenizer, masked_cross_entropy
@@ -181,7 +183,7 @@ def judge(folder: Path, name: str, ratio: float, seed: int) -> None:
     config = settings(folder, share, mixture, f"data.data_dir={folder / 'all'}")
     context = EvalContext(*load_adapter(place), mix(config), config)
     assert set(context.human_texts("wuxia", VALIDATION)["book"]) == {HELD_OUT_NOVEL}
-    written = score_generations(context, write(context))["metrics"]
+    written = score_generations(context, write_passages(context))["metrics"]
     (place / "writing.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
 
 
@@ -238,7 +240,7 @@ def change(runs: pd.DataFrame, column: str, value: float) -> dict[str, str]:
         sums = rows[["chars", "base", "tuned"]].groupby(level=0).sum()
         sides = [sums[["chars"]].assign(bits=sums[side]) for side in ("base", "tuned")]
         metric = Metric("bits", "bits/character", str(source), ratio_of("bits", "chars"))
-        row = compare(metric, *sides, len(sums), seed=0)
+        row = compare(metric, *sides, seed=0)
         cells[str(source)] = f"{row['delta']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
     return cells
 

@@ -9,7 +9,7 @@ import pytest
 from wuxia_core import mix, run
 from wuxia_core.config import PROJECT
 from wuxia_core.evaluate import evaluate
-from wuxia_core.evaluate.closing import gate_failures
+from wuxia_core.evaluate.scorecard import gate_failures
 
 pytestmark = pytest.mark.long
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from wuxia_core.evaluate.copying import _items, _spread, extraction
+from wuxia_core.evaluate.copying import _by_document, _spread, extraction
 from wuxia_core.model import load_base
 
 
@@ -21,14 +21,13 @@ SENTENCES = (
 def test_extraction_has_a_row_a_prefix(base, tokenizer):
     documents = [SENTENCES[0] * 12, "太短。", SENTENCES[1] * 9]
     table = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=2)
-    assert table.columns.tolist() == ["document", "prefix", "truth", "said", "exact", "near"]
+    assert table.columns.tolist() == ["document", "prefix", "truth", "said", "near"]
     assert len(table) == 3
     assert table["document"].tolist()[:2] == [0, 2]  # one of each before a second of any
     assert table.groupby("document")["prefix"].nunique().sum() == 3
     for row in table.itertuples():
         assert row.prefix.strip("\ufffd") in documents[row.document]
         assert row.truth.strip("\ufffd") in documents[row.document]
-        assert row.near or not row.exact
     again = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=3)
     pd.testing.assert_frame_equal(again, table)
 
@@ -45,7 +44,6 @@ def test_a_model_is_caught_saying_what_it_says(base, tokenizer):
     documents = [own, own[:-1] + "龘", SENTENCES[1] * 9]
     table = extraction(base, tokenizer, documents, count=3, seed=0, batch_size=3)
     assert table["document"].tolist() == [0, 1, 2]
-    assert table["exact"].tolist() == [True, False, False]
     assert table["near"].tolist() == [True, True, False]
     assert table["said"][0] == table["truth"][0]
 
@@ -64,8 +62,8 @@ def test_nothing_long_enough_gives_no_rows(base, tokenizer):
 
 def test_prefixes_count_by_document_where_there_are_enough():
     """Five prefixes of each of six documents of a kind are six items, of one document five."""
-    asked = pd.DataFrame({"document": np.repeat(range(6), 5), "exact": False, "near": True})
-    tables = [asked.assign(trained=trained, asked=1) for trained in (True, False)]
-    items = _items(tables)
-    assert len(items) == 12 and (items["near"] == 5).all() and (items["asked"] == 5).all()
-    assert len(_items([tables[0], tables[1].head(5)])) == 35
+    prefixes = pd.DataFrame({"document": np.repeat(range(6), 5), "near": True})
+    tables = [prefixes.assign(trained=trained, prefixes=1) for trained in (True, False)]
+    items = _by_document(tables)
+    assert len(items) == 12 and (items["near"] == 5).all() and (items["prefixes"] == 5).all()
+    assert len(_by_document([tables[0], tables[1].head(5)])) == 35

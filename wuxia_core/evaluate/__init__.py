@@ -4,8 +4,7 @@ Every figure is measured for the base and for the tuned model on the same docume
 of a difference comes from resampling documents, never tokens.
 """
 
-from wuxia_core.evaluate.closing import closing_table
 from wuxia_core.evaluate.copying import FLAGGED
 from wuxia_core.evaluate.recovery import XRay, xray
-from wuxia_core.evaluate.scorecard import evaluate, read_scorecard
+from wuxia_core.evaluate.scorecard import closing_words, evaluate, read_scorecard
 from wuxia_core.evaluate.scoring import bits_per_char

@@ -1,30 +1,40 @@
-"""What a model makes of a text, left to right: bits per character."""
+"""What a model makes of fixed texts, left to right: bits per character, and questions of choice.
 
+Nothing is generated and no answer is parsed: the option of a question that a model finds likeliest
+is its answer, so that base models can be asked too.
+"""
+
+import functools
+import json
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core import mixing
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate.statistics import EvalContext, Metric, Row, between, compare, ratio
+from wuxia_core.evaluate.context import EvalContext
+from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
 from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
-from wuxia_core.mixing import TRAIN, VALIDATION
+from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-Floats = npt.NDArray[np.float64]
 Scored = tuple[int, mixing.Tokens, mixing.Tokens]  # number of an item, tokens, labels
 SOURCES = ("wuxia", "general")
-AT_ONCE = 8  # documents
+QUESTIONS = Path(__file__).with_name("questions.jsonl")
+OPTIONS = 4
+CHANCE = 1 / OPTIONS
+DOCUMENTS_AT_ONCE, QUESTIONS_AT_ONCE = 8, 32  # between looks at the clock
+Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
 
 
 def bits_per_char(
@@ -71,19 +81,19 @@ def document_bits(
     window: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """Score each text: columns `bits` and `chars`, a row a text."""
+    """Score each text: columns `bits`, `chars` and (UTF-8) `bytes`, a row a text."""
     normal = [unicodedata.normalize("NFC", text) for text in texts]
     start_id = document_start_id(tokenizer)
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
     nats = sequence_nll(model, rows, len(normal), start_id, batch_size, "bits per character")
-    bits = nats / np.log(2)
-    return pd.DataFrame({"bits": bits, "chars": [len(text) for text in normal]})
+    table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
+    return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
 
 def _sliding(number: int, tokens: mixing.Tokens, window: int) -> Iterator[Scored]:
-    """Cut windows that overlap by half; `labels` asks for each token but the first exactly once."""
+    """Cut windows that overlap by half; each token but the first is a label exactly once."""
     scored = 1
     for start in range(0, max(1, len(tokens) - window // 2), window // 2):
         ids = tokens[start : start + window]
@@ -101,20 +111,20 @@ def sequence_nll(
     batch_size: int,
     what: str,
 ) -> Floats:
-    """Sum -log p of the asked tokens of each item, (count,).
+    """Sum -log p of the labelled tokens of each item, (count,).
 
     A row is an item's number, tokens and labels; an item may have several. `what` is for the
     progress bar.
     """
     starts = tqdm(range(0, len(rows), batch_size), desc=what, leave=False)
     nats = np.concatenate([_nats(model, rows[start : start + batch_size], pad) for start in starts])
-    asked = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
-    owner = np.repeat([number for number, _, _ in rows], asked)
+    labelled = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
+    owner = np.repeat([number for number, _, _ in rows], labelled)
     return np.bincount(owner, nats, minlength=count).astype(np.float64)
 
 
 def _nats(model: "PreTrainedModel", rows: Sequence[Scored], pad: int) -> Floats:
-    """Score every asked token of a batch, in order: -log p, (N,)."""
+    """Score every labelled token of a batch, in order: -log p, (N,)."""
     import torch
     import torch.nn.functional as F
 
@@ -128,27 +138,31 @@ def _nats(model: "PreTrainedModel", rows: Sequence[Scored], pad: int) -> Floats:
     return np.asarray(nats.double().cpu().numpy())
 
 
-def prediction(context: EvalContext) -> list[Row]:
+def score_bits(context: EvalContext) -> list[Row]:
     """Bits per character of held-out documents by source, and the memorisation of training ones.
 
-    Whether general text was kept within `evaluation.general_margin` stands beside its row as
-    `verdict`. Memorisation is the difference of differences: bits per character on training
-    documents less those on held-out ones, tuned less base.
+    `bits_per_byte` (UTF-8) stands beside, so that other projects can compare. Whether general text
+    was kept within `evaluation.general_margin` is its row's `verdict`. Memorisation is the
+    difference of differences: bits per character on training documents less those on held-out ones,
+    tuned less base.
     """
-    rows, scores = [], {}
-    for source in SOURCES:
-        base, tuned = scores[source] = _bits(context, context.documents(source, VALIDATION), 0.12)
+    held_out = {source: _bits(context, context.documents(source, VALIDATION)) for source in SOURCES}
+    rows = []
+    for source, (base, tuned) in held_out.items():
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
-        rows.append(compare(metric, base, tuned, len(base), context.seed))
+        rows.append(compare(metric, base, tuned, context.seed))
+        if rows[-1]["delta"] is not None:
+            rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
+            rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
     rows[-1] |= _kept(rows[-1], context.config.evaluation.general_margin)
-    trained = _bits(context, context.documents("wuxia", TRAIN), 0.12)
+    trained = _bits(context, context.documents("wuxia", TRAIN))
     base, tuned = (
-        pd.concat([of_train.assign(trained=True), held_out.assign(trained=False)])
-        for of_train, held_out in zip(trained, scores["wuxia"], strict=True)
+        pd.concat([train.assign(trained=True), held_out.assign(trained=False)])
+        for train, held_out in zip(trained, held_out["wuxia"], strict=True)
     )
-    statistic = between("trained", "bits", "chars")
+    statistic = group_difference("trained", "bits", "chars")
     metric = Metric("memorisation", "bits/character, train − held out", "wuxia", statistic)
-    return [*rows, compare(metric, base, tuned, len(base), context.seed)]
+    return [*rows, compare(metric, base, tuned, context.seed)]
 
 
 def _kept(row: Row, margin: float) -> Row:
@@ -159,17 +173,143 @@ def _kept(row: Row, margin: float) -> Row:
     return {"verdict": verdict, "margin": margin}
 
 
-def _bits(
-    context: EvalContext, documents: list[int], share: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score documents with base and tuned: `bits` and `chars`, a row a document."""
-    none = pd.DataFrame(columns=["bits", "chars"], dtype=float)
-    parts = []
-    for chosen in context.within_budget("documents scored", documents, AT_ONCE, share):
-        score = partial(
-            document_bits, context.model, context.tokenizer, context.mixture.texts(chosen),
-            context.config.data.max_length, context.batch_size,
-        )  # fmt: skip
-        parts.append(context.base_and_tuned(score))
-    base, tuned = zip(*parts, strict=True) if parts else ([none], [none])
+def _bits(context: EvalContext, documents: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score documents with base and tuned, as `document_bits` does."""
+    none = pd.DataFrame(columns=["bits", "chars", "bytes"], dtype=float)
+    parts = [(none, none)]
+    score = functools.partial(document_bits, context.model, context.tokenizer)
+    sizes = context.config.data.max_length, context.batch_size
+    for chosen in context.within_budget("documents scored", documents, DOCUMENTS_AT_ONCE, 0.12):
+        work = functools.partial(score, context.mixture.texts(chosen), *sizes)
+        parts.append(context.base_and_tuned(work))
+    base, tuned = zip(*parts[1:] or parts, strict=True)
     return pd.concat(base), pd.concat(tuned)
+
+
+class Question(NamedTuple):
+    """A line of questions.jsonl; `answer` counts from 0, `reason` says why it is the answer."""
+
+    id: str
+    kind: str  # knowledge, reading, instruction or arithmetic
+    question: str
+    options: list[str]  # four
+    answer: int
+    reason: str
+
+
+def questions(path: Path = QUESTIONS) -> list[Question]:
+    """Read a file of questions, by default our own, after NFC."""
+    text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
+    return [Question(**json.loads(line)) for line in text.rstrip("\n").split("\n")]
+
+
+def score_questions(context: EvalContext) -> Row:
+    """Ask the questions, and say whether the tuned model answers them as well as its base."""
+    shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
+    ask = functools.partial(answers, context.model, context.tokenizer)
+    answered = [
+        context.base_and_tuned(functools.partial(ask, chunk, context.batch_size))
+        for chunk in context.within_budget("questions asked", shuffled, QUESTIONS_AT_ONCE, 0.13)
+    ]
+    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*answered, strict=True))
+    return verdict(base, tuned, context.config.evaluation.wits_margin)
+
+
+def answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[Question],
+    batch_size: int,
+) -> pd.DataFrame:
+    r"""Ask a model which of a question's options is the likeliest, character for character.
+
+    An option scores the sum of log p of its tokens behind `问题：…\n答案：`, divided by its
+    characters (code points after NFC) so that long ones stand a chance: `acc_norm` of
+    lm-evaluation-harness (Gao et al. 2021). Its tokens are those of the option by itself, so that
+    all four stand behind the very same prompt.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        In evaluation mode. Ask the base within `with model.disable_adapter():`.
+    questions : sequence of Question
+        One at least.
+    batch_size : int
+        Options a forward pass; only their tokens go through the vocabulary projection.
+
+    Returns
+    -------
+    A row a question, in their order: `id`, `right` (0 or 1), and `margin`, nats a character
+    by which the right option beats the best wrong one: above 0 where `right` is 1.
+    """
+    pad = document_start_id(tokenizer)
+    rows = sorted(_option_rows(tokenizer, questions), key=lambda row: len(row[1]))  # little padding
+    count = OPTIONS * len(questions)
+    nats = sequence_nll(model, rows, count, pad, batch_size, "questions")
+    chars = [len(option) for question in questions for option in question.options]
+    scores: Floats = -(nats / chars).reshape(-1, OPTIONS)
+    right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
+    margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
+    ids = [question.id for question in questions]
+    return pd.DataFrame({"id": ids, "right": (margin > 0).astype(int), "margin": margin})
+
+
+def _option_rows(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[Question]
+) -> Iterator[Scored]:
+    """Tokens and labels of each option behind its question; only the option is a label."""
+    start_id = document_start_id(tokenizer)
+    encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    prompts = encode([f"问题：{question.question}\n答案：" for question in questions]).input_ids
+    options = encode([option for each in questions for option in each.options]).input_ids
+    for number, option in enumerate(options):
+        ids = np.array([start_id, *prompts[number // OPTIONS], *option], np.int32)
+        labels = ids.copy()
+        labels[: -len(option)] = IGNORE_INDEX
+        yield number, ids, labels
+
+
+def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
+    """Say whether the tuned model answers as well as its base: two one-sided tests.
+
+    `kept` where the 90 % interval of the difference in accuracy lies inside ±margin, which tests
+    either side at 5 % (TOST: Schuirmann 1987); `worse` where all of it lies below -margin; else
+    `not shown`. `cannot tell` where the base is not above chance by two standard errors of
+    guessing, sqrt(0.25 · 0.75 / n): who knows nothing forgets nothing. The upper bound is tested
+    too: novels teach no school subjects, so an adapter that is far *better* points at a mistake.
+    The interval is the score interval of paired shares (Tango 1998): with few changed answers a
+    normal or bootstrap one is too short.
+
+    Parameters
+    ----------
+    base, tuned : DataFrame
+        What `answers` gave for the same questions; `DataError` where they are not the same.
+    margin : float
+        The difference in accuracy that does not matter, set beforehand; 0.06 is 6 points.
+    """
+    if base["id"].tolist() != tuned["id"].tolist():
+        raise DataError("wits: base and tuned answered other questions; ask both anew")
+    n, before, after = len(base), float(base["right"].mean()), float(tuned["right"].mean())
+    low, high = _paired_interval(tuned["right"].to_numpy() - base["right"].to_numpy())
+    row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
+    row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
+    row |= {"n": n, "margin": margin}
+    threshold = CHANCE + 2 * math.sqrt(CHANCE * (1 - CHANCE) / n)
+    if before <= threshold:
+        reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {threshold:.3f}"
+        return {**row, "verdict": "cannot tell", "reason": reason}
+    if -margin < low and high < margin:
+        return {**row, "verdict": "kept"}
+    return {**row, "verdict": "worse" if high < -margin else "not shown"}
+
+
+def _paired_interval(change: Floats) -> tuple[float, float]:
+    """Bound the mean of changes by -1, 0 or 1, to 0.0001: what a test at 10 % does not refuse."""
+    gained, lost, n = int((change > 0).sum()), int((change < 0).sum()), len(change)
+    delta = np.linspace(-1, 1, 20_002)[1:-1]  # without 0, where nothing need vary
+    b = (2 * n - gained + lost) * delta - gained - lost
+    c = lost * delta * (delta - 1)
+    share = (np.sqrt(b**2 - 8 * n * c) - b) / (4 * n)  # of lost ones, likeliest under delta
+    z = (gained - lost - n * delta) / np.sqrt(n * (2 * share + delta * (1 - delta)))
+    inside = delta[np.abs(z) <= Z90]
+    return float(inside[0]), float(inside[-1])

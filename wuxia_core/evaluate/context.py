@@ -1,0 +1,78 @@
+"""What an evaluation works with: the model with its adapter, the mixture, settings and time."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import pandas as pd
+
+from wuxia_core.config import Config
+from wuxia_core.mixing import Mixture, hash_key
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+
+T = TypeVar("T")
+HUMAN_CHARACTERS = 300_000  # that stand for how people write
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """An adapter on its base, and the mixture it was trained on."""
+
+    model: "PeftModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    mixture: Mixture
+    config: Config
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run; everything random depends only on it."""
+        return self.config.training.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a forward pass."""
+        return self.config.training.per_device_eval_batch_size
+
+    def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
+        """Do something with the base, then with the tuned model."""
+        with self.model.disable_adapter():
+            base = work()
+        return base, work()
+
+    def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
+        """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
+        outline = self.mixture.outline
+        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
+        drawn = sorted(there, key=lambda number: hash_key(self.seed, "held out", number))
+        return drawn[: limit or self.config.evaluation.max_documents]
+
+    def human_texts(self, source: str, *splits: str) -> pd.DataFrame:
+        """Draw whole documents of about 300,000 characters: `book` and `text`, a row each."""
+        outline = self.mixture.outline
+        drawn = pd.Index(self.documents(source, *splits, limit=len(outline)), dtype=int)
+        before = outline.loc[drawn, "characters"].cumsum().shift(fill_value=0)
+        chosen = drawn[(before < HUMAN_CHARACTERS).to_numpy()]
+        texts = self.mixture.texts(list(chosen))
+        return pd.DataFrame({"book": outline.loc[chosen, "book"].to_numpy(), "text": texts})
+
+    def within_budget(
+        self, what: str, items: Sequence[T], size: int, share: float
+    ) -> Iterator[Sequence[T]]:
+        """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts."""
+        minutes = self.config.evaluation.minutes
+        end = time.monotonic() + 60 * share * minutes if minutes else float("inf")
+        for start in range(0, len(items), size):
+            if start and time.monotonic() > end:
+                logger.warning(
+                    "%s: %d of %d within evaluation.minutes %g", what, start, len(items), minutes
+                )
+                return
+            yield items[start : start + size]
