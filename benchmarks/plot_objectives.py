@@ -1,8 +1,15 @@
-"""The comparison of objectives in curves: how each condition's prediction changes in training."""
+"""The comparison of objectives in curves: how each condition's prediction changes in training.
 
+    python benchmarks/plot_objectives.py [RESULTS.csv]
+
+prints what each objective costs in general text once it has learned as much as `masked` does.
+"""
+
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from wuxia_core import show
@@ -12,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 AXES = {
     "step": "step: equal training tokens",
     "asked": "scored tokens: equal supervision",
@@ -47,6 +55,27 @@ def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
     return table.assign(seeds=ends.size()).sort_values("wuxia").reset_index()
 
 
+def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
+    """Read general text off the curves where each run has learned as much as `masked` at its end.
+
+    A row a condition and share of general text: the change of 武侠 at which `masked` ends, the
+    step where the mean curve of the condition reaches it, between two measurements, and the change
+    of general text there. Conditions that never get there are left out.
+    """
+    rows = []
+    for ratio, runs in curves.groupby("ratio"):
+        means = runs.groupby(["condition", "step"])[["wuxia", "general"]].mean()
+        goal = means.loc["masked", "wuxia"].iloc[-1]
+        for name, curve in means.groupby("condition"):
+            curve = curve.droplevel("condition")
+            learned = -curve["wuxia"].cummin()  # np.interp needs it to rise
+            if learned.iloc[-1] >= -goal:
+                step = np.interp(-goal, learned, curve.index)
+                general = np.interp(step, curve.index, curve["general"])
+                rows.append((ratio, name, goal, round(step), general))
+    return pd.DataFrame(rows, columns=["ratio", "condition", "wuxia", "step", "general"])
+
+
 def plot_objectives(
     curves: pd.DataFrame, x: str, y: str = "wuxia", *, ratio: float = 0.1, ax: "Axes | None" = None
 ) -> "Axes":
@@ -58,3 +87,8 @@ def plot_objectives(
     means = chosen.groupby(["condition", "step"], as_index=False).mean(numeric_only=True)
     lines = {name: rows.set_index(x)[y] for name, rows in means.groupby("condition")}
     return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
+
+
+if __name__ == "__main__":
+    table = equal_learning(read_objectives(sys.argv[1] if len(sys.argv) > 1 else RESULTS))
+    print(table.to_string(index=False, float_format="{:+.3f}".format))
