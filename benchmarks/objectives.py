@@ -29,7 +29,6 @@ from transformers import TrainerCallback, set_seed
 
 from wuxia_core import mix, run, xray
 from wuxia_core.config import PROJECT, Config, load_config
-from wuxia_core.evaluate import xray
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.scoring import document_bits
 from wuxia_core.evaluate.statistics import Metric, compare

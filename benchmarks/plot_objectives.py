@@ -1,4 +1,4 @@
-"""The comparison of objectives: curves of several conditions, seeds together.
+"""The comparison of objectives in curves: how each condition's prediction changes in training.
 
     python benchmarks/plot_objectives.py [RESULTS.csv]
 
@@ -55,19 +55,6 @@ def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
     return table.assign(seeds=ends.size()).sort_values("wuxia").reset_index()
 
 
-def plot_objectives(
-    curves: pd.DataFrame, x: str, y: str = "wuxia", *, ratio: float = 0.1, ax: "Axes | None" = None
-) -> "Axes":
-    """Draw one of `AXES` over another by condition, the mean of all seeds.
-
-    `ratio` is the share of general text in training.
-    """
-    chosen = curves[curves["ratio"] == ratio]
-    means = chosen.groupby(["condition", "step"], as_index=False).mean(numeric_only=True)
-    lines = {name: rows.set_index(x)[y] for name, rows in means.groupby("condition")}
-    return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
-
-
 def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
     """Read general text off the curves where each run has learned as much as `masked` at its end.
 
@@ -87,6 +74,19 @@ def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
                 general = np.interp(step, curve.index, curve["general"])
                 rows.append((ratio, name, goal, round(step), general))
     return pd.DataFrame(rows, columns=["ratio", "condition", "wuxia", "step", "general"])
+
+
+def plot_objectives(
+    curves: pd.DataFrame, x: str, y: str = "wuxia", *, ratio: float = 0.1, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw one of `AXES` over another by condition, the mean of all seeds.
+
+    `ratio` is the share of general text in training.
+    """
+    chosen = curves[curves["ratio"] == ratio]
+    means = chosen.groupby(["condition", "step"], as_index=False).mean(numeric_only=True)
+    lines = {name: rows.set_index(x)[y] for name, rows in means.groupby("condition")}
+    return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from wuxia_core.masking import (
     Kinds,
     MaskCollator,
     SpanMasker,
+    Window,
 )
-from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, Window, encode_passage
+from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, encode_passage
 from wuxia_core.model import mask_token_id
 
 if TYPE_CHECKING:
