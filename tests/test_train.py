@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from wuxia_core.masking.collator import masked_this_epoch
+from wuxia_core.masking import masked_this_epoch
 
 from wuxia_core import run
 from wuxia_core import train as stage
