@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from wuxia_core.masking import masked_this_epoch
 
 from wuxia_core import run
 from wuxia_core import train as stage
 from wuxia_core.config import PROJECT
 from wuxia_core.errors import NonFiniteError
+from wuxia_core.masking import masked_this_epoch
 from wuxia_core.mixing import mix
 from wuxia_core.run import append, read_rows
 from wuxia_core.trainer import JUDGED_BY, EpochSampler, KeepBest, StopOnNonFinite, StopOnSignal

@@ -188,15 +188,14 @@ def extraction(
 
 
 def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:
-    """Choose (document, slot) pairs: round by round one of each document that has any left."""
+    """Draw (document, slot) pairs: one of each document before a second of any."""
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(number).tolist() for number in slots]
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < min(count, sum(slots)):
-        left = [(document, order.pop()) for document, order in enumerate(orders) if order]
-        room = min(count - len(chosen), len(left))
-        chosen += [left[n * len(left) // room] for n in range(room)]
-    return chosen
+    drawn = [
+        (turn, rng.random(), document, slot)
+        for document, number in enumerate(slots)
+        for turn, slot in enumerate(rng.permutation(number).tolist())
+    ]
+    return sorted((document, slot) for *_, document, slot in sorted(drawn)[:count])
 
 
 def _greedy(
@@ -205,14 +204,10 @@ def _greedy(
     """Continue each prefix by the likeliest tokens; where a text ends, fewer than 50."""
     import torch
 
-    start_id = document_start_id(tokenizer)
-    ids = torch.tensor([[start_id, *prefix] for prefix in prefixes], device=model.device)
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        repetition_penalty=1.0,  # some models' own settings have another
-        max_new_tokens=PREFIX,
-        pad_token_id=tokenizer.eos_token_id,
-    )
+    start, end = document_start_id(tokenizer), tokenizer.eos_token_id
+    ids = torch.tensor([[start, *prefix] for prefix in prefixes], device=model.device)
+    # Some models' own settings have another penalty.
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": PREFIX}
+    seen = torch.ones_like(ids)
+    output = model.generate(ids, attention_mask=seen, pad_token_id=end, **greedy)
     return [list(row) for row in output[:, ids.shape[1] :].tolist()]

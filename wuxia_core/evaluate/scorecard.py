@@ -48,7 +48,7 @@ TABLE = (
 LEARNED = {
     "missing": ": not measured ({reason}); raise data.val_ratio or add novels, and train again",
     "better": " became easier to predict: {change}",
-    "worse": " became HARDER to predict: {change}; lower training.learning_rate, or fewer steps",
+    "worse": " became HARDER to predict: {change}; lower training.learning_rate, train less",
     "unsure": ": no sure change: {change}; train longer, or hold more text out (data.val_ratio)",
 }
 GENERAL = {
@@ -56,8 +56,8 @@ GENERAL = {
     "kept": ": no worse: {change}, margin {margin}",
     "worse": " got WORSE: {change}, margin {margin}; raise data.general_ratio, or lower "
     "training.learning_rate",
-    "not shown": ": cannot tell whether it got worse: {change}, margin {margin}; hold more of it "
-    "out, or raise data.general_ratio",
+    "not shown": ": cannot tell whether it got worse by more than the margin of {margin}: "
+    "{change}; hold more of it out, or raise data.general_ratio",
 }
 REMEDY = "train fewer epochs, and look for books that are there twice (notebook 01)"
 NEXT = """\
@@ -245,7 +245,8 @@ def closing_words(card: Card, report: Path | None = None) -> str:
 
 def first_passages(passages: list[dict[str, Any]], count: int = 3) -> str:
     """Show the first passages of base and tuned."""
-    return "\n\n".join(_both(passage) for passage in passages[:count])
+    shown = "\n".join(_both(passage) for passage in passages[:count])
+    return f"what base and tuned write after the first {count} prompts:\n{shown}\n"
 
 
 def learned(row: Row) -> str:

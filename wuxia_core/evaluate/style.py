@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.errors import DataError
-from wuxia_core.text import Codes, codes
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 POOL = 2000  # characters that shares are measured over, for Delta
-FEWEST_CHUNKS = 5  # of human text: fewer give no standard deviation
+FEWEST_POOLS = 5  # of human text: fewer give no standard deviation
 FEWEST_TEXTS = 20  # of each kind, for a classifier
 FOLDS = 5
 HIDDEN = "■"  # stands for every character that a classifier shall not see
@@ -50,12 +49,13 @@ def top_characters(texts: Sequence[str], n: int = 300) -> str:
 class BurrowsDelta:
     """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
 
-    `mean` and `sd` (V,) of the share of each of `characters` (V,) come from human text alone;
-    `centroid` (V,) is the z-score of the human target. Delta grows as a pool gets smaller: compare
-    pools of one size.
+    `mean` and `sd` (V,) of the share of each character that `vectorizer` counts come from human
+    text alone; `varied` flags those whose share changes; `centroid` (V,) is the z-score of the
+    human target. Delta grows as a pool gets smaller: compare pools of one size.
     """
 
-    characters: Codes
+    vectorizer: Any
+    varied: Flags
     mean: Floats
     sd: Floats
     centroid: Floats
@@ -69,24 +69,24 @@ class BurrowsDelta:
         of one genre. V is `characters`, less those whose share never changes. Raises `DataError`
         where `target` has fewer than 5 pools of 2,000 characters.
         """
-        own = _pools(target)
-        if len(own) < FEWEST_CHUNKS:
-            size = f"{FEWEST_CHUNKS * POOL:,} characters"
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
+        if len(own) < FEWEST_POOLS:
+            size = f"{FEWEST_POOLS * POOL:,} characters"
             raise DataError(f"Burrows's Delta: the human texts have fewer than {size}")
-        pools = own + _pools(other)
-        count = np.bincount(np.concatenate(pools))  # by code point
-        common = np.sort(np.argsort(-count, kind="stable")[:characters]).astype(np.uint32)
-        shares = np.array([_count(pool, common) / len(pool) for pool in pools])  # (M, V)
+        vectorizer = CountVectorizer(analyzer="char", lowercase=False, max_features=characters)
+        shares = vectorizer.fit_transform([*own, *rest]).toarray() / POOL  # (M, V)
+        varied = shares.std(0) > 0
+        shares = shares[:, varied]
         mean, sd = shares.mean(0), shares.std(0, ddof=1)
-        varied = sd > 0
-        centroid = (shares[: len(own)].mean(0) - mean)[varied] / sd[varied]
-        return cls(common[varied], mean[varied], sd[varied], centroid)
+        return cls(vectorizer, varied, mean, sd, (shares[: len(own)].mean(0) - mean) / sd)
 
     def counts(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
         """Count each of the V characters, and all, in each text: (N, V) and (N,)."""
-        each = [codes(strip_whitespace(text)) for text in texts]
-        counts = np.array([_count(text, self.characters) for text in each], np.int64)
-        return counts.reshape(-1, len(self.characters)), np.array([len(t) for t in each], np.int64)
+        each = [strip_whitespace(text) for text in texts]
+        counts = self.vectorizer.transform(each).toarray()[:, self.varied]
+        return counts, np.array([len(text) for text in each])
 
     def delta(self, counts: npt.ArrayLike, chars: npt.ArrayLike) -> Floats:
         """Mean absolute difference of z-scores between pools and the target, 0 or more.
@@ -100,18 +100,6 @@ class BurrowsDelta:
             raise DataError(f"Burrows's Delta: {size:,.0f} characters in all, fewer than {POOL:,}")
         scores = (np.asarray(counts) / np.asarray(chars)[..., None] - self.mean) / self.sd
         return np.asarray(np.abs(scores - self.centroid).mean(-1))
-
-
-def _pools(texts: Sequence[str]) -> list[Codes]:
-    """Cut texts, one behind the other, into pools of 2,000 characters or a little more."""
-    whole = codes(strip_whitespace("".join(texts)))
-    return np.array_split(whole, len(whole) // POOL) if len(whole) >= POOL else []
-
-
-def _count(text: Codes, common: Codes) -> Ints:
-    """Count each of the sorted characters in a text, (V,)."""
-    place = np.searchsorted(common, text).clip(max=len(common) - 1)
-    return np.bincount(place[common[place] == text], minlength=len(common))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ CHARACTERS = 150  # of each passage that are compared, without white space: all 
 CHUNKS = 1000  # of each kind, at most, that a classifier is fitted on
 MEAN = ratio("value", "count")
 SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
+SAMPLING |= {"repetition_penalty": 1.0, "use_cache": True}  # some models set other ones
 
 Measure = Callable[[str], pd.DataFrame]  # writer → what the metric's statistic takes
 
@@ -66,18 +67,12 @@ def generate(
     longest = max(map(len, rows))
     padded = [[start] * (longest - len(ids)) + ids for ids in rows]  # (B, T), at the left
     seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows]
+    ids, mask = (torch.tensor(each, device=model.device) for each in (padded, seen))
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    end = tokenizer.eos_token_id
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        output = model.generate(
-            torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(seen, device=model.device),
-            **SAMPLING,
-            repetition_penalty=1.0,  # some models' own settings have another
-            use_cache=True,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            pad_token_id=tokenizer.eos_token_id,
-        )
+        output = model.generate(ids, attention_mask=mask, pad_token_id=end, **SAMPLING, **length)
     passages: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return passages
 
@@ -127,10 +122,10 @@ def score_generations(context: EvalContext, written: list[dict[str, Any]]) -> di
     uncut = [row["tuned"] for row in written]
     shared = overlap([*cut, *uncut], context.mixture.training_texts)  # reads all of it: once
     people = _People(context)
-    table = pd.DataFrame(
-        [(w, n) for w in texts for n in (whole if w != "human" else range(count))],
-        columns=["writer", "number"],
-    ).assign(copied=shared["length"][: len(cut)], style=people.logits(cut))
+    numbers = {writer: whole for writer in WRITERS} | {"human": list(range(count))}
+    places = [(writer, number) for writer in texts for number in numbers[writer]]
+    table = pd.DataFrame(places, columns=["writer", "number"])
+    table = table.assign(copied=shared["length"][: len(cut)], style=people.logits(cut))
     measures = _measures(people, texts, table)
     return {
         "metrics": [_row(metric, measure, texts, context.seed) for metric, measure in measures],
