@@ -235,7 +235,7 @@ def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplo
 
 
 def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
-    """The user's file names a model of the hub: the novels are read, then the hub is asked."""
+    """The user's file names a model of the hub: the novels are read, then the hub is tried."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "书.txt").write_text("他拔剑而起。\n" * 200, encoding="utf-8")
     (tmp_path / "train_config.yaml").write_text(

@@ -151,8 +151,8 @@ def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     windows = train_windows(mixture)
     batch = make_collator(config, tokenizer, mask_id, "masked")([windows[0], windows[1]])
     labels = batch.pop("labels")
-    asked = (labels != IGNORE_INDEX).sum()
-    loss = masked_cross_entropy(model(**batch), labels, asked)
+    targets = (labels != IGNORE_INDEX).sum()
+    loss = masked_cross_entropy(model(**batch), labels, targets)
     loss.backward()
     assert loss.item() == pytest.approx(np.log(151_936), rel=0.1)
 

@@ -18,9 +18,9 @@ def model():
 
 def batch(rng, rows, length, share):
     ids = rng.integers(10, 8000, (rows, length))
-    asked = rng.random((rows, length)) < share
-    asked[:, 0] = False
-    return model_inputs(np.where(asked, 1, ids), np.where(asked, ids, IGNORE_INDEX))
+    targets = rng.random((rows, length)) < share
+    targets[:, 0] = False
+    return model_inputs(np.where(targets, 1, ids), np.where(targets, ids, IGNORE_INDEX))
 
 
 def loss_of(model, inputs, items):
@@ -44,7 +44,7 @@ def test_equals_the_loss_over_all_logits(model, share):
     assert ours.item() == pytest.approx(full.item(), abs=1e-5)
 
 
-def test_only_asked_positions_reach_the_vocabulary(model):
+def test_only_target_positions_reach_the_vocabulary(model):
     inputs = batch(np.random.default_rng(2), 2, 64, 0.15)
     outputs = model(input_ids=inputs["input_ids"], logits_to_keep=inputs["logits_to_keep"])
     assert outputs.logits.shape == ((inputs["labels"] != IGNORE_INDEX).sum(), 8192)
@@ -54,11 +54,11 @@ def test_the_logit_before_a_token_scores_it():
     """Logits that are sure of token t + 1 at position t: loss 0 there, and only there."""
     ids = torch.tensor([[5, 6, 7, 8]])
     sure = F.one_hot(torch.tensor([6, 7, 8, 5]), 10).float() * 100  # (T, V)
-    for asked in range(1, 4):
+    for target in range(1, 4):
         labels = torch.full((1, 4), IGNORE_INDEX)
-        labels[0, asked] = ids[0, asked]
+        labels[0, target] = ids[0, target]
         keep = model_inputs(ids.numpy(), labels.numpy())["logits_to_keep"]
-        assert keep.nonzero().tolist() == [[0, asked - 1]]
+        assert keep.nonzero().tolist() == [[0, target - 1]]
         outputs = SimpleNamespace(logits=sure[None][keep])
         assert masked_cross_entropy(outputs, labels, torch.tensor(1)).item() == pytest.approx(0)
         wrong = SimpleNamespace(logits=sure[None][keep.roll(1, 1)])
@@ -76,7 +76,7 @@ def test_accumulated_parts_sum_to_the_whole_with_unequal_counts(model):
 
 
 @pytest.mark.parametrize("items", [0, 7])
-def test_a_batch_that_asks_nothing_has_a_zero_gradient(model, items):
+def test_a_batch_without_targets_has_a_zero_gradient(model, items):
     inputs = batch(np.random.default_rng(4), 1, 16, 0.0)
     loss = loss_of(model, inputs, torch.tensor(items))
     loss.backward()

@@ -23,15 +23,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
 from wuxia_core.config import Config, effective_batch, load_config
@@ -113,20 +108,26 @@ def make_trainer(
     options: argparse.Namespace,
     callbacks: list[TrainerCallback],
 ) -> SpanTrainer:
-    """Load base and mixture, and set up the loop."""
-    folder, name = options.folder, config.model.model_name_or_path
+    """Load base and mixture, and set up the loop.
+
+    Raises `ConfigError` where the checkpoint to go on from is of another base model.
+    """
+    folder, start, name = options.folder, options.start, config.model.model_name_or_path
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
     facts = dependencies(folder, base)
-    if options.start and not options.allow_changed:
-        check_base(options.start, facts["base"], name)
+    if start and not options.allow_changed and run.manifest(start)["base"] != facts["base"]:
+        raise ConfigError(
+            f"--resume: {start} was trained on other weights than those of {name} now; put them "
+            "back, or insist with --allow-changed"
+        )
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if args.eval_strategy != "no":
-        at = run.step_of(options.start) if options.start else 0
+        at = run.step_of(start) if start else 0
         callbacks.append(KeepBest(folder, config.training.early_stopping_patience, at))
     trainer = SpanTrainer(
         model=model.add_adapter(base, config.model, mask_id),
@@ -205,15 +206,6 @@ def fingerprint(base: PreTrainedModel) -> str:
         first = weight.detach().flatten()[:SAMPLED].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + first.tobytes())
     return digest.hexdigest()
-
-
-def check_base(start: Path, base: str, name: str) -> None:
-    """Raise `ConfigError` where a checkpoint is of another base model."""
-    if run.manifest(start)["base"] != base:
-        raise ConfigError(
-            f"--resume: {start} was trained on other weights than those of {name} now; put them "
-            "back, or insist with --allow-changed"
-        )
 
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:

@@ -319,7 +319,7 @@ class KeepBest(TrainerCallback):
         control.should_training_stop |= self._patience is not None and since >= self._patience
 
 
-class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
+class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
     """Yield `(epoch, row)` in an order that depends only on (seed, epoch).
 
     The last step of an epoch is filled up from the epoch's first rows, so that every step has the
@@ -327,6 +327,8 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     mask, share a device's batch with each other, so that the others do without. With `by_turns`
     rows of even and odd number take turns, so that half of a batch is of each kind that `mixed`
     makes of them.
+
+    It is a callback too, since accelerate does not tell it the epoch where one is resumed.
     """
 
     def __init__(
@@ -340,6 +342,10 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; accelerate calls this."""
         self._epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Compute the epoch from the steps that are done."""
+        self.set_epoch(state.global_step // self.steps)
 
     def __len__(self) -> int:
         return self._length
@@ -358,17 +364,6 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
             yield self._epoch, row
 
 
-class SetEpoch(TrainerCallback):
-    """Tell the sampler its epoch; accelerate does not reach it in an epoch that is resumed."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self._sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Compute it from the steps that are done."""
-        self._sampler.set_epoch(state.global_step // self._sampler.steps)
-
-
 class SpanTrainer(AtomicTrainer):
     """Trainer whose samples know their epoch, and which measures held-out text exactly."""
 
@@ -380,7 +375,7 @@ class SpanTrainer(AtomicTrainer):
         step = batch * args.gradient_accumulation_steps * args.world_size
         by_turns = self.data_collator.objective == "mixed"
         sampler = EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
-        self.add_callback(SetEpoch(sampler))
+        self.add_callback(sampler)
         return sampler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
