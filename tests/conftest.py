@@ -36,15 +36,17 @@ def config(tmp_path) -> Config:
     return config
 
 
-@pytest.fixture(scope="session")
-def sample_run(tmp_path_factory):
+def launch_sample(root: Path, *settings: str) -> tuple[Path, str]:
     """Launch the sample as a user does; its folder and what was printed."""
-    root = tmp_path_factory.mktemp("launch")
+    settings = (
+        f"training.output_dir={root / 'run'}",
+        f"data.processed_data_file={root / 'mixture'}",
+        *settings,
+    )
     finished = subprocess.run(
         [
             *(sys.executable, str(PROJECT / "launch_ddp.py")),
-            *("--set", f"training.output_dir={root / 'run'}"),
-            *("--set", f"data.processed_data_file={root / 'mixture'}"),
+            *(word for setting in settings for word in ("--set", setting)),
         ],
         cwd=root,
         capture_output=True,
@@ -53,3 +55,17 @@ def sample_run(tmp_path_factory):
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return root / "run", finished.stdout
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """The sample with few steps and few documents, for all that does not ask what was learned."""
+    settings = ["training.max_steps=24", "training.eval_steps=12", "training.save_steps=12"]
+    root = tmp_path_factory.mktemp("short")
+    return launch_sample(root, *settings, "evaluation.max_documents=8")
+
+
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory):
+    """The whole sample run; its tests are in the group `slow`."""
+    return launch_sample(tmp_path_factory.mktemp("launch"))

@@ -130,11 +130,11 @@ def test_nothing_is_found_where_nothing_changed():
 
 
 @pytest.fixture
-def card(sample_run):
-    return json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+def card(short_run):
+    return json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
 
 
-def test_the_scorecard_of_the_sample(card):
+def test_the_scorecard_of_a_run(card):
     assert {"base", "adapter", "objective", "metrics", "passages", "copied"} <= set(card)
     rows = {(row["source"], row["name"]): row for row in card["metrics"]}
     assert len(rows) == len(card["metrics"])
@@ -145,7 +145,6 @@ def test_the_scorecard_of_the_sample(card):
         assert row["low"] <= row["delta"] <= row["high"]
         assert row["delta"] == pytest.approx(row["tuned"] - row["base"])
         assert row["n"] >= 5 and row["unit"]
-    assert rows["wuxia", "masked_loss"]["high"] < 0  # it learned what it was trained on
     assert 5 < rows["wuxia", "bits_per_char"]["base"] < 9
     assert rows["questions", "wits"]["verdict"] == "cannot tell"  # the bundled model knows nothing
     wanted = "memorisation burrows_delta style_strength distinct_2 repetition copied_length "
@@ -155,6 +154,14 @@ def test_the_scorecard_of_the_sample(card):
         bytes_a_char = row["base"] / row["bits_per_byte"]["base"]
         assert 2.5 < bytes_a_char < 3.1
         assert row["tuned"] / row["bits_per_byte"]["tuned"] == pytest.approx(bytes_a_char)
+
+
+@pytest.mark.slow
+def test_the_sample_run_learns_what_it_is_trained_on(sample_run):
+    card = json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+    rows = {(row["source"], row["name"]): row for row in card["metrics"]}
+    assert rows["wuxia", "masked_loss"]["high"] < 0
+    assert rows["wuxia", "bits_per_char"]["high"] < 0
 
 
 def test_strata_add_up_to_all_masked_tokens(card):
@@ -174,16 +181,17 @@ def test_passages_are_written_by_both_after_the_same_prompts(card):
 
 
 @pytest.fixture
-def hurried(sample_run, tmp_path):
+def hurried(short_run, tmp_path):
     """The sample's run folder, with hardly any time to evaluate it."""
     folder = tmp_path / "run"
-    shutil.copytree(sample_run[0], folder)
+    shutil.copytree(short_run[0], folder)
     (folder / "scorecard.json").unlink()
     config = load_config(folder / "config.yaml", ["evaluation.minutes=0.001"])
     config.save(folder / "config.yaml")
     return folder
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_cut_off_goes_on(hurried, card):
     shown = []
 

@@ -34,8 +34,8 @@ def settings(*pairs):
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def test_the_sample_run_leaves_the_whole_folder(sample_run):
-    folder, printed = sample_run
+def test_the_sample_run_leaves_the_whole_folder(short_run):
+    folder, printed = short_run
     files = "adapter_model.safetensors adapter_config.json config.yaml metrics.jsonl "
     files += "environment.json scorecard.json reports/05_evaluate_adapter.html"
     for name in files.split():
@@ -47,14 +47,15 @@ def test_the_sample_run_leaves_the_whole_folder(sample_run):
     assert json.loads((folder / "environment.json").read_text())["effective_batch"] == 8
 
 
-def test_the_sample_run_trained_every_layer(sample_run):
-    weights = load_file(sample_run[0] / "adapter_model.safetensors")
+def test_the_sample_run_trained_every_layer(short_run):
+    weights = load_file(short_run[0] / "adapter_model.safetensors")
     lora_b = {name: tensor for name, tensor in weights.items() if "lora_B" in name}
     assert len(lora_b) == 4 * 7
     assert all(tensor.any() for tensor in lora_b.values())
     assert any("token_adapter" in name or "trainable_tokens" in name for name in weights)
 
 
+@pytest.mark.slow
 def test_the_sample_run_learned(sample_run):
     folder, printed = sample_run
     metrics = pd.DataFrame(map(json.loads, (folder / "metrics.jsonl").open(encoding="utf-8")))
@@ -202,14 +203,14 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
     assert "wuxia_core.evaluate" in torchrun.describe_saved(folder, 2)
 
 
-def test_a_run_is_not_resumed_as_another_one(sample_run, tmp_path, launch, caplog):
+def test_a_run_is_not_resumed_as_another_one(short_run, tmp_path, launch, caplog):
     """Each thing that differs is named, and --allow-changed insists."""
     folder = tmp_path / "run"
-    shutil.copytree(sample_run[0], folder)
+    shutil.copytree(short_run[0], folder)
     status, error = launch("--config", folder / "config.yaml", "--resume")
     assert status == 2 and "is finished" in error
     (folder / "adapter_model.safetensors").unlink()
-    mixture = f"data.processed_data_file={sample_run[0].parent / 'mixture'}"
+    mixture = f"data.processed_data_file={short_run[0].parent / 'mixture'}"
     here = ["--config", folder / "config.yaml", "--resume", *settings(
         f"training.output_dir={folder}", mixture)]  # fmt: skip
     changed = settings("training.learning_rate=1e-3", "data.general_ratio=0.2", "plan.cards=7")

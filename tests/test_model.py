@@ -119,8 +119,8 @@ def test_a_folder_without_adapter_is_named(tmp_path):
         load_adapter(tmp_path)
 
 
-def test_the_adapter_is_plain_peft(sample_run):
-    folder, _ = sample_run
+def test_the_adapter_is_plain_peft(short_run):
+    folder, _ = short_run
     finished = subprocess.run(
         [sys.executable, "-c", PLAIN, str(PROJECT / "data" / "tiny_base"), str(folder)],
         capture_output=True, text=True, timeout=120,

@@ -10,9 +10,10 @@ from wuxia_core.report import NOTEBOOKS, run
 ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_a_notebook_runs_headless_and_draws(name, sample_run, tmp_path):
-    folder, _ = sample_run
+def test_a_notebook_runs_headless_and_draws(name, short_run, tmp_path):
+    folder, _ = short_run
     parameters = {
         "01_explore_corpus": {},
         "02_see_masks": {},
@@ -40,8 +41,9 @@ def test_a_notebook_keeps_the_house_rules(name):
             assert not re.search(r"^\s*(def|class) |^!|[\"']/[a-z]", cell.source, re.MULTILINE)
 
 
-def test_masks_are_seen_with_an_adapter_beside_its_base(sample_run, tmp_path):
-    parameters = {"output_dir": str(sample_run[0]), "span_length": [2, 6]}
+@pytest.mark.slow
+def test_masks_are_seen_with_an_adapter_beside_its_base(short_run, tmp_path):
+    parameters = {"output_dir": str(short_run[0]), "span_length": [2, 6]}
     page = run("02_see_masks", parameters, tmp_path).read_text(encoding="utf-8")
     assert "<b>base</b>" in page and "<b>tuned</b>" in page and "tuned right" in page
 
@@ -54,6 +56,7 @@ def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_failing_cell_ends_in_one_message(tmp_path, capsys):
     arguments = [
         "04_watch_training",

@@ -97,8 +97,8 @@ def test_activations_are_what_autograd_keeps(bf16, dropout):
     assert layer_bytes(config, shape, on_card=False) == pytest.approx(measured, rel=0.05)
 
 
-def test_a_tiny_run_needs_what_is_forecast(sample_run):
-    _, said = sample_run
+def test_a_tiny_run_needs_what_is_forecast(short_run):
+    _, said = short_run
     forecast = float(re.search(r"in all +([\d.]+) of", said)[1])
     measured = float(re.search(r"peak ([\d.]+) GiB a process", said)[1])
     assert forecast == pytest.approx(measured, rel=0.2)

@@ -136,8 +136,8 @@ def test_plots_write_chinese_and_return_their_axes():
     plt.close("all")
 
 
-def test_a_scorecards_pictures_say_what_it_holds(sample_run):
-    card = json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+def test_a_scorecards_pictures_say_what_it_holds(short_run):
+    card = json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
     copied = show.plot_passages(card, "copied", xlabel="characters", threshold=30)
     style = show.plot_passages(card, "style", xlabel="logit", threshold=0)
     recovery = show.plot_recovery(card)
@@ -148,7 +148,7 @@ def test_a_scorecards_pictures_say_what_it_holds(sample_run):
     assert any(row.startswith("wuxia, single (n = ") for row in rows)
     assert any(row.startswith("general (n = ") for row in rows)
     assert {line.get_label() for line in recovery.lines} >= {"base", "tuned"}
-    course = show.plot_forgetting(show.read_metrics(sample_run[0]))
+    course = show.plot_forgetting(show.read_metrics(short_run[0]))
     assert course.lines[0].get_marker() == "s"
     assert len(course.lines[1].get_xdata()) > 1
     table = show.scorecard_table(card).set_index(["source", "name"])
