@@ -13,7 +13,7 @@ from wuxia_core import SpanMasker, mix, show, show_masks
 from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import typical
 from wuxia_core.errors import DataError
-from wuxia_core.masking import REPLACED, SPAN, Corruption
+from wuxia_core.masking import RANDOM, SPAN, Corruption
 from wuxia_core.run import append
 from wuxia_core.show.masks import ACTIONS, mark_tokens
 from wuxia_core.text import visible
@@ -84,7 +84,7 @@ def test_hidden_replaced_and_left_are_told_apart(tokenizer):
     for action, name in ACTIONS.items():
         assert f">{name}</span> {int((view.actions == action).sum())} (" in page
     assert page.count("line-through") > 1 and page.count("background:transparent") > 1
-    assert str(view).count("≠") >= len(blocks(view.actions, REPLACED)) > 0
+    assert str(view).count("≠") >= len(blocks(view.actions, RANDOM)) > 0
     plain = show_masks(text, tokenizer)._repr_html_()
     assert "line-through" not in plain and "unchanged" not in plain
 

@@ -12,7 +12,7 @@ from wuxia_core.config import TINY_BASE
 from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import XRay
-from wuxia_core.masking import HIDDEN, KEPT, LEFT, REPLACED, SINGLE, SPAN, Kinds, SpanMasker
+from wuxia_core.masking import KEPT, MASKED, RANDOM, SINGLE, SPAN, UNCHANGED, Kinds, SpanMasker
 from wuxia_core.mixing import encode_passage
 from wuxia_core.model import load_tokenizer
 from wuxia_core.text import NO_MATH, escape, visible
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
-ACTIONS = {HIDDEN: "mask token", REPLACED: "random token", LEFT: "unchanged"}
+ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 BRACKETS = {KEPT: "{}", SINGLE: "〔{}〕", SPAN: "【{}】"}
-SIGNS = {0: "", HIDDEN: "", REPLACED: "≠", LEFT: "="}
+SIGNS = {0: "", MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 MOST_BITS = 16.0  # and more have the deepest colour
 RIGHT, WRONG = "3px solid rgb(0,114,178)", "1px dotted currentcolor"
@@ -61,8 +61,8 @@ class MaskView:
 
     def _repr_html_(self) -> str:
         """Draw the text, with counts of the kinds, and of the actions where there are several."""
-        entries = [(_mask_style(kind, HIDDEN), NAMES[kind], self.kinds == kind) for kind in NAMES]
-        if (self.actions > HIDDEN).any():
+        entries = [(_mask_style(kind, MASKED), NAMES[kind], self.kinds == kind) for kind in NAMES]
+        if (self.actions > MASKED).any():
             entries += [(_mask_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
         counts = " · ".join(
             f"{_html([Segment(name, name, style)])} {chosen.sum()} ({chosen.mean():.1%})"
@@ -88,8 +88,8 @@ def _html(segments: Iterable[Segment]) -> str:
 
 def _mask_style(kind: int, action: int) -> str:
     """Underline every masked token, fill it unless it is unchanged, strike out random ones."""
-    fill = "transparent" if action == LEFT else FILL[kind]
-    struck = ";text-decoration:line-through" if action == REPLACED else ""
+    fill = "transparent" if action == UNCHANGED else FILL[kind]
+    struck = ";text-decoration:line-through" if action == RANDOM else ""
     return f"background:{fill};border-bottom:{LINE[kind]}{struck}"
 
 
@@ -127,7 +127,7 @@ def show_masks(
     if corruption is not None:
         actions = corruption.actions(kinds > KEPT, [key], epoch)
         seen = corruption.apply(ids, actions, [key], epoch)[0, 1:]
-        for place in np.flatnonzero(actions[0, 1:] == REPLACED):
+        for place in np.flatnonzero(actions[0, 1:] == RANDOM):
             names[place] += f" → {tokenizer.decode([seen[place]])} #{seen[place]}"
     return mark_tokens(text, offsets, kinds[0, 1:], actions[0, 1:], names)
 
