@@ -80,10 +80,9 @@ def harness(
     tasks: Sequence[str],
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness (Gao et al. 2024), with the shots that they ask for.
+    """Run tasks of lm-evaluation-harness (Gao et al. 2024), such as "ceval-valid" and "cmmlu".
 
-    `tasks` names tasks or groups, such as "ceval-valid" and "cmmlu", whose data come from the hub
-    and stay in its cache; `folder` has task files (YAML) of your own instead.
+    Their data come from the hub; `folder` has task files (YAML) of your own instead.
 
     Returns
     -------
@@ -102,8 +101,8 @@ def harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    path = None if folder is None else str(folder)
-    manager = TaskManager(include_path=path, include_defaults=folder is None)
+    own = str(folder) if folder else None
+    manager = TaskManager(include_path=own, include_defaults=own is None)
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise ConfigError(f"harness: no task {unknown[0]}; lm-eval ls tasks lists all")
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)

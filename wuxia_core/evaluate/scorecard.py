@@ -322,7 +322,9 @@ def _table(rows: dict[tuple[str, str], Row]) -> str:
 def _pair(card: Card) -> str:
     """Show what both wrote after the prompt where the style rose most."""
     texts = pd.DataFrame(card["texts"], columns=["writer", "number", "style"]).dropna()
-    logits = texts[texts["writer"] != "human"].pivot(index="number", columns="writer")["style"]
+    logits = texts[texts["writer"] != "human"].pivot(
+        index="number", columns="writer", values="style"
+    )
     number, rule = 0, "the first prompt"
     if len(logits):
         rise = logits["tuned"] - logits["base"]
