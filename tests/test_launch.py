@@ -132,8 +132,8 @@ GOOD = '{"text": "先关上电源，再拧开螺丝。"}\n'
         ("novels/a.txt/readme", "", "no novel in it"),
         ("general.jsonl", GOOD + '{"text": 5}\n' + GOOD, "general.jsonl:2: must be an object"),
         ("general.jsonl", GOOD + '{"txt": "甲"}\n' + GOOD, "general.jsonl:2: must be an object"),
-        ("general.jsonl", GOOD + "what?\n" + GOOD, "general.jsonl:2: not JSON"),
-        ("general.jsonl", GOOD + GOOD + '{"text": "先关上', "general.jsonl:3: not JSON"),
+        ("general.jsonl", GOOD + "what?\n" + GOOD, "general.jsonl:2: must be an object"),
+        ("general.jsonl", GOOD + GOOD + '{"text": "先关上', "general.jsonl:3: must be an object"),
         ("general.jsonl", GOOD * 2, "general_ratio 0.1 takes"),
     ],
 )
