@@ -66,6 +66,7 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
     from lm_eval.utils import make_table
 
     model, tokenizer = load_adapter(output_dir, "cuda" if torch.cuda.is_available() else "cpu")
+    model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
     try:
         with model.disable_adapter():

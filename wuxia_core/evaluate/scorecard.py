@@ -193,12 +193,13 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> list[str]:
 def closing_words(card: Card, report: Path | None = None) -> str:
     """Say what came out, for a person: three sentences, a table, a passage by each, what is next.
 
-    The parts are a blank line apart. `report` is the page that was made of the run, if one was.
+    The parts are a blank line apart. `report` is the page that was made of the run just now.
     """
     rows, folder = _by_name(card), card["adapter"]
     sentences = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
     sentences.append(copied(card))
-    after = NEXT.format(folder=folder, report=report or "not made", quoted=shlex.quote(folder))
+    page = report or f"{folder}/reports"
+    after = NEXT.format(folder=folder, report=page, quoted=shlex.quote(folder))
     if card["objective"] == "masked":
         after += f"\n           {HINT}"
     return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), after])
@@ -259,7 +260,7 @@ def _pair(card: Card) -> str:
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in card["texts"]}
     numbers = [number for writer, number in style if writer == "base"]
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
-    text = "What they write (where style strength rose most; unmeasured, after the first prompt):\n"
+    text = "What they write (after the prompt where style strength rose most, else the first):\n"
     text += _both(card["passages"][best])
     if locate(card["base"]).resolve() == TINY_BASE.resolve():
         text += "\nThe bundled base (5 M parameters) is too small to write: it shows the pipeline."
