@@ -248,9 +248,10 @@ def _change(row: Row) -> str:
 
 def _table(rows: dict[tuple[str, str], Row]) -> str:
     """Put the seven figures of `TABLE` below each other."""
-    table = pd.DataFrame([rows[key] for key in TABLE], index=list(TABLE.values()))
     columns = ["base", "tuned", "delta", "low", "high", "verdict", "reason"]
-    table = table.reindex(columns=columns).rename_axis(columns="↓ less is better, ↑ more is")
+    table = pd.DataFrame([rows[key] for key in TABLE], list(TABLE.values()), columns)
+    table["verdict"] = table["verdict"].fillna(table.pop("reason"))
+    table = table.rename_axis(columns="↓ less is better, ↑ more is")
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
