@@ -33,6 +33,7 @@ def fill(folder, style, quality, name="filled.csv"):
 
 
 def test_the_sheet_is_blind_and_the_key_is_apart(tmp_path, passages):
+    passages[0]["prompt"] = "暗\u202e号"
     sheet = write_sheets(tmp_path, passages)
     key = rows(tmp_path / "blind_key.csv")
     assert [row["tuned"] for row in key].count("A") == 6
@@ -40,12 +41,8 @@ def test_the_sheet_is_blind_and_the_key_is_apart(tmp_path, passages):
         assert row["style"] == row["quality"] == ""
         other = "B" if answer["tuned"] == "A" else "A"
         assert row[answer["tuned"]].startswith("tuned") and row[other].startswith("'=base")
-    page = sheet.with_suffix(".html").read_text(encoding="utf-8")
-    assert (
-        all(row["prompt"] in page for row in passages)
-        and "&lt;b&gt;" in page
-        and "<script" not in page
-    )
+    prompts = [row["prompt"] for row in rows(sheet)]
+    assert prompts == ["暗⟨U+202E⟩号", *(row["prompt"] for row in passages[1:])]
     assert not list((tmp_path / "blind").glob("*key*"))
 
 
@@ -81,7 +78,7 @@ def test_a_filled_sheet_is_not_overwritten_nor_taken_for_another_runs(tmp_path, 
 
 
 def test_faulty_sheets_are_named(tmp_path, passages, capsys):
-    with pytest.raises(DataError, match=r"blind_key.csv: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"blind_key.csv: .*No such file"):
         win_rates(tmp_path, [])
     write_sheets(tmp_path, passages)
     sheet = fill(tmp_path, style=lambda _: "C", quality=lambda _: "A")
@@ -96,5 +93,5 @@ def test_faulty_sheets_are_named(tmp_path, passages, capsys):
     with pytest.raises(DataError, match="named twice"):
         win_rates(tmp_path, [sheet, sheet])
     sheet.write_bytes("编号".encode("gb18030"))
-    with pytest.raises(DataError, match="save it as CSV in UTF-8"):
+    with pytest.raises(DataError, match=r"filled.csv: .*CSV in UTF-8"):
         win_rates(tmp_path, [sheet])

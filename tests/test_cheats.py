@@ -50,6 +50,6 @@ def test_an_adapter_that_forgot_fails_wits(config, tmp_path):
     config.data.general_ratio = 0.0
     config.training.learning_rate *= 10
     card, limits = judged(config, tmp_path / "run")
-    assert any("general text costs" in line for line in gate_failures(card, limits)), card[
+    assert any("general text got WORSE" in line for line in gate_failures(card, limits)), card[
         "metrics"
     ]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.evaluate.__main__ import harness
+from wuxia_core.errors import DataError
+from wuxia_core.evaluate.__main__ import main
 from wuxia_core.evaluate.scoring import QUESTIONS, Question, answers, questions, verdict
 from wuxia_core.model import load_base
 
@@ -166,9 +166,9 @@ def test_other_questions_are_not_compared():
 
 
 @pytest.mark.skipif(HARNESS, reason="lm-eval is installed")
-def test_without_lm_eval_the_extra_is_named(base, tokenizer):
-    with pytest.raises(ConfigError, match=r"\[harness\]"):
-        harness(base, tokenizer, ["cmmlu"])
+def test_without_lm_eval_the_extra_is_named(tmp_path, capsys):
+    assert main([str(tmp_path), "--harness", "cmmlu"]) == 2
+    assert "[harness]" in capsys.readouterr().err
 
 
 def own_task(folder, data):
@@ -189,27 +189,29 @@ doc_to_target: answer
     )
 
 
-def test_the_harness_agrees_on_a_task_of_ones_own(base, tokenizer, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval")
+@pytest.mark.skipif(not HARNESS, reason="lm-eval is not installed")
+def test_the_harness_agrees_on_a_task_of_ones_own(
+    base, tokenizer, sample_run, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if '"kind": "reading"' in line][:12]
     path = write(tmp_path / "q.jsonl", *rows)
     own_task(tmp_path, path)
-    table = harness(base, tokenizer, ["own"], folder=tmp_path).set_index("metric")
-    assert table.loc["acc_norm", ["task", "n"]].tolist() == ["own", 12]
+    command = [str(sample_run[0]), "--harness"]
+    assert main([*command, str(tmp_path / "own.yaml")]) == 0
+    table = capsys.readouterr().out.partition("tuned\n")[0]
+    found = next(line for line in table.splitlines() if "|acc_norm|" in line).split("|")
     expected = answers(base, tokenizer, questions(path), 8)["right"]
-    assert table.loc["acc_norm", "value"] == pytest.approx(expected.mean())
-    assert table.loc["acc_norm", "stderr"] == pytest.approx(expected.std() / 12**0.5)
-    with pytest.raises(ConfigError, match="no task other"):
-        harness(base, tokenizer, ["other"], folder=tmp_path)
+    assert f"{expected.mean():.4f}" in found and f"{expected.std() / 12**0.5:.4f}" in found[-2]
+    assert main([*command, "other"]) == 2
 
 
-def test_data_that_cannot_be_had(base, tokenizer, tmp_path):
-    pytest.importorskip("lm_eval")
+@pytest.mark.skipif(not HARNESS, reason="lm-eval is not installed")
+def test_data_that_cannot_be_had(sample_run, tmp_path, capsys):
     own_task(tmp_path, "unused")
     task = (tmp_path / "own.yaml").read_text(encoding="utf-8")
     task = task.replace("dataset_path: json", "dataset_path: nobody/nothing")
     (tmp_path / "own.yaml").write_text(task, encoding="utf-8")
-    with pytest.raises(MachineError, match="HF_ENDPOINT"):
-        harness(base, tokenizer, ["own"], folder=tmp_path)
+    assert main([str(sample_run[0]), "--harness", str(tmp_path / "own.yaml")]) == 5
+    assert "HF_ENDPOINT" in capsys.readouterr().err

@@ -1,9 +1,5 @@
 """Measure a run folder, unless it was, and say what came out; stopped, it goes on later.
 
-    python -m wuxia_core.evaluate OUTPUT_DIR
-    python -m wuxia_core.evaluate OUTPUT_DIR --quick    passages and bits per character only
-    python -m wuxia_core.evaluate OUTPUT_DIR --gate     ends with 3 if it copied or forgot
-
 How it is measured stands under `evaluation:` in the folder's config.yaml.
 """
 
@@ -13,32 +9,19 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from wuxia_core.config import load_config
 from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status
-from wuxia_core.evaluate import closing_words, read_scorecard
-from wuxia_core.evaluate.scorecard import forgotten, gate_failures, learned, quick_look
+from wuxia_core.evaluate import closing_words, evaluate
+from wuxia_core.evaluate.scorecard import gate_failures, predicted, quick_look
 from wuxia_core.model import load_adapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-BATCH = 8  # questions
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wuxia_core.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("output_dir", help="run folder, as in training.output_dir")
+    parser = argparse.ArgumentParser("python -m wuxia_core.evaluate", description=__doc__)
+    parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="passages and bits per character only")
     what.add_argument("--gate", action="store_true", help="end with 3 if it copied or forgot")
@@ -48,45 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> None:
     if options.harness:
-        print(harness_both(options.output_dir, options.harness).to_string(index=False))
-        return
-    if options.quick:
+        harness(options.output_dir, options.harness)
+    elif options.quick:
         wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]
-        print(f"\n{learned(wuxia)}\n{forgotten(general)}")
-        return
-    card = read_scorecard(options.output_dir, echo=print)
-    print(closing_words(card))
-    if options.gate:
-        limits = load_config(Path(options.output_dir) / "config.yaml").evaluation
-        if found := gate_failures(card, limits):
-            raise DataError("\n  ".join(["not to be published:", *found]))
-        print("\ngate: nothing that was measured speaks against publishing it")
+        print(f"\n{predicted(wuxia)}\n{predicted(general)}")
+    else:
+        card = evaluate(options.output_dir, echo=print)
+        print(closing_words(card))
+        if options.gate:
+            limits = load_config(options.output_dir / "config.yaml").evaluation
+            if found := gate_failures(card, limits):
+                raise DataError("\n  ".join(["not to be published:", *found]))
+            print("\ngate: nothing that was measured speaks against publishing it")
 
 
-def harness_both(output_dir: str | Path, tasks: Sequence[str]) -> pd.DataFrame:
-    """Run tasks with a run folder's base and tuned model, named in the column `model`."""
-    import torch
+def harness(output_dir: Path, tasks: list[str]) -> None:
+    """Print lm-evaluation-harness's tables (Gao et al. 2024) for a run's base and tuned model.
 
-    model, tokenizer = load_adapter(output_dir, "cuda" if torch.cuda.is_available() else "cpu")
-    with model.disable_adapter():
-        base = harness(model, tokenizer, tasks)
-    tuned = harness(model, tokenizer, tasks)
-    return pd.concat([base.assign(model="base"), tuned.assign(model="tuned")])
-
-
-def harness(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    tasks: Sequence[str],
-    folder: str | Path | None = None,
-) -> pd.DataFrame:
-    """Run tasks of lm-evaluation-harness (Gao et al. 2024), such as "ceval-valid" and "cmmlu".
-
-    Their data come from the hub; `folder` has task files (YAML) of your own instead.
-
-    Returns
-    -------
-    A row a task, or group, and metric: `task`, `metric`, `value`, `stderr`, `n`.
+    `tasks` names tasks or groups, such as "ceval-valid" and "cmmlu", whose data come from the hub
+    and stay in its cache, or task files (YAML) of your own.
 
     Raises
     ------
@@ -97,33 +60,24 @@ def harness(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
+    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
 
-    own = str(folder) if folder else None
-    manager = TaskManager(include_path=own, include_defaults=own is None)
-    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
-        raise ConfigError(f"harness: no task {unknown[0]}; lm-eval ls tasks lists all")
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    model, tokenizer = load_adapter(output_dir, "cuda" if torch.cuda.is_available() else "cpu")
+    model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
     try:
-        found = simple_evaluate(wrapped, tasks=list(tasks), task_manager=manager)
+        with model.disable_adapter():
+            base = simple_evaluate(wrapped, tasks=tasks)
+        tuned = simple_evaluate(wrapped, tasks=tasks)
+    except KeyError as error:
+        raise ConfigError(f"harness: {error}; lm-eval ls tasks lists all") from None
     except OSError as error:
-        raise MachineError(
-            f"harness: the data of {', '.join(tasks)} cannot be had ({error}). Run it once where "
-            "there is a network, or set HF_ENDPOINT to a mirror you can reach."
-        ) from None
-    return _harness_table(found["results"])
-
-
-def _harness_table(results: dict[str, Any]) -> pd.DataFrame:
-    rows = [
-        (task, key.split(",")[0], value, scores[key.replace(",", "_stderr,")], scores["sample_len"])
-        for task, scores in results.items()
-        for key, value in scores.items()
-        if "," in key and "_stderr," not in key
-    ]
-    return pd.DataFrame(rows, columns=["task", "metric", "value", "stderr", "n"])
+        remedy = "run it once where there is a network, or set HF_ENDPOINT to a mirror"
+        raise MachineError(f"harness: the data cannot be had ({error}); {remedy}") from None
+    print(f"base\n{make_table(base)}\ntuned\n{make_table(tuned)}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-HUMAN_CHARACTERS = 300_000  # that stand for how people write
-
 logger = logging.getLogger(__name__)
 
 
@@ -57,22 +55,19 @@ class EvalContext:
     def human_texts(self, source: str, *splits: str) -> pd.DataFrame:
         """Draw whole documents of about 300,000 characters: `book` and `text`, a row each."""
         outline = self.mixture.outline
-        drawn = pd.Index(self.documents(source, *splits, limit=len(outline)), dtype=int)
-        before = outline.loc[drawn, "characters"].cumsum().shift(fill_value=0)
-        chosen = drawn[(before < HUMAN_CHARACTERS).to_numpy()]
-        texts = self.mixture.texts(list(chosen))
-        return pd.DataFrame({"book": outline.loc[chosen, "book"].to_numpy(), "text": texts})
+        drawn = outline.loc[self.documents(source, *splits, limit=len(outline))]
+        chosen = drawn[drawn["characters"].cumsum().shift(fill_value=0) < 300_000]
+        return chosen[["book"]].assign(text=self.mixture.texts(chosen.index.tolist()))
 
     def within_budget(
         self, what: str, items: Sequence[T], size: int, share: float
     ) -> Iterator[Sequence[T]]:
         """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts."""
-        minutes = self.config.evaluation.minutes
-        end = time.monotonic() + 60 * share * minutes if minutes else float("inf")
+        minutes = self.config.evaluation.minutes or float("inf")
+        end = time.monotonic() + 60 * share * minutes
         for start in range(0, len(items), size):
             if start and time.monotonic() > end:
-                logger.warning(
-                    "%s: %d of %d within evaluation.minutes %g", what, start, len(items), minutes
-                )
+                done = f"{start} of {len(items)}"
+                logger.warning("%s: %s within evaluation.minutes %g", what, done, minutes)
                 return
             yield items[start : start + size]

@@ -9,9 +9,6 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, t
 
-from wuxia_core.errors import DataError
-
-RESAMPLES = 10_000
 FEWEST = 6  # documents or prompts; of fewer, not even a sign test can tell anything at 5 %
 
 Floats = npt.NDArray[np.float64]
@@ -37,8 +34,8 @@ def ratio(numerator: str, denominator: str) -> Statistic:
     """
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
-        top, bottom = (items[name].to_numpy(np.float64) for name in (numerator, denominator))
-        return np.asarray((weights @ top) / (weights @ bottom))
+        sums = weights @ items[[numerator, denominator]].to_numpy(np.float64)
+        return np.asarray(sums[:, 0] / sums[:, 1])
 
     return statistic
 
@@ -46,18 +43,16 @@ def ratio(numerator: str, denominator: str) -> Statistic:
 def group_difference(group: str, numerator: str, denominator: str) -> Statistic:
     """Take a ratio in the items that the bool column `group` flags, less that in the others.
 
-    Raises `DataError` where either group has fewer than six items.
+    It is NaN where either group has fewer than six items.
     """
     rate = ratio(numerator, denominator)
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
         inside = items[group].to_numpy(bool)
-        fewest = min(inside.sum(), (~inside).sum())
-        if fewest < FEWEST:
-            raise DataError(f"n = {fewest} of one kind, fewer than {FEWEST}")
+        if min(inside.sum(), (~inside).sum()) < FEWEST:
+            return np.full(len(weights), np.nan)
         with np.errstate(invalid="ignore"):  # a resample without any of a group
-            first, second = (rate(items[side], weights[:, side]) for side in (inside, ~inside))
-        return np.asarray(first - second)
+            return rate(items, weights * inside) - rate(items, weights * ~inside)
 
     return statistic
 
@@ -80,29 +75,29 @@ def compare(metric: Metric, base: pd.DataFrame, tuned: pd.DataFrame, seed: int) 
     n = len(base)
     if n < FEWEST:
         return missing(metric, n, f"n = {n}, fewer than {FEWEST}")
-    weights = np.random.default_rng(seed).multinomial(n, [1 / n] * n, RESAMPLES).astype(np.float64)
-    try:
-        before, after = (float(metric.statistic(s, np.ones((1, n)))[0]) for s in (base, tuned))
-        drawn = metric.statistic(tuned, weights) - metric.statistic(base, weights)
-    except DataError as error:
-        return missing(metric, n, str(error))
-    low, high = interval(drawn[~np.isnan(drawn)], n)
+    draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, 10_000)
+    weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples
+    before, after = metric.statistic(base, weights), metric.statistic(tuned, weights)
+    delta = after - before
+    if np.isnan(delta[0]):
+        return missing(metric, n, f"n = {n}, fewer than {FEWEST} of one kind")
+    low, high = interval(delta[1:], n)
     differing = (base.to_numpy() != tuned.to_numpy()).any(axis=1).sum()
     if 2 * 0.5**differing > 0.05:
         low, high = min(low, 0.0), max(high, 0.0)
-    figures = {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
-    return {**_head(metric), **figures, "n": n}
+    row = {"base": before[0], "tuned": after[0], "delta": delta[0], "low": low, "high": high}
+    return _head(metric) | {name: float(figure) for name, figure in row.items()} | {"n": n}
 
 
-def interval(drawn: Floats, n: int) -> tuple[float, float]:
-    """Bound 95 % of resampled figures (B,), and some more where the n items are few.
+def interval(drawn: Floats, n: int) -> Floats:
+    """Bound 95 % of resampled figures (B,), and some more where the n items are few: (2,).
 
     The expanded percentile interval (Hesterberg 2015): as much wider than the percentile interval
-    as Student's is than the normal one; for n = 10 it spans 98.3 % of the resamples.
+    as Student's is than the normal one; for n = 10 it spans 98.3 % of the resamples. NaN, of a
+    resample without any of a group, is left out.
     """
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+    return np.asarray(np.nanquantile(drawn, [tail, 1 - tail]))
 
 
 def missing(metric: Metric, n: int, reason: str) -> Row:
