@@ -7,6 +7,7 @@ training text is read a document at a time, so it may be far larger than memory.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,16 +55,14 @@ def overlap(
     squeezed = [_squeeze(text) for text in texts]
     found = [("", "", "", 0)] * len(texts)
     for n in SEEDS:
-        index = _index(
-            [t if row[-1] < n else "" for t, row in zip(squeezed, found, strict=True)], n
-        )
+        rest = [t if row[-1] < n else "" for t, row in zip(squeezed, found, strict=True)]
+        index = _index(rest, n)
         for title, text in tqdm(documents() if index else (), "copying", leave=False):
             document = _squeeze(text)
             for at in range(len(document) - n + 1):
                 for number, start in index.get(document[at : at + n], ()):
-                    longest = found[number][-1]
-                    size = _longer_run(squeezed[number], start, document, at, longest)
-                    if size > longest:
+                    size = _longer_run(squeezed[number], start, document, at, found[number][-1])
+                    if size > found[number][-1]:
                         shown = _in_brackets(squeezed[number], start, size)
                         found[number] = (shown, _in_brackets(document, at, size), title, size)
     table = pd.DataFrame(found, columns=["generated", "source", "title", "length"])
@@ -130,7 +129,7 @@ def _drawn(context: EvalContext, split: str) -> Tables:
     def draw(chosen: Sequence[int]) -> pd.DataFrame:
         count = -(-PREFIXES * len(chosen) // len(documents))  # rounded up
         texts = context.mixture.texts(chosen)
-        found = extraction(context.model, context.tokenizer, texts, count, context.seed, len(texts))
+        found = extraction(context.model, context.tokenizer, texts, count, context.seed, 10)
         numbers = found["document"].map(dict(enumerate(chosen)))
         return found.assign(trained=split == TRAIN, document=numbers, prefixes=1)
 
@@ -167,7 +166,7 @@ def extraction(
     from rapidfuzz.distance import Levenshtein
 
     encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True)
-    ids = encoded.input_ids
+    ids, decode = encoded.input_ids, partial(tokenizer.batch_decode, skip_special_tokens=True)
     places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
     rows: list[tuple[int, str, str, str]] = []
     for start in tqdm(range(0, len(places), batch_size), "extraction", leave=False):
@@ -175,10 +174,8 @@ def extraction(
         stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in batch]
         prefixes, truths = [row[:PREFIX] for row in stretches], [row[PREFIX:] for row in stretches]
         said = continued(model, tokenizer, prefixes, GREEDY)
-        known = (
-            tokenizer.batch_decode(part, skip_special_tokens=True) for part in (prefixes, truths)
-        )
-        rows += zip((number for number, _ in batch), *known, said, strict=True)
+        numbers = [number for number, _ in batch]
+        rows += zip(numbers, decode(prefixes), decode(truths), said, strict=True)
     near = [Levenshtein.normalized_similarity(truth, said) >= NEAR for *_, truth, said in rows]
     return pd.DataFrame(rows, columns=["document", "prefix", "truth", "said"]).assign(near=near)
 
@@ -209,9 +206,9 @@ def continued(
     start, longest = document_start_id(tokenizer), max(map(len, prompts)) + 1
     rows = [[start] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
     seen = [[0] * (longest - len(ids) - 1) + [1] * (len(ids) + 1) for ids in prompts]
-    inputs = {"input_ids": rows, "attention_mask": seen}
-    tensors = {name: torch.tensor(each, device=model.device) for name, each in inputs.items()}
+    ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
+    end = tokenizer.eos_token_id
     with torch.inference_mode():
-        output = model.generate(**tensors, pad_token_id=tokenizer.eos_token_id, **settings)
+        output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
     return texts

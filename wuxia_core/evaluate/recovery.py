@@ -23,7 +23,6 @@ from wuxia_core.model import mask_token_id
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GUESSES = 5
 AROUND = 8  # characters shown on either side of a span
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
@@ -47,9 +46,8 @@ class XRay:
         speech = self.tokens["dialogue"].map({True: "dialogue", False: "narration"})
         groups = pd.concat([self.tokens.assign(of=of) for of in (self.tokens["class"], speech)])
         figures = [f"{model}_{name}" for name in ("bits", "right") for model in self.models]
-        table = (
-            groups.groupby("of")[figures].mean().rename(columns=lambda name: name.replace("_", " "))
-        )
+        table = groups.groupby("of")[figures].mean()
+        table.columns = table.columns.str.replace("_", " ")
         table.insert(0, "tokens", groups["of"].value_counts())
         order = [name for name in (*CLASSES[::-1], "dialogue", "narration") if name in table.index]
         return table.loc[order].rename_axis(None).reset_index(names="")
@@ -61,9 +59,7 @@ class XRay:
         and the change.
         """
         tokens = self.tokens[self.tokens["kind"] == masking.SPAN]
-        columns = {"start": "min", "end": "max"} | {
-            f"{model}_bits": "mean" for model in self.models
-        }
+        columns = {"start": "min", "end": "max", **{f"{name}_bits": "mean" for name in self.models}}
         rows = []
         for (number, _), row in tokens.groupby(["text", "block"]).agg(columns).iterrows():
             text, start, end = self.texts[number], int(row["start"]), int(row["end"])
@@ -170,7 +166,7 @@ def _predict(
         with torch.inference_mode():
             logits = model(**inputs, use_cache=False).logits.float()  # (N, V)
             log2 = torch.log_softmax(logits, dim=-1) / math.log(2)
-        best = log2.topk(GUESSES, dim=-1)  # (N, 5)
+        best = log2.topk(5, dim=-1)  # (N, 5)
         guesses = zip(best.indices.tolist(), best.values.exp2().tolist(), strict=True)
         answers = {
             "bits": -log2.gather(1, targets[:, None])[:, 0].double().cpu().numpy(),
@@ -192,15 +188,15 @@ def recovery(context: EvalContext) -> list[Row]:
     rows = []
     for source in ("wuxia", "general"):
         tokens = _held_out_tokens(context, source)
-        nats = tokens[["base_bits", "tuned_bits"]] * math.log(2)
-        loss = tokens[["document"]].join(nats)
-        rows.append(_row(context, loss, "masked_loss", "nats/masked token", source, "bits"))
-        strata = {"masked_accuracy": tokens}
+        nats = {f"{side}_nats": tokens[f"{side}_bits"] * math.log(2) for side in ("base", "tuned")}
+        strata = {"": tokens}
         if source == "wuxia":
-            strata["masked_accuracy, single"] = tokens[tokens["kind"] == masking.SINGLE]
-            strata["masked_accuracy, span"] = tokens[tokens["kind"] == masking.SPAN]
+            kinds = {", single": masking.SINGLE, ", span": masking.SPAN}
+            strata |= {name: tokens[tokens["kind"] == kind] for name, kind in kinds.items()}
+        loss, share = "nats/masked token", "share of masked tokens"
+        rows.append(_row(context, tokens.assign(**nats), "masked_loss", loss, source, "nats"))
         for name, chosen in strata.items():
-            rows.append(_row(context, chosen, name, "share of masked tokens", source, "right"))
+            rows.append(_row(context, chosen, f"masked_accuracy{name}", share, source, "right"))
     return rows
 
 

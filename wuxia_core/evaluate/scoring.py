@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core import mixing
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
 from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
-from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
+from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-Scored = tuple[int, mixing.Tokens, mixing.Tokens]  # number of an item, tokens, labels
+Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
 Work = Callable[[Sequence[T]], pd.DataFrame]
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
@@ -92,7 +91,7 @@ def document_bits(
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
 
-def _sliding(number: int, tokens: mixing.Tokens, window: int) -> Iterator[Scored]:
+def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
     """Cut windows that overlap by half; each token but the first is a label exactly once."""
     scored = 1
     for start in range(0, max(1, len(tokens) - window // 2), window // 2):
@@ -157,9 +156,8 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
-            sides = {"base": base, "tuned": tuned}.items()
-            rates = {name: side["bits"].sum() / side["bytes"].sum() for name, side in sides}
-            rows[-1]["bits_per_byte"] = rates
+            rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
+            rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
     rows[-1] |= _kept(rows[-1], context.config.evaluation.general_margin)
     base, tuned = (
         pd.concat([train.assign(trained=True), unseen.assign(trained=False)])
@@ -172,9 +170,10 @@ def score_bits(context: EvalContext) -> list[Row]:
 
 def _kept(row: Row, margin: float) -> Row:
     """Say whether general text costs no more than the margin, in bits per character."""
-    if row["delta"] is None:
-        return {"verdict": "not measured", "margin": margin}
-    verdict = "kept" if row["high"] < margin else "worse" if row["low"] > margin else "not shown"
+    verdict = "not measured"
+    if row["delta"] is not None:
+        kept, worse = row["high"] < margin, row["low"] > margin
+        verdict = "kept" if kept else "worse" if worse else "not shown"
     return {"verdict": verdict, "margin": margin}
 
 

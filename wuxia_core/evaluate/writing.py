@@ -35,19 +35,14 @@ WRITTEN = (
 )
 WRITERS = ("base", "tuned", "few_shot")
 AT_ONCE = 16  # passages
-OPENINGS = 30  # of held-out chapters
 OPENING = 40  # characters of a chapter that serve as its prompt
-EXAMPLE = 60  # characters of 武侠 that the base sees first, as a control
-TOKENS = 200  # of each passage; the end of text may not come before
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
-CHUNKS = 1000  # of each kind, at most, that a classifier is fitted on
 MEAN = ratio("value", "count")
 SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
 SAMPLING |= {"repetition_penalty": 1.0, "use_cache": True}  # some models set other ones
 
-Measure = Callable[
-    [pd.DataFrame], pd.DataFrame
-]  # rows of a writer → what the metric's statistic takes
+# Makes of a writer's rows what the metric's statistic takes.
+Measure = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def generate(
@@ -55,12 +50,12 @@ def generate(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     seed: int,
-    tokens: int = TOKENS,
+    tokens: int = 200,
 ) -> list[str]:
     """Sample what follows each prompt, all in one batch: temperature 0.9, nucleus 0.95.
 
-    Each passage has `tokens` tokens. The same `seed` gives the same passages on the same kind of
-    machine.
+    Each passage has `tokens` tokens: the end of text does not come before. The same `seed` gives
+    the same passages on the same kind of machine.
     """
     import torch
 
@@ -73,7 +68,7 @@ def generate(
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
     """Give ten prompts of ours and openings of held-out chapters, whose own text is `human`."""
-    chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=OPENINGS))
+    chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=30))
     rows = [{"prompt": prompt, "human": ""} for prompt in WRITTEN]
     return rows + [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
 
@@ -84,7 +79,7 @@ def write_passages(context: EvalContext) -> list[dict[str, Any]]:
     Returns rows with `prompt`, `human`, `base`, `tuned` and `few_shot`.
     """
     chapter = next(iter(context.mixture.texts(context.documents("wuxia", TRAIN, limit=1))), "")
-    example = chapter[len(chapter) // 2 :][:EXAMPLE]
+    example = chapter[len(chapter) // 2 :][:60]
     write = functools.partial(generate, context.model, context.tokenizer)
     rows: list[dict[str, Any]] = []
     for chunk in context.within_budget("prompts written to", prompts(context), AT_ONCE, 0.25):
@@ -92,8 +87,8 @@ def write_passages(context: EvalContext) -> list[dict[str, Any]]:
         base, tuned = context.base_and_tuned(functools.partial(write, texts, seed))
         with context.model.disable_adapter():
             few_shot = write([f"{example}\n{prompt}" for prompt in texts], seed)
-        passages = zip(chunk, base, tuned, few_shot, strict=True)
-        rows += [{**row, "base": b, "tuned": t, "few_shot": f} for row, b, t, f in passages]
+        table = pd.DataFrame(chunk).assign(base=base, tuned=tuned, few_shot=few_shot)
+        rows += table.to_dict("records")
     return rows
 
 
@@ -118,7 +113,8 @@ def score_generations(context: EvalContext, written: list[dict[str, Any]]) -> di
     people = _People(context)
     table["copied"], table["style"] = shared["length"][: len(table)], None
     with suppress(DataError):  # said in the row of style_strength
-        table["style"] = people.classifier.decision_function(table["text"])
+        if whole:
+            table["style"] = people.classifier.decision_function(table["text"])
     return {
         "metrics": [_row(*each, table, context.seed) for each in _measures(people)],
         "copied": longest_runs(shared[len(table) :].reset_index(drop=True)).to_dict("records"),
@@ -134,19 +130,16 @@ class _People:
     """
 
     def __init__(self, context: EvalContext) -> None:
-        self.wuxia = context.human_texts("wuxia", TRAIN)
-        self.general = context.human_texts("general", TRAIN, UNUSED)
-        kinds = {True: self.wuxia, False: self.general}
-        self.chunks = pd.concat(
-            _chunks(texts)[:CHUNKS].assign(wuxia=kind) for kind, texts in kinds.items()
-        )
-        texts = self.chunks["text"].tolist()
-        self.seen = texts, self.chunks["wuxia"].to_numpy(bool)
-        self.kept = style.top_characters(texts)
+        wuxia = context.human_texts("wuxia", TRAIN)
+        self.human = wuxia, context.human_texts("general", TRAIN, UNUSED)
+        kinds = [_chunks(texts)[:1000] for texts in self.human]
+        self.chunks = pd.concat(kinds)
+        self.seen = self.chunks["text"].tolist(), np.arange(len(self.chunks)) < len(kinds[0])
+        self.kept = style.top_characters(self.seen[0])
 
     @functools.cached_property
     def delta(self) -> style.BurrowsDelta:
-        return style.BurrowsDelta.fit(self.wuxia["text"], self.general["text"])
+        return style.BurrowsDelta.fit(*(texts["text"] for texts in self.human))
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
