@@ -228,15 +228,8 @@ def answers(
     characters (code points after NFC) so that long ones stand a chance: `acc_norm` of
     lm-evaluation-harness (Gao et al. 2021). Its tokens are those of the option by itself, so that
     all four stand behind the very same prompt.
-
-    Parameters
-    ----------
-    model : PreTrainedModel or PeftModel
-        In evaluation mode. Ask the base within `with model.disable_adapter():`.
-    questions : sequence of Question
-        One at least.
-    batch_size : int
-        Options a forward pass; only their tokens go through the vocabulary projection.
+    `model` is in evaluation mode; ask the base within `with model.disable_adapter():`.
+    `batch_size` counts options.
 
     Returns
     -------
