@@ -5,12 +5,12 @@ from sklearn.metrics import roc_auc_score
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.style import (
     BurrowsDelta,
-    StyleClassifier,
     chunks,
     distinct_n,
     held_out_logits,
     repetition,
     strip_whitespace,
+    style_classifier,
     top_characters,
 )
 
@@ -105,8 +105,8 @@ def test_chunks_are_of_one_length():
 
 def test_the_classifier_tells_two_kinds_apart():
     texts, target = toy("剑", 30, 0) + toy("车", 30, 1), np.arange(60) < 30
-    model = StyleClassifier.fit(texts, target, ALL)
-    new = model.logit(toy("剑", 10, 2) + toy("车", 10, 3))
+    model = style_classifier(texts, target, ALL)
+    new = model.decision_function(toy("剑", 10, 2) + toy("车", 10, 3))
     assert new.shape == (20,) and roc_auc_score(np.arange(20) < 10, new) > 0.95
 
 
@@ -141,9 +141,9 @@ def test_a_classifier_needs_enough(texts, groups, message):
 
 
 def test_a_classifier_refuses_another_length():
-    model = StyleClassifier.fit(toy("剑", 20, 0) + toy("车", 20, 1), np.arange(40) < 20, ALL)
+    model = style_classifier(toy("剑", 20, 0) + toy("车", 20, 1), np.arange(40) < 20, ALL)
     with pytest.raises(DataError, match="3 characters among texts of 40"):
-        model.logit(["剑剑剑"])
+        model.decision_function(["剑剑剑"])
 
 
 # On real novels

@@ -8,32 +8,31 @@ import functools
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core import mixing
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
 from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
-from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
+from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-Scored = tuple[int, mixing.Tokens, mixing.Tokens]  # number of an item, tokens, labels
-SOURCES = ("wuxia", "general")
+T = TypeVar("T")
+Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
+Work = Callable[[Sequence[T]], pd.DataFrame]
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
-CHANCE = 1 / OPTIONS
-DOCUMENTS_AT_ONCE, QUESTIONS_AT_ONCE = 8, 32  # between looks at the clock
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
 
 
@@ -87,12 +86,12 @@ def document_bits(
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), start_id, batch_size, "bits per character")
+    nats = sequence_nll(model, rows, len(normal), start_id, batch_size)
     table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
 
-def _sliding(number: int, tokens: mixing.Tokens, window: int) -> Iterator[Scored]:
+def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
     """Cut windows that overlap by half; each token but the first is a label exactly once."""
     scored = 1
     for start in range(0, max(1, len(tokens) - window // 2), window // 2):
@@ -104,38 +103,43 @@ def _sliding(number: int, tokens: mixing.Tokens, window: int) -> Iterator[Scored
 
 
 def sequence_nll(
-    model: "PreTrainedModel",
-    rows: Sequence[Scored],
-    count: int,
-    pad: int,
-    batch_size: int,
-    what: str,
+    model: "PreTrainedModel", rows: Sequence[Scored], count: int, pad: int, batch_size: int
 ) -> Floats:
     """Sum -log p of the labelled tokens of each item, (count,).
 
-    A row is an item's number, tokens and labels; an item may have several. `what` is for the
-    progress bar.
+    A row is an item's number, tokens and labels; an item may have several.
     """
-    starts = tqdm(range(0, len(rows), batch_size), desc=what, leave=False)
-    nats = np.concatenate([_nats(model, rows[start : start + batch_size], pad) for start in starts])
-    labelled = [int((labels != IGNORE_INDEX).sum()) for _, _, labels in rows]
-    owner = np.repeat([number for number, _, _ in rows], labelled)
-    return np.bincount(owner, nats, minlength=count).astype(np.float64)
-
-
-def _nats(model: "PreTrainedModel", rows: Sequence[Scored], pad: int) -> Floats:
-    """Score every labelled token of a batch, in order: -log p, (N,)."""
     import torch
     import torch.nn.functional as F
 
-    _, ids, labelled = zip(*rows, strict=True)
-    batch = model_inputs(padded(ids, pad), padded(labelled, IGNORE_INDEX))
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    labels = batch.pop("labels")
-    with torch.inference_mode():
-        logits = model(**batch, use_cache=False).logits.float()  # (N, V)
-        nats = F.cross_entropy(logits, labels[labels != IGNORE_INDEX], reduction="none")
-    return np.asarray(nats.double().cpu().numpy())
+    nats = np.zeros(count)
+    for start in tqdm(range(0, len(rows), batch_size), "scoring", leave=False):
+        numbers, ids, labelled = zip(*rows[start : start + batch_size], strict=True)
+        batch = model_inputs(padded(ids, pad), padded(labelled, IGNORE_INDEX))
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        targets = batch.pop("labels")
+        chosen = targets != IGNORE_INDEX  # (B, T)
+        with torch.inference_mode():
+            logits = model(**batch, use_cache=False).logits.float()  # (N, V)
+            losses = F.cross_entropy(logits, targets[chosen], reduction="none")
+        owners = np.repeat(numbers, chosen.sum(1).cpu())
+        nats += np.bincount(owners, losses.double().cpu(), minlength=count)
+    return nats
+
+
+def measure_both(
+    context: EvalContext, what: str, items: Sequence[T], *, size: int, share: float, work: Work[T]
+) -> Tables:
+    """Let base and tuned work on items, `size` at a time, while the time for it lasts.
+
+    `share` of `evaluation.minutes` is for it; `what` goes into the warning where that was short.
+    """
+    chunks = context.within_budget(what, items, size, share)
+    tables = [context.base_and_tuned(functools.partial(work, chunk)) for chunk in chunks]
+    if not tables:
+        return pd.DataFrame(), pd.DataFrame()
+    base, tuned = zip(*tables, strict=True)
+    return pd.concat(base, ignore_index=True), pd.concat(tuned, ignore_index=True)
 
 
 def score_bits(context: EvalContext) -> list[Row]:
@@ -146,7 +150,7 @@ def score_bits(context: EvalContext) -> list[Row]:
     difference of differences: bits per character on training documents less those on held-out ones,
     tuned less base.
     """
-    held_out = {source: _bits(context, context.documents(source, VALIDATION)) for source in SOURCES}
+    held_out = {source: _bits(context, source, VALIDATION) for source in ("wuxia", "general")}
     rows = []
     for source, (base, tuned) in held_out.items():
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
@@ -155,10 +159,9 @@ def score_bits(context: EvalContext) -> list[Row]:
             rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
             rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
     rows[-1] |= _kept(rows[-1], context.config.evaluation.general_margin)
-    trained = _bits(context, context.documents("wuxia", TRAIN))
     base, tuned = (
-        pd.concat([train.assign(trained=True), held_out.assign(trained=False)])
-        for train, held_out in zip(trained, held_out["wuxia"], strict=True)
+        pd.concat([train.assign(trained=True), unseen.assign(trained=False)])
+        for train, unseen in zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
     )
     statistic = group_difference("trained", "bits", "chars")
     metric = Metric("memorisation", "bits/character, train − held out", "wuxia", statistic)
@@ -167,23 +170,23 @@ def score_bits(context: EvalContext) -> list[Row]:
 
 def _kept(row: Row, margin: float) -> Row:
     """Say whether general text costs no more than the margin, in bits per character."""
-    if row["delta"] is None:
-        return {"verdict": "not measured", "margin": margin}
-    verdict = "kept" if row["high"] < margin else "worse" if row["low"] > margin else "not shown"
+    verdict = "not measured"
+    if row["delta"] is not None:
+        kept, worse = row["high"] < margin, row["low"] > margin
+        verdict = "kept" if kept else "worse" if worse else "not shown"
     return {"verdict": verdict, "margin": margin}
 
 
-def _bits(context: EvalContext, documents: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _bits(context: EvalContext, source: str, split: str) -> Tables:
     """Score documents with base and tuned, as `document_bits` does."""
-    none = pd.DataFrame(columns=["bits", "chars", "bytes"], dtype=float)
-    parts = [(none, none)]
-    score = functools.partial(document_bits, context.model, context.tokenizer)
-    sizes = context.config.data.max_length, context.batch_size
-    for chosen in context.within_budget("documents scored", documents, DOCUMENTS_AT_ONCE, 0.12):
-        work = functools.partial(score, context.mixture.texts(chosen), *sizes)
-        parts.append(context.base_and_tuned(work))
-    base, tuned = zip(*parts[1:] or parts, strict=True)
-    return pd.concat(base), pd.concat(tuned)
+    window = context.config.data.max_length
+
+    def score(chosen: Sequence[int]) -> pd.DataFrame:
+        texts = context.mixture.texts(chosen)
+        return document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
+
+    documents = context.documents(source, split)
+    return measure_both(context, "documents scored", documents, size=8, share=0.12, work=score)
 
 
 class Question(NamedTuple):
@@ -205,14 +208,12 @@ def questions(path: Path = QUESTIONS) -> list[Question]:
 
 def score_questions(context: EvalContext) -> Row:
     """Ask the questions, and say whether the tuned model answers them as well as its base."""
+    ask = functools.partial(
+        answers, context.model, context.tokenizer, batch_size=context.batch_size
+    )
     shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
-    ask = functools.partial(answers, context.model, context.tokenizer)
-    answered = [
-        context.base_and_tuned(functools.partial(ask, chunk, context.batch_size))
-        for chunk in context.within_budget("questions asked", shuffled, QUESTIONS_AT_ONCE, 0.13)
-    ]
-    base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*answered, strict=True))
-    return verdict(base, tuned, context.config.evaluation.wits_margin)
+    sides = measure_both(context, "questions asked", shuffled, size=32, share=0.13, work=ask)
+    return verdict(*sides, context.config.evaluation.wits_margin)
 
 
 def answers(
@@ -227,46 +228,30 @@ def answers(
     characters (code points after NFC) so that long ones stand a chance: `acc_norm` of
     lm-evaluation-harness (Gao et al. 2021). Its tokens are those of the option by itself, so that
     all four stand behind the very same prompt.
-
-    Parameters
-    ----------
-    model : PreTrainedModel or PeftModel
-        In evaluation mode. Ask the base within `with model.disable_adapter():`.
-    questions : sequence of Question
-        One at least.
-    batch_size : int
-        Options a forward pass; only their tokens go through the vocabulary projection.
+    `model` is in evaluation mode; ask the base within `with model.disable_adapter():`.
+    `batch_size` counts options.
 
     Returns
     -------
     A row a question, in their order: `id`, `right` (0 or 1), and `margin`, nats a character
     by which the right option beats the best wrong one: above 0 where `right` is 1.
     """
-    pad = document_start_id(tokenizer)
-    rows = sorted(_option_rows(tokenizer, questions), key=lambda row: len(row[1]))  # little padding
-    count = OPTIONS * len(questions)
-    nats = sequence_nll(model, rows, count, pad, batch_size, "questions")
-    chars = [len(option) for question in questions for option in question.options]
-    scores: Floats = -(nats / chars).reshape(-1, OPTIONS)
+    start_id = document_start_id(tokenizer)
+    encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    prompts = encode([f"问题：{question.question}\n答案：" for question in questions]).input_ids
+    options = [option for question in questions for option in question.options]
+    rows = []
+    for number, option in enumerate(encode(options).input_ids):
+        prompt = [start_id, *prompts[number // OPTIONS]]
+        labels = [IGNORE_INDEX] * len(prompt) + option
+        rows.append((number, np.array(prompt + option), np.array(labels)))
+    rows.sort(key=lambda row: len(row[1]))  # little padding
+    nats = sequence_nll(model, rows, len(options), start_id, batch_size)
+    scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
     ids = [question.id for question in questions]
     return pd.DataFrame({"id": ids, "right": (margin > 0).astype(int), "margin": margin})
-
-
-def _option_rows(
-    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[Question]
-) -> Iterator[Scored]:
-    """Tokens and labels of each option behind its question; only the option is a label."""
-    start_id = document_start_id(tokenizer)
-    encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
-    prompts = encode([f"问题：{question.question}\n答案：" for question in questions]).input_ids
-    options = encode([option for each in questions for option in each.options]).input_ids
-    for number, option in enumerate(options):
-        ids = np.array([start_id, *prompts[number // OPTIONS], *option], np.int32)
-        labels = ids.copy()
-        labels[: -len(option)] = IGNORE_INDEX
-        yield number, ids, labels
 
 
 def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
@@ -293,14 +278,12 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     low, high = _paired_interval(tuned["right"].to_numpy() - base["right"].to_numpy())
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
     row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
-    row |= {"n": n, "margin": margin}
-    threshold = CHANCE + 2 * math.sqrt(CHANCE * (1 - CHANCE) / n)
-    if before <= threshold:
-        reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {threshold:.3f}"
-        return {**row, "verdict": "cannot tell", "reason": reason}
-    if -margin < low and high < margin:
-        return {**row, "verdict": "kept"}
-    return {**row, "verdict": "worse" if high < -margin else "not shown"}
+    row |= {"n": n, "margin": margin, "verdict": "worse" if high < -margin else "not shown"}
+    guessing = (1 + 2 * math.sqrt((OPTIONS - 1) / n)) / OPTIONS
+    if before <= guessing:
+        reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {guessing:.3f}"
+        return row | {"verdict": "cannot tell", "reason": reason}
+    return row | {"verdict": "kept"} if -margin < low and high < margin else row
 
 
 def _paired_interval(change: Floats) -> tuple[float, float]:

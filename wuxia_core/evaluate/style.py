@@ -8,21 +8,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from wuxia_core.errors import DataError
+from wuxia_core.evaluate.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
 Flags = npt.NDArray[np.bool_]
 
 POOL = 2000  # characters that shares are measured over, for Delta
-FEWEST_POOLS = 5  # of human text: fewer give no standard deviation
-FEWEST_TEXTS = 20  # of each kind, for a classifier
-FOLDS = 5
+FEWEST_POOLS, FEWEST_TEXTS = 5, 20  # human pools for a standard deviation; texts of each kind
 HIDDEN = "■"  # stands for every character that a classifier shall not see
 
 
@@ -50,43 +50,39 @@ class BurrowsDelta:
     """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
 
     `mean` and `sd` (V,) of the share of each character that `vectorizer` counts come from human
-    text alone; `varied` flags those whose share changes; `centroid` (V,) is the z-score of the
-    human target. Delta grows as a pool gets smaller: compare pools of one size.
+    text alone; `centroid` (V,) is the z-score of the human target. Delta grows as a pool gets
+    smaller: compare pools of one size.
     """
 
     vectorizer: Any
-    varied: Flags
     mean: Floats
     sd: Floats
     centroid: Floats
 
     @classmethod
     def fit(cls, target: Sequence[str], other: Sequence[str] = (), characters: int = 500) -> Self:
-        """Take the commonest characters and their shares from human training texts.
+        """Take the commonest V characters and their shares from human training texts.
 
         `target` is the style to measure the distance from; `other` is more human text for `mean`
         and `sd`. To find the nearer of two styles, fit twice with the two exchanged; each should be
-        of one genre. V is `characters`, less those whose share never changes. Raises `DataError`
-        where `target` has fewer than 5 pools of 2,000 characters.
+        of one genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
         """
         from sklearn.feature_extraction.text import CountVectorizer
 
         own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
         if len(own) < FEWEST_POOLS:
-            size = f"{FEWEST_POOLS * POOL:,} characters"
-            raise DataError(f"Burrows's Delta: the human texts have fewer than {size}")
+            fewest = FEWEST_POOLS * POOL
+            raise DataError(f"Burrows's Delta: human text of fewer than {fewest:,} characters")
         vectorizer = CountVectorizer(analyzer="char", lowercase=False, max_features=characters)
         shares = vectorizer.fit_transform([*own, *rest]).toarray() / POOL  # (M, V)
-        varied = shares.std(0) > 0
-        shares = shares[:, varied]
         mean, sd = shares.mean(0), shares.std(0, ddof=1)
-        return cls(vectorizer, varied, mean, sd, (shares[: len(own)].mean(0) - mean) / sd)
+        sd[sd == 0] = np.inf  # a share that never changes tells nothing: its z-score is 0
+        return cls(vectorizer, mean, sd, (shares[: len(own)].mean(0) - mean) / sd)
 
-    def counts(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
+    def counts(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Count each of the V characters, and all, in each text: (N, V) and (N,)."""
         each = [strip_whitespace(text) for text in texts]
-        counts = self.vectorizer.transform(each).toarray()[:, self.varied]
-        return counts, np.array([len(text) for text in each])
+        return self.vectorizer.transform(each).toarray(), np.array([len(text) for text in each])
 
     def delta(self, counts: npt.ArrayLike, chars: npt.ArrayLike) -> Floats:
         """Mean absolute difference of z-scores between pools and the target, 0 or more.
@@ -95,39 +91,21 @@ class BurrowsDelta:
         (B, V) and (B,), the pools of B resamples, give (B,). Raises `DataError` where pools have
         fewer than 2,000 characters, resamples on average.
         """
-        size = np.mean(np.asarray(chars, np.float64))
-        if size < POOL:
+        if (size := np.asarray(chars).mean()) < POOL:
             raise DataError(f"Burrows's Delta: {size:,.0f} characters in all, fewer than {POOL:,}")
         scores = (np.asarray(counts) / np.asarray(chars)[..., None] - self.mean) / self.sd
         return np.asarray(np.abs(scores - self.centroid).mean(-1))
 
 
-@dataclass(frozen=True)
-class StyleClassifier:
+def style_classifier(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
     """Tell two kinds of text apart: TF-IDF of runs of 1 to 3 characters, logistic regression.
 
-    It sees the characters in `kept` only, so that names and props (剑, 掌门) tell nothing. `chars`
-    is the length of the texts it was fitted on.
+    Its `decision_function` gives the log-odds of the kind that `target` (N,) flags. It sees the
+    characters in `kept` only (those of `top_characters`), so that names and props (剑, 掌门) tell
+    nothing. Raises `DataError` where a kind has fewer than 20 texts, and, as `decision_function`
+    does, for a text of another length than the first.
     """
-
-    pipeline: Any
-    kept: str
-    chars: int
-
-    @classmethod
-    def fit(cls, texts: Sequence[str], target: Flags, kept: str) -> Self:
-        """Fit on texts made by `chunks`; `target` (N,) says which shall get a positive logit.
-
-        `kept` is made by `top_characters`. Raises `DataError` where a kind has fewer than 20 texts,
-        or lengths differ.
-        """
-        _check_enough(target)
-        seen = _masked(texts, kept, len(texts[0]))
-        return cls(_pipeline().fit(seen, target), kept, len(texts[0]))
-
-    def logit(self, texts: Sequence[str]) -> Floats:
-        """Log-odds of the target's kind, (N,); `DataError` for a text of another length."""
-        return np.asarray(self.pipeline.decision_function(_masked(texts, self.kept, self.chars)))
+    return _unfitted(texts, target, kept).fit(texts, target)
 
 
 def held_out_logits(
@@ -135,51 +113,40 @@ def held_out_logits(
 ) -> Floats:
     """Let a classifier judge each text that saw none of its group (a book): logits, (N,).
 
-    Five folds, or as many as a kind has groups. Raises `DataError` as `StyleClassifier.fit` does,
-    and where a kind has fewer than two groups.
+    Five folds, or as many as a kind has groups. Raises `DataError` as `style_classifier` does, and
+    where a kind has fewer than two groups.
     """
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-    _check_enough(target)
-    names = np.array(groups)
-    fewest = min(len(np.unique(names[kind])) for kind in (target, ~target))
+    classifier = _unfitted(texts, target, kept)
+    fewest = min(len(np.unique(np.array(groups)[kind])) for kind in (target, ~target))
     if fewest < 2:
         raise DataError(f"classifier: {fewest} book of a kind, fewer than 2")
-    folds = StratifiedGroupKFold(min(FOLDS, fewest))
-    seen, how = _masked(texts, kept, len(texts[0])), "decision_function"
-    logits = cross_val_predict(_pipeline(), seen, target, groups=names, cv=folds, method=how)
-    return np.asarray(logits)
+    how = {"cv": StratifiedGroupKFold(min(5, fewest)), "method": "decision_function"}
+    return np.asarray(cross_val_predict(classifier, texts, target, groups=groups, **how))
 
 
-def _pipeline() -> Any:
+def _unfitted(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    tfidf = TfidfVectorizer(
-        analyzer="char", ngram_range=(1, 3), lowercase=False, min_df=2, sublinear_tf=True
-    )
-    return make_pipeline(tfidf, LogisticRegression(C=10, class_weight="balanced", max_iter=1000))
-
-
-def _check_enough(target: Flags) -> None:
     fewest = min(np.sum(target), np.sum(~target))
     if fewest < FEWEST_TEXTS:
         raise DataError(f"classifier: {fewest} texts of a kind, fewer than {FEWEST_TEXTS}")
+    chars, others = len(texts[0]), re.compile(f"[^{re.escape(kept)}]")
+
+    def hide(text: str) -> str:
+        if len(text) != chars:
+            raise DataError(f"classifier: {len(text)} characters among texts of {chars}")
+        return others.sub(HIDDEN, text)
+
+    how = {"analyzer": "char", "ngram_range": (1, 3), "min_df": 2, "sublinear_tf": True}
+    logistic = LogisticRegression(C=10, class_weight="balanced", max_iter=1000)
+    return make_pipeline(TfidfVectorizer(preprocessor=hide, **how), logistic)
 
 
-def _masked(texts: Sequence[str], kept: str, chars: int) -> list[str]:
-    """Hide what the classifier shall not see."""
-    odd = next((len(text) for text in texts if len(text) != chars), None)
-    if odd is not None:
-        raise DataError(
-            f"classifier: a text of {odd} characters among texts of {chars}: cut all by chunks()"
-        )
-    hidden = re.compile(f"[^{re.escape(kept)}]")
-    return [hidden.sub(HIDDEN, text) for text in texts]
-
-
-def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Ints]:
+def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
     """Count the different n-grams of characters of all texts together, and all of them.
 
     Distinct-n (Li et al. 2016, there of words) is the sum of the first over the sum of the second.

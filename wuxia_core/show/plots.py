@@ -22,7 +22,7 @@ COLOURS = {
     **{"wuxia": ORANGE, "general": BLUE},
     **{"train": ORANGE, "validation": BLUE, "unused": GREY, "duplicate": "#CCCCCC"},
     **{"base": BLUE, "few_shot": SKY, "tuned": ORANGE, "human": GREEN},
-    **{"delta": "black", "unigram": GREY, "trigram": PINK},
+    "delta": "black",
 }
 LEGEND = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 EVENTS = {"checkpoint": ("checkpoint", "k^", 0.02), "resumed": ("restart", "rv", 0.98)}
@@ -161,9 +161,9 @@ def plot_scorecard(card: dict[str, Any], name: str, *, ax: "Axes | None" = None)
 
 
 def plot_recovery(card: dict[str, Any], *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the share of masked tokens found by base and tuned, and by a baseline that is there."""
+    """Draw the share of masked tokens found by base and tuned."""
     rows = _measured(card, "masked_accuracy")
-    shares = rows.reindex(columns=["base", "tuned", "unigram", "trigram"]).dropna(axis=1, how="all")
+    shares = rows[["base", "tuned"]]
     return plot_intervals(shares, xlabel="share of masked tokens found; n documents", ax=ax)
 
 
