@@ -28,7 +28,7 @@ from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.text import visible
 
 CARD, PARTS = "scorecard.json", ".scorecard"
-FORMAT = 2  # raise it when the scorecard's content changes, so that older ones are measured anew
+FORMAT = 3  # raise it when the scorecard's content changes, so that older ones are measured anew
 # What a run prints: metric and source, and how they are called.
 TABLE = {
     ("bits_per_char", "wuxia"): "武侠, bits a character ↓",
