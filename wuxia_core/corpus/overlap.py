@@ -7,6 +7,7 @@ For leakage runs of 13 characters of any kind count, white space aside.
 """
 
 import functools
+import operator
 import re
 from array import array
 from collections.abc import Collection, Iterable
@@ -28,6 +29,7 @@ TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts 
 
 # Books.
 BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)  # characters; of the runs a 32nd is kept
+DAMAGED = re.compile("[\ue000-\uf8ff□\ufffd]")  # characters that were lost on the way
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
 
@@ -55,10 +57,9 @@ def _converter() -> Any:
 
 def to_simplified(text: str) -> str:
     """Turn a traditional text, by its first 2,000 characters, into simplified characters."""
-    before = codes(text[:SAMPLE])
-    after = codes(_converter().convert(text[:SAMPLE]))[: len(before)]
-    changed = int((before[: len(after)] != after).sum())
-    return str(_converter().convert(text)) if changed > TRADITIONAL * len(after) else text
+    head = text[:SAMPLE]
+    changed = sum(map(operator.ne, head, _converter().convert(head)))
+    return str(_converter().convert(text)) if changed > TRADITIONAL * len(head) else text
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ class DuplicateIndex:
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
             book.chapters += 1
             book.traditional += text != original
-            book.damaged += int((~han & (characters > 0xDFFF) & (characters < 0xF900)).sum())
-            book.damaged += text.count("□") + text.count("\ufffd")
+            book.damaged += len(DAMAGED.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
         self._remember(ngrams(characters[han], RUN), line_of)
         self._documents += 1
@@ -172,10 +172,8 @@ class DuplicateIndex:
 
 def _in_common(rows: Hashes, pairs: Integers) -> Integers:
     """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
-    shared = np.zeros(pairs.shape[1], np.int64)
-    for column in range(SKETCH):
-        shared += (rows[pairs[0]] == rows[pairs[1], column, None]).any(1)
-    return shared
+    one, other = rows[pairs]
+    return np.asarray((one[:, :, None] == other[:, None]).any(1).sum(1))
 
 
 def _pairs(hashes: Hashes, owners: Integers) -> tuple[Integers, Integers]:
@@ -211,8 +209,8 @@ class Leakage:
         """Count a text's runs, flagged where they are shared."""
         self.runs += len(shared)
         self.shared += int(shared.sum())
-        stretch = _longest(shared)
-        self.longest = max(self.longest, stretch + GRAM - 1 if stretch else 0)
+        longest = len(max(shared.tobytes().split(b"\0")))  # a flag is a byte, 0 or 1
+        self.longest = max(self.longest, longest + GRAM - 1 if longest else 0)
 
 
 class HeldOutNgrams:
@@ -254,9 +252,3 @@ def drop_sentences(text: str, shared: Flags) -> str:
     dropped = set((np.searchsorted(starts, middles, side="right") - 1).tolist())
     kept = "".join(text[a:b] for n, (a, b) in enumerate(spans) if n not in dropped)
     return re.sub(r"\n+", "\n", kept).strip("\n")
-
-
-def _longest(flags: Flags) -> int:
-    """Length of the longest stretch of flags: `[1, 0, 1, 1] -> 2`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]])))
-    return int(np.diff(edges)[::2].max(initial=0))

@@ -30,8 +30,7 @@ FUNCTION_CHARACTERS = frozenset(
     "在于从自由向往朝对为给替把将被让叫使比同与和跟及以因用按据且而则虽但却若如便就才又再也都只还更最很太"
     "甚颇极皆俱均各每已曾正方即既遂乃莫勿毋未非无不没别是有等些个们所者第几来去上下里中内外前后间"
 )
-HAN_CHARACTER = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
-FOUR = re.compile(rf"{HAN_CHARACTER.pattern}{{4}}")
+FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
 QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("‘", "’"), ('"', '"'))
 QUOTED = re.compile("|".join(rf"{a}(?:[^{b}\n]*){b}?" for a, b in QUOTES))
@@ -195,12 +194,10 @@ def typical(counts: "Counter[str]", reference: "Counter[str]") -> pd.DataFrame:
     prior = PRIOR * (here + there) / max(1.0, here.sum() + there.sum())
     odds = [(n + prior) / (n.sum() + PRIOR - n - prior) for n in (here, there)]
     deviation = np.sqrt(1 / (here + prior) + 1 / (there + prior))
-    table = {
-        "here": here / max(1.0, here.sum()) * 10_000,
-        "there": there / max(1.0, there.sum()) * 10_000,
-        "z": (np.log(odds[0]) - np.log(odds[1])) / deviation,
-    }
-    return pd.DataFrame(table, index=words).sort_values("z", ascending=False, kind="stable")
+    table = pd.DataFrame({"here": here, "there": there}, words)
+    table *= 10_000 / table.sum().clip(lower=1.0)
+    table["z"] = (np.log(odds[0]) - np.log(odds[1])) / deviation
+    return table.sort_values("z", ascending=False, kind="stable")
 
 
 def idioms(texts: Iterable[str]) -> "Counter[str]":

@@ -67,7 +67,7 @@ def mix(config: Config) -> Mixture:
     folder = inputs.folder
     if not inputs.are_built():
         _refuse_strangers(folder)
-        with store.exclusive_lock(folder.with_name(f".{folder.name}.lock")):
+        with store.locked(folder):
             if not inputs.are_built():  # another launcher may have built it
                 with store.staged(folder) as staging:
                     _build(inputs, staging)
@@ -149,13 +149,13 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
     """Read and clean all files; return the outline and what became of each file."""
     settings = inputs.config.data
     skip = frozenset(settings.skip_cleaning)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     reports = [corpus.FileReport(file) for file in inputs.files]
     for report in tqdm(reports, "reading", unit="file"):
         name = report.file.path.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
-            texts.append(document.text)
+            texts[len(rows)] = document.text
             about = (document.source, document.book, document.chapter)
             rows.append((*about, len(document.text), weight))
         if report.skip_reason:
