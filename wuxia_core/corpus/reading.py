@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -232,8 +233,7 @@ def _detect(data: bytes) -> str:
 
 def _broken(text: str) -> int:
     """Count undecodable characters, but not a last one that the file's end cuts through."""
-    text = text.removesuffix("\ufffd")
-    return sum(map(text.count, BROKEN))
+    return sum(map(text.removesuffix("\ufffd").count, BROKEN))
 
 
 def _sample(data: bytes) -> bytes:
@@ -258,11 +258,10 @@ def _everyday() -> npt.NDArray[np.float64]:
     cells = range(0xA1, 0xFF)
     gb = bytes(chain(*product(range(0xB0, 0xD8), cells)))
     big5 = bytes(chain(*product(range(0xA4, 0xC7), [*range(0x40, 0x7F), *cells])))
-    han = gb.decode("gb2312", "replace") + big5.decode("big5", "replace")
+    han = gb.decode("gb2312", "ignore") + big5.decode("big5", "ignore")
     weights = np.zeros(0x10000)  # by UTF-16 unit
     weights[0x20:0x7F] = 0.5
     weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
-    weights[[ord(c) for c in BROKEN]] = 0.0
     return weights
 
 
@@ -286,8 +285,7 @@ def _line_encoding(line: bytes, chosen: str) -> str:
     return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A chapter, or one general text: the unit of the split and of every statistic."""
 
     source: str  # "wuxia" or "general"
@@ -339,8 +337,8 @@ def read_documents(
             lines += text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
-    if not report.documents and not report.skip_reason:
-        report.skip_reason = _nothing_left(report)
+    if not report.documents:
+        report.skip_reason = report.skip_reason or _nothing_left(report)
 
 
 def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
@@ -371,10 +369,8 @@ def _with_breaks(text: str, path: Path) -> str:
 
 def _nothing_left(report: FileReport) -> str:
     left = f"{report.kept} of {report.characters} characters are left"
-    rule = max(
-        report.cleaning.values(), key=lambda tally: tally.removed - tally.inserted, default=None
-    )
-    most = f", most was removed by the rule {rule.rule}" if rule else ""
+    rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
+    most = f", most removed by the rule {rules[0].rule}" if rules else ""
     return f"{report.file.path}: {left} after cleaning{most}; nothing to train on"
 
 

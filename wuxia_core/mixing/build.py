@@ -156,8 +156,7 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
             texts[len(rows)] = document.text
-            about = (document.source, document.book, document.chapter)
-            rows.append((*about, len(document.text), weight))
+            rows.append((*document[:-1], len(document.text), weight))
         if report.skip_reason:
             logger.warning("left out: %s", report.skip_reason)
     for source, what in (("wuxia", "train on"), ("general", "mix in from data.general_file")):

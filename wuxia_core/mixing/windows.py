@@ -85,9 +85,9 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
         novels = budget * (1 / data.general_ratio - 1)
         reachable = there * most / (novels + there * most)
         raise DataError(
-            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general "
-            f"text and there are {there:,}, which would be read {epochs:.2f} times. Add general "
-            f"text, --set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
+            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general text: "
+            f"what there is would be read {epochs:.2f} times. Add general text, "
+            f"--set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
             f"--set data.max_general_epochs={ceil(100 * epochs) / 100}"
         )
     if epochs > 1:
