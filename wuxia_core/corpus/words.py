@@ -72,14 +72,12 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(
-            f"data.lexicon {path}: cannot be read ({error.strerror}); correct it or set it to null"
-        ) from None
+        why = f"cannot be read ({error.strerror}); correct it or set it to null"
+        raise ConfigError(f"data.lexicon {path}: {why}") from None
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise ConfigError(
-            f"data.lexicon {path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        why = f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        raise ConfigError(f"data.lexicon {path}:{line}: {why}") from None
 
 
 def _fault(word: str, earlier: int | None) -> str | None:

@@ -74,9 +74,7 @@ def mix(config: Config) -> Mixture:
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
-        logger.warning(
-            "no general text in the mixture: nothing protects the model against 降智 (see %s)", why
-        )
+        logger.warning("no general text: nothing protects the model against 降智 (see %s)", why)
     return mixture
 
 
@@ -115,9 +113,8 @@ def _find_inputs(config: Config) -> _Inputs:
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
     if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - OLDER_FILES:
-        raise ConfigError(
-            f"data.processed_data_file {folder}: not a mixture, so it is left alone; name another"
-        )
+        key = "data.processed_data_file"
+        raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
         logger.info("%s: the texts or settings have changed, so it is built anew", folder)
 
@@ -298,17 +295,17 @@ def _tokenize(
     spans = np.zeros((len(outline), 2), np.int64)  # first token, tokens
     with TemporaryFile(dir=staging) as tokens, TemporaryFile(dir=staging) as word_starts:
         files = tokens, word_starts
-        for number, span in _write_tokens(others, texts, encode, files):
+        for number, *span in _write_tokens(others, texts, encode, files):
             spans[number] = span
         outline[["start", "tokens"]] = spans
         chunks = windows.chunk_documents(outline[~is_general], settings)
         budget = windows.general_budget(chunks, settings.general_ratio)
         general = store.shuffled(outline.index[is_general], seed) if budget else []
         missing = budget + settings.max_length
-        for number, span in _write_tokens(general, texts, encode, files):
+        for number, *span in _write_tokens(general, texts, encode, files):
             spans[number] = span
-            if span[1] >= windows.shortest(settings):
-                missing -= outline.at[number, "copies"] * span[1]
+            counted = span[1] >= windows.shortest(settings)
+            missing -= outline.at[number, "copies"] * span[1] * counted
             if missing < 0:
                 break
         outline[["start", "tokens"]] = spans
@@ -323,18 +320,15 @@ def _is_general(outline: pd.DataFrame) -> pd.Series:
 
 def _write_tokens(
     numbers: Sequence[int], texts: Texts, encode: windows.Encoder, files: tuple[BinaryIO, BinaryIO]
-) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Write tokens and word starts of documents; give the number and the span of each.
-
-    A span is the first token's place and how many there are.
-    """
+) -> Iterator[tuple[int, int, int]]:
+    """Write tokens and word starts; give each document's number, first token and token count."""
     encoded = encode(texts[number] for number in numbers)
     bar = tqdm(numbers, "tokenizing", unit="document", leave=False)
-    for number, (tokens, word_starts) in zip(bar, encoded, strict=True):
+    for number, arrays in zip(bar, encoded, strict=True):
         start = files[1].tell()  # a byte a token
-        files[0].write(tokens.tobytes())
-        files[1].write(word_starts.tobytes())
-        yield number, (start, len(tokens))
+        for file, array in zip(files, arrays, strict=True):
+            file.write(array.tobytes())
+        yield number, start, len(arrays[0])
 
 
 def _make_windows(

@@ -138,14 +138,12 @@ def open_mixture(folder: Path) -> Mixture:
     Raises `DataError` where the folder holds none, or a damaged one.
     """
     try:
-        return Mixture(
-            tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-            word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
-            windows=pd.read_parquet(folder / "windows.parquet"),
-            folder=folder,
-        )
+        tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        word_starts = np.load(folder / "word_starts.npy", mmap_mode="r")
+        windows = pd.read_parquet(folder / "windows.parquet")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
+    return Mixture(tokens, word_starts, windows, folder)
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
@@ -159,10 +157,8 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if read_manifest(folder) != wanted:
-        raise DataError(
-            f"{folder}: not the mixture that {run} was trained on; mix the same texts again with "
-            f"the settings of {run / 'config.yaml'}"
-        )
+        again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
+        raise DataError(f"{folder}: not the mixture that {run} was trained on; {again}")
     return open_mixture(folder)
 
 
@@ -267,9 +263,8 @@ def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -
         "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
         "tokenizer": {path.name: _sha256(path) for path in tokenizer},
         "inputs": [
-            {key: getattr(file, key) for key in ("name", "source", "book")}
-            | {"sha256": _sha256(file.path)}
-            for file in files
+            {"name": f.name, "source": f.source, "book": f.book, "sha256": _sha256(f.path)}
+            for f in files
         ],
     }
 

@@ -154,10 +154,8 @@ class Encoder:
         tokenizer("", split_special_tokens=True)  # sets the backend so
         self._backend = tokenizer.backend_tokenizer
         self._start_id = np.int32(document_start_id(tokenizer))
-        known = tokenizer.get_vocab()
-        numbers = np.fromiter(known.values(), np.int64, len(known))
-        self._sizes = np.zeros(numbers.max() + 1, np.int64)
-        self._sizes[numbers] = np.fromiter(map(len, known), np.int64, len(known))
+        sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
+        self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
 
     def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags]]:
         """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
