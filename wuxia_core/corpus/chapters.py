@@ -83,9 +83,8 @@ def _join(parts: list[_Part]) -> list[tuple[str, str]]:
     """Join what belongs to one chapter; see `chapters`."""
     joined: list[_Part] = []
     pending: list[str] = []
-    longest: dict[int | None, int] = {}
-    for part in parts:
-        longest[part.number] = max(len(part.text), longest.get(part.number, 0))
+    ascending = sorted(parts, key=lambda part: len(part.text))
+    longest = {part.number: len(part.text) for part in ascending}
     for part in parts:
         listed = part.number is not None and len(part.text) * TEASER < longest[part.number]
         if len(part.text) - len(part.heading) < (LONE if part.heading else FRONT) or listed:

@@ -73,8 +73,7 @@ class SameBook:
 @dataclass
 class _BookSketch:
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
-    chapters: int = 0
-    traditional: int = 0  # chapters
+    traditional: int = 0  # chapters, less the simplified ones
     damaged: int = 0  # characters that were lost on the way
 
 
@@ -96,8 +95,7 @@ class DuplicateIndex:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
-            book.chapters += 1
-            book.traditional += text != original
+            book.traditional += 1 if text != original else -1
             book.damaged += len(DAMAGED.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
         self._remember(ngrams(characters[han], RUN), line_of)
@@ -140,8 +138,7 @@ class DuplicateIndex:
 
     def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
         book = self._books[name]
-        traditional = book.traditional > book.chapters / 2
-        return traditional, round(book.damaged / max(1, size), 2), -size, name
+        return book.traditional > 0, round(book.damaged / max(1, size), 2), -size, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
         """List the paragraphs that repeat another one, exactly or nearly: a row each.

@@ -32,8 +32,8 @@ FUNCTION_CHARACTERS = frozenset(
 )
 FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
-QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("‘", "’"), ('"', '"'))
-QUOTED = re.compile("|".join(rf"{a}(?:[^{b}\n]*){b}?" for a, b in QUOTES))
+QUOTES = ("“”", "「」", "『』", "‘’", '""')
+QUOTED = re.compile("|".join(rf"{x[0]}(?:[^{x[1]}\n]*){x[1]}?" for x in QUOTES))
 
 ONLY_HAN = re.compile(f"[{HAN}]+")
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 TOKENS, WORD_STARTS, WINDOWS = "tokens.npy", "word_starts.npy", "windows.parquet"
 FILES = {store.MANIFEST, "preparation.json", TOKENS, WORD_STARTS, WINDOWS, store.DOCUMENTS}
-OLDER_FILES = {"inputs.json"}
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
 FEW = 4  # passages of general text
@@ -112,7 +111,7 @@ def _find_inputs(config: Config) -> _Inputs:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
-    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - OLDER_FILES:
+    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - {"inputs.json"}:
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
