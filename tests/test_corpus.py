@@ -88,7 +88,7 @@ def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatc
     monkeypatch.setattr(reading, "BLOCK", 2000)
     path = tmp_path / "长.txt"
     path.write_text("\n".join([PROSE] * 60), encoding="gb18030")
-    blocks = list(reading.read_blocks(path))
+    blocks = list(reading.read_blocks(path, None, 2000))
     assert len(blocks) > 3 and all(block.text.endswith("\n") for block in blocks[:-1])
     assert "".join(block.text for block in blocks) == read_book(path).text
     jsonl = tmp_path / "长.jsonl"
@@ -96,7 +96,7 @@ def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatc
     with pytest.raises(DataError, match=r"jsonl:201: must be an object"):
         read(jsonl, "general")
     path.write_text("\n".join([PROSE] * 60), encoding="utf-16")
-    assert [block.text for block in reading.read_blocks(path)] == [read_book(path).text]
+    assert [block.text for block in reading.read_blocks(path, None, 2000)] == [read_book(path).text]
 
 
 def test_chapters_are_cut_at_headings_and_lose_nothing():

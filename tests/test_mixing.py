@@ -233,6 +233,35 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
     assert len(mix(config).tokens) and not left[0].exists()
 
 
+def test_a_build_keeps_the_old_mixture_until_the_new_one_is_in_its_place(
+    library, config, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = mix(config).folder
+    before = digest(folder)
+    config.training.seed = 7
+    config.save(library / "config.yaml")
+    code = (
+        "import os, signal, sys\n"
+        "from wuxia_core import load_config, mix\n"
+        "def killed_at(event, args):\n"
+        "    if event == 'os.rename' and os.fspath(args[1]) == sys.argv[2]:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(killed_at)\n"
+        "mix(load_config(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(library / "config.yaml"), str(folder)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch, pytest.raises(MachineError):
+        patch.setattr(np, "save", full)
+        mix(config)
+    assert digest(folder) == before
+    assert mix(config).folder == folder and digest(folder) != before
+    assert not list(folder.parent.glob(f".{folder.name}-building*"))
+
+
 def test_a_full_disk_leaves_no_half_of_a_mixture(library, config, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,6 +1,7 @@
 """Cut a text into chapters, or into passages where it has none."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,9 +27,6 @@ HEADING = re.compile(
 LISTED = re.compile(
     rf"^[ \t　]*+(?P<number>{NUMERAL})(?:[、.．:： 　][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
 )
-DIGITS = dict(zip("〇一二三四五六七八九", range(10), strict=True)) | {"零": 0, "○": 0, "两": 2}
-UNITS = {"十": 10, "百": 100, "千": 1000}
-FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰", "一二三四五六七八九十百")
 
 
 @dataclass
@@ -85,9 +83,8 @@ def _join(parts: list[_Part]) -> list[tuple[str, str]]:
     """Join what belongs to one chapter; see `chapters`."""
     joined: list[_Part] = []
     pending: list[str] = []
-    longest: dict[int | None, int] = {}
-    for part in parts:
-        longest[part.number] = max(len(part.text), longest.get(part.number, 0))
+    ascending = sorted(parts, key=lambda part: len(part.text))
+    longest = {part.number: len(part.text) for part in ascending}
     for part in parts:
         listed = part.number is not None and len(part.text) * TEASER < longest[part.number]
         if len(part.text) - len(part.heading) < (LONE if part.heading else FRONT) or listed:
@@ -107,18 +104,13 @@ def _join(parts: list[_Part]) -> list[tuple[str, str]]:
 
 def _number(numeral: str) -> int:
     """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 十五 is 15, 001 is 1."""
-    if numeral.isdecimal():
-        return int(numeral)
-    numeral = numeral.translate(FORMAL).replace("廿", "二十").replace("卅", "三十")
-    if not set(numeral) & set(UNITS):
-        return int("".join(str(DIGITS.get(character, character)) for character in numeral))
+    values = [2 if c == "两" else int(unicodedata.numeric(c, 0)) for c in numeral]
+    if max(values) < 10:
+        return int("".join(map(str, values)))
     total = digit = 0
-    for character in numeral:
-        if character in UNITS:
-            total += (digit or 1) * UNITS[character]
-            digit = 0
-        else:
-            digit = DIGITS.get(character, 0)
+    for value in values:  # a digit counts what stands behind it: 三百
+        total += (digit or 1) * value if value >= 10 else 0
+        digit = value if value < 10 else 0
     return total + digit
 
 

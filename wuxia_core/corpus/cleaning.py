@@ -161,7 +161,7 @@ def _repaired(line: str) -> str | None:
             repaired = line.encode(wrong).decode(right)
         except UnicodeError:
             continue
-        if len(re.findall(f"[{CJK}]", repaired)) > 0.8 * len(repaired.strip()):
+        if len(CJK_TEXT.findall(repaired)) > 0.8 * len(repaired.strip()):
             return repaired
     return None
 
@@ -304,11 +304,7 @@ def headings(text: str) -> Iterator[Edit]:
 
 def hard_wrap(text: str) -> Iterator[Edit]:
     """Lines that were broken at a fixed width become paragraphs again."""
-    lines = [
-        (match.start(), match.start() + len(match.group().rstrip()))
-        for match in re.finditer(r"[^\n]+", text)
-        if not match.group().isspace()
-    ]
+    lines = [match.span() for match in re.finditer(r"^.*\S", text, re.MULTILINE)]
     widths = [len(text[start:end].encode("gbk", "replace")) for start, end in lines]
     full = _full_width(text, lines, widths)
     if not full:

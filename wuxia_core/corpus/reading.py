@@ -10,7 +10,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +32,8 @@ BLOCK = 32_000_000  # bytes read at a time
 
 # Encodings.
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-CHINESE, UTF_16 = ("gb18030", "cp950"), ("utf-16-le", "utf-16-be")
+UTF_16 = ("utf-16-le", "utf-16-be")
+ENCODINGS = ("utf-8", "gb18030", "cp950", *UTF_16)
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
 CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
 BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
@@ -72,76 +75,66 @@ def find_files(
     Raises `DataError` where there is no novel, or `general` holds neither .txt nor .jsonl.
     """
     if not data_dir.is_dir():
-        what = "a file; name its folder" if data_dir.exists() else "no such folder"
-        raise DataError(f"data.data_dir {data_dir}: {what}; novels are .txt files in a folder")
+        raise DataError(f"data.data_dir {data_dir}: no such folder; novels are .txt files in one")
     named = [path.resolve() for path in (general, lexicon) if path]
-    there = [
+    texts = [
         path
-        for path in _below(data_dir)
+        for path in _below(data_dir, ".txt")
         if path.relative_to(data_dir).parts[0] not in OWN_FOLDERS
         and not any(path.resolve().is_relative_to(other) for other in named)
     ]
-    texts = [path for path in there if path.suffix.lower() == ".txt"]
     paths = [novels] if novels else [path for path in texts if path.name.lower() not in NO_NOVELS]
     if not paths:
         raise DataError(f"data.data_dir {data_dir}: no novel in it; put .txt files there")
-    books = [(path, _name(path, data_dir).removesuffix(path.suffix)) for path in paths]
-    generals = [(path, path.stem) for path in _find_general(texts, general)]
-    return [
-        File(path, source, book, _name(path, data_dir))
-        for source, found in (("wuxia", books), ("general", generals))
-        for path, book in _told_apart(found)
-    ]
+    files = []
+    for source, found in (("wuxia", paths), ("general", _find_general(texts, general))):
+        taken: set[str] = set()
+        for path in found:
+            inside = path.is_relative_to(data_dir)
+            name = str(path.relative_to(data_dir)) if inside else path.name
+            title = name.removesuffix(path.suffix) if source == "wuxia" else path.stem
+            book = _unused(title, taken, path)
+            files.append(File(path, source, book, name))
+    return files
 
 
-def _name(path: Path, data_dir: Path) -> str:
-    return str(path.relative_to(data_dir)) if path.is_relative_to(data_dir) else path.name
+def _unused(title: str, taken: set[str], path: Path) -> str:
+    """Put a number behind a title that is taken, and remember what it has become."""
+    names = chain([title], (f"{title} ({number})" for number in count(2)))
+    name = next(name for name in names if name not in taken)
+    if name != title:
+        logger.warning("%s: another file is called %s too; this is %s", path, title, name)
+    taken.add(name)
+    return name
 
 
-def _told_apart(files: list[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
-    """Give a number to the books that are called like an earlier one."""
-    taken: set[str] = set()
-    for path, title in files:
-        name, number = title, 1
-        while name in taken:
-            number += 1
-            name = f"{title} ({number})"
-        if name != title:
-            logger.warning("%s: another file is called %s too; this is %s", path, title, name)
-        taken.add(name)
-        yield path, name
-
-
-def _below(folder: Path) -> list[Path]:
-    """List every file below a folder, linked folders once; a link that leads nowhere is named."""
+def _below(folder: Path, *suffixes: str) -> list[Path]:
+    """List the files below a folder, linked folders once; a link that leads nowhere is named."""
     files: list[Path] = []
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(parent) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        files += [Path(parent, name) for name in names]
-    return sorted(path for path in files if _is_usable(path))
+        real = os.path.realpath(parent)
+        folders[:] = sorted(x for x in folders if real not in seen and not x.startswith("."))
+        files += [Path(parent, name) for name in names if real not in seen]
+        seen.add(real)
+    return sorted(path for path in files if path.suffix.lower() in suffixes and _is_usable(path))
 
 
 def _is_usable(path: Path) -> bool:
     if not path.is_file():
         logger.warning("%s: a link that leads nowhere or in a circle; left out", path)
-        return False
-    if str(path).encode("utf-8", "replace").decode() != str(path):
+    elif str(path).encode("utf-8", "replace").decode() != str(path):
         logger.warning("%r: left out, its name is not UTF-8; rename it", str(path))
-        return False
-    return True
+    else:
+        return True
+    return False
 
 
 def _find_general(texts: list[Path], general: Path | None) -> list[Path]:
     """List what `general` names, and any general.txt among the novels."""
     files = [path for path in texts if path.name.lower() == "general.txt"]
     if general is not None:
-        named = [general] if general.is_file() else _below(general)
-        named = [path for path in named if path.suffix.lower() in {".txt", ".jsonl"}]
+        named = [general] if general.is_file() else _below(general, ".txt", ".jsonl")
         if not named:
             raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
         files += named
@@ -174,45 +167,54 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
         With `path`, `offset` (byte) and `tried`, where the file cannot be read, is not text, or
         more than 0.1 % of its characters cannot be decoded.
     """
-    blocks = list(_read(Path(path), size=-1))
-    return _book(blocks[0] if blocks else b"", Path(path), encoding)
+    path = Path(path)
+    blocks = list(read_blocks(path, encoding, size=-1))
+    return blocks[0] if blocks else _decode_block(b"", path, encoding, 0)
 
 
-def read_blocks(path: Path, encoding: str | None = None) -> Iterator[Book]:
-    """Decode a file in blocks of 32 MB or more that end with a line; small files are one block.
+def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
+    """Decode a file in blocks of `size` bytes and what is left of the last line; -1 is one block.
 
-    Raises `CorpusError` as `read_book` does; the blocks before a bad one have been given then.
+    UTF-16, whose lines end otherwise, is read as a whole. Raises `CorpusError` as `read_book` does;
+    the blocks before a bad one have been given then.
     """
     start = 0
-    for data in _read(path, BLOCK):
-        yield _book(data, path, encoding, start)
-        start += len(data)
-
-
-def _read(path: Path, size: int) -> Iterator[bytes]:
-    """Read bytes in blocks that end with a line; UTF-16, whose lines end otherwise, as a whole."""
     try:
         with path.open("rb") as file:
             while data := file.read(size):
                 if len(data) == size:  # there may be more
                     by_line = not _detect(_sample(data)).startswith("utf-16")
                     data += file.readline() if by_line else file.read()
-                yield data
+                yield _decode_block(data, path, encoding, start)
+                start += len(data)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
 
 
-def _book(data: bytes, path: Path, encoding: str | None, start: int = 0) -> Book:
-    """Decode bytes that stand at `start` in a file."""
+def _decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
+    """Decode bytes that stand at `start` in a file; refuse what is no text."""
     if data.startswith(OTHER_FORMATS):
         raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
     try:
         text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
     except (LookupError, UnicodeError):
         raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
-    book = Book(path.stem, text, path, name)
-    _refuse_what_is_no_text(book, data, start, "as was asked" if encoding else "which fitted best")
-    return book
+    broken = _broken(text)
+    if broken > MOST_BROKEN * len(text):
+        before = re.split(f"[{BROKEN}]", text, maxsplit=1)[0]
+        place = start + len(before.encode(name.split("+")[0], "replace"))
+        message = (
+            f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
+            f"decoded as {name} (the first at byte {place}); save it as UTF-8, or name its "
+            "encoding in data.encoding"
+        )
+        raise CorpusError(message, str(path), place, ENCODINGS)
+    if broken:
+        logger.warning("%s: %d undecodable characters are shown as �", path, broken)
+    head = text[:100_000]
+    if (strange := len(CONTROL.findall(head))) > MOST_BROKEN * len(head):
+        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
+    return Book(path.stem, text, path, name)
 
 
 def _detect(data: bytes) -> str:
@@ -225,15 +227,13 @@ def _detect(data: bytes) -> str:
             return name
     as_utf8 = data.decode("utf-8", errors="replace")
     valid = _broken(as_utf8) <= MOST_BROKEN * len(as_utf8)
-    names = ("utf-8", *UTF_16) if valid else ("utf-8", *CHINESE, *UTF_16)
-    sample = _sample(data)
+    names, sample = ("utf-8", *UTF_16) if valid else ENCODINGS, _sample(data)
     return max(names, key=lambda name: _plausibility(sample, name))
 
 
 def _broken(text: str) -> int:
     """Count undecodable characters, but not a last one that the file's end cuts through."""
-    text = text.removesuffix("\ufffd")
-    return sum(map(text.count, BROKEN))
+    return sum(map(text.removesuffix("\ufffd").count, BROKEN))
 
 
 def _sample(data: bytes) -> bytes:
@@ -256,15 +256,12 @@ def _plausibility(sample: bytes, encoding: str) -> float:
 def _everyday() -> npt.NDArray[np.float64]:
     """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
     cells = range(0xA1, 0xFF)
-    gb = bytes(b for row in range(0xB0, 0xD8) for cell in cells for b in (row, cell))
-    big5 = bytes(
-        b for row in range(0xA4, 0xC7) for cell in [*range(0x40, 0x7F), *cells] for b in (row, cell)
-    )
-    han = gb.decode("gb2312", errors="replace") + big5.decode("big5", errors="replace")
+    gb = bytes(chain(*product(range(0xB0, 0xD8), cells)))
+    big5 = bytes(chain(*product(range(0xA4, 0xC7), [*range(0x40, 0x7F), *cells])))
+    han = gb.decode("gb2312", "ignore") + big5.decode("big5", "ignore")
     weights = np.zeros(0x10000)  # by UTF-16 unit
     weights[0x20:0x7F] = 0.5
     weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
-    weights[[ord(c) for c in BROKEN]] = 0.0
     return weights
 
 
@@ -288,36 +285,7 @@ def _line_encoding(line: bytes, chosen: str) -> str:
     return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
-def _refuse_what_is_no_text(book: Book, data: bytes, start: int, why: str) -> None:
-    """Refuse a book that was decoded from bytes at `start`, in an encoding chosen for a reason."""
-    text, path, broken = book.text, str(book.path), _broken(book.text)
-    if broken > MOST_BROKEN * len(text):
-        place = _first_broken(data, book.encoding.split("+")[0], start)
-        raise CorpusError(
-            f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
-            f"decoded (the first at byte {place}); read as {book.encoding}, {why}: save it as "
-            "UTF-8, or name it in data.encoding",
-            path, place, ("utf-8", *CHINESE, *UTF_16),
-        )  # fmt: skip
-    if broken:
-        logger.warning("%s: %d undecodable characters are shown as \ufffd", path, broken)
-    head = text[:100_000]
-    strange = len(CONTROL.findall(head))
-    if strange > MOST_BROKEN * len(head):
-        raise CorpusError(f"{path}: not text ({strange} control characters)", path, 0)
-
-
-def _first_broken(data: bytes, encoding: str, start: int) -> int:
-    """Find the first byte that means nothing in an encoding, else where the data start."""
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        return start + error.start
-    return start
-
-
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A chapter, or one general text: the unit of the split and of every statistic."""
 
     source: str  # "wuxia" or "general"
@@ -357,7 +325,7 @@ def read_documents(
     if jsonl or file.source == "general":
         skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
     try:
-        for block in read_blocks(file.path, encoding):
+        for block in read_blocks(file.path, encoding, BLOCK):
             used = [*report.encoding.split("+"), *block.encoding.split("+")]
             report.encoding = "+".join(dict.fromkeys(filter(None, used)))
             text = block.text
@@ -369,8 +337,8 @@ def read_documents(
             lines += text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
-    if not report.documents and not report.skip_reason:
-        report.skip_reason = _nothing_left(report)
+    if not report.documents:
+        report.skip_reason = report.skip_reason or _nothing_left(report)
 
 
 def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
@@ -395,18 +363,15 @@ def _with_breaks(text: str, path: Path) -> str:
     """Break lines that no window or tokenizer could hold, after a sentence's end."""
     lines = text.split("\n")
     if long := sum(len(line) > LONGEST_LINE for line in lines):
-        what = f"{long} lines are over {LONGEST_LINE} characters"
-        logger.warning("%s: %s; they are cut after sentences", path, what)
+        logger.warning("%s: %d lines are over %d characters, cut", path, long, LONGEST_LINE)
     return "\n".join(LONG.sub(r"\1\n", x) if len(x) > LONGEST_LINE else x for x in lines)
 
 
 def _nothing_left(report: FileReport) -> str:
-    removed = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
-    most = f", most of it by the rule {removed[0].rule}" if removed else ""
-    return (
-        f"{report.file.path}: {report.kept} of {report.characters} characters are left after "
-        f"cleaning{most}; nothing to train on"
-    )
+    left = f"{report.kept} of {report.characters} characters are left"
+    rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
+    most = f", most removed by the rule {rules[0].rule}" if rules else ""
+    return f"{report.file.path}: {left} after cleaning{most}; nothing to train on"
 
 
 def _records(

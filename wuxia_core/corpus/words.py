@@ -30,11 +30,10 @@ FUNCTION_CHARACTERS = frozenset(
     "在于从自由向往朝对为给替把将被让叫使比同与和跟及以因用按据且而则虽但却若如便就才又再也都只还更最很太"
     "甚颇极皆俱均各每已曾正方即既遂乃莫勿毋未非无不没别是有等些个们所者第几来去上下里中内外前后间"
 )
-HAN_CHARACTER = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
-FOUR = re.compile(rf"{HAN_CHARACTER.pattern}{{4}}")
+FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
-QUOTES = (("“", "”"), ("「", "」"), ("『", "』"), ("‘", "’"), ('"', '"'))
-QUOTED = re.compile("|".join(rf"{a}(?:[^{b}\n]*){b}?" for a, b in QUOTES))
+QUOTES = ("“”", "「」", "『』", "‘’", '""')
+QUOTED = re.compile("|".join(rf"{x[0]}(?:[^{x[1]}\n]*){x[1]}?" for x in QUOTES))
 
 ONLY_HAN = re.compile(f"[{HAN}]+")
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
@@ -73,14 +72,12 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(
-            f"data.lexicon {path}: cannot be read ({error.strerror}); correct it or set it to null"
-        ) from None
+        why = f"cannot be read ({error.strerror}); correct it or set it to null"
+        raise ConfigError(f"data.lexicon {path}: {why}") from None
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise ConfigError(
-            f"data.lexicon {path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        why = f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
+        raise ConfigError(f"data.lexicon {path}:{line}: {why}") from None
 
 
 def _fault(word: str, earlier: int | None) -> str | None:
@@ -195,12 +192,10 @@ def typical(counts: "Counter[str]", reference: "Counter[str]") -> pd.DataFrame:
     prior = PRIOR * (here + there) / max(1.0, here.sum() + there.sum())
     odds = [(n + prior) / (n.sum() + PRIOR - n - prior) for n in (here, there)]
     deviation = np.sqrt(1 / (here + prior) + 1 / (there + prior))
-    table = {
-        "here": here / max(1.0, here.sum()) * 10_000,
-        "there": there / max(1.0, there.sum()) * 10_000,
-        "z": (np.log(odds[0]) - np.log(odds[1])) / deviation,
-    }
-    return pd.DataFrame(table, index=words).sort_values("z", ascending=False, kind="stable")
+    table = pd.DataFrame({"here": here, "there": there}, words)
+    table *= 10_000 / table.sum().clip(lower=1.0)
+    table["z"] = (np.log(odds[0]) - np.log(odds[1])) / deviation
+    return table.sort_values("z", ascending=False, kind="stable")
 
 
 def idioms(texts: Iterable[str]) -> "Counter[str]":

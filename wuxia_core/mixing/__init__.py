@@ -14,7 +14,6 @@ from wuxia_core.mixing.store import (
     Mixture,
     Tokens,
     Windows,
-    exclusive_lock,
     hash_key,
     held_out_windows,
     open_run_mixture,

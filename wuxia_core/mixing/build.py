@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 TOKENS, WORD_STARTS, WINDOWS = "tokens.npy", "word_starts.npy", "windows.parquet"
 FILES = {store.MANIFEST, "preparation.json", TOKENS, WORD_STARTS, WINDOWS, store.DOCUMENTS}
-OLDER_FILES = {"inputs.json"}
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
 FEW = 4  # passages of general text
@@ -67,16 +66,14 @@ def mix(config: Config) -> Mixture:
     folder = inputs.folder
     if not inputs.are_built():
         _refuse_strangers(folder)
-        with store.exclusive_lock(folder.with_name(f".{folder.name}.lock")):
+        with store.locked(folder):
             if not inputs.are_built():  # another launcher may have built it
                 with store.staged(folder) as staging:
                     _build(inputs, staging)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
-        logger.warning(
-            "no general text in the mixture: nothing protects the model against 降智 (see %s)", why
-        )
+        logger.warning("no general text: nothing protects the model against 降智 (see %s)", why)
     return mixture
 
 
@@ -114,10 +111,9 @@ def _find_inputs(config: Config) -> _Inputs:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
-    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - OLDER_FILES:
-        raise ConfigError(
-            f"data.processed_data_file {folder}: not a mixture, so it is left alone; name another"
-        )
+    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - {"inputs.json"}:
+        key = "data.processed_data_file"
+        raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
         logger.info("%s: the texts or settings have changed, so it is built anew", folder)
 
@@ -149,15 +145,14 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
     """Read and clean all files; return the outline and what became of each file."""
     settings = inputs.config.data
     skip = frozenset(settings.skip_cleaning)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     reports = [corpus.FileReport(file) for file in inputs.files]
     for report in tqdm(reports, "reading", unit="file"):
         name = report.file.path.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
-            texts.append(document.text)
-            about = (document.source, document.book, document.chapter)
-            rows.append((*about, len(document.text), weight))
+            texts[len(rows)] = document.text
+            rows.append((*document[:-1], len(document.text), weight))
         if report.skip_reason:
             logger.warning("left out: %s", report.skip_reason)
     for source, what in (("wuxia", "train on"), ("general", "mix in from data.general_file")):
@@ -299,17 +294,17 @@ def _tokenize(
     spans = np.zeros((len(outline), 2), np.int64)  # first token, tokens
     with TemporaryFile(dir=staging) as tokens, TemporaryFile(dir=staging) as word_starts:
         files = tokens, word_starts
-        for number, span in _write_tokens(others, texts, encode, files):
+        for number, *span in _write_tokens(others, texts, encode, files):
             spans[number] = span
         outline[["start", "tokens"]] = spans
         chunks = windows.chunk_documents(outline[~is_general], settings)
         budget = windows.general_budget(chunks, settings.general_ratio)
         general = store.shuffled(outline.index[is_general], seed) if budget else []
         missing = budget + settings.max_length
-        for number, span in _write_tokens(general, texts, encode, files):
+        for number, *span in _write_tokens(general, texts, encode, files):
             spans[number] = span
-            if span[1] >= windows.shortest(settings):
-                missing -= outline.at[number, "copies"] * span[1]
+            counted = span[1] >= windows.shortest(settings)
+            missing -= outline.at[number, "copies"] * span[1] * counted
             if missing < 0:
                 break
         outline[["start", "tokens"]] = spans
@@ -324,18 +319,15 @@ def _is_general(outline: pd.DataFrame) -> pd.Series:
 
 def _write_tokens(
     numbers: Sequence[int], texts: Texts, encode: windows.Encoder, files: tuple[BinaryIO, BinaryIO]
-) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Write tokens and word starts of documents; give the number and the span of each.
-
-    A span is the first token's place and how many there are.
-    """
+) -> Iterator[tuple[int, int, int]]:
+    """Write tokens and word starts; give each document's number, first token and token count."""
     encoded = encode(texts[number] for number in numbers)
     bar = tqdm(numbers, "tokenizing", unit="document", leave=False)
-    for number, (tokens, word_starts) in zip(bar, encoded, strict=True):
+    for number, arrays in zip(bar, encoded, strict=True):
         start = files[1].tell()  # a byte a token
-        files[0].write(tokens.tobytes())
-        files[1].write(word_starts.tobytes())
-        yield number, (start, len(tokens))
+        for file, array in zip(files, arrays, strict=True):
+            file.write(array.tobytes())
+        yield number, start, len(arrays[0])
 
 
 def _make_windows(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +70,13 @@ class Mixture:
         """Read all texts that are trained on, each behind its book and chapter."""
         from pyarrow import parquet
 
-        file = parquet.ParquetFile(self.folder / DOCUMENTS)
-        for batch in file.iter_batches(256, columns=["book", "chapter", "split", "text"]):
-            for row in batch.to_pylist():
-                if row["split"] == TRAIN:
-                    yield f"{row['book']} {row['chapter']}".strip(), row["text"]
+        columns = ["book", "chapter", "split", "text"]
+        for batch in parquet.ParquetFile(self.folder / DOCUMENTS).iter_batches(
+            256, columns=columns
+        ):
+            for book, chapter, split, text in batch.to_pandas().itertuples(index=False):
+                if split == TRAIN:
+                    yield f"{book} {chapter}".strip(), text
 
     @functools.cached_property
     def preparation(self) -> dict[str, Any]:
@@ -136,14 +138,12 @@ def open_mixture(folder: Path) -> Mixture:
     Raises `DataError` where the folder holds none, or a damaged one.
     """
     try:
-        return Mixture(
-            tokens=np.load(folder / "tokens.npy", mmap_mode="r"),
-            word_starts=np.load(folder / "word_starts.npy", mmap_mode="r"),
-            windows=pd.read_parquet(folder / "windows.parquet"),
-            folder=folder,
-        )
+        tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        word_starts = np.load(folder / "word_starts.npy", mmap_mode="r")
+        windows = pd.read_parquet(folder / "windows.parquet")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
+    return Mixture(tokens, word_starts, windows, folder)
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
@@ -157,10 +157,8 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if read_manifest(folder) != wanted:
-        raise DataError(
-            f"{folder}: not the mixture that {run} was trained on; mix the same texts again with "
-            f"the settings of {run / 'config.yaml'}"
-        )
+        again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
+        raise DataError(f"{folder}: not the mixture that {run} was trained on; {again}")
     return open_mixture(folder)
 
 
@@ -197,57 +195,57 @@ def shuffled(documents: Iterable[int], seed: int, *purpose: str) -> list[int]:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[TextIO]:
-    """Open a file for this process alone; others wait, and a process that dies lets go of it.
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other builds of a folder waiting; a process that dies lets go of the lock.
 
-    Raises `MachineError` where it cannot be written.
+    Raises `MachineError` where the lock cannot be written.
     """
-    with raise_machine_error(str(path.parent)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            with path.open("a+", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    yield file
-                    return
+    with raise_machine_error(f"data.processed_data_file {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into that takes the place of `folder` when all went well.
+    """Give a folder to write into, which takes the place of `folder` when all went well.
 
-    Raises `MachineError` where it cannot be written.
+    A folder that is not empty cannot be replaced in one step: it is moved aside, and deleted once
+    the new one is in its place. What a killed build left behind is mended before and after.
     """
     staging = folder.with_name(f".{folder.name}-building")
-    with raise_machine_error(f"data.processed_data_file {folder}"):
-        shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-        staging.mkdir(parents=True)
-        try:
-            yield staging
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.replace(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    new, old = staging / "new", staging / "old"
+    try:
+        _mend(folder, staging)
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+    finally:
+        _mend(folder, staging)
+
+
+def _mend(folder: Path, staging: Path) -> None:
+    """Put back a folder that was moved aside and not replaced; delete the rest."""
+    if (staging / "old").exists() and not folder.exists():
+        (staging / "old").replace(folder)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 class Texts:
-    """Texts in a file: `texts.append(text)`, `texts[3]`; `texts[3] = text` writes it at the end."""
+    """A list of texts in a file; `texts[3] = text` writes it at the end, also to replace one."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._offsets: array[int] = array("q")
         self._sizes: array[int] = array("q")  # bytes
 
-    def append(self, text: str) -> None:
-        """Write a text behind the others."""
-        self._offsets.append(0)
-        self._sizes.append(0)
-        self[-1] = text
-
     def __setitem__(self, number: int, text: str) -> None:
-        self._offsets[number] = self._file.seek(0, os.SEEK_END)
-        self._sizes[number] = self._file.write(text.encode("utf-8"))
+        place = slice(number, number + 1)  # one behind the last makes the list longer
+        self._offsets[place] = array("q", [self._file.seek(0, os.SEEK_END)])
+        self._sizes[place] = array("q", [self._file.write(text.encode("utf-8"))])
 
     def __getitem__(self, number: int) -> str:
         self._file.seek(self._offsets[number])
@@ -265,9 +263,8 @@ def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -
         "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
         "tokenizer": {path.name: _sha256(path) for path in tokenizer},
         "inputs": [
-            {key: getattr(file, key) for key in ("name", "source", "book")}
-            | {"sha256": _sha256(file.path)}
-            for file in files
+            {"name": f.name, "source": f.source, "book": f.book, "sha256": _sha256(f.path)}
+            for f in files
         ],
     }
 

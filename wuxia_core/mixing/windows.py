@@ -85,9 +85,9 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
         novels = budget * (1 / data.general_ratio - 1)
         reachable = there * most / (novels + there * most)
         raise DataError(
-            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general "
-            f"text and there are {there:,}, which would be read {epochs:.2f} times. Add general "
-            f"text, --set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
+            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general text: "
+            f"what there is would be read {epochs:.2f} times. Add general text, "
+            f"--set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
             f"--set data.max_general_epochs={ceil(100 * epochs) / 100}"
         )
     if epochs > 1:
@@ -154,10 +154,8 @@ class Encoder:
         tokenizer("", split_special_tokens=True)  # sets the backend so
         self._backend = tokenizer.backend_tokenizer
         self._start_id = np.int32(document_start_id(tokenizer))
-        known = tokenizer.get_vocab()
-        numbers = np.fromiter(known.values(), np.int64, len(known))
-        self._sizes = np.zeros(numbers.max() + 1, np.int64)
-        self._sizes[numbers] = np.fromiter(map(len, known), np.int64, len(known))
+        sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
+        self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
 
     def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags]]:
         """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
