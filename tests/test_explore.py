@@ -25,6 +25,7 @@ def explorer(tokenizer):
         ("span_ratio", 1.0, SpanMasker(span_ratio=1, seed=7), {}),
         ("span_length", (2, 2), SpanMasker(span_length=(2, 2), seed=7), {}),
         ("epoch", 3, SpanMasker(seed=7), {"epoch": 3}),
+        ("draw", 1, SpanMasker(seed=7), {"key": 1}),
         ("unit", "word", SpanMasker(seed=7), {"segmenter": Segmenter()}),
     ],
 )
@@ -34,12 +35,6 @@ def test_a_control_changes_the_view(explorer, tokenizer, control, value, masker,
     text = other.pop("text", TEXT[:60])
     assert explorer.view.value == show_masks(text, tokenizer, masker, **other)._repr_html_()
     assert explorer.view.value != before
-
-
-def test_another_draw_is_another_key(explorer, tokenizer):
-    explorer.draw.click()
-    expected = show_masks(TEXT[:60], tokenizer, SpanMasker(seed=7), key=1)
-    assert explorer.view.value == expected._repr_html_()
 
 
 def test_what_cannot_be_arranged_is_said_and_can_be_undone(explorer):

@@ -6,9 +6,10 @@ torch, transformers and peft are loaded when first used.
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -25,10 +26,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # weights last: once they are there, all is
 MASK_TOKEN = "<|mask|>"
 DOCUMENT_START = "<|endoftext|>"
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-                   "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-                   "vocab.txt", "spiece.model"]  # fmt: skip
-Loaded = TypeVar("Loaded")
+TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
 def weights_dtype(config: Config) -> "torch.dtype":
@@ -53,6 +51,7 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
+    base: PreTrainedModel
     base = _fetch(name, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
@@ -66,12 +65,8 @@ def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    bits = BitsAndBytesConfig(
-        load_in_8bit=quantization == "8bit",
-        load_in_4bit=quantization == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
-    )
+    settings = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
+    bits = BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": bits, "device_map": {"": device}}
 
 
@@ -83,7 +78,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    tokenizer = _fetch(name, lambda path: AutoTokenizer.from_pretrained(path))
+    tokenizer: PreTrainedTokenizerBase = _fetch(name, AutoTokenizer.from_pretrained)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
@@ -100,24 +95,23 @@ def tokenizer_files(name: str) -> list[Path]:
 
     folder = locate(name)
     if not folder.is_dir():
-        folder = Path(
-            _fetch(name, lambda path: snapshot_download(path, allow_patterns=TOKENIZER_FILES))
-        )
-    return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+        download = partial(snapshot_download, allow_patterns=TOKENIZER_FILES)
+        folder = Path(_fetch(name, download))
+    return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
 
 
-def _fetch(name: str, load: Callable[[str], Loaded]) -> Loaded:
-    path = str(locate(name))
+def _fetch(name: str, load: Callable[[str], Any]) -> Any:
+    path = locate(name)
     try:
-        return load(path)
+        return load(str(path))
     except (OSError, ValueError, SafetensorError) as error:
-        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        there = "present" if path.is_dir() else "missing"
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         first = str(error).strip().splitlines()[0]
         raise MachineError(
-            f"cannot load the model {name}: tried the folder {path} "
-            f"({'present' if Path(path).is_dir() else 'missing'}) and {where} ({first}).\n"
-            "Download it where there is a network and point model.model_name_or_path at its "
-            "folder, or set HF_ENDPOINT to a mirror you can reach."
+            f"cannot load the model {name}: tried the folder {path} ({there}) and {hub} "
+            f"({first}).\nDownload it where there is a network and point model.model_name_or_path "
+            "at its folder, or set HF_ENDPOINT to a mirror you can reach."
         ) from None
 
 
@@ -137,25 +131,19 @@ def mask_token_id(
 
     Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
 
-    Raises `ConfigError` where no token is called so, or the table has no spare row.
+    Raises `ConfigError` where no token is called so, or it begins, ends or fills up texts, or the
+    table has no spare row.
     """
-    if name is not None:
-        return _named_token(tokenizer, name)
-    known = tokenizer.get_vocab()
-    if MASK_TOKEN in known:
-        return int(known[MASK_TOKEN])
-    spare = int(max(known.values())) + 1
-    if spare >= vocab_size:
-        raise ConfigError(
-            f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for the "
-            "mask token; name a token it can do without as masking.mask_token"
-        )
-    return spare
-
-
-def _named_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
-    """Find the token that a text is; what begins, ends or fills up texts cannot be spared."""
-    ids = tokenizer(name, add_special_tokens=False).input_ids
+    if name is None:
+        known = tokenizer.get_vocab()
+        mask_id = int(known.get(MASK_TOKEN, max(known.values()) + 1))
+        if mask_id >= vocab_size:
+            raise ConfigError(
+                f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for "
+                "the mask token; name a token it can do without as masking.mask_token"
+            )
+        return mask_id
+    ids: list[int] = tokenizer(name, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise ConfigError(
             f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
@@ -163,7 +151,7 @@ def _named_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
         )
     if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
         raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
-    return int(ids[0])
+    return ids[0]
 
 
 def make_collator(
@@ -196,7 +184,10 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         target_modules=config.lora_target_modules,
         trainable_token_indices=[mask_id],
     )
-    missing = [n for n in config.lora_target_modules if not _has_layer(base, n)]
+    layers = [f".{name}" for name, _ in base.named_modules()]
+    missing = [
+        n for n in config.lora_target_modules if not any(x.endswith(f".{n}") for x in layers)
+    ]
     if missing:
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
@@ -235,10 +226,6 @@ def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "t
     return outputs
 
 
-def _has_layer(model: "PreTrainedModel", name: str) -> bool:
-    return any(n == name or n.endswith(f".{name}") for n, _ in model.named_modules())
-
-
 def load_adapter(
     output_dir: str | Path, device: str = "cpu"
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
@@ -259,7 +246,8 @@ def load_adapter(
 
     folder = Path(output_dir)
     name = adapter_settings(folder)["base_model_name_or_path"]
-    config = run_config(folder)
+    written = folder / "config.yaml"
+    config = load_config(written) if written.is_file() else None
     trained = weights_dtype(config) if config else "auto"
     dtype = torch.float32 if device == "cpu" else trained
     try:
@@ -268,29 +256,22 @@ def load_adapter(
         raise MachineError(f"{error}\n{folder / ADAPTER_CONFIG} names its base") from None
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
-    return attach_adapter(base, folder, name), load_tokenizer(name)
+    return _attach_adapter(base, folder, name), load_tokenizer(name)
 
 
-def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    """Load a folder's adapter onto its base; `DataError` where it does not fit."""
+def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
     from peft import PeftModel
 
     try:
         model = PeftModel.from_pretrained(base, str(folder))
-    except RuntimeError as error:  # torch lists the shapes behind the first line
-        shapes = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+    except RuntimeError as error:
+        shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes} Name its own base in "
             f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
     patch_trainable_tokens(model)
     return model.eval()
-
-
-def run_config(folder: Path) -> Config | None:
-    """Read a run's settings; None where only the adapter is there."""
-    path = folder / "config.yaml"
-    return load_config(path) if path.is_file() else None
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -301,8 +282,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
             f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name the "
             "training.output_dir of a run that came to its end"
         )
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return settings
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def masked_cross_entropy(

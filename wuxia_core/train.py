@@ -7,7 +7,6 @@ The loop is `wuxia_core.trainer`. Here the config becomes its arguments, base an
 loaded, and a failure becomes an exit status.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import socket
 import sys
 import traceback
 import warnings
+from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
 from wuxia_core.config import Config, effective_batch, load_config
@@ -37,12 +37,11 @@ from wuxia_core.trainer import KeepBest, SpanTrainer, StopOnSignal, finish, run_
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 OURS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}  # not Trainer's
-SAMPLED = 1024  # values of each weight that the base is known by
 
 
-def parse() -> argparse.Namespace:
+def parse() -> Namespace:
     """Read what the launcher says."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--measure", action="store_true", help="time the first steps, save nothing")
     parser.add_argument("--from", dest="start", type=Path, help="checkpoint to go on from")
@@ -50,7 +49,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
+def arguments(config: Config, options: Namespace) -> TrainingArguments:
     """Translate the config for `Trainer`."""
     folder, on_gpu = options.folder, torch.cuda.is_available()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
@@ -62,7 +61,6 @@ def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
         save_strategy="no" if options.measure else "steps",
         lr_scheduler_type="cosine",
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        average_tokens_across_devices=True,
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
@@ -74,21 +72,15 @@ def arguments(config: Config, options: argparse.Namespace) -> TrainingArguments:
     )
 
 
-def init_process_group(timeout: int) -> None:
-    """Have processes without a GPU meet with a time-out, which accelerate gives to GPUs alone."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-
-
-def train(options: argparse.Namespace) -> None:
+def train(options: Namespace) -> None:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
     run.hold_lock(folder)
     config = load_config(folder / "config.yaml")
-    init_process_group(config.training.ddp_timeout)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
+        # accelerate gives the time-out to GPUs alone
+        dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
     args, stop = arguments(config, options), StopOnSignal()
-    if args.world_size != int(os.environ.get("WORLD_SIZE", 1)):
-        raise MachineError("processes have not met; python launch_ddp.py --doctor says more")
     set_seed(config.training.seed)
     callbacks = [stop, *run_callbacks(folder, measure=options.measure)]
     trainer = make_trainer(config, args, options, callbacks)
@@ -100,13 +92,12 @@ def train(options: argparse.Namespace) -> None:
         raise Stopped(f"by a signal at step {stop.stopped_at}")
     if not options.measure and trainer.is_world_process_zero():
         finish(trainer.accelerator.unwrap_model(trainer.model), folder)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def make_trainer(
-    config: Config,
-    args: TrainingArguments,
-    options: argparse.Namespace,
-    callbacks: list[TrainerCallback],
+    config: Config, args: TrainingArguments, options: Namespace, callbacks: list[TrainerCallback]
 ) -> SpanTrainer:
     """Load base and mixture, and set up the loop.
 
@@ -150,9 +141,6 @@ def main() -> None:
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
     train(options)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def exit_with(error: BaseException, folder: Path) -> None:
@@ -187,34 +175,32 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
 def out_of_memory(folder: Path, message: str) -> MachineError:
     """Say what saves memory, as the plan before the run does."""
     config = load_config(folder / "config.yaml")
-    shape = read_shape(config.model)
-    changes = advice(config, shape, this_device(int(os.environ.get("WORLD_SIZE", 1))))
+    device = this_device(int(os.environ.get("WORLD_SIZE", 1)))
+    changes = advice(config, read_shape(config.model), device)
     return MachineError("\n".join([f"out of GPU memory ({message}). What to change:", *changes]))
 
 
-def dependencies(folder: Path, base: PreTrainedModel) -> dict[str, Any]:
-    """Hash the config, the mixture's manifest and the base, and name the versions."""
-    files = {"config": folder / "config.yaml", "data": folder / "mixture.json"}
-    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    return {**hashes, "base": fingerprint(base), "versions": run.versions()}
+def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
+    """Hash the config, the mixture's manifest and the base, and name the versions.
 
-
-def fingerprint(base: PreTrainedModel) -> str:
-    """Hash names, shapes and the first values of all weights: enough to tell models apart."""
+    Of each weight of the base its name, its shape and its first values tell models apart.
+    """
     digest = hashlib.sha256()
     for name, weight in base.named_parameters():
-        first = weight.detach().flatten()[:SAMPLED].float().cpu().numpy()
+        first = weight.detach().flatten()[:1024].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + first.tobytes())
-    return digest.hexdigest()
+    files = {"config": folder / "config.yaml", "data": folder / "mixture.json"}
+    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {**hashes, "base": digest.hexdigest(), "versions": run.versions()}
 
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
     """Write what the run runs on to `environment.json`."""
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    on_gpu = torch.cuda.is_available()
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": card or platform.machine(),
+        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "cpu_count": os.cpu_count(),
         "processes": world_size,
         "effective_batch": effective_batch(config, world_size),

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def read_beginnings(book: Path, books: int = 20, characters: int = 20_000) -> dict[str, str]:
+def read_beginnings(book: Path, characters: int = 20_000) -> dict[str, str]:
     """Read how a novel and its neighbours in the folder begin, cleaned, by title; it comes first.
 
-    A neighbour that is no text is left out, with a warning.
+    At most 20; what is no text is left out, with a warning.
     """
     neighbours = sorted(path for path in book.parent.glob("*.txt") if path != book)
-    found = {book.stem: clean(read_book(book).text[:characters])[0]}
-    for path in neighbours[: books - 1]:
+    found = {}
+    for path in [book, *neighbours[:19]]:
         try:
             found[path.stem] = clean(read_book(path).text[:characters])[0]
         except CorpusError as error:
@@ -65,24 +65,25 @@ class MaskExplorer(widgets.VBox):
         segmenter: Segmenter | None = None,
         characters: int = 400,
     ) -> None:
-        self._passages = {
-            title: [text[start : start + characters] for start in range(0, len(text), characters)]
-            for title, text in books.items()
-            if text
-        }
-        if not self._passages:
+        self._books = {title: text for title, text in books.items() if text}
+        if not self._books:
             raise DataError("MaskExplorer: no book with text in it; give titles and texts")
         masker = masker or SpanMasker()
-        self._tokenizer, self._seed, self._key = tokenizer, masker.seed, 0
+        self._tokenizer, self._seed, self._characters = tokenizer, masker.seed, characters
         self._segmenter = segmenter or Segmenter()
         self._make_controls(masker)
+        self._controls = [self.book, self.passage, self.mask_ratio, self.span_ratio]
+        self._controls += [self.span_length, self.unit, self.epoch, self.draw]
+        for control in self._controls:
+            control.layout, control.style.description_width = {"width": "22rem"}, "6rem"
+            control.observe(self._update, "value")
         self.view = widgets.HTML()
-        controls = widgets.HBox([*self._controls, self.draw], layout={"flex_flow": "row wrap"})
+        controls = widgets.HBox(self._controls, layout={"flex_flow": "row wrap"})
         super().__init__([controls, self.view])
         self._update()
 
     def _make_controls(self, masker: SpanMasker) -> None:
-        titles = [(visible(title), title) for title in self._passages]
+        titles = [(visible(title), title) for title in self._books]
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
         longest = max(12, *masker.span_length)
         self.book = widgets.Dropdown(options=titles, description="book")
@@ -94,32 +95,21 @@ class MaskExplorer(widgets.VBox):
         )
         self.unit = widgets.Dropdown(options=["token", "word"], description="spans by")
         self.epoch = widgets.IntSlider(0, 0, 20, description="epoch")
-        self.draw = widgets.Button(description="another draw")
-        self.draw.on_click(self._draw_again)
-        self._controls = [self.book, self.passage, self.mask_ratio, self.span_ratio]
-        self._controls += [self.span_length, self.unit, self.epoch]
-        for control in self._controls:
-            control.layout, control.style.description_width = {"width": "22rem"}, "6rem"
-            control.observe(self._update, "value")
-
-    def _draw_again(self, _: widgets.Button) -> None:
-        self._key += 1
-        self._update()
+        self.draw = widgets.IntSlider(0, 0, 20, description="draw")
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        passages = self._passages[self.book.value]
-        self.passage.max = len(passages)  # moves the slider where this book has fewer
+        text, size = self._books[self.book.value], self._characters
+        self.passage.max = -(-len(text) // size)  # moves the slider where this book has fewer
+        passage = text[(self.passage.value - 1) * size : self.passage.value * size]
         words = self._segmenter if self.unit.value == "word" else None
-        draw = {"key": self._key, "epoch": self.epoch.value, "segmenter": words}
+        draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": words}
         spans = (self.span_ratio.value, self.span_length.value)
         try:
             masker = SpanMasker(self.mask_ratio.value, *spans, self._seed)
-            text = passages[self.passage.value - 1]
-            self.view.value = show_masks(text, self._tokenizer, masker, **draw)._repr_html_()
+            self.view.value = show_masks(passage, self._tokenizer, masker, **draw)._repr_html_()
         except (ConfigError, DataError) as error:
             self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
 
     def _repr_html_(self) -> str:
-        controls = [f"{control.description} {control.value}" for control in self._controls]
-        settings = "; ".join([*controls, f"draw {self._key}"])
+        settings = "; ".join(f"{c.description} {c.value}" for c in self._controls)
         return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'

@@ -1,8 +1,9 @@
 """Masked text as HTML and as plain text, drawn from the tokenizer's character offsets."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
-
+Mark = tuple[str, str, str]  # `plain`, `style` and `tip` of a `Segment`
+UNMARKED = ("{}", "", "")
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
 ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
-BRACKETS = {KEPT: "{}", SINGLE: "〔{}〕", SPAN: "【{}】"}
-SIGNS = {0: "", MASKED: "", RANDOM: "≠", UNCHANGED: "="}
+BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
+SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 MOST_BITS = 16.0  # and more have the deepest colour
 RIGHT, WRONG = "3px solid rgb(0,114,178)", "1px dotted currentcolor"
@@ -36,12 +38,21 @@ COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-
 
 
 class Segment(NamedTuple):
-    """Characters that are shown in one way."""
+    """Characters that are shown in one way: `str()` for a terminal, `_html` for a notebook."""
 
     text: str
-    plain: str  # as a terminal shows it
-    style: str = ""  # CSS; empty where nothing is marked
+    plain: str = "{}"  # what a terminal shows, with {} for the text
+    style: str = ""  # CSS
     tip: str = ""  # tooltip
+
+    def __str__(self) -> str:
+        return self.plain.format(visible(self.text))
+
+
+def _segments(text: str, marks: Sequence[Mark]) -> tuple[Segment, ...]:
+    """Put neighbours of the same mark together; `marks` has one a character, (C,)."""
+    runs = groupby(zip(text, marks, strict=True), key=itemgetter(1))
+    return tuple(Segment("".join(c for c, _ in run), *mark) for mark, run in runs)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class MaskView:
     actions: Kinds
 
     def __str__(self) -> str:
-        return "".join(segment.plain for segment in self.segments)
+        return "".join(map(str, self.segments))
 
     def _repr_html_(self) -> str:
         """Draw the text, with counts of the kinds, and of the actions where there are several."""
@@ -65,7 +76,7 @@ class MaskView:
         if (self.actions > MASKED).any():
             entries += [(_mask_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
         counts = " · ".join(
-            f"{_html([Segment(name, name, style)])} {chosen.sum()} ({chosen.mean():.1%})"
+            f"{_html([Segment(name, style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
             for style, name, chosen in entries
         )
         body = f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
@@ -80,8 +91,6 @@ def _with_legend(body: str, legend: str) -> str:
 def _html(segments: Iterable[Segment]) -> str:
     return "".join(
         f'<span title="{escape(tip)}" style="{style};color:inherit">{escape(text)}</span>'
-        if style
-        else escape(text)
         for text, _, style, tip in segments
     )
 
@@ -133,18 +142,14 @@ def show_masks(
 
 
 def mark_tokens(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    kinds: Kinds,
-    actions: Kinds,
-    names: Sequence[str],
+    text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds, actions: Kinds, names: list[str]
 ) -> MaskView:
     """Mark the characters of masked tokens; `names` (T,) describe the tokens in tooltips.
 
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    marks = [(KEPT, 0, "")] * len(text)  # (C,) kind, action, tooltip
+    marks: list[Mark] = [UNMARKED] * len(text)
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
@@ -153,15 +158,10 @@ def mark_tokens(
         tip = f"{NAMES[kind]}{size}: {', '.join(names[token] for token in tokens)}"
         for token in tokens:
             start, end = offsets[token]
-            marks[start:end] = [(kind, int(actions[token]), tip)] * (end - start)
-    segments, start = [], 0
-    for (kind, action, tip), characters in groupby(marks):
-        end = start + len(list(characters))
-        plain = BRACKETS[kind].format(visible(text[start:end]) + SIGNS[action])
-        style = _mask_style(kind, action) if kind != KEPT else ""
-        segments.append(Segment(text[start:end], plain, style, tip))
-        start = end
-    return MaskView(tuple(segments), kinds, actions)
+            plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])
+            mark = (plain, _mask_style(kind, actions[token]), tip)
+            marks[start:end] = [mark] * (end - start)
+    return MaskView(_segments(text, marks), kinds, actions)
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,7 @@ class XRayView:
 
     def __str__(self) -> str:
         return "\n\n".join(
-            f"{model}: {''.join(segment.plain for segment in self._segments(model))}"
-            for model in self.xray.models
+            f"{model}: {''.join(map(str, self._segments(model)))}" for model in self.xray.models
         )
 
     def _repr_html_(self) -> str:
@@ -187,10 +186,9 @@ class XRayView:
             f'<div style="{TEXT_STYLE}">{_html(self._segments(model))}</div></div>'
             for model in self.xray.models
         )
-        bits = (0, 4, 8, 12, MOST_BITS)
-        steps = _html(Segment(f" {n:.0f} ", "", _heat_style(n, False)) for n in bits)
-        right = _html([Segment("right", "", _heat_style(0, True))])
-        return _with_legend(columns, f"bits {steps} · {right} · guesses are in the tooltips")
+        shown = [(f" {bits} ", bits, False) for bits in (0, 4, 8, 12, 16)] + [("right", 0, True)]
+        legend = _html(Segment(n, style=_heat_style(bits, ok)) for n, bits, ok in shown)
+        return _with_legend(columns, f"bits {legend} · guesses are in the tooltips")
 
     def _answers(self, model: str) -> pd.DataFrame:
         """Select the masked tokens of the text, with `bits`, `right` and `guesses` of a model."""
@@ -201,20 +199,18 @@ class XRayView:
         bits, right = self._answers(model)[["bits", "right"]].astype(float).mean()
         return f"{bits:.2f} bits a token, {right:.0%} right"
 
-    def _segments(self, model: str) -> Iterator[Segment]:
-        """Cut the text at its masked tokens; of tokens that share a character the first counts."""
-        text, place = self.xray.texts[self.text], 0
-        for row in self._answers(model).itertuples():
-            if row.start >= place:
-                kept, token = text[place : row.start], text[row.start : row.end]
-                place = row.end
-                best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
-                right = "right" if row.right else "wrong"
-                tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
-                plain = f"【{visible(token)}:{row.bits:.1f}{'✓' * row.right}】"
-                yield Segment(kept, visible(kept))
-                yield Segment(token, plain, _heat_style(row.bits, row.right), tip)
-        yield Segment(text[place:], visible(text[place:]))
+    def _segments(self, model: str) -> tuple[Segment, ...]:
+        """Mark the masked tokens; of tokens that share a character the first counts."""
+        text = self.xray.texts[self.text]
+        marks: list[Mark] = [UNMARKED] * len(text)
+        for row in self._answers(model)[::-1].itertuples():
+            token, right = text[row.start : row.end], "right" if row.right else "wrong"
+            best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
+            tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
+            plain = f"【{{}}:{row.bits:.1f}{'✓' * row.right}】"
+            mark = (plain, _heat_style(row.bits, row.right), tip)
+            marks[row.start : row.end] = [mark] * len(token)
+        return _segments(text, marks)
 
 
 def _heat_style(bits: float, right: bool) -> str:

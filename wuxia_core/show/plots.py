@@ -3,16 +3,16 @@
 import functools
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 from wuxia_core.masking import Kinds
 from wuxia_core.text import visible
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 FONT = Path(__file__).parents[1] / "fonts" / "NotoSansSC-Regular-GBK.otf"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe & Ito 2008
@@ -33,8 +33,6 @@ GENERAL = "eval_general_bits_per_char"
 @functools.cache
 def _fonts() -> tuple[list[str], frozenset[int]]:
     """Load the bundled font; return the font families, and the characters that they can write."""
-    from matplotlib import font_manager
-
     font_manager.fontManager.addfont(FONT)
     names = [font_manager.FontProperties(fname=FONT).get_name(), "DejaVu Sans"]
     maps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in names]
@@ -48,28 +46,21 @@ def drawable(text: str) -> str:
     )
 
 
-def axes(ax: "Axes | None" = None, *, rows: int | None = None) -> "Axes":
-    """Return `ax`, or new white axes that can write Chinese and take `$` for a dollar.
+def axes(ax: Axes | None = None, *, rows: int | None = None) -> Axes:
+    """Return `ax`, or new white axes; from here on plots write Chinese and take `$` for a dollar.
 
     New ones are 9 cm high, or as high as so many `rows` of bars need.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.text import Text
-
     plt.rcParams["font.family"] = _fonts()[0]
     plt.rcParams.update({"axes.unicode_minus": False, "text.parse_math": False})
     if ax is None:
         size = (7.5, 3.6 if rows is None else 1.2 + 0.3 * rows)
         _, ax = plt.subplots(figsize=size, facecolor="white", layout="constrained")
-    for text in ax.findobj(Text):
-        text.set_parse_math(False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def plot_lines(
-    lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: "Axes | None" = None
-) -> "Axes":
+def plot_lines(lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: Axes | None = None) -> Axes:
     """Draw a line a column, its values over the index; what is missing is left out."""
     ax = axes(ax)
     for (label, values), colour, dash in zip(lines.items(), *map(cycle, LINES), strict=False):
@@ -82,8 +73,8 @@ def plot_lines(
 
 
 def plot_metric(
-    metrics: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: "Axes | None" = None
-) -> "Axes":
+    metrics: pd.DataFrame, columns: dict[str, str], *, ylabel: str, ax: Axes | None = None
+) -> Axes:
     """Draw columns of `metrics.jsonl` over steps; `columns` maps each to its label.
 
     Checkpoints are marked below, restarts above, and of held-out bits per character the best.
@@ -103,7 +94,7 @@ def plot_metric(
     return ax
 
 
-def plot_forgetting(metrics: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
+def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw learning against forgetting: held-out bits per character of 武侠 over general text.
 
     `metrics` is what `read_metrics` gives; a point a measurement, from the base (square) on.
@@ -116,7 +107,7 @@ def plot_forgetting(metrics: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes
     return plot_lines(lines, xlabel=xlabel, ylabel="武侠: down is learning", ax=ax)
 
 
-def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: "Axes | None" = None) -> "Axes":
+def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw a stacked bar a row, the first row below; a part a column, coloured by its name."""
     ax = axes(ax, rows=len(table))
     colours = [COLOURS.get(name, GREY) for name in table]
@@ -126,7 +117,7 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: "Axes | None" = None) -> 
     return ax
 
 
-def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: "Axes | None" = None) -> "Axes":
+def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw a line a row from its least to its greatest value, the first row on top.
 
     A column is a dot on each line; the ends of an interval, `low` and `high`, have none.
@@ -141,7 +132,7 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: "Axes | None" = None
     return ax
 
 
-def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: "Axes | None" = None) -> "Axes":
+def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) -> Axes:
     """Draw how often the most typical words of `corpus.words.typical` stand here and there."""
     rows = table[["here", "there"]].head(top).set_axis(["wuxia", "general"], axis=1)
     ax = plot_intervals(rows, xlabel="uses per 10,000, logarithmic above 1", ax=ax)
@@ -151,7 +142,7 @@ def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: "Axes | None" = None
     return ax
 
 
-def plot_scorecard(card: dict[str, Any], name: str, *, ax: "Axes | None" = None) -> "Axes":
+def plot_scorecard(card: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
     """Draw a metric's change by source with its 95 % interval; left of the line is a fall."""
     rows = _measured(card, name)
     xlabel = f"change of {name}, tuned − base, {', '.join(rows['unit'].unique())}; 95 % interval"
@@ -160,7 +151,7 @@ def plot_scorecard(card: dict[str, Any], name: str, *, ax: "Axes | None" = None)
     return ax
 
 
-def plot_recovery(card: dict[str, Any], *, ax: "Axes | None" = None) -> "Axes":
+def plot_recovery(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     """Draw the share of masked tokens found by base and tuned."""
     rows = _measured(card, "masked_accuracy")
     shares = rows[["base", "tuned"]]
@@ -176,31 +167,28 @@ def _measured(card: dict[str, Any], name: str) -> pd.DataFrame:
 
 
 def plot_passages(
-    card: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: "Axes | None" = None
-) -> "Axes":
+    card: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: Axes | None = None
+) -> Axes:
     """Draw a figure of each passage by writer: quartiles as a box, what lies far off as dots.
 
     `column` is one of `card["texts"]`, `copied` or `style`; a dashed line marks the threshold.
     """
     texts = pd.DataFrame(card["texts"], columns=["writer", column]).dropna()
-    groups = dict(list(texts.groupby("writer", sort=False)[column]))
-    names = [f"{who} (n = {len(values)})" for who, values in groups.items()]
     ax = axes(ax)
-    values = list(groups.values())
-    boxes = ax.boxplot(values, orientation="horizontal", tick_labels=names, patch_artist=True)
-    for box, median, who in zip(boxes["boxes"], boxes["medians"], groups, strict=True):
-        box.set_facecolor(COLOURS[who])
-        median.set_color("black")
+    for place, (who, values) in enumerate(texts.groupby("writer", sort=False)[column]):
+        name = [f"{who} (n = {len(values)})"]
+        box = ax.boxplot(
+            values, positions=[place], widths=0.5, orientation="horizontal", tick_labels=name
+        )
+        plt.setp([*box["boxes"], *box["medians"]], color=COLOURS[who], linewidth=2)
     ax.axvline(threshold, color="black", linestyle="--")
     ax.yaxis.set_inverted(True)
     ax.set_xlabel(xlabel)
     return ax
 
 
-def plot_kinds(kinds: Kinds, *, ax: "Axes | None" = None) -> "Axes":
+def plot_kinds(kinds: Kinds, *, ax: Axes | None = None) -> Axes:
     """Draw masks as a grid, a row a draw: (B, T) of 0 kept, 1 single, 2 span."""
-    from matplotlib.colors import ListedColormap
-
     ax = axes(ax)
     colours = ListedColormap(["#F2F2F2", BLUE, ORANGE])
     ax.imshow(kinds, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")

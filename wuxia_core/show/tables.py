@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-BLANKS = str.maketrans(
-    {"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⟨U+00A0⟩"}
-)
+BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
 LONG = 60  # characters of an example
 
 
@@ -28,44 +26,45 @@ def table(rows: pd.DataFrame) -> "Styler":
     rows = rows.rename(columns=escape)
     words = list(rows.select_dtypes(exclude="number").columns)
     rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in words})
-    styler = rows.style.hide().format(thousands=",", precision=2)
-    styler.set_table_attributes(f'class="{NO_MATH}"')
     long = [name for name in words if rows[name].str.len().max() > LONG / 2]
-    styler.set_properties(subset=long, **{"min-width": "12em", "white-space": "pre-wrap"})
-    styler.set_properties(subset=words, **{"text-align": "left"})
     heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in words}
-    return styler.set_table_styles(heads, overwrite=False)
+    return (
+        rows.style.hide()
+        .format(thousands=",", precision=2)
+        .set_table_attributes(f'class="{NO_MATH}"')
+        .set_properties(subset=long, **{"min-width": "12em", "white-space": "pre-wrap"})
+        .set_properties(subset=words, **{"text-align": "left"})
+        .set_table_styles(heads, overwrite=False)
+    )
 
 
 def files_table(mixture: Mixture) -> pd.DataFrame:
     """List the files: a row each, in characters; `note` says what was left out and why."""
     prepared = mixture.preparation
     files = pd.DataFrame(prepared["files"])
-    removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
-    repeats = prepared["repeated_paragraphs"]["books"]
     copies = {
         copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
         for copy in prepared["same_books"]
     }
-    notes = files["book"].map(lambda book: copies.get(book, ""))
-    table = files[["path", "source", "encoding", "characters"]].copy()
-    table["chapters"], table["removed"] = files["documents"], removed
-    table["repeated paragraphs"] = files["book"].map(lambda book: repeats.get(book, 0))
-    table["note"] = files["refused"] + notes.where(files["source"] == "wuxia", "")
-    return table
+    notes = files["book"].map(copies).fillna("").where(files["source"] == "wuxia", "")
+    repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
+    removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
+    table = files[["path", "source", "encoding", "characters"]]
+    table = table.assign(chapters=files["documents"], removed=removed)
+    return table.assign(**{"repeated paragraphs": repeats, "note": files["refused"] + notes})
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
     """Say what each rule does and did, in all files: places, characters removed and inserted."""
     rows = [
-        {"rule": name, "does": (RULES[name].__doc__ or "").strip(), "file": file["path"], **tally}
+        {"rule": name, "does": (RULES[name].__doc__ or "").strip(), **tally}
         for file in mixture.preparation["files"]
         for name, tally in file["cleaning"].items()
     ]
-    columns = ["rule", "does", "file", "count", "removed", "inserted"]
-    sums = {"file": "nunique", "count": "sum", "removed": "sum", "inserted": "sum"}
-    table = pd.DataFrame(rows, columns=columns).groupby(["rule", "does"], as_index=False).agg(sums)
-    table = table.rename(columns={"file": "files", "count": "places"})
+    columns = ["rule", "does", "files", "count", "removed", "inserted"]
+    table = pd.DataFrame(rows, columns=columns).assign(files=1)
+    table = table.groupby(["rule", "does"], as_index=False).sum()
+    table = table.rename(columns={"count": "places"})
     return table.sort_values("removed", ascending=False, ignore_index=True)
 
 
