@@ -83,14 +83,9 @@ def alone(monkeypatch, tmp_path):
 
 
 def failed(name, config):
-    mark, found, remedy = doctor.run_check(name, config)
+    mark, found = doctor.run_check(name, config)
     assert mark == "FAILED", found
-    return found + remedy
-
-
-def test_a_missing_rank_is_found(alone, monkeypatch):
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
-    assert "1 of 3 are there → look for" in failed("processes", alone)
+    return found
 
 
 def test_a_wrong_sum_is_found(alone, monkeypatch):
@@ -100,7 +95,7 @@ def test_a_wrong_sum_is_found(alone, monkeypatch):
 
 def test_a_step_that_does_nothing_is_found(alone):
     vars(alone.training)["learning_rate"] = 0.0  # the config itself refuses it
-    assert "14 of 14 lora_B are still 0" in failed("lora_B", alone)
+    assert "28 of 28 are still 0" in failed("lora_B", alone)
 
 
 def test_a_step_that_breaks_a_weight_is_found(alone):
@@ -120,7 +115,7 @@ def test_every_gradient_takes_part_in_the_comparison():
     doctor.step(model, doctor.batch(0), items=1).backward()
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     grads = doctor.gradients(model)
-    assert len(grads) == len(trained) == 2 * 14 + 1 and all(bool(grad.any()) for grad in grads)
+    assert len(grads) == len(trained) == 2 * 28 + 1 and all(bool(grad.any()) for grad in grads)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +123,23 @@ def test_every_gradient_takes_part_in_the_comparison():
     [
         ("0", "right", "ok", "right"),
         ("1", "right", "ok", "NCCL_P2P_DISABLE=0 lifts the precaution"),
-        ("0", "hangs (30 s)", "FAILED", "set NCCL_P2P_DISABLE=1"),
-        ("1", "wrong (from card 0 to card 1)", "ok", "wrong"),
+        ("0", "hang", "FAILED", "set NCCL_P2P_DISABLE=1"),
+        ("1", "hang", "ok", "hang"),
+        ("0", "wrong", "FAILED", "set NCCL_P2P_DISABLE=1"),
+        ("1", "wrong", "ok", "wrong"),
     ],
 )
 def test_what_the_cards_send_is_judged_as_a_run_sends_it(
     alone, monkeypatch, off, direct, mark, said
 ):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "probe", lambda: direct)
-    monkeypatch.setitem(os.environ, "NCCL_P2P_DISABLE", off)
-    row = doctor.run_check("copies between cards", alone)
-    assert row[0] == mark and said in " ".join(row)
-    assert ("lifts" in row[1]) == (said.endswith("precaution"))
-
-
-def test_a_probe_says_right_wrong_or_that_it_hangs(monkeypatch):
     if torch.cuda.device_count() > 1:
         pytest.skip("there is something to copy")
-    assert doctor.probe() == "right"  # nothing to copy
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.1)
-    assert doctor.probe().startswith("hangs")
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert doctor.probe().startswith("wrong")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # here; the probe has none to copy
+    monkeypatch.setitem(os.environ, "NCCL_P2P_DISABLE", off)
+    if direct == "hang":
+        monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.1)
+    if direct == "wrong":
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    judged, found = doctor.run_check("copies between cards", alone)
+    assert judged == mark and said in found
+    assert ("lifts" in found) == said.endswith("precaution")

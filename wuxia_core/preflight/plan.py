@@ -4,61 +4,66 @@ import math
 import os
 import timeit
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from wuxia_core import corpus
 from wuxia_core.config import Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import Mixture, train_windows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Range = npt.NDArray[np.float64]  # (2,), at least and at most
 GIB = 2**30
 WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # of a linear layer; 4 bits and a scale for each 64
-TRAINED_BYTES = 16  # of an adapter's weight, in float32: itself, its gradient, Adam's two moments
-BUCKET_BYTES = 4  # of an adapter's weight, where DDP has a copy of the gradients
-LOGIT_BYTES = 12  # of a logit: itself, in float32 after the softmax, its gradient
-CARD_RESERVE = 1.0 * GIB  # CUDA's own, and what fragmentation wastes
-PROCESS_RESERVE = 0.7 * GIB  # interpreter, libraries and vocabulary of a process on a CPU
-CPU_SURPLUS = 0.65  # of the weights, which a process on a CPU was measured to take besides
 # GiB of memory and TFLOP/s of dense bf16 products, as the makers' data sheets have them.
 CARDS = {
     "RTX 3090": (24, 71), "RTX 4090": (24, 165), "RTX 5090": (32, 210), "RTX A6000": (48, 155),
     "L40S": (48, 362), "A100 40GB": (40, 312), "A100 80GB": (80, 312), "H100": (80, 989),
     "H200": (141, 989),
 }  # fmt: skip
-CARD_SHARES = (0.8, 0.4)  # of that rate: the best that is published for LoRA, and half of it
-CPU_SHARES = (0.6, 0.1)  # of a large product's rate; the smaller the model, the less
-BYTES_PER_TOKEN = (4.5, 3.65)  # UTF-8, of novels under Qwen's tokenizer
 USABLE = 23.5 / 24  # of a card's memory; the rest is the driver's
-
 LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-UNREADABLE = (OSError, ValueError, AttributeError, ImportError, StrictDataclassError)
-# The shipped recipes' models, so that a plan needs no network.
-QWEN3 = {"num_hidden_layers": 36, "num_key_value_heads": 8, "max_position_embeddings": 40960}
-SHIPPED: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen3-8B": QWEN3 | {"hidden_size": 4096, "intermediate_size": 12288},
-    "Qwen/Qwen3-4B": QWEN3
-    | {"hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True},
+
+
+class Shape(NamedTuple):
+    """Numbers and sizes of the weights of a model whose linear layers are `LAYERS`."""
+
+    hidden_size: int
+    vocab_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int  # tokens that it can read
+    layers: dict[str, tuple[int, int]]  # of LAYERS: outputs and inputs
+    parameters: int  # of all layers, embedding and head
+
+    def linear_parameters(self) -> int:
+        """Count the weights in linear layers without the head."""
+        return self.num_hidden_layers * sum(out * into for out, into in self.layers.values())
+
+    def adapter_parameters(self, config: ModelConfig) -> int:
+        """Count what is trained: LoRA's (r, in) and (out, r) a layer, and the mask token's row."""
+        ends = sum(sum(self.layers[name]) for name in config.lora_target_modules)
+        return config.lora_r * self.num_hidden_layers * ends + self.hidden_size
+
+
+def qwen3(hidden: int, intermediate: int, parameters: int) -> Shape:
+    """Give the shape of Qwen3-4B or Qwen3-8B."""
+    key, up = (1024, hidden), (intermediate, hidden)
+    attention = {"q_proj": (4096, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, 4096)}
+    mlp = {"gate_proj": up, "up_proj": up, "down_proj": (hidden, intermediate)}
+    return Shape(hidden, 151_936, 36, 40_960, attention | mlp, parameters)
+
+
+SHIPPED = {  # the recipes' models, so that their plan needs no network and is quick
+    "Qwen/Qwen3-8B": qwen3(4096, 12_288, 8_190_735_360),
+    "Qwen/Qwen3-4B": qwen3(2560, 9728, 4_022_468_096),
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Widths and numbers of weights of a model whose linear layers are `LAYERS`."""
-
-    config: Any  # the model's own, of transformers
-    widths: dict[str, int]  # of what each of LAYERS gives
-    parameters: int  # of the base
-    linear_parameters: int  # of the base's linear layers without the head
-    adapter_parameters: int  # that are trained: LoRA's and the mask token's row
 
 
 def read_shape(config: ModelConfig) -> Shape | None:
@@ -68,41 +73,33 @@ def read_shape(config: ModelConfig) -> Shape | None:
     8.19 B parameters, 6.95 B of them in linear layers; an adapter of rank 16 has 43.65 M.
     """
     name = config.model_name_or_path
+    if name in SHIPPED and not locate(name).is_dir():
+        return SHIPPED[name]
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        if name in SHIPPED and not locate(name).is_dir():
-            settings = Qwen3Config(**SHIPPED[name])
-        else:
-            settings = AutoConfig.from_pretrained(str(locate(name)), trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(str(locate(name)), trust_remote_code=False)
         with torch.device("meta"):  # shapes without values
-            return shape_of(AutoModelForCausalLM.from_config(settings), config)
-    except UNREADABLE:  # the tokenizer's loading says what is wrong
+            return shape_of(AutoModelForCausalLM.from_config(settings))
+    except (OSError, ValueError, AttributeError, ImportError, StrictDataclassError):
+        return None  # the tokenizer's loading says what is wrong
+
+
+def shape_of(base: "PreTrainedModel") -> Shape | None:
+    """Count the weights of a model; None as in `read_shape`."""
+    keys = ("hidden_size", "vocab_size", "num_hidden_layers", "max_position_embeddings")
+    sizes = {key: getattr(base.config, key) for key in keys}
+    weights = [(name.split(".")[-2], tuple(w.shape)) for name, w in base.named_parameters()]
+    matrices = [name for name, size in weights if len(size) > 1]
+    layers = {name: size for name, size in weights if name in LAYERS and len(size) > 1}
+    others = len(matrices) - len(LAYERS) * base.config.num_hidden_layers
+    if layers.keys() != LAYERS or others > 2:  # more than embedding and head: experts
         return None
+    return Shape(**sizes, layers=layers, parameters=base.num_parameters())
 
 
-def shape_of(base: PreTrainedModel, config: ModelConfig) -> Shape | None:
-    """Count the weights of a model and of the adapter that it gets; None as in `read_shape`.
-
-    LoRA adds (r, in) and (out, r) to a layer (out, in). Raises `ConfigError` where
-    `lora_target_modules` names another layer.
-    """
-    targets, expected = set(config.lora_target_modules), len(LAYERS) * base.config.num_hidden_layers
-    modules = [(name.rpartition(".")[2], m) for name, m in base.base_model.named_modules()]
-    linear = [(name, module) for name, module in modules if isinstance(module, torch.nn.Linear)]
-    widths = {name: module.out_features for name, module in linear}
-    matrices = sum(weight.dim() > 1 for weight in base.parameters())
-    if widths.keys() != LAYERS or matrices > expected + 2:  # more than embedding and head: experts
-        return None
-    if targets - LAYERS:
-        wrong, names = ", ".join(sorted(targets - LAYERS)), ", ".join(widths)
-        raise ConfigError(f"model.lora_target_modules: {wrong} is none of the layers {names}")
-    weights = sum(module.weight.numel() for _, module in linear)
-    ends = sum(m.in_features + m.out_features for name, m in linear if name in targets)
-    trained = config.lora_r * ends + base.config.hidden_size
-    return Shape(base.config, widths, base.num_parameters(), weights, trained)
-
-
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """What each process runs on."""
 
     name: str
@@ -141,10 +138,9 @@ def known_rate(name: str) -> float | None:
 
     "NVIDIA A100-SXM4-40GB" → 312.
     """
-    words = f" {name.replace('-', ' ')} "
-    models = {card.removesuffix(" 40GB").removesuffix(" 80GB"): CARDS[card][1] for card in CARDS}
-    rates = [rate for model, rate in models.items() if f" {model} " in words]
-    return rates[0] if rates and "Laptop" not in words else None
+    words = set(name.replace("-", " ").split())
+    rates = (rate for card, (_, rate) in CARDS.items() if words.issuperset(card.split()))
+    return None if "Laptop" in words else next(rates, None)
 
 
 def product_rate() -> float:
@@ -157,23 +153,26 @@ def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
     """Add up what a process of this run needs at its peak: bytes, by part."""
     training, bits = config.training, config.model.quantization
     width = 2 if training.bf16 or training.fp16 else 4  # bytes
-    weights = WEIGHT_BYTES.get(bits, width) * shape.linear_parameters
-    weights += width * (shape.parameters - shape.linear_parameters)
-    trained = TRAINED_BYTES + (BUCKET_BYTES if device.processes > 1 else 0)
+    linear, hidden = shape.linear_parameters(), shape.hidden_size
+    weights = WEIGHT_BYTES.get(bits, width) * linear + width * (shape.parameters - linear)
+    # in float32: a weight, its gradient, Adam's two moments, and DDP's copy of the gradient
+    adapter = shape.adapter_parameters(config.model) * (20 if device.processes > 1 else 16)
     tokens = training.per_device_train_batch_size * config.data.max_length
-    hidden = shape.config.hidden_size
-    logits = target_fraction(config) * tokens * shape.config.vocab_size * LOGIT_BYTES
-    backward = tokens * (3 * width * shape.widths["up_proj"] + 8 * hidden)
+    # a logit, in float32 after the softmax, its gradient
+    logits = target_fraction(config) * tokens * shape.vocab_size * 12
+    backward: float = tokens * (3 * width * shape.layers["up_proj"][0] + 8 * hidden)
     kept, how = tokens * layer_bytes(config, shape, device.on_card), "all kept"
     if training.gradient_checkpointing:  # a layer's input is kept, the rest computed again
         backward, kept, how = kept + backward, tokens * hidden * width, "checkpointed"
     largest = "logits and loss" if logits > backward else "one layer's backward pass"
+    # CUDA's own and fragmentation; on a CPU interpreter and libraries, and, as measured, weights
+    reserve = GIB if device.on_card else 0.7 * GIB + 0.65 * weights
     return {
         "weights" if bits == "none" else f"weights ({bits} linear layers)": weights,
-        "adapter, gradients, optimizer": shape.adapter_parameters * trained,
-        f"activations ({how})": shape.config.num_hidden_layers * kept,
+        "adapter, gradients, optimizer": adapter,
+        f"activations ({how})": shape.num_hidden_layers * kept,
         f"transient peak ({largest})": max(backward, logits),
-        "reserve": CARD_RESERVE if device.on_card else PROCESS_RESERVE + CPU_SURPLUS * weights,
+        "reserve": reserve,
     }
 
 
@@ -182,9 +181,8 @@ def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
 
     Counted in what `torch.autograd.graph.saved_tensors_hooks` sees; a test compares.
     """
-    h: int = shape.config.hidden_size
-    targets = set(config.model.lora_target_modules)
-    q, k, m = (shape.widths[name] for name in ("q_proj", "k_proj", "up_proj"))
+    h, targets = shape.hidden_size, set(config.model.lora_target_modules)
+    q, k, m = (shape.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
     wide = len(targets - {"o_proj", "down_proj"}) * h  # the hidden state, for each adapter
     dropout = config.model.lora_dropout > 0
     dropped = wide + q * ("o_proj" in targets) + m * ("down_proj" in targets)
@@ -236,8 +234,7 @@ def advice(config: Config, shape: Shape | None, device: Device) -> Iterator[str]
     yield "  a smaller model, such as Qwen/Qwen3-4B"
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """Training text of an epoch, at least and at most: the two are equal where it was counted."""
 
     tokens: Range
@@ -258,7 +255,7 @@ def estimated_text(config: Config) -> Text:
     novels = sum(utf8_size(file.path) for file in files if file.source == "wuxia")
     general = config.data.general_ratio if config.data.general_file else 0
     size = novels * (1 - config.data.val_ratio) / (1 - general)
-    tokens = size / np.array(BYTES_PER_TOKEN)
+    tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
     return Text(tokens, tokens / config.data.max_length)
 
 
@@ -270,13 +267,6 @@ def utf8_size(path: Path) -> float:
     return path.stat().st_size * (1 if utf8 else 1.5)
 
 
-def steps(config: Config, text: Text, batch: int) -> tuple[Range, Range]:
-    """Count the optimizer steps of an epoch and of the run, at least and at most."""
-    of_epoch, limit = np.ceil(text.windows / batch), config.training.max_steps
-    of_run = np.ceil(of_epoch * config.training.num_train_epochs)
-    return of_epoch, np.full(2, float(limit)) if limit > 0 else of_run
-
-
 def flop_per_token(config: Config, shape: Shape) -> float:
     """Floating-point operations that training spends on a token.
 
@@ -284,13 +274,14 @@ def flop_per_token(config: Config, shape: Shape) -> float:
     forward pass is done again; the head only for the target tokens.
     """
     passes = 6.0 if config.training.gradient_checkpointing else 4.0
-    head: int = shape.config.vocab_size * shape.config.hidden_size
-    return passes * shape.linear_parameters + 4 * target_fraction(config) * head
+    head = target_fraction(config) * shape.vocab_size * shape.hidden_size
+    return passes * shape.linear_parameters() + 4 * head
 
 
 def checkpoint_bytes(config: Config, shape: Shape) -> float:
     """Disk that the kept checkpoints take, with one more while it is written."""
-    return (12 * (config.training.save_total_limit + 1) + 4) * shape.adapter_parameters
+    kept = config.training.save_total_limit + 1
+    return (12 * kept + 4) * shape.adapter_parameters(config.model)
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
@@ -298,9 +289,9 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
     name = config.model.model_name_or_path
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
+    where = f"{device.processes} × {device.name}"
     lines = [
-        f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on "
-        f"{device.processes} × {device.name}",
+        f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on {where}",
         *memory_lines(config, shape, device),
         *work_lines(config, shape, device, text),
         f"disk for checkpoints: {checkpoint_bytes(config, shape) / GIB:.2f} GiB",
@@ -311,51 +302,50 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
     """Write the memory of a process, and what to change where it does not fit."""
     parts = memory(config, shape, device)
+    total = sum(parts.values())
+    fits = "fits" if total <= device.memory else "DOES NOT FIT"
     yield "GiB a process"
-    for part, size in parts.items():
-        yield f"  {part:44}{size / GIB:7.2f}"
-    fits = (total := sum(parts.values())) <= device.memory
-    there = f"of {device.memory / GIB:.1f}: {'fits' if fits else 'DOES NOT FIT'}"
-    yield f"  {'in all':44}{total / GIB:7.2f} {there}"
-    if not fits:
+    for part, size in (parts | {"in all": total}).items():
+        end = f" of {device.memory / GIB:.1f}: {fits}" if part == "in all" else ""
+        yield f"  {part:44}{size / GIB:7.2f}{end}"
+    if total > device.memory:
         yield "what to change, the least harmful first, each with those above it:"
         yield from advice(config, shape, device)
 
 
 def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iterator[str]:
     """Write the text, the steps and the hours of a run, and what these cost."""
-    batch, warmup = effective_batch(config, device.processes), config.training.warmup_steps
-    of_epoch, of_run = steps(config, text, batch)
+    training, batch = config.training, effective_batch(config, device.processes)
+    epoch_steps = np.ceil(text.windows / batch)
+    steps = np.ceil(epoch_steps * training.num_train_epochs)
+    if training.max_steps > 0:
+        steps = np.full(2, float(training.max_steps))
     source = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
     yield f"an epoch: {span(text.tokens)} tokens, {span(text.windows)} windows{source}"
-    yield f"the run: {span(of_run)} steps of {batch} windows"
-    if warmup >= of_run[1]:
+    yield f"the run: {span(steps)} steps of {batch} windows"
+    if training.warmup_steps >= steps[1]:
         yield (
-            f"TOO SHORT: the warm-up takes {warmup} steps, so the rate never reaches its peak; "
-            f"--set training.warmup_steps={of_run[1] // 10:.0f}"
+            f"TOO SHORT: the warm-up takes {training.warmup_steps} steps, so the rate never "
+            f"reaches its peak; --set training.warmup_steps={steps[1] // 10:.0f}"
         )
     if device.rate is None:
         yield f"hours an epoch: the rate of {device.name} is not known; --plan --measure times it"
         return
-    rate, shares = device.rate * device.processes, CARD_SHARES if device.on_card else CPU_SHARES
-    flop = text.tokens * flop_per_token(config, shape)
+    # of that rate: the best that is published for LoRA, and half of it; of a CPU's, by model size
+    shares = (0.8, 0.4) if device.on_card else (0.6, 0.1)
+    rate, flop = device.rate * device.processes, text.tokens * flop_per_token(config, shape)
     epoch = flop / (np.array(shares) * rate * 1e12) / 3600
-    run = epoch * of_run / of_epoch
-    cost = run * device.processes * (config.plan.price_per_hour or 0)
-    yield (
-        f"hours an epoch: {hours(epoch)}, {shares[0]:.0%} to {shares[1]:.0%} of {rate:.3g} "
-        f"TFLOP/s; the run: {hours(run)}"
-        + (f", which costs {cost[0]:.1f} to {cost[1]:.1f}" if cost.any() else "")
+    run = epoch * steps / epoch_steps
+    digits = 1 if epoch[0] >= 1 else 3
+    part = f"{shares[0]:.0%} to {shares[1]:.0%} of {rate:.3g} TFLOP/s"
+    yield f"hours an epoch: {span(epoch, digits)}, {part}; the run: {span(run, digits)}" + (
+        f", which costs {span(run * device.processes * price, 1)}"
+        if (price := config.plan.price_per_hour)
+        else ""
     )
 
 
-def span(ends: Range) -> str:
-    """Write a range of counts: "30 to 37", "1,000"."""
-    low, high = (f"{end:,.0f}" for end in ends)
+def span(ends: Range, digits: int = 0) -> str:
+    """Write a range: "30 to 37", "1,000", "10.2 to 25.4"."""
+    low, high = (f"{end:,.{digits}f}" for end in ends)
     return low if low == high else f"{low} to {high}"
-
-
-def hours(ends: Range) -> str:
-    """Write a range of hours: "10.2 to 25.4", "0.004 to 0.010"."""
-    digits = 1 if ends[0] >= 1 else 3
-    return f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"

@@ -27,7 +27,7 @@ def prepare_run(
     shape = check_settings(config)
     if shape:
         tokenizer = load_tokenizer(config.model.model_name_or_path)
-        mask_token_id(tokenizer, shape.config.vocab_size, config.masking.mask_token)
+        mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     windows = len(train_windows(mixture))
     if windows < processes.total:
@@ -98,8 +98,11 @@ def check_model(config: Config) -> plan.Shape | None:
             "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         )
     shape = plan.read_shape(config.model)
-    if shape and length > (most := shape.config.max_position_embeddings):
+    if shape and length > (most := shape.max_position_embeddings):
         raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
+    if shape and (others := set(config.model.lora_target_modules) - shape.layers.keys()):
+        layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
+        raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
 
 
