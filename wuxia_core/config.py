@@ -202,7 +202,7 @@ class TrainingConfig(_Section):
     ddp_timeout: Count = 1800
     """Seconds that a process may be silent before the others give up."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Every random choice depends only on it, the epoch and the item."""
+    """Of everything random: split, order, masks, dropout, samples."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -41,11 +41,11 @@ FOR_MASKS, FOR_ACTIONS, FOR_TOKENS = 0, 1, 2  # what a window's generators draw
 
 
 class Window(NamedTuple):
-    """Pieces of one or more documents, one behind the other, as the collator takes them."""
+    """Chunks of one or more documents, one behind the other, as the collator takes them."""
 
     input_ids: Tokens  # (T,)
     word_ids: Tokens  # (T,)
-    position_ids: Tokens  # (T,), from 0 in each piece
+    position_ids: Tokens  # (T,), from 0 in each chunk
     key: int
     epoch: int
     row: int = 0  # its place among the windows of its split
@@ -115,7 +115,7 @@ class SpanMasker:
         Parameters
         ----------
         maskable : (B, T) bool
-            Where a token may be masked: no special token, no padding, no first token of a document.
+            Where a token may be masked: no special token, no padding, no first token of a chunk.
         keys : (B,) int
             What tells the windows apart.
         epoch : int
@@ -373,7 +373,7 @@ def model_inputs(
     i - 1, so `logits_to_keep` (bool) is the target positions moved left by one: labels
     `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. Position 0 cannot be a target. No attention mask is
     needed: padding stands behind the text, where causal attention never looks. `position_ids` that
-    restart within a row keep its pieces apart, at the price of a (B, 1, T, T) mask; without them
+    restart within a row keep its chunks apart, at the price of a (B, 1, T, T) mask; without them
     attention takes the fast path.
     """
     import torch
@@ -436,7 +436,7 @@ class MaskCollator:
         return self.masker.kinds(self._maskable(windows), keys, windows[0].epoch, words)
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:
-        """Mark what may be masked, (B, T): nothing predicts the first token of a piece."""
+        """Mark what may be masked, (B, T): nothing predicts the first token of a chunk."""
         special = list(self.special_ids)
         rows = [
             ~np.isin(window.input_ids, special) & (window.position_ids > 0) for window in windows

@@ -23,10 +23,11 @@ from wuxia_core.model import ADAPTER_WEIGHTS
 
 LOCK, METRICS, MANIFEST = "run.lock", "metrics.jsonl", "MANIFEST.json"
 STAGING = ".tmp-step-"
-KEPT = 2  # checkpoints that are never pruned, so that one that is damaged can be done without
+FEWEST = 2  # whole checkpoints that are never pruned, so that a damaged one can be done without
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
-FREE = ("plan.", "evaluation.", "training.output_dir")  # settings that may change on resuming,
-BOUND = "evaluation.max_documents"  # but for this one: the best adapter is chosen by these texts
+# Settings that may change on resuming; not how many texts the best adapter is chosen by.
+FREE = ("plan.", "evaluation.", "training.output_dir")
+FIXED = "evaluation.max_documents"
 logger = logging.getLogger(__name__)
 
 
@@ -238,10 +239,10 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Delete what is older than the newest `limit` whole checkpoints, and at least two."""
+    """Keep the newest `limit` whole checkpoints, two at least, and delete what is older."""
     whole = 0
     for checkpoint in reversed(checkpoints(folder)):
-        if whole >= max(limit, KEPT):
+        if whole >= max(limit, FEWEST):
             shutil.rmtree(checkpoint)
         else:
             whole += find_damage(checkpoint) is None
@@ -309,7 +310,7 @@ def _settings(config: Config) -> dict[str, Any]:
     """Give the settings that the adapter depends on, such as `training.seed`, by name."""
     sections = config.model_dump()
     named = {f"{s}.{key}": value for s in sections for key, value in sections[s].items()}
-    return {name: v for name, v in named.items() if name == BOUND or not name.startswith(FREE)}
+    return {name: v for name, v in named.items() if name == FIXED or not name.startswith(FREE)}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The processes of a run: torchrun, in here, so that signals reach it; and again after a crash."""
+"""Start the processes of a run with torchrun, read how they ended, restart after a crash.
+
+torchrun runs inside the launcher, so that it gets the signals that the launcher gets.
+"""
 
 import logging
 import os
@@ -38,7 +41,7 @@ class Processes:
         return self.here * self.machines
 
     def arguments(self) -> list[str]:
-        """Say so to torchrun."""
+        """Give the command line that asks torchrun for these processes."""
         here = f"--nproc-per-node={self.here}"
         if self.rendezvous is None:
             return ["--standalone", here]

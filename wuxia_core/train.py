@@ -36,7 +36,7 @@ from wuxia_core.preflight import advice, read_shape, this_device
 from wuxia_core.trainer import KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
-OURS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}  # not Trainer's
+NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}
 
 
 def parse() -> Namespace:
@@ -55,7 +55,7 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     return TrainingArguments(
         output_dir=str(folder),
-        **config.training.model_dump(exclude=OURS),
+        **config.training.model_dump(exclude=NOT_TRAINERS),
         eval_strategy="no" if options.measure else "steps",
         eval_on_start=not (options.measure or options.start),
         save_strategy="no" if options.measure else "steps",

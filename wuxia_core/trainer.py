@@ -146,7 +146,7 @@ class AtomicTrainer(Trainer):
         folder = Path(self.args.output_dir)
         problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
         if problem:
-            self._tried(self._make_room, folder, run.KEPT)
+            self._tried(self._make_room, folder, run.FEWEST)
             problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
         self._tried(self._make_room, folder, self.checkpoints_kept)
         if problem:

@@ -80,7 +80,7 @@ def _counted(matches: Iterator[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def _join(parts: list[_Part]) -> list[tuple[str, str]]:
-    """Join what belongs to one chapter; see `chapters`."""
+    """Join what belongs to one chapter; see `split_chapters`."""
     joined: list[_Part] = []
     pending: list[str] = []
     ascending = sorted(parts, key=lambda part: len(part.text))

@@ -86,7 +86,7 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
         metrics += writing.pop("metrics")
         metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
-    card |= {"base": base, "adapter": str(folder), "of": parts.name, **writing}
+    card |= {"base": base, "adapter": str(folder), "digest": parts.name, **writing}
     card["objective"] = context.config.training.objective
     _write_json(folder / CARD, card)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -111,7 +111,7 @@ def _current(folder: Path) -> Card | None:
     model.adapter_settings(folder)
     card = mixing.read_json(folder / CARD)
     digest = _digest(folder, load_config(folder / "config.yaml"))
-    return card if card and card.get("of") == digest else None
+    return card if card and card.get("digest") == digest else None
 
 
 @contextmanager

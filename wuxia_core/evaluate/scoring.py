@@ -158,7 +158,7 @@ def score_bits(context: EvalContext) -> list[Row]:
         if rows[-1]["delta"] is not None:
             rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
             rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
-    rows[-1] |= _kept(rows[-1], context.config.evaluation.general_margin)
+    rows[-1] |= _margin_verdict(rows[-1], context.config.evaluation.general_margin)
     base, tuned = (
         pd.concat([train.assign(trained=True), unseen.assign(trained=False)])
         for train, unseen in zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
@@ -168,7 +168,7 @@ def score_bits(context: EvalContext) -> list[Row]:
     return [*rows, compare(metric, base, tuned, context.seed)]
 
 
-def _kept(row: Row, margin: float) -> Row:
+def _margin_verdict(row: Row, margin: float) -> Row:
     """Say whether general text costs no more than the margin, in bits per character."""
     verdict = "not measured"
     if row["delta"] is not None:
@@ -260,7 +260,7 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     `kept` where the 90 % interval of the difference in accuracy lies inside ±margin, which tests
     either side at 5 % (TOST: Schuirmann 1987); `worse` where all of it lies below -margin; else
     `not shown`. `cannot tell` where the base is not above chance by two standard errors of
-    guessing, sqrt(0.25 · 0.75 / n): who knows nothing forgets nothing. The upper bound is tested
+    guessing, sqrt(0.25 · 0.75 / n), since nothing can be forgotten then. The upper bound is tested
     too: novels teach no school subjects, so an adapter that is far *better* points at a mistake.
     The interval is the score interval of paired shares (Tango 1998): with few changed answers a
     normal or bootstrap one is too short.

@@ -1,4 +1,4 @@
-"""From files to the mixture folder, stage by stage; nothing but one file is in memory at a time.
+"""From files to the mixture folder, stage by stage; texts are read a block at a time.
 
 The stages stand below in the order in which `_build` calls them. They share `texts`, which holds
 the documents' texts on disk, and the outline, a table with a row a document: reading fills in
