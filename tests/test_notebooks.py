@@ -49,7 +49,7 @@ def test_masks_are_seen_with_an_adapter_beside_its_base(short_run, tmp_path):
 
 
 def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="data_dri; is it data_dir"):
+    with pytest.raises(ConfigError, match="data_dri; there are: data_dir"):
         run("01_explore_corpus", {"data_dri": "x"}, tmp_path)
     with pytest.raises(ConfigError, match="there are: 01_explore_corpus, 02"):
         run("01_explore", {}, tmp_path)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # weights last: once they are there, all is
-MASK_TOKEN = "<|mask|>"
-DOCUMENT_START = "<|endoftext|>"
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -51,8 +49,8 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
-    base: PreTrainedModel
-    base = _fetch(name, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
+    load = partial(AutoModelForCausalLM.from_pretrained, **settings)
+    base: PreTrainedModel = _fetch(name, load)
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
     return base
@@ -80,9 +78,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
     tokenizer: PreTrainedTokenizerBase = _fetch(name, AutoTokenizer.from_pretrained)
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ConfigError(
-            f"model.model_name_or_path {name}: needs a fast tokenizer with an end-of-text token"
-        )
+        raise ConfigError(f"model.model_name_or_path {name}: no fast tokenizer with an end of text")
     return tokenizer
 
 
@@ -120,7 +116,7 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
     Chat models end a turn, not a text, with their end-of-text token.
     """
-    known = tokenizer.backend_tokenizer.token_to_id(DOCUMENT_START)
+    known = tokenizer.backend_tokenizer.token_to_id("<|endoftext|>")
     return int(tokenizer.eos_token_id if known is None else known)
 
 
@@ -136,7 +132,7 @@ def mask_token_id(
     """
     if name is None:
         known = tokenizer.get_vocab()
-        mask_id = int(known.get(MASK_TOKEN, max(known.values()) + 1))
+        mask_id = int(known.get("<|mask|>", max(known.values()) + 1))
         if mask_id >= vocab_size:
             raise ConfigError(
                 f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for "
@@ -146,8 +142,7 @@ def mask_token_id(
     ids: list[int] = tokenizer(name, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise ConfigError(
-            f"masking.mask_token {name}: the model's vocabulary has no such token; leave it out to "
-            "take a spare row"
+            f"masking.mask_token {name}: the model has no such token; omit it to take a spare row"
         )
     if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
         raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
@@ -184,10 +179,8 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         target_modules=config.lora_target_modules,
         trainable_token_indices=[mask_id],
     )
-    layers = [f".{name}" for name, _ in base.named_modules()]
-    missing = [
-        n for n in config.lora_target_modules if not any(x.endswith(f".{n}") for x in layers)
-    ]
+    layers = "".join(f".{name} " for name, _ in base.named_modules())
+    missing = [name for name in config.lora_target_modules if f".{name} " not in layers]
     if missing:
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
@@ -279,8 +272,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(
-            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name the "
-            "training.output_dir of a run that came to its end"
+            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name a finished output_dir"
         )
     return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -7,9 +7,9 @@ checked against the notebook first.
 """
 
 import argparse
-import difflib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -52,8 +52,8 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / source.name
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    for bars in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(bars, "1")  # for the kernel: a page has no use for them
+    # For the kernel: a page has no use for progress bars.
+    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     try:
         papermill.execute_notebook(source, executed, parameters, **quiet)
@@ -65,14 +65,13 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
 
 
 def _check_names(source: Path, parameters: dict[str, object]) -> None:
-    """Refuse a notebook or a parameter that does not exist, naming the nearest one."""
+    """Refuse a notebook or a parameter that does not exist, naming those that do."""
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
         raise ConfigError(f"no notebook {source.stem}; there are: {there}")
     known = papermill.inspect_notebook(source)
     for name in parameters.keys() - known.keys():
-        nearest = difflib.get_close_matches(name, known, n=1) or known
-        raise ConfigError(f"{source.name}: no parameter {name}; is it {', '.join(nearest)}?")
+        raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
 
 
 def export(executed: Path) -> Path:
@@ -82,15 +81,14 @@ def export(executed: Path) -> Path:
     report.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
-    body = []
+    body = ""
     for cell in nbformat.read(executed, 4).cells:
         if cell.cell_type == "markdown":
-            body.append(str(markdown(visible(cell.source))).replace('.ipynb">', '.html">'))
+            body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
         elif cell.cell_type == "code":
-            body += [f"<pre>{escape(cell.source)}</pre>", *map(_output_html, cell.outputs)]
+            body += f"<pre>{escape(cell.source)}</pre>{''.join(map(_output_html, cell.outputs))}"
     page = executed.with_suffix(".html")
-    html = PAGE.format(title=escape(executed.stem), body="\n".join(body))
-    page.write_text(html, encoding="utf-8")
+    page.write_text(PAGE.format(title=escape(executed.stem), body=body), encoding="utf-8")
     return page
 
 
@@ -101,8 +99,8 @@ def _output_html(output: nbformat.NotebookNode) -> str:
         return f"<div>{data['text/html']}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
-    lines = data.get("text/plain", "").replace("\r\n", "\n").split("\n")
-    text = "\n".join(line.rpartition("\r")[2] for line in lines)  # a progress bar's last state
+    # Of a progress bar only its last state.
+    text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
     return f"<pre>{escape(text)}</pre>"
 
 

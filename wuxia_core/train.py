@@ -154,7 +154,6 @@ def exit_with(error: BaseException, folder: Path) -> None:
     else:
         traceback.print_exception(error)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(known.exit_status if known else BUG)
 
 
@@ -196,11 +195,10 @@ def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
     """Write what the run runs on to `environment.json`."""
-    on_gpu = torch.cuda.is_available()
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "cpu_count": os.cpu_count(),
         "processes": world_size,
         "effective_batch": effective_batch(config, world_size),

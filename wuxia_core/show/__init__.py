@@ -6,7 +6,6 @@ from wuxia_core.show.plots import (
     axes,
     plot_bars,
     plot_forgetting,
-    plot_intervals,
     plot_kinds,
     plot_lines,
     plot_metric,

@@ -32,7 +32,6 @@ ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
 SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
-MOST_BITS = 16.0  # and more have the deepest colour
 RIGHT, WRONG = "3px solid rgb(0,114,178)", "1px dotted currentcolor"
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
@@ -214,5 +213,5 @@ class XRayView:
 
 
 def _heat_style(bits: float, right: bool) -> str:
-    heat = 0.55 * min(1.0, bits / MOST_BITS)
+    heat = 0.55 * min(1.0, bits / 16)  # 16 bits and more have the deepest colour
     return f"background:rgba(213,94,0,{heat:.2f});border-bottom:{RIGHT if right else WRONG}"
