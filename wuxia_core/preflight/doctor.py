@@ -37,11 +37,8 @@ class Skipped(Exception):
 
 
 def check_ranks(_: Config) -> str:
-    """Name the ranks' devices: to gather them, all ranks have to be there."""
-    places = [""] * dist.get_world_size()
-    group = dist.new_group(backend="gloo")  # the cards' own links are not tried yet
-    dist.all_gather_object(places, f"{platform.node()} {device()}", group)
-    return f"{len(places)} over {dist.get_backend()} on {', '.join(places)}"
+    """Count the ranks; that all are there, the gathering of the rows shows."""
+    return f"{dist.get_world_size()} over {dist.get_backend()} on {platform.node()}"
 
 
 def check_all_reduce(_: Config) -> str:
@@ -68,8 +65,7 @@ def check_copies(_: Config) -> str:
     try:
         subprocess.run(command, check=True, timeout=PROBE_SECONDS)
     except subprocess.SubprocessError as error:
-        hang = isinstance(error, subprocess.TimeoutExpired)
-        found = f"hang ({PROBE_SECONDS:.0f} s)" if hang else "wrong"
+        found = "hang" if isinstance(error, subprocess.TimeoutExpired) else "wrong"
         if not off:
             raise RuntimeError(found) from None
         return f"{found}, and NCCL makes none"

@@ -88,14 +88,12 @@ def read_shape(config: ModelConfig) -> Shape | None:
 
 def shape_of(base: "PreTrainedModel") -> Shape | None:
     """Count the weights of a model; None as in `read_shape`."""
-    keys = ("hidden_size", "vocab_size", "num_hidden_layers", "max_position_embeddings")
-    sizes = {key: getattr(base.config, key) for key in keys}
-    weights = [(name.split(".")[-2], tuple(w.shape)) for name, w in base.named_parameters()]
-    matrices = [name for name, size in weights if len(size) > 1]
-    layers = {name: size for name, size in weights if name in LAYERS and len(size) > 1}
-    others = len(matrices) - len(LAYERS) * base.config.num_hidden_layers
+    weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
+    layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
+    others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
     if layers.keys() != LAYERS or others > 2:  # more than embedding and head: experts
         return None
+    sizes = {name: getattr(base.config, name) for name in Shape._fields[:4]}
     return Shape(**sizes, layers=layers, parameters=base.num_parameters())
 
 
@@ -210,9 +208,8 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
     while training.per_device_train_batch_size % even == 0:
         training.per_device_train_batch_size //= 2
         training.gradient_accumulation_steps *= 2
-        words = f"training.per_device_train_batch_size={training.per_device_train_batch_size} "
-        words += f"training.gradient_accumulation_steps={training.gradient_accumulation_steps}"
-        yield words, changed
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        yield " ".join(f"training.{key}={getattr(training, key)}" for key in keys), changed
     for bits in ("8bit", "4bit"):
         if WEIGHT_BYTES[bits] < WEIGHT_BYTES.get(model.quantization, 2):
             model.quantization = bits
@@ -280,8 +277,8 @@ def flop_per_token(config: Config, shape: Shape) -> float:
 
 def checkpoint_bytes(config: Config, shape: Shape) -> float:
     """Disk that the kept checkpoints take, with one more while it is written."""
-    kept = config.training.save_total_limit + 1
-    return (12 * kept + 4) * shape.adapter_parameters(config.model)
+    checkpoints = 12 * (config.training.save_total_limit + 1)
+    return (checkpoints + 4) * shape.adapter_parameters(config.model)
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
@@ -290,13 +287,10 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
     where = f"{device.processes} × {device.name}"
-    lines = [
-        f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on {where}",
-        *memory_lines(config, shape, device),
-        *work_lines(config, shape, device, text),
-        f"disk for checkpoints: {checkpoint_bytes(config, shape) / GIB:.2f} GiB",
-    ]
-    return "\n  ".join(lines)
+    lines = [f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on {where}"]
+    lines += [*memory_lines(config, shape, device), *work_lines(config, shape, device, text)]
+    disk = checkpoint_bytes(config, shape) / GIB
+    return "\n  ".join([*lines, f"disk for checkpoints: {disk:.2f} GiB"])
 
 
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
@@ -338,11 +332,9 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     run = epoch * steps / epoch_steps
     digits = 1 if epoch[0] >= 1 else 3
     part = f"{shares[0]:.0%} to {shares[1]:.0%} of {rate:.3g} TFLOP/s"
-    yield f"hours an epoch: {span(epoch, digits)}, {part}; the run: {span(run, digits)}" + (
-        f", which costs {span(run * device.processes * price, 1)}"
-        if (price := config.plan.price_per_hour)
-        else ""
-    )
+    price = (config.plan.price_per_hour or 0) * device.processes
+    cost = f", which costs {span(run * price, 1)}" if price else ""
+    yield f"hours an epoch: {span(epoch, digits)}, {part}; the run: {span(run, digits)}{cost}"
 
 
 def span(ends: Range, digits: int = 0) -> str:

@@ -29,12 +29,10 @@ def prepare_run(
         tokenizer = load_tokenizer(config.model.model_name_or_path)
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
-    windows = len(train_windows(mixture))
-    if windows < processes.total:
+    if (windows := len(train_windows(mixture))) < processes.total:
         raise ConfigError(
-            f"{processes.total} processes for {windows} training windows of "
-            f"{config.data.max_length} tokens: lower --nproc or data.max_length, or add text to "
-            f"{config.data.data_dir}"
+            f"{processes.total} processes for {windows} training windows: lower --nproc or "
+            f"data.max_length {config.data.max_length}, or add text to {config.data.data_dir}"
         )
     print(summary(config, processes.total, mixture))
     device = plan.this_device(processes.total)
@@ -92,15 +90,14 @@ def check_device(config: Config) -> None:
 def check_model(config: Config) -> plan.Shape | None:
     """Refuse what no machine could do with this model; give its shape."""
     name, length = config.model.model_name_or_path, config.data.max_length
-    if config.model.quantization != "none" and find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"model.quantization {config.model.quantization}: needs bitsandbytes; "
-            "pip install 'wuxia-core[quantized]', or set model.quantization=none"
-        )
+    bits = config.model.quantization
+    if bits != "none" and find_spec("bitsandbytes") is None:
+        remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
+        raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
     shape = plan.read_shape(config.model)
     if shape and length > (most := shape.max_position_embeddings):
         raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
-    if shape and (others := set(config.model.lora_target_modules) - shape.layers.keys()):
+    if shape and (others := set(config.model.lora_target_modules) - plan.LAYERS):
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
@@ -115,9 +112,8 @@ def check_disk(folder: Path, needed: float) -> None:
     needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))  # pruned in time
     if free < needed:
         raise MachineError(
-            f"training.output_dir {folder}: {free / 2**20:,.1f} MiB free, and checkpoints need "
-            f"{needed / 2**20:,.1f}: free some, name another folder, or lower "
-            "training.save_total_limit"
+            f"training.output_dir {folder}: checkpoints need {needed / 2**20:,.1f} MiB, free are "
+            f"{free / 2**20:,.1f}: free some, name another, or lower training.save_total_limit"
         )
 
 
@@ -138,8 +134,8 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Describe the run in a few lines, the effective batch first."""
     training, rows = config.training, mixture.report.itertuples()
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
-    files = [file for file in mixture.preparation["files"] if file["source"] == "general"]
-    general = ", ".join(file["path"] for file in files[:3]) + " …" * (len(files) > 3)
+    files = [f["path"] for f in mixture.preparation["files"] if f["source"] == "general"]
+    general = ", ".join(files[:3]) + " …" * (len(files) > 3)
     return (
         f"effective batch {effective_batch(config, processes)} = "
         f"{training.per_device_train_batch_size} a process "
