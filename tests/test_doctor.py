@@ -24,6 +24,7 @@ def rows(finished):
     return {line[7:29].strip(): line.split()[0] for line in lines}
 
 
+@pytest.mark.slow
 def test_a_sound_machine_passes_every_check(tmp_path):
     processes = "2"
     finished = ask(tmp_path, processes, "training.bf16=true")
@@ -35,6 +36,7 @@ def test_a_sound_machine_passes_every_check(tmp_path):
     assert re.search(rf"processes +{processes} over", finished.stdout)
 
 
+@pytest.mark.slow
 def test_a_failing_check_is_named_with_the_remedy_and_status_5(tmp_path):
     finished = ask(tmp_path, "1", "training.learning_rate=1e-50")
     assert finished.returncode == 5
@@ -56,6 +58,7 @@ doctor.main()
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_takes_no_part_ends_with_words(tmp_path):
     (tmp_path / "absent.py").write_text(ABSENT)
     load_config(PROJECT / "configs" / "sample.yaml").save(tmp_path / "config.yaml")
