@@ -268,7 +268,7 @@ def test_closing_words_show_seven_rows_two_passages_and_what_is_next(card):
     styles = pd.DataFrame(card["texts"])
     both = styles[styles["writer"] != "human"].pivot(index="number", columns="writer")["style"]
     chosen = card["passages"][(both["tuned"] - both["base"]).idxmax()]
-    assert chosen["prompt"][:20] in passages and "5 M parameters" in passages
+    assert " ".join(chosen["prompt"].split())[:20] in passages and "5 M parameters" in passages
     assert card["adapter"] in after and "--gate" in after and "training.objective=clm" in after
     assert "training.objective" not in closing_words(card | {"objective": "mixed"})
     assert "5 M" not in closing_words(card | {"base": "Qwen/Qwen3-8B"})

@@ -88,7 +88,7 @@ def test_the_sample_run_learned(sample_run):
         (["--allow-changed"], 2, "--allow-changed: goes with --resume"),
         (["--measure"], 2, "--measure: goes with --plan"),
         (["--plan", "--doctor"], 2, "one at a time"),
-        (settings("masking.mask_token=没有的词"), 2, "the model's vocabulary has no such token"),
+        (settings("masking.mask_token=没有的词"), 2, "masking.mask_token 没有的词"),
         (
             [
                 "--set",
