@@ -59,10 +59,10 @@ def launch_sample(root: Path, *settings: str) -> tuple[Path, str]:
 
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory):
-    """The sample with few steps and few documents, for all that does not ask what was learned."""
-    settings = ["training.max_steps=24", "training.eval_steps=12", "training.save_steps=12"]
+    """The sample with few steps and small samples, for all that does not ask what was learned."""
+    settings = ["training.max_steps=12", "training.eval_steps=6", "training.save_steps=6"]
     root = tmp_path_factory.mktemp("short")
-    return launch_sample(root, *settings, "evaluation.max_documents=8")
+    return launch_sample(root, *settings, "evaluation.minutes=0.01")
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,7 @@ def chunks(documents):
     return [text[n : n + 200] for _, text in documents for n in range(0, len(text) - 199, 200)]
 
 
+@pytest.mark.slow
 def test_human_text_shares_little_with_other_novels(novels):
     texts = chunks(chapters(novels, "绿牡丹"))
     training = [d for n in ("三侠五义", "七剑十三侠", "续小五义") for d in chapters(novels, n)]

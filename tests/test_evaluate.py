@@ -134,6 +134,11 @@ def card(short_run):
     return json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def full_card(sample_run):
+    return json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+
+
 def test_the_scorecard_of_a_run(card):
     assert {"base", "adapter", "objective", "metrics", "passages", "copied"} <= set(card)
     rows = {(row["source"], row["name"]): row for row in card["metrics"]}
@@ -157,9 +162,8 @@ def test_the_scorecard_of_a_run(card):
 
 
 @pytest.mark.slow
-def test_the_sample_run_learns_what_it_is_trained_on(sample_run):
-    card = json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
-    rows = {(row["source"], row["name"]): row for row in card["metrics"]}
+def test_the_sample_run_learns_what_it_is_trained_on(full_card):
+    rows = {(row["source"], row["name"]): row for row in full_card["metrics"]}
     assert rows["wuxia", "masked_loss"]["high"] < 0
     assert rows["wuxia", "bits_per_char"]["high"] < 0
 
@@ -181,10 +185,10 @@ def test_passages_are_written_by_both_after_the_same_prompts(card):
 
 
 @pytest.fixture
-def hurried(short_run, tmp_path):
+def hurried(sample_run, tmp_path):
     """The sample's run folder, with hardly any time to evaluate it."""
     folder = tmp_path / "run"
-    shutil.copytree(short_run[0], folder)
+    shutil.copytree(sample_run[0], folder)
     (folder / "scorecard.json").unlink()
     config = load_config(folder / "config.yaml", ["evaluation.minutes=0.001"])
     config.save(folder / "config.yaml")
@@ -192,7 +196,7 @@ def hurried(short_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_was_cut_off_goes_on(hurried, card):
+def test_an_evaluation_that_was_cut_off_goes_on(hurried, full_card):
     shown = []
 
     def cut_off(text):
@@ -201,22 +205,23 @@ def test_an_evaluation_that_was_cut_off_goes_on(hurried, card):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(hurried, echo=cut_off)  # passages come first
-    assert card["passages"][0]["tuned"][:20] in shown[0]
+    assert full_card["passages"][0]["tuned"][:20] in shown[0]
     assert not (hurried / "scorecard.json").exists()
     (kept,) = (hurried / PARTS).rglob("*.json")
     written = json.loads(kept.read_text(encoding="utf-8"))
-    assert written == card["passages"][: len(written)]  # the same inputs, the same passages
-    assert 5 <= len(written) < len(card["passages"])
+    assert written == full_card["passages"][: len(written)]  # the same inputs, the same passages
+    assert 5 <= len(written) < len(full_card["passages"])
     written[0]["human"] = "not written anew"
     kept.write_text(json.dumps(written), encoding="utf-8")
     assert evaluate(hurried, echo=shown.append)["passages"] == written
     assert not (hurried / PARTS).exists()
 
 
-def test_a_quick_look_measures_bits_and_is_used_again(hurried, card, capsys):
+@pytest.mark.slow
+def test_a_quick_look_measures_bits_and_is_used_again(hurried, full_card, capsys):
     assert main([str(hurried), "--quick"]) == 0
     printed = capsys.readouterr().out
-    assert card["passages"][0]["prompt"] in printed and "bits a character" in printed
+    assert full_card["passages"][0]["prompt"] in printed and "bits a character" in printed
     assert not (hurried / "scorecard.json").exists()
     assert {path.stem for path in (hurried / PARTS).rglob("*.json")} == {"written", "bits"}
     with pytest.raises(SystemExit):

@@ -109,6 +109,7 @@ def test_every_arrangement_of_the_same_blocks_is_equally_likely(n, runs, setting
         assert expected < 10 or len(allowed) == 1 or chi2 < chi2_limit(len(allowed) - 1)
 
 
+@pytest.mark.slow
 def test_far_from_the_edges_every_position_is_masked_as_often():
     """Hotelling's T², which is χ² for so many draws: positions of a row depend on each other."""
     kinds = SpanMasker().kinds(np.ones((100_000, 60), bool), range(100_000))
