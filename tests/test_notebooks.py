@@ -12,8 +12,8 @@ ALL = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_a_notebook_runs_headless_and_draws(name, short_run, tmp_path):
-    folder, _ = short_run
+def test_a_notebook_runs_headless_and_draws(name, sample_run, tmp_path):
+    folder, _ = sample_run
     parameters = {
         "01_explore_corpus": {},
         "02_see_masks": {},
@@ -42,8 +42,8 @@ def test_a_notebook_keeps_the_house_rules(name):
 
 
 @pytest.mark.slow
-def test_masks_are_seen_with_an_adapter_beside_its_base(short_run, tmp_path):
-    parameters = {"output_dir": str(short_run[0]), "span_length": [2, 6]}
+def test_masks_are_seen_with_an_adapter_beside_its_base(sample_run, tmp_path):
+    parameters = {"output_dir": str(sample_run[0]), "span_length": [2, 6]}
     page = run("02_see_masks", parameters, tmp_path).read_text(encoding="utf-8")
     assert "<b>base</b>" in page and "<b>tuned</b>" in page and "tuned right" in page
 
