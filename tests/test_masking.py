@@ -89,7 +89,10 @@ def chi2_limit(freedom):
     [
         (6, 25, {"mask_ratio": 0.5, "span_ratio": 0.0}),
         (8, 25, {"mask_ratio": 0.5, "span_ratio": 0.75, "span_length": (3, 3)}),
-        (9, 1, {"mask_ratio": 0.5, "span_ratio": 0.5, "span_length": (2, 3)}),
+        pytest.param(
+            *(9, 1, {"mask_ratio": 0.5, "span_ratio": 0.5, "span_length": (2, 3)}),
+            marks=pytest.mark.slow,
+        ),
         (12, 25, {"mask_ratio": 0.5, "span_ratio": 0.5}),
     ],
 )
