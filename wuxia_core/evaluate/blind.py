@@ -110,7 +110,7 @@ def _sheets(options: argparse.Namespace) -> None:
         print("0.5 is no preference; = counts as half a win")
         return
     sheet = write_sheets(options.output_dir, evaluate(options.output_dir)["passages"])
-    print(f"write A, B or = into {QUESTIONS} of {sheet}, and keep {KEY} to yourself")
+    print(f"write A, B or = into {' and '.join(QUESTIONS)} of {sheet}, and keep {KEY} to yourself")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from transformers.utils.logging import disable_progress_bar
 
 from wuxia_core.config import PROJECT, Config, ModelConfig, load_config
 from wuxia_core.errors import MachineError, exit_status
@@ -201,6 +202,7 @@ def init_process_group() -> None:
 def main() -> None:
     """Print a row a check, that of the rank that fares worst; exit with 5 where one failed."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    disable_progress_bar()  # of the bundled base, which is loaded for several checks
     config = load_config(Path(sys.argv[1]) / "config.yaml")
     init_process_group()
     # its own group: that of the checks may be broken, and the others may wait there meanwhile
