@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils.logging import disable_progress_bar
 
-from wuxia_core.config import PROJECT, Config, ModelConfig, load_config
+from wuxia_core.config import TINY_BASE, Config, ModelConfig, load_config
 from wuxia_core.errors import MachineError, exit_status
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
 from wuxia_core.model import add_adapter, load_base, masked_cross_entropy
@@ -103,7 +103,7 @@ def check_lora_updates(config: Config) -> str:
     if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
         raise RuntimeError("a weight is not finite after a step")
     moved = [bool(weights.any()) for name, weights in model.named_parameters() if "lora_B" in name]
-    if not all(moved):
+    if not moved or not all(moved):
         raise RuntimeError(f"{moved.count(False)} of {len(moved)} are still 0 after a step")
     return f"all {len(moved)} are ≠ 0 after a step, all weights finite"
 
@@ -126,7 +126,7 @@ def check_gradients(_: Config) -> str:
 
 def tiny_model(spread: float = 0.0) -> torch.nn.Module:
     """Load the bundled base with an adapter, the same on every rank; `spread` is lora_B's."""
-    base = load_base(str(PROJECT / "data" / "tiny_base"), torch.float32)
+    base = load_base(str(TINY_BASE), torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: torch.nn.Module = add_adapter(base, ModelConfig(lora_dropout=0), mask_id=1)

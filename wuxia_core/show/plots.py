@@ -125,8 +125,8 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) 
     rows = table[::-1].rename(index=drawable)
     ax = axes(ax, rows=len(rows))
     ax.hlines(rows.index, rows.min(axis=1), rows.max(axis=1), color=GREY)
-    for name, values in rows.drop(columns=["low", "high"], errors="ignore").items():
-        ax.plot(values, rows.index, "o", color=COLOURS.get(name, GREY), label=name)
+    for name in [column for column in rows if column not in ("low", "high")]:
+        ax.plot(rows[name], rows.index, "o", color=COLOURS.get(name, GREY), label=name)
     ax.set(xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     ax.legend(**LEGEND)
     return ax
