@@ -3,8 +3,10 @@
 torch, transformers and peft are loaded when first used.
 """
 
+import copy
 import json
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # weights last: once they are there, all is
+MASK_ROW = "mask_row.safetensors"  # no other program takes it, and no prompt needs it
+# Weights last: once they are there, all is.
+ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -219,14 +223,37 @@ def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "t
     return outputs
 
 
+def write_adapter(model: "PeftModel", folder: Path) -> None:
+    """Write the adapter as plain LoRA, as other programs take it, and the mask token's row beside.
+
+    A base that is a folder is named by its absolute path: a relative one is looked up at the hub.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = copy.copy(model.peft_config["default"])
+    base = locate(config.base_model_name_or_path)
+    if base.is_dir():
+        config.base_model_name_or_path = str(base.resolve())
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    (row,) = (weights.pop(name) for name in list(weights) if "lora_" not in name)
+    (mask_id,) = config.trainable_token_indices
+    save_file({"mask_row": row}, folder / MASK_ROW, {"mask_id": str(mask_id)})
+    config.trainable_token_indices, config.inference_mode = None, True
+    config.target_modules = sorted(config.target_modules)  # not as a set happens to have them
+    config.save_pretrained(str(folder))
+    save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
 def load_adapter(
-    output_dir: str | Path, device: str = "cpu"
+    output_dir: str | Path, device: str = "cpu", base_model: str | None = None
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
     """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
 
-    `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere they
-    have the precision of the training, without `config.yaml` the base's. A base that was quantized
-    in training is so here.
+    The folder is a run's or that of any other LoRA adapter; `base_model` is for a base that has
+    moved. `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere
+    they have the precision of the training, without `config.yaml` the base's. A base that was
+    quantized in training is so here.
 
     Raises
     ------
@@ -238,7 +265,7 @@ def load_adapter(
     import torch
 
     folder = Path(output_dir)
-    name = adapter_settings(folder)["base_model_name_or_path"]
+    name = base_model or adapter_settings(folder)["base_model_name_or_path"]
     written = folder / "config.yaml"
     config = load_config(written) if written.is_file() else None
     trained = weights_dtype(config) if config else "auto"
@@ -253,16 +280,30 @@ def load_adapter(
 
 
 def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    from peft import PeftModel
+    """Put an adapter on its base, with the mask token's row where that lies beside it."""
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from safetensors import safe_open
 
+    config = PeftConfig.from_pretrained(str(folder))
+    row = None
+    if (folder / MASK_ROW).is_file():
+        with safe_open(folder / MASK_ROW, "pt") as file:
+            config.trainable_token_indices = [int(file.metadata()["mask_id"])]
+            row = file.get_tensor("mask_row")  # (1, hidden)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
-    except RuntimeError as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # the row's
+            model = PeftModel.from_pretrained(base, str(folder), config=config)
+    except (RuntimeError, ValueError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
-            f"{folder}: the adapter does not fit {name}: {shapes} Name its own base in "
+            f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
             f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
+    for layer in model.modules() if row is not None else ():
+        if isinstance(layer, TrainableTokensLayer):
+            layer.trainable_tokens_delta["default"].data.copy_(row)
     patch_trainable_tokens(model)
     return model.eval()
 

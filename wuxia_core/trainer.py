@@ -31,7 +31,7 @@ from wuxia_core import run
 from wuxia_core.errors import ConfigError, MachineError, NonFiniteError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
-from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS
+from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS, write_adapter
 
 WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
@@ -190,10 +190,10 @@ class AtomicTrainer(Trainer):
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Put the two files of the adapter into a folder, without PEFT's empty model card."""
+    """Put the files of the adapter into a folder."""
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
-        model.save_pretrained(staging)
+        write_adapter(model, Path(staging))
         _move_adapter(Path(staging), folder)
 
 

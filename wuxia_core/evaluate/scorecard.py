@@ -160,7 +160,8 @@ def _digest(folder: Path, config: Config) -> str:
     evaluation = config.evaluation.model_dump(exclude={"max_copied", "max_extracted"})
     settings = [FORMAT, evaluation, config.training.seed, config.data.max_length]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in (folder / "mixture.json", folder / model.ADAPTER_WEIGHTS, QUESTIONS):
+    names = ("mixture.json", model.ADAPTER_WEIGHTS, model.MASK_ROW)
+    for path in (*(folder / name for name in names), QUESTIONS):
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()[:16]
 

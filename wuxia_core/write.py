@@ -1,0 +1,219 @@
+"""Write with an adapter: a prompt in, its continuation out, as it is made.
+
+    python -m wuxia_core.write output/sample 剑光一闪         # one continuation
+    python -m wuxia_core.write output/sample                 # asks for prompts until an empty line
+    python -m wuxia_core.write output/sample --base 剑光一闪  # and what the base makes of it
+
+OUTPUT_DIR is a run folder, or that of any LoRA adapter. The defaults are those of the scorecard's
+passages.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wuxia_core.errors import ConfigError, DataError, exit_status
+from wuxia_core.model import document_start_id, load_adapter
+from wuxia_core.text import visible
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+STRONGEST = 2.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a continuation is drawn; the same settings give the same text on the same machine."""
+
+    tokens: int = 200
+    temperature: float = 0.9  # 0: always the likeliest token
+    top_p: float = 0.95
+    repetition_penalty: float = 1.0
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` where a setting is out of range."""
+        for name, fits, range_ in (
+            ("tokens", self.tokens >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature <= 10, "from 0 to 10"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("repetition_penalty", 0.1 <= self.repetition_penalty <= 10, "from 0.1 to 10"),
+            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+        ):
+            if not fits:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: must be {range_}")
+
+    def settings(self) -> dict[str, Any]:
+        """Give what `model.generate` takes; other settings of the model's own are overruled."""
+        sampled = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        drawn = {"do_sample": True, **sampled} if self.temperature else {"do_sample": False}
+        penalty = {"repetition_penalty": self.repetition_penalty}
+        return {"max_new_tokens": self.tokens, "use_cache": True, **drawn, **penalty}
+
+
+def continued(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    settings: dict[str, Any],
+) -> list[str]:
+    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`.
+
+    Each prompt stands behind the end-of-text token that starts a document.
+    """
+    import torch
+
+    start, longest = document_start_id(tokenizer), max(map(len, prompts)) + 1
+    rows = [[start] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
+    seen = [[0] * (longest - len(ids) - 1) + [1] * (len(ids) + 1) for ids in prompts]
+    ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
+    end = tokenizer.eos_token_id
+    with torch.inference_mode():
+        output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
+    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return texts
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> list[int]:
+    """Turn a prompt into tokens: behind what starts a document, or through the chat template.
+
+    Raises `ConfigError` where `chat` is asked of a tokenizer without a template.
+    """
+    if not chat:
+        ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [document_start_id(tokenizer), *ids]
+    if not tokenizer.chat_template:
+        raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
+    how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    turn = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(turn, **how))
+
+
+def stream(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    sampling: Sampling,
+    echo: Callable[[str], object] = lambda _: None,
+    *,
+    strength: float = 1.0,
+    chat: bool = False,
+) -> str:
+    """Continue a prompt until the text ends; `echo` takes each piece as soon as it is made.
+
+    `strength` scales the adapter: 0 is the base, 1 as trained.
+
+    Raises
+    ------
+    ConfigError
+        Where `strength` is not from 0 to 2, or `chat` is asked of a base without a template.
+    DataError
+        Where prompt and continuation are longer than the model's context.
+    """
+    import torch
+    from peft.helpers import rescale_adapter_scale
+
+    if not 0 <= strength <= STRONGEST:
+        raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
+    ids = encode_prompt(tokenizer, prompt, chat)
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context and len(ids) + sampling.tokens > context:
+        raise DataError(
+            f"the prompt has {len(ids):,} tokens and {sampling.tokens:,} are to follow, more than "
+            f"the model's context of {context:,}; shorten it or lower --tokens"
+        )
+    row = torch.tensor([ids], device=model.device)
+    ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
+    how = sampling.settings() | {"eos_token_id": ends, "pad_token_id": tokenizer.eos_token_id}
+    scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
+    with torch.random.fork_rng(), torch.inference_mode(), scaled:
+        torch.manual_seed(sampling.seed)
+        how["streamer"] = _streamer(tokenizer, echo)
+        output = model.generate(row, attention_mask=torch.ones_like(row), **how)
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text))
+    return streamer
+
+
+def open_writer(
+    output_dir: str, base_model: str | None = None
+) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
+    """Load an adapter to write with: on a card where there is one, in half precision there.
+
+    Raises as `load_adapter` does.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_adapter(output_dir, device, base_model)
+    return model.bfloat16() if model.dtype == torch.float32 != device == "cuda" else model, tokenizer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m wuxia_core.write",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Sampling()
+    parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
+    parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
+    parser.add_argument("--base", action="store_true", help="the base's answer too, same seed")
+    parser.add_argument("--strength", type=float, default=1, help="of the adapter, 0 to 2 (1)")
+    parser.add_argument("--chat", action="store_true", help="through the chat template")
+    parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
+    for name in ("seed", "tokens", "temperature", "top-p", "repetition-penalty"):
+        value = getattr(default, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"({value:g})")
+    return exit_status(partial(_write, parser.parse_args(arguments)))
+
+
+def _write(options: argparse.Namespace) -> None:
+    names = ("tokens", "temperature", "top_p", "repetition_penalty", "seed")
+    sampling = Sampling(**{name: getattr(options, name) for name in names})
+    model, tokenizer = open_writer(options.output_dir, options.base_model)
+    answer = partial(_answer, model, tokenizer, sampling, options)
+    if options.prompt is not None:
+        return answer(options.prompt)
+    import readline  # noqa: F401  (input() gets a history by the arrow keys)
+
+    with suppress(EOFError):
+        while prompt := input("prompt> ").strip():
+            answer(prompt)
+
+
+def _answer(
+    model: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    sampling: Sampling,
+    options: argparse.Namespace,
+    prompt: str,
+) -> None:
+    """Print what tuned, and if asked for base, make of a prompt."""
+    echo = partial(print, end="", flush=True)
+    for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
+        print(f"{name}: " if options.base else "", end="")
+        print("" if options.chat else visible(prompt), end="", flush=True)
+        stream(model, tokenizer, prompt, sampling, echo, strength=strength, chat=options.chat)
+        print()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    sys.exit(main())
