@@ -6,7 +6,6 @@ torch, transformers and peft are loaded when first used.
 import copy
 import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -280,32 +279,38 @@ def load_adapter(
 
 
 def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    """Put an adapter on its base, with the mask token's row where that lies beside it."""
-    from peft import PeftConfig, PeftModel
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-    from safetensors import safe_open
+    from peft import PeftModel
 
-    config = PeftConfig.from_pretrained(str(folder))
-    row = None
-    if (folder / MASK_ROW).is_file():
-        with safe_open(folder / MASK_ROW, "pt") as file:
-            config.trainable_token_indices = [int(file.metadata()["mask_id"])]
-            row = file.get_tensor("mask_row")  # (1, hidden)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # the row's
-            model = PeftModel.from_pretrained(base, str(folder), config=config)
+        if (folder / MASK_ROW).is_file():
+            model = _with_mask_row(base, folder)
+        else:
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
             f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
-    for layer in model.modules() if row is not None else ():
-        if isinstance(layer, TrainableTokensLayer):
-            layer.trainable_tokens_delta["default"].data.copy_(row)
     patch_trainable_tokens(model)
     return model.eval()
+
+
+def _with_mask_row(base: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Put plain LoRA and the mask token's row together again, as they were trained."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    config = PeftConfig.from_pretrained(str(folder))
+    with safe_open(folder / MASK_ROW, "pt") as file:
+        config.trainable_token_indices = [int(file.metadata()["mask_id"])]
+        row = file.get_tensor("mask_row")  # (1, hidden)
+    model = get_peft_model(base, config)
+    names = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: row for name in names if "lora_" not in name}
+    set_peft_model_state_dict(model, weights | load_file(folder / ADAPTER_WEIGHTS))
+    return model
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -158,10 +158,14 @@ def open_writer(
     Raises as `load_adapter` does.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_adapter(output_dir, device, base_model)
-    return model.bfloat16() if model.dtype == torch.float32 != device == "cuda" else model, tokenizer
+    if device == "cuda" and model.dtype == torch.float32:
+        model = model.bfloat16()
+    return model, tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:

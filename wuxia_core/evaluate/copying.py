@@ -19,7 +19,7 @@ from wuxia_core.evaluate.scoring import Tables, measure_both
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
 from wuxia_core.evaluate.style import strip_whitespace
 from wuxia_core.mixing import TRAIN, VALIDATION
-from wuxia_core.model import document_start_id
+from wuxia_core.write import continued
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -190,25 +190,3 @@ def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]
     ]
     return sorted((document, slot) for *_, document, slot in sorted(drawn)[:count])
 
-
-def continued(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[list[int]],
-    settings: dict[str, Any],
-) -> list[str]:
-    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`.
-
-    Each prompt stands behind the end-of-text token that starts a document.
-    """
-    import torch
-
-    start, longest = document_start_id(tokenizer), max(map(len, prompts)) + 1
-    rows = [[start] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
-    seen = [[0] * (longest - len(ids) - 1) + [1] * (len(ids) + 1) for ids in prompts]
-    ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
-    end = tokenizer.eos_token_id
-    with torch.inference_mode():
-        output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
-    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-    return texts

@@ -11,9 +11,10 @@ import pandas as pd
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import style
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.copying import continued, longest_runs, overlap
+from wuxia_core.evaluate.copying import longest_runs, overlap
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, missing, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
+from wuxia_core.write import Sampling, continued
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -38,8 +39,6 @@ AT_ONCE = 16  # passages
 OPENING = 40  # characters of a chapter that serve as its prompt
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
 MEAN = ratio("value", "count")
-SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 0}
-SAMPLING |= {"repetition_penalty": 1.0, "use_cache": True}  # some models set other ones
 
 # Makes of a writer's rows what the metric's statistic takes.
 Measure = Callable[[pd.DataFrame], pd.DataFrame]
@@ -60,10 +59,10 @@ def generate(
     import torch
 
     encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)
-    length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    sampling = Sampling(tokens).settings() | {"min_new_tokens": tokens}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return continued(model, tokenizer, encoded.input_ids, SAMPLING | length)
+        return continued(model, tokenizer, encoded.input_ids, sampling)
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
