@@ -9,7 +9,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.model import add_adapter, load_adapter, load_base, load_tokenizer, mask_token_id
+from wuxia_core.model import (
+    add_adapter,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    mask_token_id,
+    write_adapter,
+)
 
 PLAIN = """
 import sys
@@ -27,8 +34,9 @@ print(tokenizer.decode(outputs[0]))
 """
 
 
+@pytest.mark.parametrize("form", ["plain", "older"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_adapter_reloads_exactly_and_can_be_switched_off(tmp_path, tied):
+def test_an_adapter_reloads_exactly_and_can_be_switched_off(tmp_path, tied, form):
     torch.manual_seed(0)
     tiny = Qwen3Config(
         vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -47,7 +55,11 @@ def test_an_adapter_reloads_exactly_and_can_be_switched_off(tmp_path, tied):
                 parameter.normal_(std=0.1)
         ids[0, 3] = 399
         trained = model.eval()(ids).logits
-    model.save_pretrained(tmp_path / "run")
+    if form == "plain":
+        (tmp_path / "run").mkdir()
+        write_adapter(model, tmp_path / "run")
+    else:  # of older runs: the mask token's row among the weights
+        model.save_pretrained(tmp_path / "run")
     loaded, _ = load_adapter(tmp_path / "run")
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, trained)
@@ -128,7 +140,7 @@ def test_the_adapter_is_plain_peft(short_run):
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.startswith("剑光一闪")
     settings = json.loads((folder / "adapter_config.json").read_text())
-    assert settings["trainable_token_indices"] == [1]
+    assert settings["trainable_token_indices"] is None
 
 
 @pytest.mark.slow

@@ -5,7 +5,12 @@ The public names load what they need when they are first used.
 
 import importlib
 import logging
+import os
 from typing import Any
+
+# Torch's threads else wait for each other at full speed: where two processes share the cores, or
+# anything else is at work, that takes ten times as long. To be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, wanted or not
 

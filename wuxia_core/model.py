@@ -272,7 +272,10 @@ def load_adapter(
     try:
         base = load_base(name, dtype, config.model.quantization if config else "none")
     except MachineError as error:
-        raise MachineError(f"{error}\n{folder / ADAPTER_CONFIG} names its base") from None
+        raise MachineError(
+            f"{error}\n{folder / ADAPTER_CONFIG} names its base; where that has moved, name the new "
+            "place (write and export: --base-model FOLDER)"
+        ) from None
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
     return _attach_adapter(base, folder, name), load_tokenizer(name)
