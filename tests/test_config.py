@@ -125,7 +125,7 @@ def test_missing_and_non_utf8_files_are_named(tmp_path):
         load_config(tmp_path / "gbk.yaml")
 
 
-@pytest.mark.parametrize("name", ["sample", "qwen3_8b_2x4090", "qwen3_4b_2x4090"])
+@pytest.mark.parametrize("name", [path.stem for path in (PROJECT / "configs").glob("*.yaml")])
 def test_shipped_configs_load_and_survive_being_saved(tmp_path, name):
     config = load_config(PROJECT / "configs" / f"{name}.yaml")
     config.save(tmp_path / "config.yaml")

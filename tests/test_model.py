@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.model import (
     add_adapter,
+    base_path,
     load_adapter,
     load_base,
     load_tokenizer,
@@ -118,6 +120,15 @@ def test_a_model_that_is_nowhere_is_named_with_the_remedy():
     ):
         assert words in str(error.value)
     assert error.value.exit_status == 5
+
+
+def test_a_name_on_modelscope_needs_its_package_and_a_folder_does_not():
+    if find_spec("modelscope"):
+        pytest.skip("modelscope is installed, and would be asked")
+    with pytest.raises(ConfigError, match=r"model.hub modelscope: not installed; pip install"):
+        base_path(ModelConfig(hub="modelscope"))
+    local = ModelConfig(hub="modelscope", model_name_or_path="data/tiny_base")
+    assert base_path(local) == "data/tiny_base"
 
 
 def test_a_layer_that_the_model_lacks_is_named():

@@ -167,6 +167,8 @@ def test_operations_are_counted_by_hand():
         ("data.max_length=5000", "data.max_length 5000: data/tiny_base reads .* tokens at most"),
         ("training.fp16=true", "training.fp16: needs a GPU"),
         ("model.lora_target_modules=[q_proj,lm_head]", "model.lora_target_modules: lm_head"),
+        ("training.report_to=[tensorbord]", "training.report_to tensorbord: .* tensorboard"),
+        ("training.report_to=[tensorboard,clearml]", "report_to clearml: not installed"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, config):
@@ -188,6 +190,13 @@ def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):
     said = preflight.forecast(config, None)
     assert said.startswith("plan, arithmetic: Qwen/Qwen3-8B, 8.19 B parameters, on 2 × RTX 4090")
     assert "fits" in said and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["qwen3_0.6b_laptop", "qwen3_8b_base_2x4090", "qwen3_4b_2x4090"])
+def test_the_other_recipes_are_planned_without_a_hub_and_fit(name, tmp_path):
+    sample = [f"data.data_dir={PROJECT / 'data/sample'}", f"data.processed_data_file={tmp_path}/no"]
+    said = preflight.forecast(load_config(PROJECT / f"configs/{name}.yaml", sample), None)
+    assert "fits" in said and "Qwen/Qwen3" in said
 
 
 def test_the_cards_of_a_machine_are_known_by_torchs_names():

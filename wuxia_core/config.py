@@ -49,6 +49,8 @@ class ModelConfig(_Section):
 
     model_name_or_path: str = "Qwen/Qwen3-8B"
     """Base model: a folder, or a name on the hub."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a name that is no folder is downloaded from."""
     use_lora: Literal[True] = True
     """Only adapters are trained."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
@@ -199,6 +201,8 @@ class TrainingConfig(_Section):
     """Less memory for a third more time."""
     early_stopping_patience: Count | None = None
     """Measurements without an improvement that end the run; null: none do."""
+    report_to: list[str] = ["tensorboard"]
+    """Trackers, as transformers knows them: tensorboard, swanlab, wandb …"""
     ddp_timeout: Count = 1800
     """Seconds that a process may be silent before the others give up."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

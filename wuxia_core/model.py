@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,29 @@ def weights_dtype(config: Config) -> "torch.dtype":
     if config.training.bf16:
         return torch.bfloat16
     return torch.float16 if config.training.fp16 else torch.float32
+
+
+def base_path(config: ModelConfig) -> str:
+    """Give the base's folder, or its name on the Hugging Face hub; ModelScope's is downloaded.
+
+    Raises `ConfigError` where the package modelscope is missing, `MachineError` where it cannot be
+    reached or has no such model.
+    """
+    name = config.model_name_or_path
+    if config.hub == "huggingface" or locate(name).is_dir():
+        return name
+    if find_spec("modelscope") is None:
+        raise ConfigError("model.hub modelscope: not installed; pip install -e '.[modelscope]'")
+    from modelscope import snapshot_download
+    from modelscope.hub.errors import HubError
+
+    try:
+        return str(snapshot_download(name))
+    except (OSError, ValueError, HubError) as error:
+        raise MachineError(
+            f"cannot download the model {name} from ModelScope ({str(error).splitlines()[0]}); "
+            "download it where there is a network and point model.model_name_or_path at its folder"
+        ) from None
 
 
 def load_base(
@@ -301,7 +325,12 @@ def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftMo
 
 def _with_mask_row(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     """Put plain LoRA and the mask token's row together again, as they were trained."""
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
     from safetensors import safe_open
     from safetensors.torch import load_file
 

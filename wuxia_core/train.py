@@ -64,7 +64,7 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        report_to=["tensorboard"],
+        report_to=config.training.report_to,
         disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
@@ -103,7 +103,7 @@ def make_trainer(
 
     Raises `ConfigError` where the checkpoint to go on from is of another base model.
     """
-    folder, start, name = options.folder, options.start, config.model.model_name_or_path
+    folder, start, name = options.folder, options.start, model.base_path(config.model)
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
     facts = dependencies(folder, base)

@@ -189,4 +189,3 @@ def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]
         for turn, slot in enumerate(rng.permutation(number).tolist())
     ]
     return sorted((document, slot) for *_, document, slot in sorted(drawn)[:count])
-

@@ -24,7 +24,7 @@ from wuxia_core.config import Config, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import store, windows
 from wuxia_core.mixing.store import DUPLICATE, TRAIN, UNUSED, VALIDATION, Mixture, Texts, hash_key
-from wuxia_core.model import load_tokenizer
+from wuxia_core.model import base_path, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _build(inputs: _Inputs, staging: Path) -> None:
         outline, reports = _read(inputs, texts)
         duplicates = _deduplicate(outline, texts, config)
         leakage = _remove_leakage(outline, texts)
-        tokenizer = load_tokenizer(config.model.model_name_or_path)
+        tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(inputs.lexicon))
         chunks, budget = _tokenize(outline, texts, encode, config, staging)
         packed, epochs = _make_windows(outline, chunks, budget, config)

@@ -24,7 +24,7 @@ from wuxia_core.config import Config, locate
 from wuxia_core.corpus import File
 from wuxia_core.errors import DataError, raise_machine_error
 from wuxia_core.masking import Window
-from wuxia_core.model import tokenizer_files
+from wuxia_core.model import base_path, tokenizer_files
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
@@ -255,7 +255,7 @@ class Texts:
 def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -> dict[str, Any]:
     """Name everything that the content of a mixture depends on."""
     paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
-    tokenizer = tokenizer_files(config.model.model_name_or_path)
+    tokenizer = tokenizer_files(base_path(config.model))
     return {
         "format": FORMAT,
         "seed": config.training.seed,

@@ -26,7 +26,7 @@ WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # of a linear layer; 4 bits and a 
 CARDS = {
     "RTX 3090": (24, 71), "RTX 4090": (24, 165), "RTX 5090": (32, 210), "RTX A6000": (48, 155),
     "L40S": (48, 362), "A100 40GB": (40, 312), "A100 80GB": (80, 312), "H100": (80, 989),
-    "H200": (141, 989),
+    "H200": (141, 989), "RTX 4060": (8, 30), "T4": (16, 65),
 }  # fmt: skip
 USABLE = 23.5 / 24  # of a card's memory; the rest is the driver's
 LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -52,17 +52,18 @@ class Shape(NamedTuple):
         return config.lora_r * self.num_hidden_layers * ends + self.hidden_size
 
 
-def qwen3(hidden: int, intermediate: int, parameters: int) -> Shape:
-    """Give the shape of Qwen3-4B or Qwen3-8B."""
-    key, up = (1024, hidden), (intermediate, hidden)
-    attention = {"q_proj": (4096, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, 4096)}
-    mlp = {"gate_proj": up, "up_proj": up, "down_proj": (hidden, intermediate)}
-    return Shape(hidden, 151_936, 36, 40_960, attention | mlp, parameters)
+def qwen3(hidden: int, mlp: int, parameters: int, heads: int = 4096, layers: int = 36) -> Shape:
+    """Give the shape of a Qwen3 of 0.6 to 8 billion parameters; `heads` is the width of all."""
+    key, up = (1024, hidden), (mlp, hidden)
+    attention = {"q_proj": (heads, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, heads)}
+    inner = {"gate_proj": up, "up_proj": up, "down_proj": (hidden, mlp)}
+    return Shape(hidden, 151_936, layers, 40_960, attention | inner, parameters)
 
 
 SHIPPED = {  # the recipes' models, so that their plan needs no network and is quick
     "Qwen/Qwen3-8B": qwen3(4096, 12_288, 8_190_735_360),
     "Qwen/Qwen3-4B": qwen3(2560, 9728, 4_022_468_096),
+    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 596_049_920, heads=2048, layers=28),
 }
 
 
@@ -73,8 +74,8 @@ def read_shape(config: ModelConfig) -> Shape | None:
     8.19 B parameters, 6.95 B of them in linear layers; an adapter of rank 16 has 43.65 M.
     """
     name = config.model_name_or_path
-    if name in SHIPPED and not locate(name).is_dir():
-        return SHIPPED[name]
+    if (shape := SHIPPED.get(name.removesuffix("-Base"))) and not locate(name).is_dir():
+        return shape
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -10,7 +10,7 @@ import torch
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
-from wuxia_core.model import load_tokenizer, mask_token_id
+from wuxia_core.model import base_path, load_tokenizer, mask_token_id
 from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder
 from wuxia_core.torchrun import Processes
@@ -26,7 +26,7 @@ def prepare_run(
     config.training.output_dir = str(folder)
     shape = check_settings(config)
     if shape:
-        tokenizer = load_tokenizer(config.model.model_name_or_path)
+        tokenizer = load_tokenizer(base_path(config.model))
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
@@ -94,6 +94,7 @@ def check_model(config: Config) -> plan.Shape | None:
     if bits != "none" and find_spec("bitsandbytes") is None:
         remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
+    check_trackers(config.training.report_to)
     shape = plan.read_shape(config.model)
     if shape and length > (most := shape.max_position_embeddings):
         raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
@@ -101,6 +102,17 @@ def check_model(config: Config) -> plan.Shape | None:
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that transformers does not know, or whose package is not installed."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
+
+    for name in names:
+        if name not in KNOWN:
+            raise ConfigError(f"training.report_to {name}: not known; known are {', '.join(KNOWN)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"training.report_to {name}: not installed; pip install {name}")
 
 
 def check_disk(folder: Path, needed: float) -> None:
