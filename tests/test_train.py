@@ -232,3 +232,10 @@ def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     bits = {r["step"]: r[JUDGED_BY] for r in rows if r["step"] and JUDGED_BY in r}
     assert len(bits) < 5 and list(bits)[-2] == min(bits, key=bits.get)
     assert not list((tmp_path / "run").glob("best*"))
+
+
+def test_a_bug_shows_its_traceback_also_where_torch_holds_back_what_is_printed():
+    said = """import io, sys; from pathlib import Path; from wuxia_core.train import exit_with
+sys.stderr = io.StringIO(); exit_with(KeyError("bug"), Path("."))"""
+    finished = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+    assert finished.returncode == 1 and "KeyError: 'bug'" in finished.stderr

@@ -297,8 +297,8 @@ def load_adapter(
         base = load_base(name, dtype, config.model.quantization if config else "none")
     except MachineError as error:
         raise MachineError(
-            f"{error}\n{folder / ADAPTER_CONFIG} names its base; where that has moved, name the new "
-            "place (write and export: --base-model FOLDER)"
+            f"{error}\n{folder / ADAPTER_CONFIG} names its base; where that has moved, "
+            "name the new place (write and export: --base-model FOLDER)"
         ) from None
     if not getattr(base, "is_quantized", False):
         base = base.to(device)

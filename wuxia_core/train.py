@@ -64,7 +64,6 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        report_to=config.training.report_to,
         disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
@@ -152,7 +151,7 @@ def exit_with(error: BaseException, folder: Path) -> None:
     if known:
         get_error_handler().record_exception(known)
     else:
-        traceback.print_exception(error)
+        traceback.print_exception(error, file=sys.__stderr__)  # torch puts a buffer before it
     sys.stdout.flush()
     os._exit(known.exit_status if known else BUG)
 

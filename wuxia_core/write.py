@@ -9,10 +9,11 @@ passages.
 """
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,20 +126,20 @@ def stream(
     if not 0 <= strength <= STRONGEST:
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context and len(ids) + sampling.tokens > context:
+    context = getattr(model.config, "max_position_embeddings", math.inf)
+    if len(ids) + sampling.tokens > context:
         raise DataError(
-            f"the prompt has {len(ids):,} tokens and {sampling.tokens:,} are to follow, more than "
-            f"the model's context of {context:,}; shorten it or lower --tokens"
+            f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more do not fit into the "
+            f"model's context of {context:,}; shorten it, or lower --tokens"
         )
     row = torch.tensor([ids], device=model.device)
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "pad_token_id": tokenizer.eos_token_id}
+    how |= {"attention_mask": torch.ones_like(row), "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
     with torch.random.fork_rng(), torch.inference_mode(), scaled:
         torch.manual_seed(sampling.seed)
-        how["streamer"] = _streamer(tokenizer, echo)
-        output = model.generate(row, attention_mask=torch.ones_like(row), **how)
+        output = model.generate(row, **how)
     return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
 
 

@@ -55,8 +55,8 @@ NEXT = """\
 adapter    {folder}
 scorecard  {folder}/scorecard.json
 report     {report}
-next       what it learned, token by token:
-             python -m wuxia_core.report 02_see_masks -p output_dir {quoted}
+next       write with it:
+             python -m wuxia_core.write {quoted}
            may it be published?
              python -m wuxia_core.evaluate {quoted} --gate"""
 HINT = "in our comparison training.objective=clm learned more of the style: see notebook 06"
