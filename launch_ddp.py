@@ -12,7 +12,6 @@ import logging
 import signal
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 from wuxia_core.config import PROJECT, Config, load_config
@@ -129,7 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Launch; a user's mistake gets one message, never a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until torchrun takes it over
     work = doctor if options.doctor else plan if options.plan else train

@@ -6,6 +6,7 @@ The public names load what they need when they are first used.
 import importlib
 import logging
 import os
+import warnings
 from typing import Any
 
 # Torch's threads else wait for each other at full speed: where two processes share the cores, or
@@ -13,6 +14,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, wanted or not
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft reads it
 
 _HOME = {
     "Book": "corpus",

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import traceback
-import warnings
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
@@ -136,7 +135,6 @@ def make_trainer(
 def main() -> None:
     """Train; a failure that is not a bug ends with its message and exit status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
     train(options)

@@ -11,7 +11,6 @@ passages.
 import argparse
 import math
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 
 STRONGEST = 2.0
+HALF = "\ufffd"  # of a character whose last bytes were not made any more
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,15 @@ def stream(
     with torch.random.fork_rng(), torch.inference_mode(), scaled:
         torch.manual_seed(sampling.seed)
         output = model.generate(row, **how)
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+    text = str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+    return text.rstrip(HALF)
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:
     from transformers import TextStreamer
 
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text))
+    streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text.rstrip(HALF)))
     return streamer
 
 
@@ -220,5 +221,4 @@ def _answer(
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     sys.exit(main())

@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import logging
 import sys
-import warnings
 from pathlib import Path
 
 from wuxia_core.config import load_config
@@ -82,5 +81,4 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     sys.exit(main())

@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -201,7 +200,6 @@ def init_process_group() -> None:
 
 def main() -> None:
     """Print a row a check, that of the rank that fares worst; exit with 5 where one failed."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     disable_progress_bar()  # of the bundled base, which is loaded for several checks
     config = load_config(Path(sys.argv[1]) / "config.yaml")
     init_process_group()
