@@ -234,6 +234,7 @@ def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     assert not list((tmp_path / "run").glob("best*"))
 
 
+@pytest.mark.slow
 def test_a_bug_shows_its_traceback_also_where_torch_holds_back_what_is_printed():
     said = """import io, sys; from pathlib import Path; from wuxia_core.train import exit_with
 sys.stderr = io.StringIO(); exit_with(KeyError("bug"), Path("."))"""

@@ -1,12 +1,11 @@
+import io
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from wuxia_core.config import PROJECT
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.model import document_start_id, load_tokenizer
 from wuxia_core.write import Sampling, encode_prompt, main, open_writer, stream
@@ -101,14 +100,10 @@ def test_an_adapter_of_a_base_with_other_layers_is_named(short_run, tmp_path, ca
     assert "does not fit" in capsys.readouterr().err
 
 
-def test_prompts_are_asked_for_until_an_empty_line(short_run):
-    command = [sys.executable, "-m", "wuxia_core.write", str(short_run[0]), "--tokens", "8"]
-    finished = subprocess.run(
-        [*command, "--base"], input="夜雨\n渡口\n\n剑\n", text=True, capture_output=True,
-        timeout=120, cwd=PROJECT,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    lines = finished.stdout.replace("prompt> ", "").split("tuned: ")
+def test_prompts_are_asked_for_until_an_empty_line(short_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("夜雨\n渡口\n\n剑\n"))
+    assert main([str(short_run[0]), "--tokens", "8", "--base"]) == 0
+    lines = capsys.readouterr().out.replace("prompt> ", "").split("tuned: ")
     assert [line[:2] for line in lines[1:]] == ["夜雨", "渡口"]
     assert all("base: " in line for line in lines[1:])
 

@@ -129,7 +129,7 @@ def _drawn(context: EvalContext, split: str) -> Tables:
     def draw(chosen: Sequence[int]) -> pd.DataFrame:
         count = -(-PREFIXES * len(chosen) // len(documents))  # rounded up
         texts = context.mixture.texts(chosen)
-        found = extraction(context.model, context.tokenizer, texts, count, context.seed, 10)
+        found = extraction(context.model, context.tokenizer, texts, count, context.seed, PREFIXES)
         numbers = found["document"].map(dict(enumerate(chosen)))
         return found.assign(trained=split == TRAIN, document=numbers, prefixes=1)
 
