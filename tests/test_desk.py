@@ -5,10 +5,10 @@ import nbformat
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
+from peft import LoraConfig, get_peft_model
 
 from wuxia_core import report
-from wuxia_core.config import ModelConfig
-from wuxia_core.model import add_adapter, load_base, load_tokenizer, mask_token_id
+from wuxia_core.model import load_base, load_tokenizer
 from wuxia_core.show import WritingDesk, strengths_table
 from wuxia_core.write import Sampling, stream
 
@@ -19,15 +19,11 @@ SHORT = Sampling(tokens=6, seed=3)
 @pytest.fixture(scope="session")
 def writer():
     """An adapter that was never trained, but changes what is written."""
-    base, tokenizer = load_base("data/tiny_base", torch.float32), load_tokenizer("data/tiny_base")
-    mask = mask_token_id(tokenizer, base.config.vocab_size)
-    model = add_adapter(base, ModelConfig(), mask).eval()
-    with torch.no_grad(), torch.random.fork_rng():
+    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    base = load_base("data/tiny_base", torch.float32)
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    return model, tokenizer
+        return get_peft_model(base, lora).eval(), load_tokenizer("data/tiny_base")
 
 
 @pytest.fixture

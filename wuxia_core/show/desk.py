@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
     Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
 
+PROSE = "line-height:1.7;margin-bottom:1em"
 KNOWN = {0.0: "0 (base)", 1.0: "1 (as trained)"}
 SETTINGS = ("strength", "seed", "tokens", "temperature")
+ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
+ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
 ONE_AT_A_TIME = Lock()  # a model has one strength at a time
 
 
@@ -107,7 +110,7 @@ class WritingDesk(widgets.VBox):
 
     def _keep(self, _: widgets.Button) -> None:
         self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
-        self.shelf.value = table(self.kept)._repr_html_()
+        self.shelf.value = f"<h3>Kept</h3>{table(self.kept).set_properties(**ROW)._repr_html_()}"
         self.keep.disabled = True
 
     def _set_busy(self, busy: bool, said: str = "") -> None:
@@ -143,13 +146,13 @@ class WritingDesk(widgets.VBox):
         """Draw a row as far as it is written."""
         column = f"{COLUMN};width:{100 // len(self._writers)}%;min-width:min(100%,17em)"
         columns = [
-            f'<div style="{column}"><b>{escape(name)}</b><div style="{TEXT_STYLE}">'
+            f'<div style="{column}"><b>{escape(name)}</b><div style="{TEXT_STYLE};{PROSE}">'
             f"<b>{escape(row['prompt'])}</b>{escape(row[name])}</div></div>"
             for name in self._writers
             if name in row
         ]
         settings = " · ".join(f"{name} {row[name]:g}" for name in SETTINGS)
-        body = f'<p style="font-size:13px">{settings}</p>{"".join(columns)}'
+        body = f'<p style="font-size:13px;margin:.5em 0">{settings}</p>{"".join(columns)}'
         self.view.value = f'<div lang="zh-Hans" class="{NO_MATH}">{body}</div>'
 
     def _repr_html_(self) -> str:
