@@ -50,7 +50,7 @@ SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }  # fmt: skip
 # The text of every text node that is seen below an element, with its contrast to what is behind it.
-CONTRASTS = """(selector = "body") => {
+CONTRASTS = """(selector) => {
   const parse = (colour) => {
     const found = colour.match(/^rgba?\\(([^)]+)\\)$/);
     if (!found) throw new Error(`cannot read the colour ${colour}`);
@@ -74,7 +74,9 @@ CONTRASTS = """(selector = "body") => {
       throw new Error(`cannot tell what is seen in ${element.outerHTML.slice(0, 200)}`);
     return over(parse(style.backgroundColor), behind(element.parentElement));
   };
-  const walker = document.createTreeWalker(document.querySelector(selector), NodeFilter.SHOW_TEXT);
+  const walker = document.createTreeWalker(
+    document.querySelector(selector ?? "body"), NodeFilter.SHOW_TEXT
+  );
   const found = [], range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
