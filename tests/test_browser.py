@@ -14,9 +14,11 @@ import nbformat
 import pytest
 import yaml
 from nbformat.sign import NotebookNotary
+from peft import LoraConfig, get_peft_model
 
 from wuxia_core.config import PROJECT, locate
 from wuxia_core.corpus import RULES, clean
+from wuxia_core.model import load_base
 from wuxia_core.report import NOTEBOOKS, run
 from wuxia_core.show import FILL
 from wuxia_core.text import visible
@@ -47,8 +49,8 @@ SETTINGS = {
     },
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }  # fmt: skip
-# The text of every text node that is seen, with its contrast to what is behind it.
-CONTRASTS = """() => {
+# The text of every text node that is seen below an element, with its contrast to what is behind it.
+CONTRASTS = """(selector) => {
   const parse = (colour) => {
     const found = colour.match(/^rgba?\\(([^)]+)\\)$/);
     if (!found) throw new Error(`cannot read the colour ${colour}`);
@@ -72,7 +74,9 @@ CONTRASTS = """() => {
       throw new Error(`cannot tell what is seen in ${element.outerHTML.slice(0, 200)}`);
     return over(parse(style.backgroundColor), behind(element.parentElement));
   };
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const walker = document.createTreeWalker(
+    document.querySelector(selector ?? "body"), NodeFilter.SHOW_TEXT
+  );
   const found = [], range = document.createRange();
   while (walker.nextNode()) {
     const node = walker.currentNode;
@@ -251,8 +255,65 @@ def test_a_report_can_be_read(page, masks, scheme):
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory):
-    """Notebooks 01 to 03 executed on a novel that attacks; the folder of what they wrote."""
+def adapter(tmp_path_factory):
+    """Folder of an adapter that was never trained, but changes what is written."""
+    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(load_base("data/tiny_base", "auto"), lora).save_pretrained(folder)
+    return str(folder)
+
+
+WRITTEN = ".widget-html-content [lang=zh-Hans]"
+
+
+def wait_until_written(page) -> list[str]:
+    """Wait until the desk has written; what the view said in the meantime."""
+    seen, done = [], page.locator("button:enabled", has_text="keep")
+    for _ in range(1200):
+        if done.count():
+            return seen
+        seen += page.locator(WRITTEN).all_text_contents()
+        page.wait_for_timeout(50)
+    raise TimeoutError("not written within a minute")
+
+
+def test_a_typed_prompt_is_taken_up_and_a_slider_changes_how(page, lab, adapter):
+    notebook = nbformat.read(NOTEBOOKS / "07_write.ipynb", 4)
+    settings = f"output_dir, prompts, tokens = {adapter!r}, ['剑光'], 30"
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(settings))
+    open_notebook(page, lab, notebook)
+    page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
+    typed = "夜雨敲窗，" + "".join(PAYLOADS[1:7])
+    page.locator(".widget-textarea textarea").fill(typed, timeout=120_000)
+    write, passages = page.locator("button", has_text="write"), page.locator(f"{WRITTEN} div div")
+    write.click()
+    assert len(set(wait_until_written(page))) > 5  # as it is made
+    base, tuned = passages.all_text_contents()
+    assert base.startswith(typed) and tuned.startswith(typed) and base != tuned
+
+    page.locator(".widget-slider", has_text="strength").locator(".noUi-handle").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    write.click()
+    page.locator(WRITTEN, has_text="strength 1.5").wait_for()
+    wait_until_written(page)
+    assert passages.first.text_content() == base
+    assert passages.last.text_content().startswith(typed) and passages.last.text_content() != tuned
+    page.locator("button", has_text="keep").click()
+    page.locator(".widget-html-content td", has_text=typed).wait_for()
+    assert page.evaluate(LIVE, ".widget-html-content") == []
+    assert [said for said in page.said if said.startswith("hit")] == []
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: '{theme}'}})")
+        page.wait_for_timeout(2000)
+        for part in (WRITTEN, ".widget-html-content table"):
+            found = page.evaluate(CONTRASTS, part)
+            assert len(found) > 5 and [row for row in found if row["contrast"] < 4.5] == []
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory, adapter):
+    """Notebooks executed on a novel, and on prompts, that attack; the folder of what they wrote."""
     root = tmp_path_factory.mktemp("attacked")
     title = "$$x$$ <img src=x onerror=hit('title')> 剑\u202e\x1b[31m"
     lines = locate("data/sample/九两八钱.txt").read_text(encoding="utf-8").splitlines()
@@ -273,10 +334,11 @@ def attacked(tmp_path_factory):
     run("02_see_masks", book | {"seed": 1}, root)
     raw = {"output": str(root / "raw"), "config": str(root / "raw.yaml")}
     run("03_mix_corpora", texts | raw, root)
+    run("07_write", {"output_dir": adapter, "prompts": PAYLOADS, "tokens": 4}, root)
     return root
 
 
-ATTACKED = ["01_explore_corpus", "02_see_masks", "03_mix_corpora"]
+ATTACKED = ["01_explore_corpus", "02_see_masks", "03_mix_corpora", "07_write"]
 SHOWN = ["⟨U+202E⟩逆行⟨U+2066⟩", *PAYLOADS[1:3], "$$"]  # in every notebook
 
 # What is live below an element of this selector, by its HTML.

@@ -1,5 +1,6 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
+from wuxia_core.show.desk import WritingDesk, strengths_table
 from wuxia_core.show.explore import MaskExplorer, read_beginnings
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks
 from wuxia_core.show.plots import (

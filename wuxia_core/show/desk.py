@@ -1,0 +1,160 @@
+"""A desk to write at: a prompt, and what the base and the adapters make of it, side by side."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+import pandas as pd
+from tqdm import tqdm
+
+from wuxia_core.errors import Stopped, WuxiaError
+from wuxia_core.show.masks import COLUMN, TEXT_STYLE
+from wuxia_core.show.tables import table
+from wuxia_core.text import NO_MATH, escape
+from wuxia_core.write import STRONGEST, Sampling, stream
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
+
+PROSE = "line-height:1.7;margin-bottom:1em"
+KNOWN = {0.0: "0 (base)", 1.0: "1 (as trained)"}
+SETTINGS = ("strength", "seed", "tokens", "temperature")
+ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
+ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
+ONE_AT_A_TIME = Lock()  # a model has one strength at a time
+
+
+def strengths_table(
+    writer: "Writer",
+    prompts: Sequence[str],
+    sampling: Sampling,
+    strengths: Sequence[float] = (0, 0.5, 1, 1.5),
+) -> pd.DataFrame:
+    """Continue prompts at several strengths of the adapter, from the same seed: a row a prompt.
+
+    Raises as `stream` does.
+    """
+    rows = []
+    for prompt in tqdm(prompts, "writing", leave=False):
+        with ONE_AT_A_TIME:
+            texts = [stream(*writer, prompt, sampling, strength=each) for each in strengths]
+        rows.append([prompt, *texts])
+    return pd.DataFrame(rows, columns=["prompt", *(KNOWN.get(s, f"{s:g}") for s in strengths)])
+
+
+class WritingDesk(widgets.VBox):
+    """A prompt, its continuations as they are written, and below them those that were kept.
+
+    It writes in a thread of its own, so that it can be stopped; what it wrote before with the same
+    settings it does not write again. Errors are said below the buttons. `kept` is a table of the
+    prompts, settings and texts that were kept, the newest first.
+
+    Parameters
+    ----------
+    writers : mapping
+        Names and what `open_writer` gives; the base is that of the first.
+    prompt : str
+        What stands in the box at first.
+    sampling : Sampling
+        How it writes, with the seed to start from.
+    """
+
+    def __init__(self, writers: "Mapping[str, Writer]", prompt: str, sampling: Sampling) -> None:
+        self._writers = {"base": next(iter(writers.values())), **writers}
+        self._sampling, self._stopped = sampling, Event()
+        self._row: dict[str, Any] = {}  # what is shown
+        self._memory: dict[tuple[object, ...], str] = {}
+        self.kept = pd.DataFrame(columns=["prompt", *SETTINGS, *self._writers])
+        self._make_controls(prompt, sampling.seed)
+        self.said, self.view, self.shelf = (widgets.HTML() for _ in range(3))
+        row = [self.strength, self.seed, self.new_seed, self.write, self.stop, self.keep]
+        controls = widgets.HBox(row, layout={"flex_flow": "row wrap"})
+        super().__init__([self.prompt, controls, self.said, self.view, self.shelf])
+        self._set_busy(False)
+
+    def _make_controls(self, prompt: str, seed: int) -> None:
+        step = {"step": 0.1, "readout_format": ".1f"}
+        self.prompt = widgets.Textarea(prompt, description="prompt", layout={"width": "auto"})
+        self.strength = widgets.FloatSlider(1, max=STRONGEST, description="strength", **step)
+        self.seed = widgets.BoundedIntText(seed, max=2**53 - 1, description="seed")
+        self.seed.layout = {"width": "12rem"}
+        for name in ("write", "new_seed", "stop", "keep"):
+            button = widgets.Button(description=name.replace("_", " "), layout={"width": "6rem"})
+            button.on_click(getattr(self, f"_{name}"))
+            setattr(self, name, button)
+        self.write.button_style = "primary"
+
+    def _write(self, _: widgets.Button) -> None:
+        if self.write.disabled:  # clicked twice
+            return
+        self._stopped.clear()
+        self._set_busy(True)
+        sampling = replace(self._sampling, seed=self.seed.value)
+        settings = {name: getattr(sampling, name) for name in SETTINGS[1:]}
+        self._row = {"prompt": self.prompt.value, "strength": self.strength.value, **settings}
+        Thread(target=self._write_row, args=(self._row, sampling), daemon=True).start()
+
+    def _new_seed(self, button: widgets.Button) -> None:
+        self.seed.value = random.randrange(1000)
+        self._write(button)
+
+    def _stop(self, _: widgets.Button) -> None:
+        self._stopped.set()
+
+    def _keep(self, _: widgets.Button) -> None:
+        self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
+        self.shelf.value = f"<h3>Kept</h3>{table(self.kept).set_properties(**ROW)._repr_html_()}"
+        self.keep.disabled = True
+
+    def _set_busy(self, busy: bool, said: str = "") -> None:
+        self.write.disabled = self.new_seed.disabled = busy
+        self.stop.disabled = not busy
+        self.keep.disabled = busy or bool(said) or not self._row
+        self.said.value = f'<span class="{NO_MATH}">{escape(said)}</span>'
+
+    def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
+        said = ""
+        try:
+            for name, (model, tokenizer) in self._writers.items():
+                prompt, strength = row["prompt"], 0.0 if name == "base" else row["strength"]
+                echo, key = partial(self._echo, row, name), (name, prompt, strength, sampling)
+                row[name] = self._memory.get(key, "")
+                if not row[name]:
+                    with ONE_AT_A_TIME:
+                        text = stream(model, tokenizer, prompt, sampling, echo, strength=strength)
+                    row[name] = self._memory[key] = text
+                self._show(row)
+        except (WuxiaError, RuntimeError) as error:  # torch's: such as no memory left on the card
+            said = str(error)
+        finally:
+            self._set_busy(False, said)
+
+    def _echo(self, row: dict[str, Any], name: str, piece: str) -> None:
+        if self._stopped.is_set():
+            raise Stopped("stopped")
+        row[name] += piece
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Draw a row as far as it is written."""
+        column = f"{COLUMN};width:{100 // len(self._writers)}%;min-width:min(100%,17em)"
+        columns = [
+            f'<div style="{column}"><b>{escape(name)}</b><div style="{TEXT_STYLE};{PROSE}">'
+            f"<b>{escape(row['prompt'])}</b>{escape(row[name])}</div></div>"
+            for name in self._writers
+            if name in row
+        ]
+        settings = " · ".join(f"{name} {row[name]:g}" for name in SETTINGS)
+        body = f'<p style="font-size:13px;margin:.5em 0">{settings}</p>{"".join(columns)}'
+        self.view.value = f'<div lang="zh-Hans" class="{NO_MATH}">{body}</div>'
+
+    def _repr_html_(self) -> str:
+        start = f"{self.prompt.value}, strength {self.strength.value}, seed {self.seed.value}"
+        return f'<p class="{NO_MATH}">{escape(start)}</p>{self.view.value}{self.shelf.value}'
