@@ -1,0 +1,331 @@
+"""Make an adapter ready for other programs, and check that what was written computes the same.
+
+    python -m wuxia_core.export output/sample                      # base and adapter as one model
+    python -m wuxia_core.export output/sample --to gguf --llama-cpp ../llama.cpp    # Ollama's file
+    python -m wuxia_core.export output/sample --to gguf-adapter --llama-cpp ../llama.cpp
+
+OUTPUT_DIR is a run folder, or that of any LoRA adapter. All is done in float32 on the CPU, with 4
+bytes of memory a parameter, and stored in the precision of the training. The trained row of the
+mask token is left out: with a tied head it could be sampled.
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError
+
+from wuxia_core import model as models
+from wuxia_core.config import Config, load_config, locate
+from wuxia_core.errors import ConfigError, DataError, MachineError, WuxiaError, exit_status
+from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
+from wuxia_core.text import visible
+from wuxia_core.write import Sampling, encode_prompt
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONVERTERS = {"gguf": "convert_hf_to_gguf.py", "gguf-adapter": "convert_lora_to_gguf.py"}
+TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # their names in GGUF
+PASSAGES, CHARACTERS, SHORTEST, TOKENS = 20, 150, 10, 128
+# Of |Δ log p| of a token, nats. With the bundled base, rounding the weights alone gave at most
+# 0.000007 (float32: the order of the sums), 0.0032 and 0.028.
+LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
+CARD = """\
+---
+base_model: {base}
+language: zh
+---
+# {base}, tuned to write 武侠
+
+{base} with a LoRA adapter that wuxia_core trained on (titles only): {titles}
+
+It continues text; `{start}` belongs in front of a prompt. Settings:
+
+```yaml
+{settings}```
+
+Licence: that of {base} holds for these weights too. Whether they may be passed on depends on the
+rights in the training texts as well, which this card does not grant.
+"""
+MODELFILE = '''\
+{origin}
+TEMPLATE """{start}{{{{ .Prompt }}}}"""
+PARAMETER stop "{start}"
+PARAMETER temperature {temperature}
+PARAMETER top_p {top_p}
+PARAMETER top_k 0
+PARAMETER repeat_penalty {repetition_penalty}
+PARAMETER num_predict {tokens}
+'''
+
+
+def export(
+    output_dir: str | Path,
+    to: str = "merged",
+    out: str | Path | None = None,
+    llama_cpp: str | Path | None = None,
+    base_model: str | None = None,
+) -> str:
+    """Write "merged", "gguf" or "gguf-adapter" into a folder, and say how well it was kept.
+
+    What was written is read again and gives text the log p that the adapter gives it, or nothing is
+    kept. `out` is by default `OUTPUT_DIR/export/` and `to`; `llama_cpp` is a copy of it;
+    `base_model` is for a base that has moved. A quantized base is loaded as it was before.
+
+    Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
+    `DataError` where there is no adapter of this base, or it cannot be converted, or the export
+    computes something else; `MachineError` where the base cannot be loaded, or `out` be written.
+    """
+    folder = Path(output_dir)
+    base = base_model or models.adapter_settings(folder)["base_model_name_or_path"]
+    target = Path(out or folder / "export" / to).expanduser()
+    if target.exists():
+        raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
+    script = _converter(to, llama_cpp) if to in CONVERTERS else None
+    with _staged(target) as work:
+        _write_plain(folder, base, work)
+        model, tokenizer = _load_plain(folder, work)
+        config, mixture = _run_of(folder)
+        rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
+        before, dtype = _log_probs(model, rows), _dtype(config, base)
+        _write(model, tokenizer, to, dtype, work)
+        del model  # there may be no room for two
+        if script:
+            _convert(script, to, dtype, work)
+        said = _compare(before, _log_probs(_read_again(folder, to, work), rows), dtype)
+        start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
+        _describe(work, base, to, start, config, mixture)
+    return f"{said}\nwritten: {target}"
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Give a folder to work in, whose folder `new` becomes `target` if all goes well."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
+            (Path(work) / "new").mkdir()
+            yield Path(work)
+            (Path(work) / "new").rename(target)
+    except (OSError, SafetensorError) as error:
+        remedy = "free some space, or name another folder"
+        raise MachineError(f"--out {target}: cannot be written ({error}); {remedy}") from None
+
+
+def _write_plain(folder: Path, base: str, work: Path) -> None:
+    """Copy an adapter as plain LoRA; older folders have the mask token's row within."""
+    from safetensors.torch import load_file, save_file
+
+    settings = models.adapter_settings(folder)
+    if len(settings.get("trainable_token_indices") or []) > 1:
+        raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
+    weights = load_file(folder / models.ADAPTER_WEIGHTS)
+    plain = {name: w for name, w in weights.items() if "trainable_tokens" not in name}
+    settings |= {"trainable_token_indices": None, "base_model_name_or_path": base}
+    (work / "adapter").mkdir()
+    save_file(plain, work / "adapter" / models.ADAPTER_WEIGHTS, {"format": "pt"})
+    (work / "adapter" / models.ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _load_plain(folder: Path, work: Path) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
+    """Load the copy of an adapter; what is wrong with it is wrong with `folder`."""
+    try:
+        return models.load_adapter(work / "adapter")
+    except WuxiaError as error:
+        raise type(error)(str(error).replace(str(work / "adapter"), str(folder))) from None
+
+
+def _run_of(folder: Path) -> tuple[Config | None, Mixture | None]:
+    """Read the config and the mixture of a run, as far as they are there still."""
+    if not (folder / "config.yaml").is_file():
+        return None, None
+    config = load_config(folder / "config.yaml")
+    try:
+        return config, open_run_mixture(folder, config.data.processed_data_file)
+    except DataError:
+        return config, None
+
+
+def _passages(mixture: Mixture | None) -> list[str]:
+    """Take stretches of held-out text, or without any of the sample's."""
+    text = ""
+    if mixture:
+        held_out = np.flatnonzero(mixture.outline["split"] == VALIDATION)
+        text = "\n".join(mixture.texts(held_out.tolist()[:: len(held_out) // PASSAGES + 1]))
+    if len(text) < PASSAGES * SHORTEST:
+        paths = sorted(locate("data/sample").glob("*.txt"))
+        text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    size = min(CHARACTERS, len(text) // PASSAGES)
+    starts = np.linspace(0, len(text) - size, PASSAGES, dtype=int)
+    return [text[start : start + size] for start in starts]
+
+
+def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Tensor":
+    """Log p of every token but the first of each row, nats, (N,)."""
+    import torch
+    import torch.nn.functional as F
+
+    found = []
+    with torch.inference_mode():
+        for ids in map(torch.tensor, rows):  # (T,)
+            logits = model(input_ids=ids[None]).logits[0, :-1]  # (T - 1, V)
+            found.append(-F.cross_entropy(logits, ids[1:], reduction="none"))
+    return torch.cat(found)
+
+
+def _dtype(config: Config | None, base: str) -> str:
+    """Choose the precision to store in: the training's, or the base's own where none is known."""
+    from transformers import AutoConfig
+
+    known = models.weights_dtype(config) if config else None
+    dtype = known or AutoConfig.from_pretrained(str(locate(base))).dtype
+    return str(dtype).removeprefix("torch.")
+
+
+def _write(
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", to: str, dtype: str, work: Path
+) -> None:
+    """Write what is exported, or what a converter takes, with all files of the tokenizer."""
+    import torch
+
+    folder = work / ("new" if to == "merged" else "base")
+    if to == "gguf-adapter":
+        model.config.save_pretrained(folder)
+    else:
+        merged = model.merge_and_unload().to(getattr(torch, dtype))
+        merged.config.use_cache = True  # off for the training only
+        merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in models.tokenizer_files(tokenizer.name_or_path):
+        shutil.copy(path, folder)
+
+
+def _converter(to: str, llama_cpp: str | Path | None) -> Path:
+    """Find llama.cpp's converter; `ConfigError` where it or the package gguf is missing."""
+    script = Path(llama_cpp or "").expanduser().resolve() / CONVERTERS[to]
+    if not (llama_cpp and script.is_file() and (script.parent / "gguf-py").is_dir()):
+        remedy = "name a copy of it (git clone https://github.com/ggml-org/llama.cpp)"
+        raise ConfigError(f"--llama-cpp {llama_cpp}: no {script.name} and gguf-py there; {remedy}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"--to {to}: gguf is not installed; pip install -e '.[gguf]'")
+    return script
+
+
+def _convert(script: Path, to: str, dtype: str, work: Path) -> None:
+    """Have llama.cpp make a GGUF file; `DataError` where it does not know such a model."""
+    arguments = {
+        "gguf": ["base", "--outfile", "new/model.gguf", "--outtype", TYPES[dtype]],
+        "gguf-adapter": ["adapter", "--outfile", "new/adapter.gguf", "--base", "base"],
+    }
+    command = [sys.executable, str(script), *arguments[to]]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        if last.startswith("OSError"):
+            raise OSError(last)
+        raise DataError(f"llama.cpp's {script.name} cannot convert it: {last}")
+
+
+def _read_again(folder: Path, to: str, work: Path) -> "PreTrainedModel | PeftModel":
+    """Load what was written, in float32; an adapter in the place of the one it was made of."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if to == "gguf-adapter":
+        model, _ = _load_plain(folder, work)
+        _replace_lora(model, work / "new" / "adapter.gguf")
+        return model
+    settings = {"gguf_file": "model.gguf"} if to == "gguf" else {}
+    load = AutoModelForCausalLM.from_pretrained
+    try:
+        return load(work / "new", dtype=torch.float32, **settings).eval()
+    except ValueError as error:  # transformers does not read every architecture from GGUF
+        raise DataError(f"not exported, for it cannot be read again and checked: {error}") from None
+
+
+def _replace_lora(model: "PeftModel", path: Path) -> None:
+    """Put a GGUF adapter in place of a model's, by llama.cpp's names of the layers."""
+    import torch
+    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from peft.tuners.lora import LoraLayer
+
+    reader = GGUFReader(path)
+    kind, alpha = (
+        reader.fields[key].contents() for key in ("general.architecture", "adapter.lora.alpha")
+    )
+    (number,) = (number for number, name in MODEL_ARCH_NAMES.items() if name == kind)
+    names = get_tensor_name_map(number, model.config.num_hidden_layers)
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            known = names.get_name(name)
+            layer.lora_A["default"].weight.data = tensors.pop(f"{known}.weight.lora_a")
+            layer.lora_B["default"].weight.data = tensors.pop(f"{known}.weight.lora_b")
+            layer.scaling["default"] = alpha / layer.r["default"]  # as llama.cpp has it
+
+
+def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
+    """Say how far log p is from the adapter's; `DataError` where that is too far."""
+    change, limit = (after - before).abs(), LIMITS[dtype]
+    said = (
+        f"largest |Δ log p| of {len(change):,} tokens {change.max():.2g}, mean {change.mean():.2g}"
+    )
+    if not change.max() <= limit:
+        raise DataError(f"not exported, for it computes something else: {said}, limit {limit:g}")
+    return f"{said} (limit in {dtype} {limit:g})"
+
+
+def _describe(
+    work: Path, base: str, to: str, start: str, config: Config | None, mixture: Mixture | None
+) -> None:
+    """Write a model card, and for Ollama how to continue text as the scorecard's passages were."""
+    folder = locate(base).resolve() if locate(base).is_dir() else None
+    card = {"base": folder.name if folder else base, "start": start, "titles": "not known"}
+    lora = models.adapter_settings(work / "adapter")
+    settings = {"lora": {key: lora[key] for key in ("r", "lora_alpha", "target_modules")}}
+    if config:
+        settings |= config.model_dump(mode="json", include={"masking", "training"})
+        del settings["training"]["output_dir"]
+    if mixture:
+        titles = mixture.outline["book"][mixture.outline["split"] == TRAIN].unique()
+        card["titles"] = "、".join(f"《{visible(title)}》" for title in titles)
+    card["settings"] = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+    (work / "new" / "README.md").write_text(CARD.format(**card), encoding="utf-8")
+    if to in CONVERTERS:
+        adapter = f"FROM {folder or base}\nADAPTER ./adapter.gguf"
+        origin = "FROM ./model.gguf" if to == "gguf" else adapter
+        text = MODELFILE.format(origin=origin, start=start, **vars(Sampling()))
+        (work / "new" / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m wuxia_core.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
+    parser.add_argument("--to", choices=["merged", *CONVERTERS], default="merged")
+    parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/ and --to)")
+    parser.add_argument("--llama-cpp", metavar="FOLDER", help="copy of llama.cpp, to make GGUF")
+    parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
+    options = vars(parser.parse_args(arguments))
+    return exit_status(lambda: print(export(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
