@@ -23,7 +23,10 @@ def writer():
     base = load_base("data/tiny_base", torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return get_peft_model(base, lora).eval(), load_tokenizer("data/tiny_base")
+        model = get_peft_model(base, lora).eval()
+    for name, weight in model.named_parameters():
+        weight.data *= 3 if "lora_B" in name else 1
+    return model, load_tokenizer("data/tiny_base")
 
 
 @pytest.fixture
