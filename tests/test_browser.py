@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from nbformat.sign import NotebookNotary
 from peft import LoraConfig, get_peft_model
@@ -257,9 +258,12 @@ def test_a_report_can_be_read(page, masks, scheme):
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
     """Folder of an adapter that was never trained, but changes what is written."""
-    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    lora = LoraConfig(target_modules="all-linear", lora_alpha=64, init_lora_weights=False)
     folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(load_base("data/tiny_base", "auto"), lora).save_pretrained(folder)
+    base = load_base("data/tiny_base", torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        get_peft_model(base, lora).save_pretrained(folder)
     return str(folder)
 
 

@@ -19,7 +19,7 @@ SHORT = Sampling(tokens=6, seed=3)
 @pytest.fixture(scope="session")
 def writer():
     """An adapter that was never trained, but changes what is written."""
-    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    lora = LoraConfig(target_modules="all-linear", lora_alpha=64, init_lora_weights=False)
     base = load_base("data/tiny_base", torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)

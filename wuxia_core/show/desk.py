@@ -28,6 +28,7 @@ KNOWN = {0.0: "0 (base)", 1.0: "1 (as trained)"}
 SETTINGS = ("strength", "seed", "tokens", "temperature")
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
 ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
+HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
 ONE_AT_A_TIME = Lock()  # a model has one strength at a time
 
 
@@ -110,7 +111,8 @@ class WritingDesk(widgets.VBox):
 
     def _keep(self, _: widgets.Button) -> None:
         self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
-        self.shelf.value = f"<h3>Kept</h3>{table(self.kept).set_properties(**ROW)._repr_html_()}"
+        shown = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
+        self.shelf.value = f"<h3>Kept</h3>{shown._repr_html_()}"
         self.keep.disabled = True
 
     def _set_busy(self, busy: bool, said: str = "") -> None:
