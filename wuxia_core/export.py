@@ -259,7 +259,7 @@ def _read_again(folder: Path, to: str, work: Path) -> "PreTrainedModel | PeftMod
 
 
 def _gguf_settings(path: Path) -> dict[str, Any]:
-    """Give what transformers reads a GGUF model with; by itself it takes heads of any size as 128."""
+    """Give what transformers reads a GGUF model with; it takes heads of any size for 128 wide."""
     from gguf import GGUFReader
     from transformers import AutoConfig
 
