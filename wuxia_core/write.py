@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from wuxia_core.errors import ConfigError, DataError, exit_status
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 STRONGEST = 2.0
+ONE_AT_A_TIME = Lock()  # a model has one strength at a time
 HALF = "\ufffd"  # of a character whose last bytes were not made any more
 
 
@@ -126,22 +128,27 @@ def stream(
     if not 0 <= strength <= STRONGEST:
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
-    context = getattr(model.config, "max_position_embeddings", math.inf)
-    if len(ids) + sampling.tokens > context:
-        raise DataError(
-            f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more do not fit into the "
-            f"model's context of {context:,}; shorten it, or lower --tokens"
-        )
+    _check_length(model, len(ids), sampling.tokens)
     row = torch.tensor([ids], device=model.device)
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "pad_token_id": tokenizer.eos_token_id}
     how |= {"attention_mask": torch.ones_like(row), "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
-    with torch.random.fork_rng(), torch.inference_mode(), scaled:
+    with ONE_AT_A_TIME, torch.random.fork_rng(), torch.inference_mode(), scaled:
         torch.manual_seed(sampling.seed)
         output = model.generate(row, **how)
     text = str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
     return text.rstrip(HALF)
+
+
+def _check_length(model: "PeftModel", prompt: int, tokens: int) -> None:
+    """Refuse a prompt that leaves no room in the model's context for so many tokens."""
+    context = getattr(model.config, "max_position_embeddings", math.inf)
+    if prompt + tokens > context:
+        raise DataError(
+            f"a prompt of {prompt:,} tokens and {tokens:,} more do not fit into the model's "
+            f"context of {context:,}; shorten it, or lower the number of tokens (--tokens)"
+        )
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:

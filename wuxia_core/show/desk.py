@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -29,7 +29,6 @@ SETTINGS = ("strength", "seed", "tokens", "temperature")
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
 ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
 HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
-ONE_AT_A_TIME = Lock()  # a model has one strength at a time
 
 
 def strengths_table(
@@ -44,8 +43,7 @@ def strengths_table(
     """
     rows = []
     for prompt in tqdm(prompts, "writing", leave=False):
-        with ONE_AT_A_TIME:
-            texts = [stream(*writer, prompt, sampling, strength=each) for each in strengths]
+        texts = [stream(*writer, prompt, sampling, strength=each) for each in strengths]
         rows.append([prompt, *texts])
     return pd.DataFrame(rows, columns=["prompt", *(KNOWN.get(s, f"{s:g}") for s in strengths)])
 
@@ -129,8 +127,7 @@ class WritingDesk(widgets.VBox):
                 echo, key = partial(self._echo, row, name), (name, prompt, strength, sampling)
                 row[name] = self._memory.get(key, "")
                 if not row[name]:
-                    with ONE_AT_A_TIME:
-                        text = stream(model, tokenizer, prompt, sampling, echo, strength=strength)
+                    text = stream(model, tokenizer, prompt, sampling, echo, strength=strength)
                     row[name] = self._memory[key] = text
                 self._show(row)
         except (WuxiaError, RuntimeError) as error:  # torch's: such as no memory left on the card
