@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -101,7 +101,8 @@ def export(
         model, tokenizer = _load_plain(folder, work)
         config, mixture = _run_of(folder)
         rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
-        before, dtype = _log_probs(model, rows), _dtype(config, base)
+        before = _log_probs(model, rows)
+        dtype = "float32" if to == "gguf-adapter" else _dtype(config, base)
         _write(model, tokenizer, to, dtype, work)
         del model  # there may be no room for two
         if script:
@@ -245,16 +246,29 @@ def _read_again(folder: Path, to: str, work: Path) -> "PreTrainedModel | PeftMod
     import torch
     from transformers import AutoModelForCausalLM
 
-    if to == "gguf-adapter":
-        model, _ = _load_plain(folder, work)
-        _replace_lora(model, work / "new" / "adapter.gguf")
-        return model
-    settings = {"gguf_file": "model.gguf"} if to == "gguf" else {}
-    load = AutoModelForCausalLM.from_pretrained
     try:
+        if to == "gguf-adapter":
+            model, _ = _load_plain(folder, work)
+            _replace_lora(model, work / "new" / "adapter.gguf")
+            return model
+        settings = _gguf_settings(work / "new" / "model.gguf") if to == "gguf" else {}
+        load = AutoModelForCausalLM.from_pretrained
         return load(work / "new", dtype=torch.float32, **settings).eval()
-    except ValueError as error:  # transformers does not read every architecture from GGUF
-        raise DataError(f"not exported, for it cannot be read again and checked: {error}") from None
+    except (KeyError, RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
+
+
+def _gguf_settings(path: Path) -> dict[str, Any]:
+    """Give what transformers reads a GGUF model with; it takes any head size for 128."""
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    for name, field in GGUFReader(path).fields.items():
+        if name.endswith(".attention.key_length"):
+            config.head_dim = field.contents()
+    return {"gguf_file": path.name, "config": config}
 
 
 def _replace_lora(model: "PeftModel", path: Path) -> None:
@@ -276,6 +290,8 @@ def _replace_lora(model: "PeftModel", path: Path) -> None:
             layer.lora_A["default"].weight.data = tensors.pop(f"{known}.weight.lora_a")
             layer.lora_B["default"].weight.data = tensors.pop(f"{known}.weight.lora_b")
             layer.scaling["default"] = alpha / layer.r["default"]  # as llama.cpp has it
+    if tensors:
+        raise ValueError(f"the adapter has no {', '.join(tensors)}")
 
 
 def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
