@@ -16,7 +16,7 @@ from wuxia_core.export import export, main
 from wuxia_core.model import add_adapter, load_adapter, load_base, write_adapter
 
 BASE = str(PROJECT / "data" / "tiny_base")
-LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "/nowhere"))
+LLAMA_CPP = os.environ.get("LLAMA_CPP")  # a copy of it, to try its own converters
 PLAIN = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -172,3 +172,39 @@ def test_without_llama_cpp_it_says_where_to_get_it(run, tmp_path, capsys, to):
         assert main([str(run), "--to", to, *options]) == 2
         assert "git clone" in capsys.readouterr().err
     assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (
+            "NotImplementedError('no such tokenizer')",
+            3,
+            "cannot convert it: NotImplementedError: no s",
+        ),
+        ("OSError(28, 'No space left on device')", 5, "No space left on device"),
+    ],
+)
+def test_a_converter_that_fails_leaves_nothing(run, tmp_path, capsys, failure, status, said):
+    pytest.importorskip("gguf")
+    (tmp_path / "llama" / "gguf-py").mkdir(parents=True)
+    (tmp_path / "llama" / "convert_lora_to_gguf.py").write_text(f"raise {failure}")
+    there = leftovers(run)
+    options = ["--to", "gguf-adapter", "--llama-cpp", str(tmp_path / "llama")]
+    assert main([str(run), *options]) == status
+    assert said in capsys.readouterr().err
+    assert leftovers(run) == there
+
+
+@pytest.mark.skipif(not LLAMA_CPP, reason="set LLAMA_CPP to a copy of llama.cpp")
+def test_llama_cpps_converters(run, capsys):
+    """They do not know the bundled tokenizer, and an adapter needs none."""
+    options = [str(run), "--llama-cpp", LLAMA_CPP]
+    assert main([*options, "--to", "gguf"]) == 3
+    assert "pre-tokenizer was not recognized" in capsys.readouterr().err
+    assert main([*options, "--to", "gguf-adapter"]) == 0
+    folder = run / "export" / "gguf-adapter"
+    lines = (folder / "Modelfile").read_text().splitlines()
+    assert lines[:2] == [f"FROM {BASE}", "ADAPTER ./adapter.gguf"]
+    assert "PARAMETER temperature 0.9" in lines and "PARAMETER top_p 0.95" in lines
+    assert (folder / "adapter.gguf").stat().st_size > 1_000_000

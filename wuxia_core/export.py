@@ -5,8 +5,9 @@
     python -m wuxia_core.export output/sample --to gguf-adapter --llama-cpp ../llama.cpp
 
 OUTPUT_DIR is a run folder, or that of any LoRA adapter. All is done in float32 on the CPU, with 4
-bytes of memory a parameter, and stored in the precision of the training. The trained row of the
-mask token is left out: with a tied head it could be sampled.
+bytes of memory a parameter, and stored in the precision of the training, or in float32 where no
+config.yaml says which. The trained row of the mask token is left out: with a tied head it could be
+sampled.
 """
 
 import argparse
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 CONVERTERS = {"gguf": "convert_hf_to_gguf.py", "gguf-adapter": "convert_lora_to_gguf.py"}
 TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # their names in GGUF
-PASSAGES, CHARACTERS, SHORTEST, TOKENS = 20, 150, 10, 128
+PASSAGES, CHARACTERS, TOKENS = 20, 150, 128
 # Of |Δ log p| of a token, nats. With the bundled base, rounding the weights alone gave at most
 # 0.000007 (float32: the order of the sums), 0.0032 and 0.028.
 LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
@@ -101,7 +102,8 @@ def export(
         config, mixture = _run_of(folder)
         rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
         before = _log_probs(model, rows)
-        dtype = "float32" if to == "gguf-adapter" else _dtype(config, base)
+        stored = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
+        dtype = str(stored).removeprefix("torch.")
         _write(model, tokenizer, to, dtype, work)
         del model  # there may be no room for two
         if script:
@@ -161,17 +163,16 @@ def _run_of(folder: Path) -> tuple[Config | None, Mixture | None]:
 
 
 def _passages(mixture: Mixture | None) -> list[str]:
-    """Take stretches of held-out text, or without any of the sample's."""
+    """Take stretches of held-out text, or without enough of it of the sample's."""
     text = ""
     if mixture:
         held_out = np.flatnonzero(mixture.outline["split"] == VALIDATION)
         text = "\n".join(mixture.texts(held_out.tolist()[:: len(held_out) // PASSAGES + 1]))
-    if len(text) < PASSAGES * SHORTEST:
+    if len(text) < PASSAGES * CHARACTERS:
         paths = sorted(locate("data/sample").glob("*.txt"))
         text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
-    size = min(CHARACTERS, len(text) // PASSAGES)
-    starts = np.linspace(0, len(text) - size, PASSAGES, dtype=int)
-    return [text[start : start + size] for start in starts]
+    starts = np.linspace(0, len(text) - CHARACTERS, PASSAGES, dtype=int)
+    return [text[start : start + CHARACTERS] for start in starts]
 
 
 def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Tensor":
@@ -185,15 +186,6 @@ def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Te
             logits = model(input_ids=ids[None]).logits[0, :-1]  # (T - 1, V)
             found.append(-F.cross_entropy(logits, ids[1:], reduction="none"))
     return torch.cat(found)
-
-
-def _dtype(config: Config | None, base: str) -> str:
-    """Choose the precision to store in: the training's, or the base's own where none is known."""
-    from transformers import AutoConfig
-
-    known = models.weights_dtype(config) if config else None
-    dtype = known or AutoConfig.from_pretrained(str(locate(base))).dtype
-    return str(dtype).removeprefix("torch.")
 
 
 def _write(
@@ -259,7 +251,7 @@ def _read_again(folder: Path, to: str, work: Path) -> "PreTrainedModel | PeftMod
 
 
 def _gguf_settings(path: Path) -> dict[str, Any]:
-    """Give what transformers reads a GGUF model with; it takes heads of any size for 128 wide."""
+    """Give what transformers reads a GGUF model with; it takes any head size for 128."""
     from gguf import GGUFReader
     from transformers import AutoConfig
 
@@ -340,6 +332,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--llama-cpp", metavar="FOLDER", help="copy of llama.cpp, to make GGUF")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
     options = vars(parser.parse_args(arguments))
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     return exit_status(lambda: print(export(**options)))
 
 
