@@ -18,7 +18,7 @@ def run(tmp_path, script, *options):
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=300,
     )
 
 
