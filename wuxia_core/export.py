@@ -211,7 +211,8 @@ def _converter(to: str, llama_cpp: str | Path | None) -> Path:
     script = Path(llama_cpp or "").expanduser().resolve() / CONVERTERS[to]
     if not (llama_cpp and script.is_file() and (script.parent / "gguf-py").is_dir()):
         remedy = "name a copy of it (git clone https://github.com/ggml-org/llama.cpp)"
-        raise ConfigError(f"--llama-cpp {llama_cpp}: no {script.name} and gguf-py there; {remedy}")
+        where = f"--llama-cpp {llama_cpp or '(not given)'}"
+        raise ConfigError(f"{where}: no {script.name} and gguf-py there; {remedy}")
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"--to {to}: gguf is not installed; pip install -e '.[gguf]'")
     return script
