@@ -22,6 +22,7 @@ def run(tmp_path, script, *options):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", ["calibration.py", "objectives.py", "prepare.py"])
 def test_a_long_benchmark_starts(tmp_path, script):
     finished = run(tmp_path, script, "--help")
@@ -61,6 +62,7 @@ def test_a_missing_gpu_is_said(tmp_path):
     assert "needs a GPU" in finished.stderr
 
 
+@pytest.mark.long
 def test_all_ways_of_a_training_step_have_the_same_losses(tmp_path):
     """The script itself compares them to 1e-4."""
     finished = run(tmp_path, "train_step.py", "--tiny")
