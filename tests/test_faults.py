@@ -77,7 +77,7 @@ class Launch:
 
     def end(self):
         """Wait for the end: exit status and last line."""
-        status = self.process.wait(timeout=120)
+        status = self.process.wait(timeout=300)
         said = self.said()
         assert "Traceback" not in said, said[-3000:]
         return status, said.strip().splitlines()[-1]
@@ -87,7 +87,7 @@ class Launch:
         return self._log.read()
 
     def _until(self, true):
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not true():
             assert self.process.poll() is None, self.said()[-3000:]
             assert time.monotonic() < deadline, self.said()[-3000:]
