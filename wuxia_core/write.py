@@ -184,22 +184,20 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Sampling()
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
     parser.add_argument("--base", action="store_true", help="the base's answer too, same seed")
     parser.add_argument("--strength", type=float, default=1, help="of the adapter, 0 to 2 (1)")
     parser.add_argument("--chat", action="store_true", help="through the chat template")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
-    for name in ("seed", "tokens", "temperature", "top-p", "repetition-penalty"):
-        value = getattr(default, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"({value:g})")
+    for name, value in vars(Sampling()).items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(value), default=value, help=f"({value:g})")
     return exit_status(partial(_write, parser.parse_args(arguments)))
 
 
 def _write(options: argparse.Namespace) -> None:
-    names = ("tokens", "temperature", "top_p", "repetition_penalty", "seed")
-    sampling = Sampling(**{name: getattr(options, name) for name in names})
+    sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     model, tokenizer = open_writer(options.output_dir, options.base_model)
     answer = partial(_answer, model, tokenizer, sampling, options)
     if options.prompt is not None:
