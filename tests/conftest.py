@@ -36,6 +36,24 @@ def config(tmp_path) -> Config:
     return config
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of so many MiB by calling it; its folder."""
+    disk, mounted = tmp_path / "disk", []
+    disk.mkdir()
+
+    def mount(mebibytes: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(disk)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no tmpfs can be mounted")
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
 def launch_sample(root: Path, *settings: str) -> tuple[Path, str]:
     """Launch the sample as a user does; its folder and what was printed."""
     settings = (
