@@ -2,13 +2,14 @@
 
 `visible` is for terminals and plots, `escape` for HTML. Neither makes text fit for Markdown or
 LaTeX: text from outside is never given to those. `codes` are a text's code points as an array,
-`ngrams` the hashes of its runs of n characters.
+`ngrams` the hashes of its runs of n characters. `Edit` is what a rule of cleaning proposes.
 """
 
 import functools
 import html
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,12 @@ BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 UNUSUAL = re.compile("[^\n\t -~\u3000-\u3029\u4e00-\u9fa5，。：；？！“”‘’…—]")  # few in a novel
+
+HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
+CJK = rf"{HAN}，。：；？！、“”‘’「」『』《》（）…—"
+CJK_TEXT = re.compile(f"[{CJK}]")
+
+Edit = tuple[int, int, str]  # text[start:end] becomes this
 
 FACTOR = 0x9E3779B97F4A7C15  # of the rolling hash, odd, so that it has an inverse
 INVERSE = pow(FACTOR, -1, 1 << 64)
@@ -108,3 +115,22 @@ def _power_table(factor: int, length: int) -> Hashes:
     steps = np.full(length, factor, np.uint64)
     steps[0] = 1
     return np.cumprod(steps)
+
+
+def replace(
+    pattern: re.Pattern[str] | str, new: str | Callable[[re.Match[str]], str], text: str
+) -> Iterator[Edit]:
+    """Propose to replace every match."""
+    for match in re.finditer(pattern, text):
+        yield *match.span(), new if isinstance(new, str) else new(match)
+
+
+def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Find the lines in which a pattern occurs, each once."""
+    end = -1
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            start = text.rfind("\n", 0, match.start()) + 1
+            end = text.find("\n", match.start())
+            end = len(text) if end < 0 else end
+            yield start, end

@@ -5,6 +5,7 @@ It does not split, mix or tokenize. A document is a chapter of a novel, or one g
 
 from wuxia_core.corpus.chapters import chapter, gather, split_chapters
 from wuxia_core.corpus.cleaning import OLDER_NAMES, RULES, Tally, clean
+from wuxia_core.corpus.encodings import Book, read_book
 from wuxia_core.corpus.overlap import (
     DuplicateIndex,
     HeldOutNgrams,
@@ -12,13 +13,5 @@ from wuxia_core.corpus.overlap import (
     SameBook,
     drop_sentences,
 )
-from wuxia_core.corpus.reading import (
-    Book,
-    Document,
-    File,
-    FileReport,
-    find_files,
-    read_book,
-    read_documents,
-)
+from wuxia_core.corpus.reading import Document, File, FileReport, find_files, read_documents
 from wuxia_core.corpus.words import CLASSES, Segmenter, classes, dialogue, read_lexicon

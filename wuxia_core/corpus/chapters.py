@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from wuxia_core.errors import DataError
+from wuxia_core.text import Edit
 
 SECTION = 3000  # characters: length of a part where a book has no chapters
 LONE = 20  # characters: a heading with less text behind it opens no chapter
@@ -27,6 +28,13 @@ HEADING = re.compile(
 LISTED = re.compile(
     rf"^[ \t　]*+(?P<number>{NUMERAL})(?:[、.．:： 　][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
 )
+
+INLINE = re.compile(  # the title ends where there are two blanks
+    rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
+    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
+    re.MULTILINE,
+)
+CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 
 
 @dataclass
@@ -132,3 +140,29 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
             group, gathered = [], 0
     if group:
         yield group
+
+
+def table_of_contents(text: str) -> Iterator[Edit]:
+    """Tables of contents: headings that follow each other with nothing between."""
+    run: list[re.Match[str]] = []
+    for match in HEADING.finditer(text):
+        if run and text[run[-1].end() : match.start()].strip():
+            yield from _list_of(run, text)
+            run = []
+        run.append(match)
+    yield from _list_of(run, text)
+
+
+def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
+    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
+    if len(run) > CONTENTS:
+        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
+        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
+
+
+def headings(text: str) -> Iterator[Edit]:
+    """Headings behind a sentence get a line of their own."""
+    for match in INLINE.finditer(text):
+        yield *match.span("before"), "\n"
+        if match["after"]:
+            yield *match.span("after"), "\n"

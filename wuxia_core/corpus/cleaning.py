@@ -9,14 +9,12 @@ import re
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
-from wuxia_core.corpus.chapters import HEADING, NUMERAL
-
-Edit = tuple[int, int, str]  # text[start:end] becomes this
+from wuxia_core.corpus.chapters import HEADING, NUMERAL, headings, table_of_contents
+from wuxia_core.corpus.encodings import garbled, mojibake
+from wuxia_core.text import CJK_TEXT, Edit, lines_with, replace
 
 BLANK = " \t\xa0　"
-HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
-CJK = rf"{HAN}，。：；？！、“”‘’「」『』《》（）…—"
-CJK_TEXT, PUNCTUATION = re.compile(f"[{CJK}]"), re.compile("[，。：；？！]")
+PUNCTUATION = re.compile("[，。：；？！]")
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'")
 
 LINE_END = re.compile("\r\n?|[\f\v\x85\u2028\u2029]")
@@ -37,15 +35,7 @@ MARKUP = re.compile(
 )
 BREAKS = re.compile(r"<(?:br|/?p|/?div|/tr)\b", re.IGNORECASE)
 INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b-\u200f\u2060\ufeff]")
-# ，。的你在是我同不了这 and an opening quotation mark as they look when UTF-8 is read as GBK
-AS_GBK = "[锛銆鐨浣鍦鏄鎴鍚涓浜杩鈥]"
-MISREAD = re.compile(rf"[\xc0-\xff][\x80-\xff\u0152-\u2122]|{AS_GBK}")
-MISREADINGS = (("gb18030", "utf-8"), ("cp1252", "utf-8"), ("cp1252", "gb18030"),
-               ("latin-1", "utf-8"), ("latin-1", "gb18030"))  # fmt: skip
-OFTEN = AS_GBK.replace("浣", "")  # a name may have it three times
-GARBLED = re.compile(rf"锟斤拷|烫{{6}}|屯{{6}}|{OFTEN}(?:[^\n]{{0,20}}{OFTEN}){{2}}")
-GARBLED_SENTENCE = re.compile(rf"[^。！？\n]{{0,200}}?(?:{GARBLED.pattern})[^。！？\n]{{0,200}}")
-LONG_LINE = 500  # characters
+LONG_LINE = 500  # characters: of a longer one a sentence is looked at
 
 # Where GB18030-2000, which Python has, put into private use what GB18030-2022 gives a place.
 STANDARD = dict(zip(map(chr, range(0xE78D, 0xE797)), "︐︒︑︓︔︕︖︗︘︙", strict=True)) | dict(
@@ -89,11 +79,6 @@ PAGE_MARK = re.compile(
     r"分[节節]阅读[_＿ ]*\d+|[（(]第\d+[/／]\d+[页頁][）)]"
     r"|\n[-—－ ]*(?:第 ?\d{1,4} ?[页頁]|[-—－] *\d{1,4} *[-—－])[-—－ ]*(?=\n|\Z)"
 )
-INLINE = re.compile(  # the title ends where there are two blanks
-    rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
-    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
-    re.MULTILINE,
-)
 SPEECH = ("“", "「", "『", '"')
 AROUND_MARK = "_＿" + "\n" + BLANK
 BOILERPLATE = re.compile(
@@ -105,28 +90,8 @@ BOILERPLATE = re.compile(
     re.MULTILINE,
 )
 FEWEST_BROKEN = 10  # lines
-CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 WORDS = re.compile(r"[A-Za-z,]\s*[A-Za-z]")  # English words need a space between them
 EXAMPLES, AROUND = 5, 12  # examples kept for a rule and text; characters shown around each
-
-
-def replace(
-    pattern: re.Pattern[str] | str, new: str | Callable[[re.Match[str]], str], text: str
-) -> Iterator[Edit]:
-    """Propose to replace every match."""
-    for match in re.finditer(pattern, text):
-        yield *match.span(), new if isinstance(new, str) else new(match)
-
-
-def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Find the lines in which a pattern occurs, each once."""
-    end = -1
-    for match in pattern.finditer(text):
-        if match.start() > end:
-            start = text.rfind("\n", 0, match.start()) + 1
-            end = text.find("\n", match.start())
-            end = len(text) if end < 0 else end
-            yield start, end
 
 
 def line_ends(text: str) -> Iterator[Edit]:
@@ -144,36 +109,6 @@ def markup(text: str) -> Iterator[Edit]:
 def invisible(text: str) -> Iterator[Edit]:
     """Byte-order marks, control characters, zero-width characters."""
     return replace(INVISIBLE, "", text)
-
-
-def mojibake(text: str) -> Iterator[Edit]:
-    """Lines that were decoded wrongly once and can be decoded back."""
-    for start, end in lines_with(MISREAD, text):
-        repaired = _repaired(text[start:end])
-        if repaired is not None:
-            yield start, end, repaired
-
-
-def _repaired(line: str) -> str | None:
-    """Undo a wrong decoding; None unless that gives nothing but ordinary text."""
-    for wrong, right in MISREADINGS:
-        try:
-            repaired = line.encode(wrong).decode(right)
-        except UnicodeError:
-            continue
-        if len(CJK_TEXT.findall(repaired)) > 0.8 * len(repaired.strip()):
-            return repaired
-    return None
-
-
-def garbled(text: str) -> Iterator[Edit]:
-    """Lines of 锟斤拷 and the like, which nothing can recover; of a long line a sentence."""
-    for start, end in lines_with(GARBLED, text):
-        if end - start <= LONG_LINE:
-            yield start, min(end + 1, len(text)), ""
-        else:
-            for match in GARBLED_SENTENCE.finditer(text, start, end):
-                yield *match.span(), ""
 
 
 def spaces(text: str) -> Iterator[Edit]:
@@ -274,32 +209,6 @@ def _is_ad(line: str, enough: int) -> bool:
 def boilerplate(text: str) -> Iterator[Edit]:
     """Rules of dashes, 章节内容开始, （本章完）, 第一部分, title lines, 正文 before a heading."""
     return replace(BOILERPLATE, "", text)
-
-
-def table_of_contents(text: str) -> Iterator[Edit]:
-    """Tables of contents: headings that follow each other with nothing between."""
-    run: list[re.Match[str]] = []
-    for match in HEADING.finditer(text):
-        if run and text[run[-1].end() : match.start()].strip():
-            yield from _list_of(run, text)
-            run = []
-        run.append(match)
-    yield from _list_of(run, text)
-
-
-def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
-    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
-    if len(run) > CONTENTS:
-        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
-        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
-
-
-def headings(text: str) -> Iterator[Edit]:
-    """Headings behind a sentence get a line of their own."""
-    for match in INLINE.finditer(text):
-        yield *match.span("before"), "\n"
-        if match["after"]:
-            yield *match.span("after"), "\n"
 
 
 def hard_wrap(text: str) -> Iterator[Edit]:

@@ -3,22 +3,19 @@
 Which files are novels and which general text is decided here, and never by what they say.
 """
 
-import functools
 import json
 import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, product
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from wuxia_core.corpus.chapters import passages, split_chapters
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
+from wuxia_core.corpus.encodings import read_blocks
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 
@@ -27,18 +24,7 @@ logger = logging.getLogger(__name__)
 # Files.
 NO_NOVELS = {"general.txt", "lexicon.txt"}
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
-OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
 BLOCK = 32_000_000  # bytes read at a time
-
-# Encodings.
-BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-UTF_16 = ("utf-16-le", "utf-16-be")
-ENCODINGS = ("utf-8", "gb18030", "cp950", *UTF_16)
-LINE_ENCODINGS = ("utf-8", "gb18030", "cp950", "big5hkscs")
-CLEAR, FAR_MORE = 0.8, 0.2  # plausibility of a line that is fine; a difference that decides
-BROKEN = "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
-MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
-CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
 
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
@@ -139,150 +125,6 @@ def _find_general(texts: list[Path], general: Path | None) -> list[Path]:
             raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
         files += named
     return sorted({path.resolve(): path for path in files}.values())
-
-
-@dataclass(frozen=True)
-class Book:
-    """A file, decoded and not yet cleaned."""
-
-    title: str
-    text: str
-    path: Path
-    encoding: str
-
-
-def read_book(path: str | Path, encoding: str | None = None) -> Book:
-    """Decode a text file.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file; its stem is the title.
-    encoding : str, optional
-        Python's name of the encoding; by default it is detected, for each line where lines differ.
-
-    Raises
-    ------
-    CorpusError
-        With `path`, `offset` (byte) and `tried`, where the file cannot be read, is not text, or
-        more than 0.1 % of its characters cannot be decoded.
-    """
-    path = Path(path)
-    blocks = list(read_blocks(path, encoding, size=-1))
-    return blocks[0] if blocks else _decode_block(b"", path, encoding, 0)
-
-
-def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
-    """Decode a file in blocks of `size` bytes and what is left of the last line; -1 is one block.
-
-    UTF-16, whose lines end otherwise, is read as a whole. Raises `CorpusError` as `read_book` does;
-    the blocks before a bad one have been given then.
-    """
-    start = 0
-    try:
-        with path.open("rb") as file:
-            while data := file.read(size):
-                if len(data) == size:  # there may be more
-                    by_line = not _detect(_sample(data)).startswith("utf-16")
-                    data += file.readline() if by_line else file.read()
-                yield _decode_block(data, path, encoding, start)
-                start += len(data)
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
-
-
-def _decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
-    """Decode bytes that stand at `start` in a file; refuse what is no text."""
-    if data.startswith(OTHER_FORMATS):
-        raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
-    try:
-        text, name = (data.decode(encoding, "replace"), encoding) if encoding else _decode(data)
-    except (LookupError, UnicodeError):
-        raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
-    broken = _broken(text)
-    if broken > MOST_BROKEN * len(text):
-        before = re.split(f"[{BROKEN}]", text, maxsplit=1)[0]
-        place = start + len(before.encode(name.split("+")[0], "replace"))
-        message = (
-            f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
-            f"decoded as {name} (the first at byte {place}); save it as UTF-8, or name its "
-            "encoding in data.encoding"
-        )
-        raise CorpusError(message, str(path), place, ENCODINGS)
-    if broken:
-        logger.warning("%s: %d undecodable characters are shown as �", path, broken)
-    head = text[:100_000]
-    if (strange := len(CONTROL.findall(head))) > MOST_BROKEN * len(head):
-        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
-    return Book(path.stem, text, path, name)
-
-
-def _detect(data: bytes) -> str:
-    """Name the encoding: by byte-order mark, else by what makes most sense.
-
-    What is valid UTF-8 is never GB18030 or Big5, but a few characters of UTF-16 can look like it.
-    """
-    for bom, name in BOMS.items():
-        if data.startswith(bom):
-            return name
-    as_utf8 = data.decode("utf-8", errors="replace")
-    valid = _broken(as_utf8) <= MOST_BROKEN * len(as_utf8)
-    names, sample = ("utf-8", *UTF_16) if valid else ENCODINGS, _sample(data)
-    return max(names, key=lambda name: _plausibility(sample, name))
-
-
-def _broken(text: str) -> int:
-    """Count undecodable characters, but not a last one that the file's end cuts through."""
-    return sum(map(text.removesuffix("\ufffd").count, BROKEN))
-
-
-def _sample(data: bytes) -> bytes:
-    """Head, middle and tail, cut at multiples of four bytes so that UTF-16 stays in step."""
-    part = 16384
-    if len(data) <= 3 * part:
-        return data
-    middle, tail = len(data) // 8 * 4, (len(data) - part) // 4 * 4
-    return data[:part] + data[middle : middle + part] + data[tail:]
-
-
-def _plausibility(sample: bytes, encoding: str) -> float:
-    """Share of everyday characters, less five times the share of undecodable ones."""
-    text = sample.decode(encoding, errors="replace").removesuffix("\ufffd")
-    units = np.frombuffer(text.encode("utf-16-le"), np.uint16)
-    return float(_everyday()[units].sum() - 5 * _broken(text)) / max(1, len(text))
-
-
-@functools.cache
-def _everyday() -> npt.NDArray[np.float64]:
-    """Weigh the level-1 characters of GB2312 and Big5 and Chinese punctuation 1, ASCII a half."""
-    cells = range(0xA1, 0xFF)
-    gb = bytes(chain(*product(range(0xB0, 0xD8), cells)))
-    big5 = bytes(chain(*product(range(0xA4, 0xC7), [*range(0x40, 0x7F), *cells])))
-    han = gb.decode("gb2312", "ignore") + big5.decode("big5", "ignore")
-    weights = np.zeros(0x10000)  # by UTF-16 unit
-    weights[0x20:0x7F] = 0.5
-    weights[[ord(c) for c in han + "，。：；？！、“”‘’「」『』《》（）…—　\n\r\t "]] = 1.0
-    return weights
-
-
-def _decode(data: bytes) -> tuple[str, str]:
-    """Decode, line by line unless all is UTF-8 or UTF-16, and name the encodings that were used."""
-    chosen = _detect(data)
-    as_a_whole = data.decode(chosen, errors="replace")
-    if chosen not in LINE_ENCODINGS or (chosen == "utf-8" and not _broken(as_a_whole)):
-        return as_a_whole, chosen
-    lines = data.split(b"\n")
-    names = [_line_encoding(line, chosen) for line in lines]
-    text = "\n".join(x.decode(n, errors="replace") for x, n in zip(lines, names, strict=True))
-    return text, "+".join(dict.fromkeys([chosen, *names]))
-
-
-def _line_encoding(line: bytes, chosen: str) -> str:
-    """Choose another encoding than the file's where it makes far more sense of a line."""
-    if line.isascii() or (score := _plausibility(line, chosen)) >= CLEAR:
-        return chosen
-    best = max(LINE_ENCODINGS, key=lambda name: _plausibility(line, name))
-    return best if _plausibility(line, best) > score + FAR_MORE else chosen
 
 
 class Document(NamedTuple):

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.corpus.cleaning import HAN
 from wuxia_core.errors import ConfigError
-from wuxia_core.text import codes
+from wuxia_core.text import HAN, codes
 
 # From weak to strong: a token that covers several characters is of the strongest class among them.
 PUNCTUATION, FUNCTION, CONTENT, IDIOM = range(4)
