@@ -13,6 +13,7 @@ from wuxia_core.corpus import (
     split_chapters,
 )
 from wuxia_core.corpus.chapters import _number
+from wuxia_core.corpus.encodings import read_blocks
 from wuxia_core.errors import CorpusError, DataError
 
 PROSE = "话说那日天色将晚，老镖师独自坐在门前磨刀，忽听得远处马蹄声急，心中一惊。" * 3
@@ -88,7 +89,7 @@ def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatc
     monkeypatch.setattr(reading, "BLOCK", 2000)
     path = tmp_path / "长.txt"
     path.write_text("\n".join([PROSE] * 60), encoding="gb18030")
-    blocks = list(reading.read_blocks(path, None, 2000))
+    blocks = list(read_blocks(path, None, 2000))
     assert len(blocks) > 3 and all(block.text.endswith("\n") for block in blocks[:-1])
     assert "".join(block.text for block in blocks) == read_book(path).text
     jsonl = tmp_path / "长.jsonl"
@@ -96,7 +97,7 @@ def test_a_long_file_is_read_in_blocks_that_end_with_a_line(tmp_path, monkeypatc
     with pytest.raises(DataError, match=r"jsonl:201: must be an object"):
         read(jsonl, "general")
     path.write_text("\n".join([PROSE] * 60), encoding="utf-16")
-    assert [block.text for block in reading.read_blocks(path, None, 2000)] == [read_book(path).text]
+    assert [block.text for block in read_blocks(path, None, 2000)] == [read_book(path).text]
 
 
 def test_chapters_are_cut_at_headings_and_lose_nothing():
@@ -191,7 +192,7 @@ def test_general_text_and_own_folders_are_never_novels(tmp_path):
         source: {str(file.path.relative_to(tmp_path)) for file in files if file.source == source}
         for source in ("wuxia", "general")
     }
-    assert paths["wuxia"] == {"书.txt", "子/书.TXT"}
+    assert paths["wuxia"] == {"书.txt", "子/书.TXT", "说明.md"}
     assert paths["general"] == {"General.TXT", "general.txt", "子/general.txt", "通用/y.txt"}
 
 
@@ -216,8 +217,10 @@ def test_links_in_a_circle_and_folders_called_txt(tmp_path, caplog):
     (tmp_path / "圈").symlink_to(tmp_path)
     (tmp_path / "自.txt").symlink_to(tmp_path / "自.txt")
     (tmp_path / "断.txt").symlink_to(tmp_path / "absent.txt")
-    assert [file.book for file in find_files(tmp_path, None)] == ["x.txt/书"]
-    assert "自.txt: a link" in caplog.text and "断.txt: a link" in caplog.text
+    files = find_files(tmp_path, None)
+    assert [file.book for file in files if file.source] == ["x.txt/书"]
+    assert [file.name for file in files if "a link" in file.left_out] == ["断.txt", "自.txt"]
+    assert "断.txt, 自.txt (2): a link" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,31 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from wuxia_core.corpus.chapters import passages, split_chapters
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
-from wuxia_core.corpus.encodings import read_blocks
+from wuxia_core.corpus.formats import ADVICE, READ, Text, contents, read, squeeze
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 
 logger = logging.getLogger(__name__)
 
 # Files.
-NO_NOVELS = {"general.txt", "lexicon.txt"}
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
+NO_BOOKS = {"readme.md": "describes a folder"}
+UNKNOWN = "if it is a book, save it as .txt"
+SHOWN = 3  # names in a warning
+WRITTEN = ({"manifest.json", "windows.parquet"}, {"mixture.json", "config.yaml"})  # mixture, run
 BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
+TOO_LONG = 30_000  # a longer chapter may be several
 SHORTEST = 20  # less than that is no book
 LONGEST_LINE = 6000  # a longer one is cut at sentence ends
 LONG = re.compile(
@@ -37,51 +41,84 @@ LONG = re.compile(
 
 @dataclass(frozen=True)
 class File:
-    """A text file: `source` is "wuxia" or "general", `book` is what its documents go by.
+    """A file or a member of an archive: `source` is "wuxia", "general", or "" where it is left out.
 
-    `name` is the path below `data_dir`, or the last part of a path elsewhere.
+    `book` is what its documents go by. `name` is the path below `data_dir`, or the last part of a
+    path elsewhere, and goes on into an archive: `合集.zip/书.txt`.
     """
 
     path: Path
     source: str
     book: str
     name: str
+    member: str = ""
+    left_out: str = ""  # why
+
+    @property
+    def place(self) -> Path:
+        """The path, which goes on into an archive."""
+        return Path(self.path, self.member)
 
 
 def find_files(
     data_dir: Path, general: Path | None, novels: Path | None = None, lexicon: Path | None = None
 ) -> list[File]:
-    """List the novels below `data_dir`, then the general text, each in order of their paths.
+    """List the novels below `data_dir`, the general text and what is left out, each by its path.
 
     Neither a lexicon nor a file called general.txt or lexicon.txt is a novel.
 
     `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
     suffix, a general text's is its stem; where two would have the same, the later is numbered.
 
-    Raises `DataError` where there is no novel, or `general` holds neither .txt nor .jsonl.
+    Raises `DataError` where there is no novel, or nothing to read in `general`.
     """
     if not data_dir.is_dir():
         raise DataError(f"data.data_dir {data_dir}: no such folder; novels are .txt files in one")
-    named = [path.resolve() for path in (general, lexicon) if path]
-    texts = [
-        path
-        for path in _below(data_dir, ".txt")
-        if path.relative_to(data_dir).parts[0] not in OWN_FOLDERS
-        and not any(path.resolve().is_relative_to(other) for other in named)
+    named = [os.path.realpath(path) for path in (general, lexicon) if path]
+    found = _look_into(_of_user(data_dir, named), data_dir)
+    if novels:
+        found = [file for file in found if file.source == "general"]
+        found += _look_into({novels: ""}, data_dir, "wuxia", {".jsonl"})
+    _refuse_if_none(
+        found, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there"
+    )
+    if general is not None:
+        paths = {general: ""} if general.is_file() else _below(general)
+        more = _look_into(paths, data_dir, "general", {".jsonl", general.suffix.lower()})
+        _refuse_if_none(
+            more, "general", f"data.general_file {general}: no .txt or .jsonl file there"
+        )
+        found += more
+    for reason in _reasons(found):
+        logger.warning("left out: %s", reason)
+    left_out = sorted((file for file in found if file.left_out), key=lambda file: file.name)
+    return [*_named(found, "wuxia"), *_named(found, "general"), *left_out]
+
+
+def _refuse_if_none(found: list[File], source: str, message: str) -> None:
+    if not any(file.source == source for file in found):
+        raise DataError("\n".join([message, *_reasons(found)]))
+
+
+def _reasons(found: list[File]) -> list[str]:
+    """Say why files are left out, a line a reason."""
+    names: dict[str, list[str]] = {}
+    for file in found:
+        names.setdefault(file.left_out, []).append(file.name)
+    names.pop("", None)
+    return [
+        f"{', '.join(some[:SHOWN])}{' …' * (len(some) > SHOWN)} ({len(some)}): {why}"
+        for why, some in names.items()
     ]
-    paths = [novels] if novels else [path for path in texts if path.name.lower() not in NO_NOVELS]
-    if not paths:
-        raise DataError(f"data.data_dir {data_dir}: no novel in it; put .txt files there")
-    files = []
-    for source, found in (("wuxia", paths), ("general", _find_general(texts, general))):
-        taken: set[str] = set()
-        for path in found:
-            inside = path.is_relative_to(data_dir)
-            name = str(path.relative_to(data_dir)) if inside else path.name
-            title = name.removesuffix(path.suffix) if source == "wuxia" else path.stem
-            book = _unused(title, taken, path)
-            files.append(File(path, source, book, name))
-    return files
+
+
+def _named(found: list[File], source: str) -> Iterator[File]:
+    """Give the files of a source, each once, with the names of their books."""
+    taken: set[str] = set()
+    once = {os.path.realpath(file.place): file for file in found if file.source == source}
+    for file in sorted(once.values(), key=lambda file: file.place):
+        title = PurePath(file.name if source == "wuxia" else file.place.name).with_suffix("")
+        yield replace(file, book=_unused(str(title), taken, file.place))
 
 
 def _unused(title: str, taken: set[str], path: Path) -> str:
@@ -94,37 +131,70 @@ def _unused(title: str, taken: set[str], path: Path) -> str:
     return name
 
 
-def _below(folder: Path, *suffixes: str) -> list[Path]:
-    """List the files below a folder, linked folders once; a link that leads nowhere is named."""
-    files: list[Path] = []
+def _of_user(data_dir: Path, named: list[str]) -> dict[Path, str]:
+    """List what is below `data_dir`, but not what is named, and the project's own folders whole."""
+    found: dict[Path, str] = {}
+    for path, fault in _below(data_dir).items():
+        top = data_dir / path.relative_to(data_dir).parts[0]
+        if top.name not in OWN_FOLDERS:
+            real = Path(os.path.realpath(path))
+            found |= {} if any(map(real.is_relative_to, named)) else {path: fault}
+        elif path.suffix.lower() in READ:
+            found[top] = "called like a folder of this project; rename it, or name it in data_dir"
+    return found
+
+
+def _below(folder: Path) -> dict[Path, str]:
+    """List what is below a folder, and what is wrong with it; a linked folder is entered once."""
+    found: dict[Path, str] = {}
     seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+
+    def tell(error: OSError) -> None:
+        found[Path(error.filename)] = f"cannot be read ({error.strerror})"
+
+    for parent, folders, names in os.walk(folder, onerror=tell, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = sorted(x for x in folders if real not in seen and not x.startswith("."))
-        files += [Path(parent, name) for name in names if real not in seen]
+        if real in seen or any(files.issubset(names) for files in WRITTEN):
+            folders.clear()
+        else:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found |= {path: _fault(path) for path in (Path(parent, name) for name in names)}
         seen.add(real)
-    return sorted(path for path in files if path.suffix.lower() in suffixes and _is_usable(path))
+    return dict(sorted(found.items()))
 
 
-def _is_usable(path: Path) -> bool:
-    if not path.is_file():
-        logger.warning("%s: a link that leads nowhere or in a circle; left out", path)
-    elif str(path).encode("utf-8", "replace").decode() != str(path):
-        logger.warning("%r: left out, its name is not UTF-8; rename it", str(path))
-    else:
-        return True
-    return False
+def _fault(path: Path) -> str:
+    if not os.path.isfile(path):  # noqa: PTH113 - no error where a folder cannot be entered
+        return "a link that leads nowhere or in a circle, or no file at all"
+    return "" if _printable(path) == str(path) else "its name is not UTF-8; rename it"
 
 
-def _find_general(texts: list[Path], general: Path | None) -> list[Path]:
-    """List what `general` names, and any general.txt among the novels."""
-    files = [path for path in texts if path.name.lower() == "general.txt"]
-    if general is not None:
-        named = [general] if general.is_file() else _below(general, ".txt", ".jsonl")
-        if not named:
-            raise DataError(f"data.general_file {general}: no .txt or .jsonl file there")
-        files += named
-    return sorted({path.resolve(): path for path in files}.values())
+def _printable(path: Path) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _look_into(
+    paths: dict[Path, str], root: Path, source: str = "", also: Iterable[str] = ()
+) -> list[File]:
+    """Tell what files and archives hold: as what it is read, or why it is not.
+
+    Kinds in `also` are read too; without a `source` it goes by the name.
+    """
+    files = []
+    for path, fault in paths.items():
+        inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        for member, kind, wrong in [("", "", fault)] if fault else contents(path):
+            name = _printable(inside / member)
+            last = name.rpartition("/")[2].lower()
+            if kind not in {*READ, *also} and not wrong:
+                wrong = f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
+            wrong = wrong or NO_BOOKS.get(last, "")
+            if not (last.startswith("._") or last == "lexicon.txt" or (wrong and last[0] == ".")):
+                by_name = "general" if last == "general.txt" else "wuxia"
+                files.append(
+                    File(path, "" if wrong else source or by_name, "", name, member, wrong)
+                )
+    return files
 
 
 class Document(NamedTuple):
@@ -145,6 +215,9 @@ class FileReport:
     characters: int = 0
     kept: int = 0
     documents: int = 0
+    chapters: int = 0  # documents that have a heading
+    broken: int = 0  # characters that cannot be decoded
+    notes: list[str] = field(default_factory=list)  # what is odd
     cleaning: dict[str, Tally] = field(default_factory=dict)  # by rule
     skip_reason: str = ""  # why the file, or what is left of it, was left out
 
@@ -157,8 +230,9 @@ def read_documents(
 ) -> Iterator[Document]:
     """Read, clean and cut a file; one that is no text, or has none left, is refused in its report.
 
-    The report is filled in. `encoding` is Python's name, detected by default; `skip` names
-    cleaning rules to leave out; `simplify` turns traditional characters into simplified ones.
+    The report is filled in; of a file that was left out nothing is read. `encoding` is Python's
+    name, detected by default; `skip` names cleaning rules to leave out; `simplify` turns
+    traditional characters into simplified ones.
 
     Raises `DataError` naming file and line, where a line of JSONL is not an object with a `text`.
     """
@@ -167,19 +241,21 @@ def read_documents(
     if jsonl or file.source == "general":
         skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
     try:
-        for block in read_blocks(file.path, encoding, BLOCK):
+        for block in () if file.left_out else read(file.path, file.member, encoding, BLOCK):
             used = [*report.encoding.split("+"), *block.encoding.split("+")]
             report.encoding = "+".join(dict.fromkeys(filter(None, used)))
-            text = block.text
-            texts = _records(text, report, skip, lines) if jsonl else _parts(text, report, skip)
+            report.broken += block.text.count("\ufffd")
+            report.notes += block.notes
+            records = _records(block.text, report, skip, lines)
+            texts = records if jsonl else _parts(block, report, skip)
             for name, part in texts:
                 report.documents += 1
                 part = to_simplified(part) if simplify else part
                 yield Document(file.source, file.book, name, part)
-            lines += text.count("\n")
+            lines += block.text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
-    if not report.documents:
+    if not report.documents and not file.left_out:
         report.skip_reason = report.skip_reason or _nothing_left(report)
 
 
@@ -193,12 +269,43 @@ def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
     return cleaned
 
 
-def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
+def _parts(block: Text, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text = _with_breaks(_cleaned(text, report, skip), report.file.path)
+    text = _with_breaks(_cleaned(block.text, report, skip), report.file.place)
     if len(text) < SHORTEST:
         return []
-    return split_chapters(text) if report.file.source == "wuxia" else passages(text, PASSAGE)
+    if report.file.source == "general":
+        return passages(text, PASSAGE)
+    parts = split_chapters(text)
+    titled = _cut_at(block.titles, text)
+    if not _have_headings(parts) and len(titled) > 1:
+        parts = titled
+    report.chapters += len(parts) * _have_headings(parts)
+    report.notes += chapter_notes(parts)
+    return parts
+
+
+def _cut_at(titles: frozenset[str], text: str) -> list[tuple[str, str]]:
+    """Cut a text at what its format calls titles, unless there is nothing between two."""
+    parts: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if squeeze(line) in titles and any(squeeze(x) not in titles for x in parts[-1]):
+            parts.append([])
+        parts[-1].append(line)
+    return [(lines[0] if squeeze(lines[0]) in titles else "", "\n".join(lines)) for lines in parts]
+
+
+def _have_headings(parts: list[tuple[str, str]]) -> bool:
+    """Whether parts are chapters; `passages` gives numbers that the text has not."""
+    return any(text.startswith(heading) for heading, text in parts if heading)
+
+
+def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
+    """Say what is odd about a book's chapters: no headings, or some that were not found."""
+    if not _have_headings(parts):
+        return [f"no headings found, cut into {len(parts)} parts"]
+    long = [(name, len(text)) for name, text in parts if len(text) > TOO_LONG]
+    return [f"{size:,} characters in {name or 'the part before the first'}" for name, size in long]
 
 
 def _with_breaks(text: str, path: Path) -> str:
@@ -213,7 +320,7 @@ def _nothing_left(report: FileReport) -> str:
     left = f"{report.kept} of {report.characters} characters are left"
     rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
     most = f", most removed by the rule {rules[0].rule}" if rules else ""
-    return f"{report.file.path}: {left} after cleaning{most}; nothing to train on"
+    return f"{report.file.place}: {left} after cleaning{most}; nothing to train on"
 
 
 def _records(
@@ -227,7 +334,7 @@ def _records(
             value = json.loads(line)["text"]
             value.encode("utf-8")  # fails at half a character (a lone surrogate)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            place = f"{report.file.path}:{number}"
+            place = f"{report.file.place}:{number}"
             raise DataError(f'{place}: must be an object like {{"text": "…"}} ({error})') from None
         if cleaned := _cleaned(value, report, skip):
             yield str(number), cleaned

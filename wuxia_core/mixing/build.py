@@ -167,7 +167,8 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
 def _file_row(report: corpus.FileReport) -> dict[str, Any]:
     values, file = asdict(report), report.file
     del values["file"]
-    values["refused"] = values.pop("skip_reason").removeprefix(f"{file.path}: ")
+    refused = values.pop("skip_reason").removeprefix(f"{file.place}: ")
+    values["refused"] = refused or file.left_out
     return {"path": file.name, "source": file.source, "book": file.book, **values}
 
 

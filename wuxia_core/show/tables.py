@@ -30,7 +30,7 @@ def table(rows: pd.DataFrame) -> "Styler":
     heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in words}
     return (
         rows.style.hide()
-        .format(thousands=",", precision=2)
+        .format(thousands=",", precision=2, na_rep="")
         .set_table_attributes(f'class="{NO_MATH}"')
         .set_properties(subset=long, **{"min-width": "12em", "white-space": "pre-wrap"})
         .set_properties(subset=words, **{"text-align": "left"})
@@ -39,19 +39,26 @@ def table(rows: pd.DataFrame) -> "Styler":
 
 
 def files_table(mixture: Mixture) -> pd.DataFrame:
-    """List the files: a row each, in characters; `note` says what was left out and why."""
+    """List the files: a row each, in characters; `note` says what is odd, and what was left out.
+
+    Only what has headings has `chapters`; of other files there is none.
+    """
     prepared = mixture.preparation
     files = pd.DataFrame(prepared["files"])
     copies = {
         copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
         for copy in prepared["same_books"]
     }
-    notes = files["book"].map(copies).fillna("").where(files["source"] == "wuxia", "")
+    copies = files["book"].map(copies).where(files["source"] == "wuxia")
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
+    broken = files["broken"].map(lambda n: f"{n:,} characters cannot be decoded (�)" if n else "")
+    rows = zip(files["refused"], files["notes"], broken, copies.fillna(""), strict=True)
+    notes = ["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows]
     table = files[["path", "source", "encoding", "characters"]]
-    table = table.assign(chapters=files["documents"], removed=removed)
-    return table.assign(**{"repeated paragraphs": repeats, "note": files["refused"] + notes})
+    chapters = files["chapters"].astype("Int64").where(files["chapters"] > 0)
+    table = table.assign(chapters=chapters, removed=removed)
+    return table.assign(**{"repeated paragraphs": repeats, "note": notes})
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:

@@ -1,0 +1,383 @@
+"""From the formats that books come in to text as a .txt has it: pages, e-books, Word, archives.
+
+Nothing is unpacked to disk, and nothing that a file defines (entities, scripts, links) is followed.
+It knows neither the rules of cleaning nor what a chapter is.
+"""
+
+import html
+import posixpath
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BytesIO
+from itertools import chain
+from lzma import LZMAError
+from pathlib import Path, PurePath
+from typing import NamedTuple
+from urllib.parse import unquote
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from wuxia_core.corpus.encodings import _decode_block, read_blocks
+from wuxia_core.errors import CorpusError
+from wuxia_core.text import CJK_TEXT
+
+# Kinds of files, by suffix.
+READ = frozenset({".txt", ".md", ".html", ".htm", ".xhtml", ".epub", ".docx", ".zip"})
+ADVICE = {
+    kind: advice
+    for advice, kinds in (
+        ("convert it with Calibre to .epub or .txt",
+         ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
+        ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
+        ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
+    )
+    for kind in kinds.split()
+}  # fmt: skip
+HEAD = 100  # bytes that tell a kind
+MAGIC = (
+    (b"mimetypeapplication/epub+zip", 30, ".epub"), (b"[Content_Types].xml", 30, ".docx"),
+    (b"PK\x03\x04", 0, ".zip"), (b"PK\x05\x06", 0, ".zip"), (b"%PDF", 0, ".pdf"),
+    (b"BOOKMOBI", 60, ".mobi"), (b"TEXtREAd", 60, ".pdb"), (b"\x89\x9b\x9a\xde", 0, ".umd"),
+    (b"ITSF", 0, ".chm"), (b"CAJ\x00", 0, ".caj"), (b"\xd0\xcf\x11\xe0", 0, ".doc"),
+    (b"{\\rtf", 0, ".rtf"), (b"Rar!", 0, ".rar"), (b"7z\xbc\xaf", 0, ".7z"),
+    (b"\x1f\x8b\x08", 0, ".gz"), (b"\xfd7zXZ", 0, ".xz"),
+)  # fmt: skip
+
+# Archives.
+LARGEST = 256_000_000  # bytes of a member
+MOST = 100  # times its own size that an archive may unpack to; text comes to about 3
+DAMAGED = (BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError, ValueError,
+           LookupError)  # fmt: skip
+
+# Pages.
+GONE = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(?:script|style)\b[^<>]*(?<!/)>.*?(?:</(?:script|style)\s*>|\Z)"
+    r"|<!DOCTYPE\b[^<>\[]*(?:\[(?:[^\]<>]|<[^<>]*>)*+\])?[^<>]*>|<!\[CDATA\[|\]\]>|<[!?][^<>]*>",
+    re.DOTALL | re.IGNORECASE,
+)
+TAG = re.compile(r"<(/?)(?:\w+:)?([a-zA-Z]\w*)((?:[^<>\"']|\"[^\"<]*\"|'[^'<]*'|[\"'])*+)>")
+ATTRIBUTE = re.compile(r"([\w:-]+)(?:\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+)))?")
+BLOCK = re.compile(
+    "/?(?:address|article|aside|blockquote|body|center|d[dlt]|div|fig\\w+|form|h[1-6r]|head|li|ol|p"
+    "|pre|section|t(?:able|[dhr])|ul)"
+)
+TITLED = re.compile("h[1-3]")
+HIDDEN = re.compile("nav|title|r[tp]|instrtext|deltext|fallback")
+NO_STORY = re.compile(
+    r"\b(?:cover|toc|(?:foot|end|rear)?notes?|landmarks|noteref|page-list|pagebreak)\b"
+)
+TOC = re.compile(r"\bnav\b|dtbncx")
+UNSEEN = re.compile(r"display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em|%)?\s*(?:;|$)")
+UNENDED = {"html", "body", "p", "br", "hr", "img"}  # with no end of their own they hide nothing
+WHITE = re.compile(r"[ \t\n\f]+")
+WRAP = re.compile(r"(?<=[!-~])\r+(?=[!-~])")
+UNBROKEN = 3000  # characters: in a longer line the source's newlines are line ends
+LINKS = 5  # fewer are no table of contents
+MARKDOWN = re.compile(
+    r"^(#{1,6})[ \t]++|\*\*([^*\n]{1,500})\*\*|!?\[([^\[\]\n]{0,200})\]\([^()\n]{0,500}\)", re.M
+)
+WORD_TITLE = re.compile("(?:heading|标题)? ?[1-4]", re.IGNORECASE)
+TITLE, INSERTED = "\x01", "\x02"  # a line may begin with, while a page is read
+BLANK = " \t\r\xa0　" + TITLE
+ENCRYPTION = "META-INF/encryption.xml"
+
+Tag = tuple[str, dict[str, str], str]  # "p" or "/p", attributes, the text behind it
+Titles = dict[str, dict[str, str]]  # of places in pages
+
+
+class Text(NamedTuple):
+    """Decoded text; `titles` are the lines that its format calls headings, without blanks."""
+
+    text: str
+    encoding: str
+    titles: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def kind_of(name: str, head: bytes) -> str:
+    """Tell what a file is: its suffix, unless its first bytes are another's.
+
+    `("书.txt", b"%PDF-1.7")` is `".pdf"`, `("书.TXT", b"")` is `".txt"`.
+    """
+    suffix = PurePath(name).suffix.lower()
+    kind = next((kind for mark, at, kind in MAGIC if head.startswith(mark, at)), suffix)
+    fits = kind == ".zip" and suffix in {".epub", ".docx"}
+    return suffix if fits or suffix not in {*READ, "", ".jsonl"} else kind
+
+
+def contents(path: Path) -> Iterator[tuple[str, str, str]]:
+    """List what is in a file: `(member, kind, what is wrong with it)`; "" is the file itself."""
+    try:
+        kind = kind_of(path.name, _head(path))
+        if kind != ".zip":
+            yield "", kind, ""
+            return
+        with _open(path) as archive:
+            members = {_name(info): info for info in archive.infolist() if not info.is_dir()}
+        for name, info in sorted(members.items()):
+            kind = kind_of(name, b"")
+            nested = "an archive in an archive; unpack it" if kind == ".zip" else ""
+            yield name, kind, "encrypted; unpack it" if info.flag_bits & 1 else nested
+    except OSError:
+        yield "", path.suffix.lower(), ""  # who reads it will tell
+    except DAMAGED as error:
+        yield "", "", _damage(error)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def _damage(error: Exception) -> str:
+    return f"damaged or incomplete ({error or type(error).__name__}); get it anew"
+
+
+def _open(source: Path | BytesIO) -> ZipFile:
+    """Open an archive, unless it unpacks to far more than text does."""
+    archive = ZipFile(source)
+    sizes = [info.file_size for info in archive.infolist()]
+    if max(sizes, default=0) > LARGEST or sum(sizes) > LARGEST + MOST * archive.start_dir:
+        raise ValueError(f"it unpacks to {sum(sizes) / 1e6:,.0f} MB, more than books do")
+    return archive
+
+
+def _name(member: ZipInfo) -> str:
+    """Decode a member's name, which is UTF-8, GBK or cp437, and keep it inside the archive.
+
+    Read as cp437, a name in GBK has signs in it, not only letters.
+    """
+    name = member.filename
+    if not member.flag_bits & 0x800 and not all(c < "\x80" or "À" <= c <= "ɏ" for c in name):
+        raw = name.encode("cp437", "replace")
+        valid = (raw.decode(encoding, "replace") for encoding in ("utf-8", "gb18030"))
+        name = next((decoded for decoded in valid if "\ufffd" not in decoded), name)
+    return "/".join(part for part in re.split(r"[/\\]", name) if part not in {"", ".", ".."})
+
+
+def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[Text]:
+    """Read a file, or a member of an archive, as text: plain text in blocks of `size` bytes.
+
+    Raises `CorpusError` where it is no text, of a kind that is not read, damaged or encrypted.
+    """
+    place = Path(path, member)
+    try:
+        data = _unpacked(path, member) if member else _head(path)
+        kind = kind_of(place.name, data)
+        if kind in ADVICE:
+            raise CorpusError(f"{place}: {kind}: not read; {ADVICE[kind]}", str(place))
+        if member or kind in READERS:
+            data = data if member else path.read_bytes()
+            yield READERS.get(kind, _plain)(data, place, encoding)
+        else:
+            for block in read_blocks(path, encoding, size):
+                yield Text(block.text, block.encoding)
+    except DAMAGED as error:
+        raise CorpusError(f"{place}: {_damage(error)}", str(place)) from None
+
+
+def _unpacked(path: Path, member: str) -> bytes:
+    with _open(path) as archive:
+        return archive.read({_name(info): info for info in archive.infolist()}[member])
+
+
+def _plain(data: bytes, place: Path, encoding: str | None) -> Text:
+    block = _decode_block(data, place, encoding, 0)
+    return Text(block.text, block.encoding)
+
+
+def _markdown(data: bytes, place: Path, encoding: str | None) -> Text:
+    text, used, *_ = _plain(data, place, encoding)
+    text = MARKDOWN.sub(lambda m: TITLE if m[1] else m[2] or m[3], text)
+    return _joined(text.split("\n"), used)
+
+
+def _page(data: bytes, place: Path, encoding: str | None) -> Text:
+    text, used, *_ = _plain(data, place, encoding)
+    return _joined(_lines(_tags(text), {}), used)
+
+
+def _docx(data: bytes, place: Path, encoding: str | None) -> Text:
+    with _open(BytesIO(data)) as archive:
+        return _page(archive.read("word/document.xml"), place, encoding)
+
+
+def _epub(data: bytes, place: Path, encoding: str | None) -> Text:
+    """Read an e-book's pages in their order, without cover, contents and notes."""
+    with _open(BytesIO(data)) as archive:
+        names = archive.namelist()
+
+        def page(name: str) -> list[Tag]:
+            return _tags(_plain(archive.read(name), place / name, encoding).text)
+
+        spine, titles, out = _package(page, names)
+        locks = page(ENCRYPTION) if ENCRYPTION in names else []
+        if not {unquote(values.get("uri", "")) for _, values, _ in locks}.isdisjoint(spine):
+            raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
+        pages = {name: page(name) for name in spine}
+    out |= {name for name in spine if _is_contents(pages[name])}
+    titles = titles or _own_titles(pages)
+    lines = (_lines(pages[name], titles.get(name, {})) for name in spine if name not in out)
+    left_out = ", ".join(name for name in spine if name in out)
+    notes = (f"left out as cover, contents or notes: {left_out}",) if left_out else ()
+    return _joined(chain(*lines), "utf-8", notes)
+
+
+def _package(
+    page: Callable[[str], list[Tag]], names: list[str]
+) -> tuple[list[str], Titles, set[str]]:
+    """Find an e-book's pages in order, the titles of their places, and the pages to leave out."""
+    container = page("META-INF/container.xml")
+    root = next((values["full-path"] for tag, values, _ in container if tag == "rootfile"), "")
+    items, spine, out = {}, [], set()
+    titles: Titles = {}
+    for tag, values, _ in page(root):
+        name, fragment = _target(root, values.get("href", ""))
+        if tag == "item":
+            items[values["id"]] = name
+        if tag == "itemref" and values.get("linear") != "no" and values["idref"] in items:
+            spine.append(items[values["idref"]])
+        if tag == "reference" and NO_STORY.fullmatch(values.get("type", "")) and not fragment:
+            out.add(name)
+        if "nav" in values.get("properties", "").split() or "dtbncx" in values.get(
+            "media-type", ""
+        ):
+            out.add(name)
+            for path, place, title in _contents(page(name), name):
+                titles.setdefault(path, {})[place] = title
+    return spine, titles, out
+
+
+def _target(base: str, href: str) -> tuple[str, str]:
+    """Resolve a link: from `"OEBPS/a.opf"`, `"b%20c.html#d"` leads to `("OEBPS/b c.html", "d")`."""
+    path, _, fragment = unquote(href).partition("#")
+    return posixpath.normpath(posixpath.join(posixpath.dirname(base), path)), fragment
+
+
+def _contents(page: list[Tag], base: str) -> Iterator[tuple[str, str, str]]:
+    """List the pages, places and titles that an e-book's table of contents names."""
+    section = title = href = ""
+    for tag, values, text in page:
+        if tag in {"nav", "navmap", "pagelist", "navlist"}:
+            section = values.get("epub:type", tag)
+        title = text if tag in {"a", "text"} else title + text
+        href = values.get("href") or values.get("src") or href
+        if tag in {"/a", "content"} and section in {"toc", "navmap"}:
+            yield *_target(base, href), WHITE.sub(" ", title).strip()
+
+
+def _own_titles(pages: Mapping[str, list[Tag]]) -> Titles:
+    """Take the titles of pages, but not the book's, which stands in all of them."""
+    own = {name: text.strip() for name in pages for tag, _, text in pages[name] if tag == "title"}
+    times = Counter(own.values())
+    fit = {name for name in own if times[own[name]] == 1 < len(own) and CJK_TEXT.search(own[name])}
+    return {name: {"": own[name]} for name in fit}
+
+
+def _is_contents(page: list[Tag]) -> bool:
+    """Whether most of a page's text stands in links."""
+    links = [text for tag, values, text in page if tag == "a" and "href" in values]
+    total = sum(len(text.strip()) for _, _, text in page)
+    return len(links) >= LINKS and 2 * len("".join(links)) > total
+
+
+def _tags(text: str) -> list[Tag]:
+    """List a page's tags in small letters, without prefixes such as `w:`."""
+    first, *rest = TAG.split(GONE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+    found: list[Tag] = [("", {}, html.unescape(first))]
+    for end, name, values, behind in zip(*[iter(rest)] * 4, strict=True):
+        named = {key.lower(): html.unescape(max(v)) for key, *v in ATTRIBUTE.findall(values)}
+        found.append((end + name.lower(), named, ""))
+        if values.endswith("/"):
+            found.append((f"/{name.lower()}", {}, ""))
+        found[-1] = (*found[-1][:2], html.unescape(behind))
+    return found
+
+
+def _visible(page: Iterable[Tag]) -> Iterator[Tag]:
+    """Leave out what a reader is not shown, and notes."""
+    hidden, depth = "", 0
+    for tag, values, text in page:
+        if depth:
+            depth += (tag == hidden) - (tag == f"/{hidden}")
+            depth *= tag != "/ruby"  # <rt> needs no end
+        elif HIDDEN.fullmatch(tag) or (tag not in UNENDED and _is_apart(values)):
+            hidden, depth = tag, 1
+        if not depth:
+            yield tag, values, text
+
+
+def _is_apart(values: Mapping[str, str]) -> bool:
+    kinds = f"{values.get('epub:type')} {values.get('role')}"
+    unseen = "hidden" in values or UNSEEN.search(values.get("style", ""))
+    return bool(unseen or NO_STORY.search(kinds))
+
+
+def _lines(page: Iterable[Tag], titles: Mapping[str, str]) -> list[str]:
+    r"""Put a page's text in lines; `titles` are those of places in it.
+
+    Until the end \v stands between blocks, and \r for a newline of the source.
+    """
+    pieces = [f"{INSERTED}{titles['']}\v"] if "" in titles else []
+    heading = pre = False
+    for tag, values, text in _visible(page):
+        name = tag.removeprefix("/")
+        heading = tag == name if TITLED.fullmatch(name) else heading
+        pre = tag == name if name == "pre" else pre
+        pieces += [_sign(tag, values, heading, titles), text if pre else WHITE.sub(_source, text)]
+    lines = list(chain(*(_blocks(line) for line in "".join(pieces).split("\n"))))
+    return [line for number, line in enumerate(lines) if not _is_there(lines, number)]
+
+
+def _sign(tag: str, values: Mapping[str, str], heading: bool, titles: Mapping[str, str]) -> str:
+    """Say what a tag puts into the text."""
+    place = values.get("id") or values.get("name")
+    if TITLED.fullmatch(tag) or (tag == "pstyle" and WORD_TITLE.fullmatch(values["w:val"])):
+        return f"\v{TITLE}"
+    if place and place in titles and not heading:
+        return f"\v{INSERTED}{titles[place]}\v"
+    if tag == "br":
+        return "　" if heading else "\n"
+    return "\t" * (tag == "tab") or "\v" * bool(BLOCK.fullmatch(tag))
+
+
+def _source(match: re.Match[str]) -> str:
+    return "\r" if "\n" in match.group() else match.group()
+
+
+def _blocks(line: str) -> list[str]:
+    """Cut a line into blocks that have text; a newline of the source is a space between words."""
+    blocks = [block for block in line.split("\v") if block.strip(BLANK)]
+    unwrapped = (
+        [WRAP.sub(" ", block).replace("\r", "")] if len(block) < UNBROKEN else block.split("\r")
+        for block in blocks
+    )
+    return list(chain(*unwrapped)) or [""]
+
+
+def _is_there(lines: list[str], number: int) -> bool:
+    """Whether a title that an e-book's contents give stands in the page, or another one does."""
+    if not lines[number].startswith(INSERTED):
+        return False
+    behind = lines[number + 1 : number + 4]
+    titled = any(line.startswith(TITLE) for line in (*lines[max(0, number - 1) : number], *behind))
+    return titled or squeeze("".join(behind)).startswith(squeeze(lines[number]))
+
+
+def squeeze(line: str) -> str:
+    """Leave out a line's blanks, and its mark."""
+    return "".join(line.split()).lstrip(TITLE + INSERTED)
+
+
+def _joined(lines: Iterable[str], used: str, notes: tuple[str, ...] = ()) -> Text:
+    """Join lines, and remember which are titles."""
+    lines = list(lines)
+    titles = frozenset(squeeze(line) for line in lines if line.startswith((TITLE, INSERTED)))
+    return Text("\n".join(line.lstrip(TITLE + INSERTED) for line in lines), used, titles, notes)
+
+
+READERS: dict[str, Callable[[bytes, Path, str | None], Text]] = {
+    **dict.fromkeys((".html", ".htm", ".xhtml"), _page),
+    **{".md": _markdown, ".docx": _docx, ".epub": _epub},
+}
