@@ -220,7 +220,7 @@ def test_links_in_a_circle_and_folders_called_txt(tmp_path, caplog):
     files = find_files(tmp_path, None)
     assert [file.book for file in files if file.source] == ["x.txt/书"]
     assert [file.name for file in files if "a link" in file.left_out] == ["断.txt", "自.txt"]
-    assert "断.txt, 自.txt (2): a link" in caplog.text
+    assert "断.txt, 自.txt: a link" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,22 @@
 import html
 import io
 import re
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from wuxia_core.corpus import File, FileReport, clean, read_book, read_documents, split_chapters
+from wuxia_core.corpus import (
+    File,
+    FileReport,
+    clean,
+    find_files,
+    formats,
+    read_book,
+    read_documents,
+    split_chapters,
+)
 
 PROSE = "话说那日天色将晚，老镖师独自坐在门前磨刀，忽听得远处马蹄声急，心中一惊。" * 9
 CONTAINER = (
@@ -45,12 +55,15 @@ def page(body: str, title: str = "书") -> str:
 
 
 def parts_of(text: str) -> list[tuple[str, list[str]]]:
-    """A book as converters get it: headings, each with its lines."""
-    parts: list[tuple[str, list[str]]] = []
-    for heading, part in split_chapters(clean(text)[0]):
-        lines = part.split("\n")
-        parts.append((heading, lines[1:] if heading == lines[0].strip() else lines))
-    return parts
+    """A book as converters get it: headings, each with the lines of its chapter."""
+    headings = {"".join(heading.split()) for heading, _ in split_chapters(clean(text)[0])} - {""}
+    parts: list[tuple[str, list[str]]] = [("", [])]
+    for line in filter(str.strip, text.splitlines()):
+        if "".join(line.split()) in headings:
+            parts.append((line.strip(), []))
+        else:
+            parts[-1][1].append(line.strip())
+    return parts if parts[0][1] else parts[1:]
 
 
 def paragraphs(lines):
@@ -135,3 +148,224 @@ def test_a_novel_as_epub_or_html_reads_as_its_txt_does(novels, tmp_path, name):
     expected = read(original)[0]
     for file, data in files.items():
         assert read(write(tmp_path, file, data))[0] == expected, file
+
+
+CHAPTERS = [
+    (f"第{n}回　剑起{n}", [f"{n}{PROSE}", "他说：“走罢 & 去罢。”", PROSE]) for n in "一二三四"
+]
+TEXT = "\n".join(line for heading, lines in CHAPTERS for line in [heading, *lines])
+PAGES = chapter_pages(CHAPTERS, paragraphs)
+NCX = "".join(
+    f"<navPoint><navLabel><text>{heading}</text></navLabel><content src='all.html#c{n}'/></navPoint>"
+    for n, (heading, _) in enumerate(CHAPTERS)
+)
+NCX = f"<ncx><navMap>{NCX}</navMap><pageList><pageTarget><navLabel><text>7</text></navLabel></pageTarget></pageList></ncx>"
+PLAIN = "".join(f"<p id='c{n}'>{x[0]}</p>" + paragraphs(x[1:]) for n, (_, x) in enumerate(CHAPTERS))
+LINKED = page("<h1>目录</h1>" + "".join(f"<p><a href='{x}'>{x}</a></p>" for x in [*PAGES] * 2))
+NOTE = '<aside epub:type="footnote" id="n1"><p>注：剑，兵器也。</p></aside>'
+NOTED = {
+    name: text.replace("<p>", '<p><a epub:type="noteref" href="#n1">[1]</a>', 1).replace(
+        "</body>", NOTE + "</body>"
+    )
+    for name, text in PAGES.items()
+}
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+
+
+def docx(chapters) -> bytes:
+    body = "".join(
+        '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr>\n'
+        f"<w:r><w:t>{heading}</w:t></w:r></w:p>"
+        + "".join(
+            f'<w:p><w:r><w:instrText>PAGE</w:instrText><w:t xml:space="preserve">{html.escape(x[:5])}'
+            f"</w:t></w:r><w:del><w:r><w:delText>删</w:delText></w:r></w:del>\n<w:r><w:t>{html.escape(x[5:])}</w:t></w:r></w:p>"
+            for x in lines
+        )
+        for heading, lines in chapters
+    )
+    document = (
+        f'<?xml version="1.0"?><w:document xmlns:w="{WORD}"><w:body>{body}</w:body></w:document>'
+    )
+    return packed({"[Content_Types].xml": "<Types/>", "word/document.xml": document})
+
+
+def markdown(chapters) -> str:
+    return "\n\n".join(f"## {heading}\n\n" + "\n\n".join(x) for heading, x in chapters)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.epub", epub({"cover.html": page("<img src='x'/>"), **PAGES})),
+        ("a.epub", epub({"toc.html": LINKED, **PAGES})),
+        ("a.epub", epub({"c.html": page("封面"), **PAGES}, opf="</manifest><guide><reference type='cover' href='c.html'/></guide><manifest>")),
+        ("a.epub", epub(NOTED)),
+        ("a.epub", epub({"all.html": page(PLAIN)}, opf='<item id="ncx" href="toc.ncx" media-type="application/x-dtbncx+xml"/>', **{"OEBPS/toc.ncx": NCX})),
+        ("a.epub", epub({f"{n}.html": page(paragraphs(x), h) for n, (h, x) in enumerate(CHAPTERS)})),
+        ("renamed.txt", epub(PAGES)),
+        ("renamed.txt", docx(CHAPTERS)),
+        ("a.docx", docx(CHAPTERS)),
+        ("a.md", markdown(CHAPTERS)),
+        ("a.md", markdown(CHAPTERS).replace("\n\n", "\r\n\r\n").replace("走罢", "**走罢**")),
+        ("a.html", page(TEXT.replace("&", "&amp;").replace("\n", "<br>\n"))),
+        ("a.html", page("".join(f"<h3>{h.replace('　', '<br/>')}</h3>" + paragraphs(x) for h, x in CHAPTERS))),
+        ("a.html", page("".join(f"<h3>{h}</h3>" + paragraphs(x) for h, x in CHAPTERS)).replace("剑", "<ruby>剑<rt>jian</ruby>").replace("老镖师", "老镖师<span style='font-size:0px'>盗</span>")),
+        ("a.html", page("".join(f"<h3>{h}</h3>" + paragraphs(x) for h, x in CHAPTERS)).replace("磨刀", "<!-- a > b --><i>磨</i>\n   刀")),
+    ],
+)  # fmt: skip
+def test_a_format_gives_the_text_and_chapters_of_a_txt(tmp_path, name, data):
+    expected = read(write(tmp_path, "expected.txt", TEXT))[0]
+    found, report = read(write(tmp_path, name, data))
+    assert (report.skip_reason, found) == ("", expected)
+    assert report.chapters == len(CHAPTERS)
+
+
+def found(folder: Path, general=None) -> dict[str, str]:
+    """What is found in a folder: names, and as what, or why not."""
+    return {file.name: file.source or file.left_out for file in find_files(folder, general)}
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "advice"),
+    [
+        ("a.mobi b.azw3 c.azw d.pdf e.chm f.umd g.caj", b"x", "Calibre to .epub or .txt"),
+        ("a.rar b.7z c.gz", b"x", "unpack it"),
+        ("a.doc b.rtf", b"x", "save it as .docx or .txt"),
+        ("a.jpg b c.xyz", b"x", "save it as .txt"),
+        ("书.txt", b"%PDF-1.7\n...", ".pdf: not read; convert it with Calibre"),
+        ("书.txt", b"x" * 60 + b"BOOKMOBI", ".mobi: not read; convert it with Calibre"),
+        ("书.epub", b"Rar!\x1a\x07\x00", ".rar: not read; unpack it"),
+        ("书.html", b"7z\xbc\xaf\x27\x1c", ".7z: not read; unpack it"),
+        ("书.txt", b"\xd0\xcf\x11\xe0\xa1\xb1", ".doc: not read; save it as .docx"),
+        ("书.md", b"ITSF\x03", ".chm: not read; convert it with Calibre"),
+        ("书.txt", b"\x89\x9b\x9a\xde", ".umd: not read; convert it with Calibre"),
+        ("书.epub 书.docx 书.zip 书.txt", b"PK\x03\x04 and no more", "damaged or incomplete"),
+    ],
+)
+def test_what_is_not_read_is_named_with_what_to_do(tmp_path, caplog, names, data, advice):
+    write(tmp_path, "好.txt", TEXT)
+    for name in names.split():
+        write(tmp_path, f"子/{name}", data)
+    rows = found(tmp_path)
+    assert rows.pop("好.txt") == "wuxia"
+    assert set(rows) == {f"子/{name}" for name in names.split()}
+    assert all(advice in reason for reason in rows.values())
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(set(rows.values()))  # a line a kind
+    assert all(any(name in line for line in lines) for name in rows)
+
+
+def gbk_zip() -> bytes:
+    """As a Chinese Windows packs it: names in GBK, and no flag that says so."""
+    members = {
+        "武侠/雪岭.txt": TEXT,
+        "武侠/劍俠傳.txt": TEXT,
+        "readme.md": "x",
+        "武侠/封面.jpg": "x",
+    }
+    names = {name: name.encode("gbk").decode("cp437") for name in members}
+    data = packed({f"{n:02}" + "x" * (len(names[x]) - 2): members[x] for n, x in enumerate(names)})
+    for n, name in enumerate(names):
+        raw = names[name].encode("cp437")
+        data = data.replace((f"{n:02}" + "x" * (len(raw) - 2)).encode(), raw)
+    return data
+
+
+def test_an_archive_is_as_many_books_as_it_holds(tmp_path):
+    write(tmp_path, "合集.zip", gbk_zip())
+    write(tmp_path, "改名.txt", packed({"Über.html": page(paragraphs([PROSE])), "b.epub": epub(PAGES),
+                                        "c.docx": docx(CHAPTERS), "d.md": markdown(CHAPTERS)}))  # fmt: skip
+    write(tmp_path, "逃.zip", packed({"../../etc/逃.txt": TEXT, "/tmp/绝.txt": TEXT, "..\\反.txt": TEXT,
+                                      "里.zip": packed({"x.txt": TEXT}), "g.pdf": "x"}))  # fmt: skip
+    rows = found(tmp_path)
+    wuxia = {"合集.zip/武侠/雪岭.txt", "合集.zip/武侠/劍俠傳.txt", "改名.txt/Über.html", "改名.txt/b.epub",
+             "改名.txt/c.docx", "改名.txt/d.md", "逃.zip/etc/逃.txt", "逃.zip/tmp/绝.txt", "逃.zip/反.txt"}  # fmt: skip
+    assert {name for name in rows if rows[name] == "wuxia"} == wuxia
+    assert {name for name in rows if rows[name] != "wuxia"} == {
+        "合集.zip/readme.md", "合集.zip/武侠/封面.jpg", "逃.zip/里.zip", "逃.zip/g.pdf"}  # fmt: skip
+    files = [file for file in find_files(tmp_path, None) if file.source]
+    assert {file.book for file in files} == {name.rpartition(".")[0] for name in wuxia}
+    for file in files:
+        report = FileReport(file)
+        texts = [document.text for document in read_documents(report)]
+        assert "".join(texts).startswith(PROSE if "Über" in file.name else "第一回"), file.name
+    assert not list(tmp_path.rglob("逃.txt"))
+
+
+def locked_zip() -> bytes:
+    data = bytearray(packed({"锁.txt": TEXT}))
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + place] |= 1
+    return bytes(data)
+
+
+LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(12))
+LAUGHS = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY l0 "哈">{LAUGHS}]>'
+DRM = (
+    '<encryption><enc:EncryptedData><enc:CipherReference URI="OEBPS/Text/%E7%AC%AC0%E7%AB%A0.xhtml"'
+    "/></enc:EncryptedData></encryption>"
+)
+FONTS = DRM.replace("Text/", "Fonts/")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.zip", packed({"a.txt": TEXT})[:-30], "damaged or incomplete"),
+        ("a.epub", epub(PAGES)[:-200], "damaged or incomplete"),
+        ("a.epub", packed({"a.xhtml": PAGES["Text/第0章.xhtml"]}), "META-INF/container.xml"),
+        ("a.epub", packed({"META-INF/container.xml": CONTAINER}), "OEBPS/content.opf"),
+        ("a.epub", packed({"META-INF/container.xml": "<x>"}), "no rootfile in"),
+        ("a.epub", epub({}), "0 of 0 characters"),
+        ("a.epub", epub({}, opf='<item id="a" href="b.html"/>', spine='<itemref idref="a"/>'),
+         "OEBPS/b.html"),
+        ("a.epub", epub(PAGES, **{"META-INF/encryption.xml": DRM}), "encrypted (DRM)"),
+        ("a.epub", b"", "damaged or incomplete"),
+        ("a.docx", b"", "damaged or incomplete"),
+        ("a.docx", packed({"xl/workbook.xml": "<x/>"}), "word/document.xml"),
+        ("a.html", b"", "0 of 0 characters"),
+        ("a.md", b"", "0 of 0 characters"),
+        ("a.zip", b"", "damaged or incomplete"),
+        ("a.zip", packed({}), "an empty archive"),
+        ("a.zip", locked_zip(), "encrypted"),
+        ("a.html", LAUGHS + "<html><body><p>&l12;</p></body></html>", "5 of 5 characters"),
+        ("a.docx", packed({"word/document.xml": LAUGHS + "<w:p><w:t>&l12;</w:t></w:p>"}),
+         "5 of 5 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_or_malicious_has_one_clear_reason(tmp_path, caplog, name, data, reason):
+    write(tmp_path, "好.txt", TEXT)
+    write(tmp_path, name, data)
+    reports = [FileReport(file) for file in find_files(tmp_path, None)]
+    documents = [document for report in reports for document in read_documents(report)]
+    assert {document.book for document in documents} == {"好"}
+    reasons = [report.skip_reason or report.file.left_out for report in reports]
+    assert len(reasons) == 2 and reason in max(reasons) and "\n" not in max(reasons)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.epub", "a.docx"])
+@pytest.mark.parametrize("sizes", [[9_000_000], [900_000] * 40])
+def test_what_unpacks_to_far_more_than_a_book_is_not_unpacked(tmp_path, monkeypatch, name, sizes):
+    monkeypatch.setattr(formats, "LARGEST", 1_000_000)
+    members = {f"{n}.txt": b"0" * size for n, size in enumerate(sizes)}
+    write(tmp_path, name, packed(members | {formats.PARTS.get(name[1:], "x.txt"): "x"}))
+    write(tmp_path, "好.txt", TEXT)
+    reports = [FileReport(file) for file in find_files(tmp_path, None)]
+    assert len([document for report in reports for document in read_documents(report)]) == 4
+    reasons = [report.skip_reason or report.file.left_out for report in reports]
+    assert f"unpacks to {sum(sizes) / 1e6:.0f} MB" in max(reasons)
+
+
+def test_fonts_may_be_scrambled(tmp_path):
+    data = epub(PAGES, **{"META-INF/encryption.xml": FONTS})
+    assert len(read(write(tmp_path, "a.epub", data))[0]) == len(CHAPTERS)
+
+
+@pytest.mark.parametrize("piece", ["<", "<a ", '<a "', "<!--", "<script>", "&", "[", "**", "#", "\n",
+                                   " ", "<p>", "</", "<!DOCTYPE [", "第", "<a\n", "![](", "<a x='"])  # fmt: skip
+@pytest.mark.parametrize("name", ["a.html", "a.md"])
+def test_hostile_pages_take_no_time(tmp_path, name, piece):
+    path = write(tmp_path, name, piece * (1_000_000 // len(piece)))
+    started = time.perf_counter()
+    list(formats.read(path, "", None, -1))
+    assert time.perf_counter() - started < 10

@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import chain
 from lzma import LZMAError
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import unquote
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
@@ -24,19 +24,15 @@ from wuxia_core.text import CJK_TEXT
 
 # Kinds of files, by suffix.
 READ = frozenset({".txt", ".md", ".html", ".htm", ".xhtml", ".epub", ".docx", ".zip"})
-ADVICE = {
-    kind: advice
-    for advice, kinds in (
-        ("convert it with Calibre to .epub or .txt",
-         ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
-        ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
-        ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
-    )
-    for kind in kinds.split()
-}  # fmt: skip
+ADVICE = {kind: what for what, kinds in (
+    ("convert it with Calibre to .epub or .txt",
+     ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
+    ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
+    ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
+) for kind in kinds.split()}  # fmt: skip
+PARTS = {".epub": "META-INF/container.xml", ".docx": "word/document.xml"}  # which each has
 HEAD = 100  # bytes that tell a kind
 MAGIC = (
-    (b"mimetypeapplication/epub+zip", 30, ".epub"), (b"[Content_Types].xml", 30, ".docx"),
     (b"PK\x03\x04", 0, ".zip"), (b"PK\x05\x06", 0, ".zip"), (b"%PDF", 0, ".pdf"),
     (b"BOOKMOBI", 60, ".mobi"), (b"TEXtREAd", 60, ".pdb"), (b"\x89\x9b\x9a\xde", 0, ".umd"),
     (b"ITSF", 0, ".chm"), (b"CAJ\x00", 0, ".caj"), (b"\xd0\xcf\x11\xe0", 0, ".doc"),
@@ -95,28 +91,34 @@ class Text(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def kind_of(name: str, head: bytes) -> str:
-    """Tell what a file is: its suffix, unless its first bytes are another's.
+def kind_of(name: str, file: IO[bytes]) -> str:
+    """Tell what a file is: its suffix, unless it holds something else.
 
-    `("书.txt", b"%PDF-1.7")` is `".pdf"`, `("书.TXT", b"")` is `".txt"`.
+    `"书.txt"` that begins with `%PDF` is `".pdf"`, one that is an e-book `".epub"`.
     """
-    suffix = PurePath(name).suffix.lower()
+    suffix, head = PurePath(name).suffix.lower(), file.read(HEAD)
     kind = next((kind for mark, at, kind in MAGIC if head.startswith(mark, at)), suffix)
-    fits = kind == ".zip" and suffix in {".epub", ".docx"}
-    return suffix if fits or suffix not in {*READ, "", ".jsonl"} else kind
+    if suffix not in {*READ, "", ".jsonl"} or kind != ".zip":
+        return kind if suffix in {*READ, "", ".jsonl"} else suffix
+    names = ZipFile(file).namelist()
+    inside = next((kind for kind, part in PARTS.items() if part in names), kind)
+    return suffix if suffix in PARTS else inside
 
 
 def contents(path: Path) -> Iterator[tuple[str, str, str]]:
     """List what is in a file: `(member, kind, what is wrong with it)`; "" is the file itself."""
     try:
-        kind = kind_of(path.name, _head(path))
+        with path.open("rb") as file:
+            kind = kind_of(path.name, file)
         if kind != ".zip":
             yield "", kind, ""
             return
         with _open(path) as archive:
             members = {_name(info): info for info in archive.infolist() if not info.is_dir()}
+        if not members:
+            yield "", "", "an empty archive"
         for name, info in sorted(members.items()):
-            kind = kind_of(name, b"")
+            kind = PurePath(name).suffix.lower()
             nested = "an archive in an archive; unpack it" if kind == ".zip" else ""
             yield name, kind, "encrypted; unpack it" if info.flag_bits & 1 else nested
     except OSError:
@@ -125,13 +127,9 @@ def contents(path: Path) -> Iterator[tuple[str, str, str]]:
         yield "", "", _damage(error)
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD)
-
-
 def _damage(error: Exception) -> str:
-    return f"damaged or incomplete ({error or type(error).__name__}); get it anew"
+    what = "a damaged or incomplete archive, e-book or Word file"
+    return f"{what} ({error or type(error).__name__}); get it anew"
 
 
 def _open(source: Path | BytesIO) -> ZipFile:
@@ -163,13 +161,14 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[T
     """
     place = Path(path, member)
     try:
-        data = _unpacked(path, member) if member else _head(path)
-        kind = kind_of(place.name, data)
+        with BytesIO(_unpacked(path, member)) if member else path.open("rb") as file:
+            kind = kind_of(place.name, file)
+            file.seek(0)
+            data = file.read() if member or kind in READ - {".txt"} else b""
         if kind in ADVICE:
             raise CorpusError(f"{place}: {kind}: not read; {ADVICE[kind]}", str(place))
-        if member or kind in READERS:
-            data = data if member else path.read_bytes()
-            yield READERS.get(kind, _plain)(data, place, encoding)
+        if data:
+            yield _convert(data, kind, place, encoding)
         else:
             for block in read_blocks(path, encoding, size):
                 yield Text(block.text, block.encoding)
@@ -182,37 +181,29 @@ def _unpacked(path: Path, member: str) -> bytes:
         return archive.read({_name(info): info for info in archive.infolist()}[member])
 
 
-def _plain(data: bytes, place: Path, encoding: str | None) -> Text:
+def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Text:
+    if kind == ".epub":
+        return _epub(data, place, encoding)
+    if kind == ".docx":
+        with _open(BytesIO(data)) as archive:
+            data = archive.read(PARTS[kind])
     block = _decode_block(data, place, encoding, 0)
-    return Text(block.text, block.encoding)
-
-
-def _markdown(data: bytes, place: Path, encoding: str | None) -> Text:
-    text, used, *_ = _plain(data, place, encoding)
-    text = MARKDOWN.sub(lambda m: TITLE if m[1] else m[2] or m[3], text)
-    return _joined(text.split("\n"), used)
-
-
-def _page(data: bytes, place: Path, encoding: str | None) -> Text:
-    text, used, *_ = _plain(data, place, encoding)
-    return _joined(_lines(_tags(text), {}), used)
-
-
-def _docx(data: bytes, place: Path, encoding: str | None) -> Text:
-    with _open(BytesIO(data)) as archive:
-        return _page(archive.read("word/document.xml"), place, encoding)
+    if kind == ".md":
+        lines = MARKDOWN.sub(lambda m: TITLE if m[1] else m[2] or m[3], block.text).split("\n")
+    else:
+        lines = [block.text] if kind == ".txt" else _lines(_tags(block.text), {})
+    return _joined(lines, block.encoding)
 
 
 def _epub(data: bytes, place: Path, encoding: str | None) -> Text:
     """Read an e-book's pages in their order, without cover, contents and notes."""
     with _open(BytesIO(data)) as archive:
-        names = archive.namelist()
 
         def page(name: str) -> list[Tag]:
-            return _tags(_plain(archive.read(name), place / name, encoding).text)
+            return _tags(_decode_block(archive.read(name), place / name, encoding, 0).text)
 
-        spine, titles, out = _package(page, names)
-        locks = page(ENCRYPTION) if ENCRYPTION in names else []
+        spine, titles, out = _package(page)
+        locks = page(ENCRYPTION) if ENCRYPTION in archive.namelist() else []
         if not {unquote(values.get("uri", "")) for _, values, _ in locks}.isdisjoint(spine):
             raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
         pages = {name: page(name) for name in spine}
@@ -224,12 +215,12 @@ def _epub(data: bytes, place: Path, encoding: str | None) -> Text:
     return _joined(chain(*lines), "utf-8", notes)
 
 
-def _package(
-    page: Callable[[str], list[Tag]], names: list[str]
-) -> tuple[list[str], Titles, set[str]]:
+def _package(page: Callable[[str], list[Tag]]) -> tuple[list[str], Titles, set[str]]:
     """Find an e-book's pages in order, the titles of their places, and the pages to leave out."""
-    container = page("META-INF/container.xml")
-    root = next((values["full-path"] for tag, values, _ in container if tag == "rootfile"), "")
+    roots = [values["full-path"] for tag, values, _ in page(PARTS[".epub"]) if tag == "rootfile"]
+    if not roots:
+        raise ValueError(f"no rootfile in {PARTS['.epub']}")
+    root = roots[0]
     items, spine, out = {}, [], set()
     titles: Titles = {}
     for tag, values, _ in page(root):
@@ -375,9 +366,3 @@ def _joined(lines: Iterable[str], used: str, notes: tuple[str, ...] = ()) -> Tex
     lines = list(lines)
     titles = frozenset(squeeze(line) for line in lines if line.startswith((TITLE, INSERTED)))
     return Text("\n".join(line.lstrip(TITLE + INSERTED) for line in lines), used, titles, notes)
-
-
-READERS: dict[str, Callable[[bytes, Path, str | None], Text]] = {
-    **dict.fromkeys((".html", ".htm", ".xhtml"), _page),
-    **{".md": _markdown, ".docx": _docx, ".epub": _epub},
-}

@@ -100,16 +100,12 @@ def _refuse_if_none(found: list[File], source: str, message: str) -> None:
         raise DataError("\n".join([message, *_reasons(found)]))
 
 
-def _reasons(found: list[File]) -> list[str]:
+def _reasons(found: list[File]) -> Iterator[str]:
     """Say why files are left out, a line a reason."""
-    names: dict[str, list[str]] = {}
-    for file in found:
-        names.setdefault(file.left_out, []).append(file.name)
-    names.pop("", None)
-    return [
-        f"{', '.join(some[:SHOWN])}{' …' * (len(some) > SHOWN)} ({len(some)}): {why}"
-        for why, some in names.items()
-    ]
+    for why in dict.fromkeys(file.left_out for file in found if file.left_out):
+        names = [file.name for file in found if file.left_out == why]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield f"{', '.join(names[:SHOWN])}{more}: {why}"
 
 
 def _named(found: list[File], source: str) -> Iterator[File]:
@@ -148,11 +144,8 @@ def _below(folder: Path) -> dict[Path, str]:
     """List what is below a folder, and what is wrong with it; a linked folder is entered once."""
     found: dict[Path, str] = {}
     seen: set[str] = set()
-
-    def tell(error: OSError) -> None:
-        found[Path(error.filename)] = f"cannot be read ({error.strerror})"
-
-    for parent, folders, names in os.walk(folder, onerror=tell, followlinks=True):
+    errors: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen or any(files.issubset(names) for files in WRITTEN):
             folders.clear()
@@ -160,6 +153,7 @@ def _below(folder: Path) -> dict[Path, str]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             found |= {path: _fault(path) for path in (Path(parent, name) for name in names)}
         seen.add(real)
+    found |= {Path(error.filename): f"cannot be read ({error.strerror})" for error in errors}
     return dict(sorted(found.items()))
 
 
