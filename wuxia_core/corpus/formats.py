@@ -71,15 +71,17 @@ WRAP = re.compile(r"(?<=[!-~])\r+(?=[!-~])")
 UNBROKEN = 3000  # characters: in a longer line the source's newlines are line ends
 LINKS = 5  # fewer are no table of contents
 MARKDOWN = re.compile(
-    r"^(#{1,6})[ \t]++|\*\*([^*\n]{1,500})\*\*|!?\[([^\[\]\n]{0,200})\]\([^()\n]{0,500}\)", re.M
+    r"^(#{1,6})[ \t]++|\*\*([^*\n]{1,500})\*\*"
+    r"|(?:!\[[^\[\]\n]{0,200}\]|\[([^\[\]\n]{0,200})\])\([^()\n]{0,500}\)",
+    re.MULTILINE,
 )
 WORD_TITLE = re.compile("(?:heading|标题)? ?[1-4]", re.IGNORECASE)
-TITLE, INSERTED = "\x01", "\x02"  # a line may begin with, while a page is read
+TITLE = "\x01"  # what a heading begins with, while a page is read
 BLANK = " \t\r\xa0　" + TITLE
 ENCRYPTION = "META-INF/encryption.xml"
 
 Tag = tuple[str, dict[str, str], str]  # "p" or "/p", attributes, the text behind it
-Titles = dict[str, dict[str, str]]  # of places in pages
+Titles = dict[str, list[str]]  # of pages
 
 
 class Text(NamedTuple):
@@ -188,11 +190,16 @@ def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Text:
         with _open(BytesIO(data)) as archive:
             data = archive.read(PARTS[kind])
     block = _decode_block(data, place, encoding, 0)
+    lines = [block.text]
     if kind == ".md":
-        lines = MARKDOWN.sub(lambda m: TITLE if m[1] else m[2] or m[3], block.text).split("\n")
-    else:
-        lines = [block.text] if kind == ".txt" else _lines(_tags(block.text), {})
+        lines = MARKDOWN.sub(_unmarked, block.text).split("\n")
+    elif kind in READ - {".txt"}:
+        lines = _lines(_tags(block.text))
     return _joined(lines, block.encoding)
+
+
+def _unmarked(match: re.Match[str]) -> str:
+    return TITLE if match[1] else match[2] or match[3] or ""
 
 
 def _epub(data: bytes, place: Path, encoding: str | None) -> Text:
@@ -207,47 +214,43 @@ def _epub(data: bytes, place: Path, encoding: str | None) -> Text:
         if not {unquote(values.get("uri", "")) for _, values, _ in locks}.isdisjoint(spine):
             raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
         pages = {name: page(name) for name in spine}
-    out |= {name for name in spine if _is_contents(pages[name])}
     titles = titles or _own_titles(pages)
-    lines = (_lines(pages[name], titles.get(name, {})) for name in spine if name not in out)
+    out |= {name for name in spine if _is_contents(pages[name])}
+    lines = (_titled(_lines(pages[x]), titles.get(x, [])) for x in spine if x not in out)
     left_out = ", ".join(name for name in spine if name in out)
     notes = (f"left out as cover, contents or notes: {left_out}",) if left_out else ()
-    return _joined(chain(*lines), "utf-8", notes)
+    return _joined(chain(*lines), "utf-8", notes, chain(*titles.values()))
 
 
 def _package(page: Callable[[str], list[Tag]]) -> tuple[list[str], Titles, set[str]]:
-    """Find an e-book's pages in order, the titles of their places, and the pages to leave out."""
+    """Find an e-book's pages in order, their titles, and the pages that are no story."""
     roots = [values["full-path"] for tag, values, _ in page(PARTS[".epub"]) if tag == "rootfile"]
     if not roots:
         raise ValueError(f"no rootfile in {PARTS['.epub']}")
-    root = roots[0]
     items, spine, out = {}, [], set()
     titles: Titles = {}
-    for tag, values, _ in page(root):
-        name, fragment = _target(root, values.get("href", ""))
+    for tag, values, _ in page(roots[0]):
+        name = _target(roots[0], values.get("href", ""))
         if tag == "item":
             items[values["id"]] = name
         if tag == "itemref" and values.get("linear") != "no" and values["idref"] in items:
             spine.append(items[values["idref"]])
-        if tag == "reference" and NO_STORY.fullmatch(values.get("type", "")) and not fragment:
+        if tag == "reference" and NO_STORY.fullmatch(values.get("type", "")):
+            out.add(name)  # with a place behind # it is no page, but a part of one
+        if TOC.search(f"{values.get('properties')} {values.get('media-type')}"):
             out.add(name)
-        if "nav" in values.get("properties", "").split() or "dtbncx" in values.get(
-            "media-type", ""
-        ):
-            out.add(name)
-            for path, place, title in _contents(page(name), name):
-                titles.setdefault(path, {})[place] = title
+            for href, title in _contents(page(name)):
+                titles.setdefault(_target(name, href).partition("#")[0], []).append(title)
     return spine, titles, out
 
 
-def _target(base: str, href: str) -> tuple[str, str]:
-    """Resolve a link: from `"OEBPS/a.opf"`, `"b%20c.html#d"` leads to `("OEBPS/b c.html", "d")`."""
-    path, _, fragment = unquote(href).partition("#")
-    return posixpath.normpath(posixpath.join(posixpath.dirname(base), path)), fragment
+def _target(base: str, href: str) -> str:
+    """Resolve a link: from `"OEBPS/a.opf"`, `"b%20c.html#d"` leads to `"OEBPS/b c.html#d"`."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(base), unquote(href)))
 
 
-def _contents(page: list[Tag], base: str) -> Iterator[tuple[str, str, str]]:
-    """List the pages, places and titles that an e-book's table of contents names."""
+def _contents(page: list[Tag]) -> Iterator[tuple[str, str]]:
+    """List the links and titles in an e-book's table of contents, of either kind."""
     section = title = href = ""
     for tag, values, text in page:
         if tag in {"nav", "navmap", "pagelist", "navlist"}:
@@ -255,7 +258,7 @@ def _contents(page: list[Tag], base: str) -> Iterator[tuple[str, str, str]]:
         title = text if tag in {"a", "text"} else title + text
         href = values.get("href") or values.get("src") or href
         if tag in {"/a", "content"} and section in {"toc", "navmap"}:
-            yield *_target(base, href), WHITE.sub(" ", title).strip()
+            yield href, WHITE.sub(" ", title).strip()
 
 
 def _own_titles(pages: Mapping[str, list[Tag]]) -> Titles:
@@ -263,7 +266,15 @@ def _own_titles(pages: Mapping[str, list[Tag]]) -> Titles:
     own = {name: text.strip() for name in pages for tag, _, text in pages[name] if tag == "title"}
     times = Counter(own.values())
     fit = {name for name in own if times[own[name]] == 1 < len(own) and CJK_TEXT.search(own[name])}
-    return {name: {"": own[name]} for name in fit}
+    return {name: [own[name]] for name in fit}
+
+
+def _titled(lines: list[str], titles: list[str]) -> list[str]:
+    """Put a page's first title above it, unless it has one, or no text."""
+    beginning = squeeze("".join(lines[:3]))
+    titled = any(line.startswith(TITLE) for line in lines) or not beginning
+    there = titled or not titles or beginning.startswith(squeeze(titles[0]))
+    return lines if there else [titles[0], *lines]
 
 
 def _is_contents(page: list[Tag]) -> bool:
@@ -305,29 +316,24 @@ def _is_apart(values: Mapping[str, str]) -> bool:
     return bool(unseen or NO_STORY.search(kinds))
 
 
-def _lines(page: Iterable[Tag], titles: Mapping[str, str]) -> list[str]:
-    r"""Put a page's text in lines; `titles` are those of places in it.
+def _lines(page: Iterable[Tag]) -> list[str]:
+    r"""Put a page's text in lines.
 
     Until the end \v stands between blocks, and \r for a newline of the source.
     """
-    pieces = [f"{INSERTED}{titles['']}\v"] if "" in titles else []
-    heading = pre = False
+    pieces, heading, pre = [], False, False
     for tag, values, text in _visible(page):
         name = tag.removeprefix("/")
         heading = tag == name if TITLED.fullmatch(name) else heading
         pre = tag == name if name == "pre" else pre
-        pieces += [_sign(tag, values, heading, titles), text if pre else WHITE.sub(_source, text)]
-    lines = list(chain(*(_blocks(line) for line in "".join(pieces).split("\n"))))
-    return [line for number, line in enumerate(lines) if not _is_there(lines, number)]
+        pieces += [_sign(tag, values, heading), text if pre else WHITE.sub(_source, text)]
+    return list(chain(*(_blocks(line) for line in "".join(pieces).split("\n"))))
 
 
-def _sign(tag: str, values: Mapping[str, str], heading: bool, titles: Mapping[str, str]) -> str:
+def _sign(tag: str, values: Mapping[str, str], heading: bool) -> str:
     """Say what a tag puts into the text."""
-    place = values.get("id") or values.get("name")
     if TITLED.fullmatch(tag) or (tag == "pstyle" and WORD_TITLE.fullmatch(values["w:val"])):
         return f"\v{TITLE}"
-    if place and place in titles and not heading:
-        return f"\v{INSERTED}{titles[place]}\v"
     if tag == "br":
         return "　" if heading else "\n"
     return "\t" * (tag == "tab") or "\v" * bool(BLOCK.fullmatch(tag))
@@ -347,22 +353,15 @@ def _blocks(line: str) -> list[str]:
     return list(chain(*unwrapped)) or [""]
 
 
-def _is_there(lines: list[str], number: int) -> bool:
-    """Whether a title that an e-book's contents give stands in the page, or another one does."""
-    if not lines[number].startswith(INSERTED):
-        return False
-    behind = lines[number + 1 : number + 4]
-    titled = any(line.startswith(TITLE) for line in (*lines[max(0, number - 1) : number], *behind))
-    return titled or squeeze("".join(behind)).startswith(squeeze(lines[number]))
-
-
 def squeeze(line: str) -> str:
     """Leave out a line's blanks, and its mark."""
-    return "".join(line.split()).lstrip(TITLE + INSERTED)
+    return "".join(line.split()).lstrip(TITLE)
 
 
-def _joined(lines: Iterable[str], used: str, notes: tuple[str, ...] = ()) -> Text:
+def _joined(
+    lines: Iterable[str], used: str, notes: tuple[str, ...] = (), titles: Iterable[str] = ()
+) -> Text:
     """Join lines, and remember which are titles."""
     lines = list(lines)
-    titles = frozenset(squeeze(line) for line in lines if line.startswith((TITLE, INSERTED)))
-    return Text("\n".join(line.lstrip(TITLE + INSERTED) for line in lines), used, titles, notes)
+    names = {squeeze(x) for x in (*titles, *(x for x in lines if x.startswith(TITLE)))} - {""}
+    return Text("\n".join(line.lstrip(TITLE) for line in lines), used, frozenset(names), notes)

@@ -231,7 +231,7 @@ def read_documents(
     Raises `DataError` naming file and line, where a line of JSONL is not an object with a `text`.
     """
     file, lines = report.file, 0
-    jsonl = file.path.suffix.lower() == ".jsonl"
+    jsonl = file.place.suffix.lower() == ".jsonl"
     if jsonl or file.source == "general":
         skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
     try:

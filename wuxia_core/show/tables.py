@@ -49,11 +49,11 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
         copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
         for copy in prepared["same_books"]
     }
-    copies = files["book"].map(copies).where(files["source"] == "wuxia")
+    copied = files["book"].map(copies).fillna("").where(files["source"] == "wuxia", "")
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     broken = files["broken"].map(lambda n: f"{n:,} characters cannot be decoded (�)" if n else "")
-    rows = zip(files["refused"], files["notes"], broken, copies.fillna(""), strict=True)
+    rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
     notes = ["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows]
     table = files[["path", "source", "encoding", "characters"]]
     chapters = files["chapters"].astype("Int64").where(files["chapters"] > 0)
