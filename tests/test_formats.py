@@ -434,8 +434,8 @@ def test_general_text_comes_in_the_same_formats(tmp_path):
     reports = [FileReport(file) for file in files if file.source == "general"]
     texts = [document.text for report in reports for document in read_documents(report)]
     assert texts == [PROSE] * 4
-    (tmp_path / "g").mkdir()
-    named = find_files(tmp_path / "通用", tmp_path / "随笔.log")  # what is named is read as text
+    write(tmp_path, "书/书.txt", TEXT)
+    named = find_files(tmp_path / "书", tmp_path / "随笔.log")  # what is named is read as text
     assert [file.name for file in named if file.source == "general"] == ["随笔.log"]
 
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Files.
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
 NO_BOOKS = {"readme.md": "describes a folder"}
+# Silently; `._` are what macOS leaves behind.
+IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
 UNKNOWN = "if it is a book, save it as .txt"
 SHOWN = 3  # names in a warning
 WRITTEN = ({"manifest.json", "windows.parquet"}, {"mixture.json", "config.yaml"})  # mixture, run
@@ -183,7 +185,7 @@ def _look_into(
             if kind not in {*READ, *also} and not wrong:
                 wrong = f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
             wrong = wrong or NO_BOOKS.get(last, "")
-            if not (last.startswith("._") or last == "lexicon.txt" or (wrong and last[0] == ".")):
+            if not (IGNORED.search(last) or (wrong and last[0] == ".")):
                 by_name = "general" if last == "general.txt" else "wuxia"
                 files.append(
                     File(path, "" if wrong else source or by_name, "", name, member, wrong)

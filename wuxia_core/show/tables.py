@@ -49,7 +49,7 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
         copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
         for copy in prepared["same_books"]
     }
-    copied = files["book"].map(copies).fillna("").where(files["source"] == "wuxia", "")
+    copied = files["book"].where(files["source"] == "wuxia").map(lambda book: copies.get(book, ""))
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     broken = files["broken"].map(lambda n: f"{n:,} characters cannot be decoded (�)" if n else "")
