@@ -170,6 +170,7 @@ PLAIN = "".join(f"<p id='c{n}'>{h}</p>" + paragraphs(x) for n, (h, x) in enumera
 WHOLE = page("".join(f"<h3>{h}</h3>" + paragraphs(x) for h, x in CHAPTERS))
 LINKED = page("<h1>目录</h1>" + "".join(f"<p><a href='{x}'>{x}</a></p>" for x in [*PAGES] * 2))
 NOTE = '<aside epub:type="footnote" id="n1"><p>注：剑，兵器也。</p></aside>'
+DUOKAN = '<ol class="duokan-footnote-content"><li id="f1"><p>注：剑，兵器也。</p></li></ol>'
 NOTED = {
     name: text.replace("<p>", '<p><a epub:type="noteref" href="#n1">[1]</a>', 1).replace(
         "</body>", NOTE + "</body>"
@@ -205,6 +206,16 @@ def markdown(chapters) -> str:
         ("a.epub", epub({"toc.html": LINKED, **PAGES})),
         ("a.epub", epub({"c.html": page("封面"), **PAGES}, opf=GUIDE)),
         ("a.epub", epub(NOTED)),
+        (
+            "a.epub",
+            epub({"cover.html": page("<h1>书名</h1>"), **PAGES, "notes.html": page("注：剑")}),
+        ),
+        (
+            "a.epub",
+            epub({"x.html": page("书").replace("<body", "<body epub:type='cover'"), **PAGES}),
+        ),
+        ("a.epub", epub({x: y.replace("</h2>", "</h2>" + DUOKAN) for x, y in PAGES.items()})),
+        ("a.epub", epub({x: y.encode("utf-16") for x, y in PAGES.items()})),
         ("a.epub", epub({"all.html": page(PLAIN)}, opf=NCX_ITEM, **{"OEBPS/toc.ncx": NCX})),
         ("a.epub", epub({f"{h}.html": page(paragraphs(x), h) for h, x in CHAPTERS})),
         ("renamed.txt", epub(PAGES)),
@@ -480,7 +491,7 @@ def test_the_table_of_files_says_what_is_odd(tmp_path, config):
     notes = table["note"].to_dict()
     assert "no headings found, cut into 6 parts" in notes["无题.txt"]
     assert "characters in 第二章 长" in notes["长.txt"]
-    assert "1 characters cannot be decoded" in notes["损.txt"]
+    assert "undecodable characters (�): 1" in notes["损.txt"]
     assert "left out as cover, contents or notes: OEBPS/toc.html" in notes["目.epub"]
     assert notes["书.pdf"] == ".pdf: not read; convert it with Calibre to .epub or .txt"
     assert notes["坏.epub"].startswith("a damaged or incomplete")

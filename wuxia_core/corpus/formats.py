@@ -4,6 +4,7 @@ Nothing is unpacked to disk, and nothing that a file defines (entities, scripts,
 It knows neither the rules of cleaning nor what a chapter is.
 """
 
+import functools
 import html
 import posixpath
 import re
@@ -55,17 +56,17 @@ GONE = re.compile(
 TAG = re.compile(r"<(/?)(?:\w+:)?([a-zA-Z]\w*)((?:[^<>\"']|\"[^\"<]*\"|'[^'<]*'|[\"'])*+)>")
 ATTRIBUTE = re.compile(r"([\w:-]+)(?:\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+)))?")
 BLOCK = re.compile(
-    "/?(?:address|article|aside|blockquote|body|center|d[dlt]|div|fig\\w+|form|h[1-6r]|head|li|ol|p"
-    "|pre|section|t(?:able|[dhr])|ul)"
+    "/?(?:address|article|aside|blockquote|body|center|d[dlt]|div|fig\\w+|footer|form|h[1-6r]|head"
+    "|header|li|main|ol|p|pre|section|t(?:able|[dhr])|ul)"
 )
 TITLED = re.compile("h[1-3]")
-HIDDEN = re.compile("nav|title|r[tp]|instrtext|deltext|fallback")
+HIDDEN = re.compile("nav|title|r[tp]|noscript|template|select|button|instrtext|deltext|fallback")
 NO_STORY = re.compile(
     r"\b(?:cover|toc|(?:foot|end|rear)?notes?|landmarks|noteref|page-list|pagebreak)\b"
 )
 TOC = re.compile(r"\bnav\b|dtbncx")
 UNSEEN = re.compile(r"display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em|%)?\s*(?:;|$)")
-UNENDED = {"html", "body", "p", "br", "hr", "img"}  # with no end of their own they hide nothing
+UNENDED = {"p", "br", "hr", "img"}  # with no end of their own they hide nothing
 WHITE = re.compile(r"[ \t\n\f]+")
 WRAP = re.compile(r"(?<=[!-~])\r+(?=[!-~])")
 UNBROKEN = 3000  # characters: in a longer line the source's newlines are line ends
@@ -115,11 +116,10 @@ def contents(path: Path) -> Iterator[tuple[str, str, str]]:
         if kind != ".zip":
             yield "", kind, ""
             return
-        with _open(path) as archive:
-            members = {_name(info): info for info in archive.infolist() if not info.is_dir()}
+        members = _members(path, path.stat().st_mtime_ns)[1]
         if not members:
             yield "", "", "an empty archive"
-        for name, info in sorted(members.items()):
+        for name, info in members.items():
             kind = PurePath(name).suffix.lower()
             nested = "an archive in an archive; unpack it" if kind == ".zip" else ""
             yield name, kind, "encrypted; unpack it" if info.flag_bits & 1 else nested
@@ -169,7 +169,7 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[T
             data = file.read() if member or kind in READ - {".txt"} else b""
         if kind in ADVICE:
             raise CorpusError(f"{place}: {kind}: not read; {ADVICE[kind]}", str(place))
-        if data:
+        if member or data:
             yield _convert(data, kind, place, encoding)
         else:
             for block in read_blocks(path, encoding, size):
@@ -179,8 +179,16 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[T
 
 
 def _unpacked(path: Path, member: str) -> bytes:
-    with _open(path) as archive:
-        return archive.read({_name(info): info for info in archive.infolist()}[member])
+    archive, members = _members(path, path.stat().st_mtime_ns)
+    return archive.read(members[member])
+
+
+@functools.lru_cache(maxsize=1)  # one archive stays open: it has as many members as it has books
+def _members(path: Path, _changed: int) -> tuple[ZipFile, dict[str, ZipInfo]]:
+    """Open an archive and list its files, by their names in order."""
+    archive = _open(path)
+    files = {_name(info): info for info in archive.infolist() if not info.is_dir()}
+    return archive, dict(sorted(files.items()))
 
 
 def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Text:
@@ -233,6 +241,7 @@ def _package(page: Callable[[str], list[Tag]]) -> tuple[list[str], Titles, set[s
         name = _target(roots[0], values.get("href", ""))
         if tag == "item":
             items[values["id"]] = name
+            out |= {name} if NO_STORY.fullmatch(PurePath(name).stem) else set()
         if tag == "itemref" and values.get("linear") != "no" and values["idref"] in items:
             spine.append(items[values["idref"]])
         if tag == "reference" and NO_STORY.fullmatch(values.get("type", "")):
@@ -311,7 +320,8 @@ def _visible(page: Iterable[Tag]) -> Iterator[Tag]:
 
 
 def _is_apart(values: Mapping[str, str]) -> bool:
-    kinds = f"{values.get('epub:type')} {values.get('role')}"
+    duokan = values.get("class", "").partition("duokan-")[2]  # a reader that has its own names
+    kinds = f"{values.get('epub:type')} {values.get('role')} {duokan}"
     unseen = "hidden" in values or UNSEEN.search(values.get("style", ""))
     return bool(unseen or NO_STORY.search(kinds))
 

@@ -18,6 +18,7 @@ from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
 from wuxia_core.corpus.formats import ADVICE, READ, Text, contents, read, squeeze
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
+from wuxia_core.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +108,16 @@ def _reasons(found: list[File]) -> Iterator[str]:
     for why in dict.fromkeys(file.left_out for file in found if file.left_out):
         names = [file.name for file in found if file.left_out == why]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield f"{', '.join(names[:SHOWN])}{more}: {why}"
+        yield visible(f"{', '.join(names[:SHOWN])}{more}: {why}")
 
 
 def _named(found: list[File], source: str) -> Iterator[File]:
     """Give the files of a source, each once, with the names of their books."""
     taken: set[str] = set()
-    once = {os.path.realpath(file.place): file for file in found if file.source == source}
-    for file in sorted(once.values(), key=lambda file: file.place):
+    named = {file.place: file for file in found if file.source == source}
+    if source == "general":  # one named twice
+        named = {Path(os.path.realpath(place)): file for place, file in named.items()}
+    for file in sorted(named.values(), key=lambda file: file.place):
         title = PurePath(file.name if source == "wuxia" else file.place.name).with_suffix("")
         yield replace(file, book=_unused(str(title), taken, file.place))
 
@@ -133,7 +136,7 @@ def _of_user(data_dir: Path, named: list[str]) -> dict[Path, str]:
     """List what is below `data_dir`, but not what is named, and the project's own folders whole."""
     found: dict[Path, str] = {}
     for path, fault in _below(data_dir).items():
-        top = data_dir / path.relative_to(data_dir).parts[0]
+        top = data_dir / (*path.relative_to(data_dir).parts, "")[0]
         if top.name not in OWN_FOLDERS:
             real = Path(os.path.realpath(path))
             found |= {} if any(map(real.is_relative_to, named)) else {path: fault}

@@ -52,7 +52,7 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     copied = files["book"].where(files["source"] == "wuxia").map(lambda book: copies.get(book, ""))
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
-    broken = files["broken"].map(lambda n: f"{n:,} characters cannot be decoded (�)" if n else "")
+    broken = files["broken"].map(lambda n: f"undecodable characters (�): {n:,}" if n else "")
     rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
     notes = ["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows]
     table = files[["path", "source", "encoding", "characters"]]
