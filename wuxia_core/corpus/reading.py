@@ -82,15 +82,13 @@ def find_files(
     if novels:
         found = [file for file in found if file.source == "general"]
         found += _look_into({novels: ""}, data_dir, "wuxia", {".jsonl"})
-    _refuse_if_none(
-        found, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there"
-    )
+    none = "no novel in it; put .txt files there"
+    _refuse_if_none(found, "wuxia", f"data.data_dir {data_dir}: {none}")
     if general is not None:
         paths = {general: ""} if general.is_file() else _below(general)
         more = _look_into(paths, data_dir, "general", {".jsonl", general.suffix.lower()})
-        _refuse_if_none(
-            more, "general", f"data.general_file {general}: no .txt or .jsonl file there"
-        )
+        none = "no .txt or .jsonl file there"
+        _refuse_if_none(more, "general", f"data.general_file {general}: {none}")
         found += more
     for reason in _reasons(found):
         logger.warning("left out: %s", reason)
@@ -189,10 +187,9 @@ def _look_into(
                 wrong = f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
             wrong = wrong or NO_BOOKS.get(last, "")
             if not (IGNORED.search(last) or (wrong and last[0] == ".")):
-                by_name = "general" if last == "general.txt" else "wuxia"
-                files.append(
-                    File(path, "" if wrong else source or by_name, "", name, member, wrong)
-                )
+                what = source or ("general" if last == "general.txt" else "wuxia")
+                what = "" if wrong else what
+                files.append(File(path, what, "", name, member, wrong))
     return files
 
 
