@@ -9,6 +9,7 @@ from itertools import pairwise
 from wuxia_core.errors import DataError
 from wuxia_core.text import Edit
 
+TOO_LONG = 30_000  # characters: a longer chapter may be several
 SECTION = 3000  # characters: length of a part where a book has no chapters
 LONE = 20  # characters: a heading with less text behind it opens no chapter
 TEASER = 5  # a part so many times shorter than another of its number is from a table of contents
@@ -166,3 +167,11 @@ def headings(text: str) -> Iterator[Edit]:
         yield *match.span("before"), "\n"
         if match["after"]:
             yield *match.span("after"), "\n"
+
+
+def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
+    """Say what is odd about a book's chapters: no headings, or some that were not found."""
+    if not any(text.startswith(heading) for heading, text in parts if heading):
+        return [f"no headings found, cut into {len(parts)} parts"]
+    long = [(name, len(text)) for name, text in parts if len(text) > TOO_LONG]
+    return [f"{size:,} characters in {name or 'the part before the first'}" for name, size in long]

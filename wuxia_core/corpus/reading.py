@@ -7,15 +7,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from wuxia_core.corpus.chapters import passages, split_chapters
+from wuxia_core.corpus.chapters import chapter_notes, passages, split_chapters
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
-from wuxia_core.corpus.formats import ADVICE, READ, Text, contents, read, squeeze
+from wuxia_core.corpus.formats import ADVICE, READ, contents, read
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 from wuxia_core.text import visible
@@ -24,17 +24,15 @@ logger = logging.getLogger(__name__)
 
 # Files.
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
-NO_BOOKS = {"readme.md": "describes a folder"}
+OWN = "called like a folder of this project; rename it, or name it in data_dir"
 # Silently; `._` are what macOS leaves behind.
 IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
 UNKNOWN = "if it is a book, save it as .txt"
 SHOWN = 3  # names in a warning
-WRITTEN = ({"manifest.json", "windows.parquet"}, {"mixture.json", "config.yaml"})  # mixture, run
 BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
-TOO_LONG = 30_000  # a longer chapter may be several
 SHORTEST = 20  # less than that is no book
 LONGEST_LINE = 6000  # a longer one is cut at sentence ends
 LONG = re.compile(
@@ -78,46 +76,42 @@ def find_files(
     if not data_dir.is_dir():
         raise DataError(f"data.data_dir {data_dir}: no such folder; novels are .txt files in one")
     named = [os.path.realpath(path) for path in (general, lexicon) if path]
-    found = _look_into(_of_user(data_dir, named), data_dir)
+    real = {path: Path(os.path.realpath(path)) for path in _below(data_dir)}
+    paths = [path for path in real if not any(map(real[path].is_relative_to, named))]
+    found = list(dict.fromkeys(file for path in paths for file in _look_into(path, data_dir)))
     if novels:
         found = [file for file in found if file.source == "general"]
-        found += _look_into({novels: ""}, data_dir, "wuxia", {".jsonl"})
+        found += _look_into(novels, data_dir, "wuxia", ".jsonl")
     none = "no novel in it; put .txt files there"
-    _refuse_if_none(found, "wuxia", f"data.data_dir {data_dir}: {none}")
+    _check(found, "wuxia", f"data.data_dir {data_dir}: {none}")
     if general is not None:
-        paths = {general: ""} if general.is_file() else _below(general)
-        more = _look_into(paths, data_dir, "general", {".jsonl", general.suffix.lower()})
-        none = "no .txt or .jsonl file there"
-        _refuse_if_none(more, "general", f"data.general_file {general}: {none}")
+        also = (data_dir, "general", ".jsonl", general.suffix.lower())
+        paths = [general] if general.is_file() else _below(general)
+        more = [file for path in paths for file in _look_into(path, *also)]
+        _check(more, "general", f"data.general_file {general}: no .txt or .jsonl file there")
         found += more
-    for reason in _reasons(found):
-        logger.warning("left out: %s", reason)
-    left_out = sorted((file for file in found if file.left_out), key=lambda file: file.name)
-    return [*_named(found, "wuxia"), *_named(found, "general"), *left_out]
+    return [file for source in ("wuxia", "general", "") for file in _named(found, source)]
 
 
-def _refuse_if_none(found: list[File], source: str, message: str) -> None:
-    if not any(file.source == source for file in found):
-        raise DataError("\n".join([message, *_reasons(found)]))
-
-
-def _reasons(found: list[File]) -> Iterator[str]:
-    """Say why files are left out, a line a reason."""
+def _check(found: list[File], source: str, none: str) -> None:
+    """Say what is left out, a line a reason; raise `DataError` where nothing is of a source."""
+    reasons = []
     for why in dict.fromkeys(file.left_out for file in found if file.left_out):
         names = [file.name for file in found if file.left_out == why]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield visible(f"{', '.join(names[:SHOWN])}{more}: {why}")
+        reasons.append(visible(f"{', '.join(names[:SHOWN])}{more}: {why}"))
+    if not any(file.source == source for file in found):
+        raise DataError("\n".join([none, *reasons]))
+    for reason in reasons:
+        logger.warning("left out: %s", reason)
 
 
 def _named(found: list[File], source: str) -> Iterator[File]:
-    """Give the files of a source, each once, with the names of their books."""
+    """Give the files of a source, in order of their paths, with the names of their books."""
     taken: set[str] = set()
-    named = {file.place: file for file in found if file.source == source}
-    if source == "general":  # one named twice
-        named = {Path(os.path.realpath(place)): file for place, file in named.items()}
-    for file in sorted(named.values(), key=lambda file: file.place):
-        title = PurePath(file.name if source == "wuxia" else file.place.name).with_suffix("")
-        yield replace(file, book=_unused(str(title), taken, file.place))
+    for file in sorted((x for x in found if x.source == source), key=lambda x: x.place):
+        title = PurePath(file.place.name if source == "general" else file.name).with_suffix("")
+        yield replace(file, book=_unused(str(title), taken, file.place)) if source else file
 
 
 def _unused(title: str, taken: set[str], path: Path) -> str:
@@ -130,67 +124,38 @@ def _unused(title: str, taken: set[str], path: Path) -> str:
     return name
 
 
-def _of_user(data_dir: Path, named: list[str]) -> dict[Path, str]:
-    """List what is below `data_dir`, but not what is named, and the project's own folders whole."""
-    found: dict[Path, str] = {}
-    for path, fault in _below(data_dir).items():
-        top = data_dir / (*path.relative_to(data_dir).parts, "")[0]
-        if top.name not in OWN_FOLDERS:
-            real = Path(os.path.realpath(path))
-            found |= {} if any(map(real.is_relative_to, named)) else {path: fault}
-        elif path.suffix.lower() in READ:
-            found[top] = "called like a folder of this project; rename it, or name it in data_dir"
-    return found
-
-
-def _below(folder: Path) -> dict[Path, str]:
-    """List what is below a folder, and what is wrong with it; a linked folder is entered once."""
-    found: dict[Path, str] = {}
+def _below(folder: Path) -> list[Path]:
+    """List the files below a folder, linked folders once, and the folders that cannot be read."""
+    found: list[Path] = []
     seen: set[str] = set()
     errors: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen or any(files.issubset(names) for files in WRITTEN):
-            folders.clear()
-        else:
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            found |= {path: _fault(path) for path in (Path(parent, name) for name in names)}
+        folders[:] = sorted(x for x in folders if real not in seen and not x.startswith("."))
+        found += [Path(parent, name) for name in names if real not in seen]
         seen.add(real)
-    found |= {Path(error.filename): f"cannot be read ({error.strerror})" for error in errors}
-    return dict(sorted(found.items()))
+    return sorted(found + [Path(error.filename) for error in errors])
 
 
-def _fault(path: Path) -> str:
-    if not os.path.isfile(path):  # noqa: PTH113 - no error where a folder cannot be entered
-        return "a link that leads nowhere or in a circle, or no file at all"
-    return "" if _printable(path) == str(path) else "its name is not UTF-8; rename it"
-
-
-def _printable(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _look_into(
-    paths: dict[Path, str], root: Path, source: str = "", also: Iterable[str] = ()
-) -> list[File]:
-    """Tell what files and archives hold: as what it is read, or why it is not.
+def _look_into(path: Path, root: Path, source: str = "", *also: str) -> Iterator[File]:
+    """Tell what a file or an archive holds: as what it is read, or why it is not.
 
     Kinds in `also` are read too; without a `source` it goes by the name.
     """
-    files = []
-    for path, fault in paths.items():
-        inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-        for member, kind, wrong in [("", "", fault)] if fault else contents(path):
-            name = _printable(inside / member)
-            last = name.rpartition("/")[2].lower()
-            if kind not in {*READ, *also} and not wrong:
-                wrong = f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
-            wrong = wrong or NO_BOOKS.get(last, "")
-            if not (IGNORED.search(last) or (wrong and last[0] == ".")):
-                what = source or ("general" if last == "general.txt" else "wuxia")
-                what = "" if wrong else what
-                files.append(File(path, what, "", name, member, wrong))
-    return files
+    inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    if not source and inside.parts[0] in OWN_FOLDERS:
+        yield File(root / inside.parts[0], "", "", inside.parts[0], left_out=OWN)
+        return
+    for member, kind, wrong in contents(path):
+        name = str(inside / member).encode("utf-8", "backslashreplace").decode()
+        last = PurePath(name).name.lower()
+        if kind not in {*READ, *also}:
+            wrong = wrong or f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
+        wrong = wrong if name == str(inside / member) else "its name is not UTF-8; rename it"
+        wrong = "describes a folder" if last == "readme.md" else wrong
+        if not (IGNORED.search(last) or (wrong and last[0] == ".")):
+            what = source or ("general" if last == "general.txt" else "wuxia")
+            yield File(path, "" if wrong else what, "", name, member, wrong)
 
 
 class Document(NamedTuple):
@@ -211,7 +176,6 @@ class FileReport:
     characters: int = 0
     kept: int = 0
     documents: int = 0
-    chapters: int = 0  # documents that have a heading
     broken: int = 0  # characters that cannot be decoded
     notes: list[str] = field(default_factory=list)  # what is odd
     cleaning: dict[str, Tally] = field(default_factory=dict)  # by rule
@@ -241,14 +205,13 @@ def read_documents(
             used = [*report.encoding.split("+"), *block.encoding.split("+")]
             report.encoding = "+".join(dict.fromkeys(filter(None, used)))
             report.broken += block.text.count("\ufffd")
-            report.notes += block.notes
-            records = _records(block.text, report, skip, lines)
-            texts = records if jsonl else _parts(block, report, skip)
+            text = block.text
+            texts = _records(text, report, skip, lines) if jsonl else _parts(text, report, skip)
             for name, part in texts:
                 report.documents += 1
                 part = to_simplified(part) if simplify else part
                 yield Document(file.source, file.book, name, part)
-            lines += block.text.count("\n")
+            lines += text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
     if not report.documents and not file.left_out:
@@ -265,43 +228,16 @@ def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
     return cleaned
 
 
-def _parts(block: Text, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
+def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text = _with_breaks(_cleaned(block.text, report, skip), report.file.place)
+    text = _with_breaks(_cleaned(text, report, skip), report.file.place)
     if len(text) < SHORTEST:
         return []
     if report.file.source == "general":
         return passages(text, PASSAGE)
     parts = split_chapters(text)
-    titled = _cut_at(block.titles, text)
-    if not _have_headings(parts) and len(titled) > 1:
-        parts = titled
-    report.chapters += len(parts) * _have_headings(parts)
     report.notes += chapter_notes(parts)
     return parts
-
-
-def _cut_at(titles: frozenset[str], text: str) -> list[tuple[str, str]]:
-    """Cut a text at what its format calls titles, unless there is nothing between two."""
-    parts: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if squeeze(line) in titles and any(squeeze(x) not in titles for x in parts[-1]):
-            parts.append([])
-        parts[-1].append(line)
-    return [(lines[0] if squeeze(lines[0]) in titles else "", "\n".join(lines)) for lines in parts]
-
-
-def _have_headings(parts: list[tuple[str, str]]) -> bool:
-    """Whether parts are chapters; `passages` gives numbers that the text has not."""
-    return any(text.startswith(heading) for heading, text in parts if heading)
-
-
-def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
-    """Say what is odd about a book's chapters: no headings, or some that were not found."""
-    if not _have_headings(parts):
-        return [f"no headings found, cut into {len(parts)} parts"]
-    long = [(name, len(text)) for name, text in parts if len(text) > TOO_LONG]
-    return [f"{size:,} characters in {name or 'the part before the first'}" for name, size in long]
 
 
 def _with_breaks(text: str, path: Path) -> str:

@@ -54,9 +54,10 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     broken = files["broken"].map(lambda n: f"undecodable characters (�): {n:,}" if n else "")
     rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
-    notes = ["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows]
+    notes = pd.Series(["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows])
     table = files[["path", "source", "encoding", "characters"]]
-    chapters = files["chapters"].astype("Int64").where(files["chapters"] > 0)
+    found = ~notes.str.contains("no headings found") & (files["documents"] > 0)
+    chapters = files["documents"].astype("Int64").where(found & (files["source"] == "wuxia"))
     table = table.assign(chapters=chapters, removed=removed)
     return table.assign(**{"repeated paragraphs": repeats, "note": notes})
 
