@@ -5,7 +5,6 @@ It knows neither the rules of cleaning nor what a chapter is.
 """
 
 import functools
-import posixpath
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,11 +12,10 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import IO
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from bs4 import BeautifulSoup, Tag
-from bs4.exceptions import ParserRejectedMarkup
+from bs4 import BeautifulSoup, ParserRejectedMarkup, Tag
 
 from wuxia_core.corpus.encodings import Book, _decode_block, read_blocks
 from wuxia_core.errors import CorpusError
@@ -32,57 +30,50 @@ ADVICE = {kind: what for what, kinds in (
 ) for kind in kinds.split()}  # fmt: skip
 PARTS = {".epub": "META-INF/container.xml", ".docx": "word/document.xml"}  # which each has
 MAGIC = {  # at the beginning, or 60 bytes behind it
-    b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"BOOKMOBI": ".mobi",
-    b"TEXtREAd": ".pdb", b"\x89\x9b\x9a\xde": ".umd", b"ITSF": ".chm", b"CAJ\x00": ".caj",
-    b"\xd0\xcf\x11\xe0": ".doc", b"{\\rtf": ".rtf", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z",
-    b"\x1f\x8b\x08": ".gz", b"\xfd7zXZ": ".xz",
+    b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"{\\rtf": ".rtf",
+    b"\xd0\xcf\x11\xe0": ".doc", b"BOOKMOBI": ".mobi", b"\x89\x9b\x9a\xde": ".umd",
+    b"ITSF": ".chm", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z", b"\x1f\x8b\x08": ".gz",
 }  # fmt: skip
 LARGEST = 256_000_000  # bytes of a member
 MOST = 100  # times its own size that an archive may unpack to; text comes to about 3
 DAMAGED = (BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError,
            ParserRejectedMarkup)  # fmt: skip
+PACKED = "encrypted, or an archive in an archive; unpack it"
 DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew"
 
 # Pages.
 ENCRYPTION = "META-INF/encryption.xml"
 MARKS = tuple((re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
-    (r"\r\n?|\n", "\r"),
     (r"(</?)\w+:", r"\1"),  # <w:p>
-    ("<br\\b", "\n<br"),
-    ("(?=</?(?:article|aside|blockquote|body|center|d[dt]|div|fig\\w+|h[1-6r]|head|li|p|pre|section"
-     "|t[dhr]|title)\\b)", "\v"),
+    (r"(?=<br\b)", "\n"),
+    (r"(?=</?(?:article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr])\b)", "\v"),
 ))  # fmt: skip
 MARKDOWN = re.compile(r"^#{1,6}[ \t]+|\*\*", re.MULTILINE)
 HIDDEN = re.compile("nav|title|noscript|select|button|instrtext|deltext|fallback")
 UNSEEN = re.compile(r"duokan-footnote|display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em)?\s*(?:;|$)")
 NO_STORY = re.compile(r"\b(?:cover|toc|\w*notes?|landmarks|noteref|page-list|pagebreak)\b")
 TABLES = "item[properties~=nav], item[media-type*=dtbncx]"
-ENTRIES = r'nav[epub\:type="toc"] a, navmap content'
-SPLIT = re.compile(r"([\r\n])")
-WRAP = re.compile(r"(?<=[!-~])\r+(?=[!-~])")
+ENTRIES = r'nav[epub\:type="toc"] a[href], navmap content[src]'
+WRAP = re.compile(r"(?<=[!-~])((?:\r[ \t]*)+)(?=[!-~])|\r[ \t]*")
 
 
-def contents(path: Path) -> Iterator[tuple[str, str, str]]:
+def contents(path: Path) -> list[tuple[str, str, str]]:
     """List what is in a file: `(member, kind, what is wrong with it)`; "" is the file itself."""
     try:
         if not path.is_file():
-            what = "a folder that cannot be read"
-            yield "", "", what if path.is_dir() else "a link that leads nowhere, or no file"
-            return
+            return [("", "", "a link that leads nowhere, or a folder that cannot be read")]
         with path.open("rb") as file:
             kind = _kind(path.name, file)
         if kind != ".zip":
-            yield "", kind, ""
-            return
-        members = _opened(path).NameToInfo
-        if not members:
-            yield "", "", "an empty archive"
-        for name, info in sorted(members.items()):
+            return [("", kind, "")]
+        found = []
+        for name, info in sorted(_open(path, path.stat().st_mtime).NameToInfo.items()):
             kind = PurePath(name).suffix.lower()
-            nested = "an archive in an archive; unpack it" if kind == ".zip" else ""
-            yield name, kind, "encrypted; unpack it" if info.flag_bits & 1 else nested
+            packed = info.flag_bits & 1 or kind == ".zip"
+            found.append((name, kind, PACKED if packed else ""))
+        return found or [("", "", "an empty archive")]
     except DAMAGED as error:
-        yield "", "", DAMAGE.format(error)
+        return [("", "", DAMAGE.format(error))]
 
 
 def _kind(name: str, file: IO[bytes]) -> str:
@@ -99,7 +90,8 @@ def _kind(name: str, file: IO[bytes]) -> str:
     return kind
 
 
-def _open(source: Path | BytesIO) -> ZipFile:
+@functools.lru_cache(maxsize=2)  # an archive, and an e-book in it, stay open while they are read
+def _open(source: Path | BytesIO, _changed: float = 0) -> ZipFile:
     """Open an archive, its names decoded, unless it unpacks to far more than text does."""
     archive = ZipFile(source)
     sizes = [info.file_size for info in archive.infolist()]
@@ -107,15 +99,6 @@ def _open(source: Path | BytesIO) -> ZipFile:
         raise ValueError(f"it unpacks to {sum(sizes) / 1e6:,.0f} MB, more than books do")
     archive.NameToInfo = {_name(info): info for info in archive.infolist() if not info.is_dir()}
     return archive
-
-
-def _opened(path: Path) -> ZipFile:
-    return _open_once(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1)  # one archive stays open: it is read once a member
-def _open_once(path: Path, _changed: int) -> ZipFile:
-    return _open(path)
 
 
 def _name(member: ZipInfo) -> str:
@@ -138,7 +121,8 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[B
     """
     place = Path(path, member)
     try:
-        with _opened(path).open(member) if member else path.open("rb") as file:
+        archive = _open(path, path.stat().st_mtime) if member else None
+        with archive.open(member) if archive else path.open("rb") as file:
             kind = _kind(place.name, file)
             if member or kind in READ - {".txt"}:
                 file.seek(0)
@@ -168,6 +152,7 @@ def _page(text: str) -> BeautifulSoup:
     What is put behind it is hidden, and ends what is open: the parser would look for its end again
     and again.
     """
+    text = "\r".join(map(str.rstrip, text.splitlines()))
     for pattern, new in MARKS:
         text = pattern.sub(new, text)
     return BeautifulSoup(f"<html>{text}<nav>-->", "html.parser")
@@ -181,8 +166,7 @@ def _text(page: BeautifulSoup) -> str:
         old, new = ("\r", "\n") if tag.name == "pre" else ("\n", "　")
         tag.string = tag.get_text().replace(old, new)
     blocks = [block for block in page.get_text().split("\v") if block.strip()]
-    parts = [part.strip(" \t") for part in SPLIT.split("\n".join(blocks))]
-    return WRAP.sub(" ", "".join(parts)).replace("\r", "")
+    return WRAP.sub(lambda match: " " if match[1] else "", "\n".join(blocks))
 
 
 def _is_apart(tag: Tag) -> bool:
@@ -199,14 +183,16 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
 
     root = str(_page(container).select("rootfile")[0]["full-path"])
     package = page(root)
-    items = {item["id"]: _target(root, item) for item in package.select("item")}
+    items = {item["id"]: _target(root, item) for item in package.select("item[href]")}
     spine = [items[item["idref"]] for item in package.select('itemref:not([linear="no"])')]
     locks = page(ENCRYPTION).select("cipherreference") if ENCRYPTION in archive.NameToInfo else []
     if any(unquote(str(lock["uri"])) in spine for lock in locks):
         raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
     tables = [_target(root, item) for item in package.select(TABLES)]
     titles = {name: title for table in tables for name, title in _entries(table, page(table))}
-    apart = [item for item in package.select("reference") if NO_STORY.fullmatch(str(item["type"]))]
+    apart = [
+        item for item in package.select("reference[type]") if NO_STORY.fullmatch(str(item["type"]))
+    ]
     out = {*tables, *(_target(root, item) for item in apart)}
     out |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
     return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in out)
@@ -214,8 +200,7 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
 
 def _target(base: str, link: Tag) -> str:
     """Resolve a link: from `"OEBPS/a.opf"`, `"b%20c.html#d"` leads to `"OEBPS/b c.html#d"`."""
-    path = unquote(str(link.get("href") or link["src"]))
-    return posixpath.normpath(posixpath.join(posixpath.dirname(base), path))
+    return unquote(urljoin(base, str(link.get("href") or link["src"])))
 
 
 def _entries(table: str, page: BeautifulSoup) -> Iterator[tuple[str, str]]:
