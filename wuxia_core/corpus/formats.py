@@ -8,7 +8,6 @@ import functools
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import IO
@@ -22,12 +21,6 @@ from wuxia_core.errors import CorpusError
 
 # Kinds of files, by suffix.
 READ = frozenset({".txt", ".md", ".html", ".htm", ".xhtml", ".epub", ".docx", ".zip"})
-ADVICE = {kind: what for what, kinds in (
-    ("convert it with Calibre to .epub or .txt",
-     ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
-    ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
-    ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
-) for kind in kinds.split()}  # fmt: skip
 PARTS = {".epub": "META-INF/container.xml", ".docx": "word/document.xml"}  # which each has
 MAGIC = {  # at the beginning, or 60 bytes behind it
     b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"{\\rtf": ".rtf",
@@ -43,11 +36,9 @@ DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew
 
 # Pages.
 ENCRYPTION = "META-INF/encryption.xml"
-MARKS = tuple((re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
-    (r"(</?)\w+:", r"\1"),  # <w:p>
-    (r"(?=<br\b)", "\n"),
-    (r"(?=</?(?:article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr])\b)", "\v"),
-))  # fmt: skip
+BLOCK = re.compile(
+    r"(?i)(?=</?(?:article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr])\b)"
+)
 MARKDOWN = re.compile(r"^#{1,6}[ \t]+|\*\*", re.MULTILINE)
 HIDDEN = re.compile("nav|title|noscript|select|button|instrtext|deltext|fallback")
 UNSEEN = re.compile(r"duokan-footnote|display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em)?\s*(?:;|$)")
@@ -69,8 +60,7 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
         found = []
         for name, info in sorted(_open(path, path.stat().st_mtime).NameToInfo.items()):
             kind = PurePath(name).suffix.lower()
-            packed = info.flag_bits & 1 or kind == ".zip"
-            found.append((name, kind, PACKED if packed else ""))
+            found.append((name, kind, PACKED if info.flag_bits & 1 or kind == ".zip" else ""))
         return found or [("", "", "an empty archive")]
     except DAMAGED as error:
         return [("", "", DAMAGE.format(error))]
@@ -121,8 +111,7 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[B
     """
     place = Path(path, member)
     try:
-        archive = _open(path, path.stat().st_mtime) if member else None
-        with archive.open(member) if archive else path.open("rb") as file:
+        with _open(path, path.stat().st_mtime).open(member) if member else path.open("rb") as file:
             kind = _kind(place.name, file)
             if member or kind in READ - {".txt"}:
                 file.seek(0)
@@ -143,7 +132,7 @@ def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Book:
         text = _epub(archive, text, place)
     elif kind in READ - {".txt", ".md"}:
         text = _text(_page(text))
-    return replace(book, text=text)
+    return Book(book.title, text, place, book.encoding)
 
 
 def _page(text: str) -> BeautifulSoup:
@@ -153,8 +142,8 @@ def _page(text: str) -> BeautifulSoup:
     and again.
     """
     text = "\r".join(map(str.rstrip, text.splitlines()))
-    for pattern, new in MARKS:
-        text = pattern.sub(new, text)
+    text = re.sub(r"(</?)\w+:", r"\1", text)  # <w:p>
+    text = BLOCK.sub("\v", re.sub(r"(?i)(?=<br\b)", "\n", text))
     return BeautifulSoup(f"<html>{text}<nav>-->", "html.parser")
 
 
@@ -190,10 +179,8 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
         raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
     tables = [_target(root, item) for item in package.select(TABLES)]
     titles = {name: title for table in tables for name, title in _entries(table, page(table))}
-    apart = [
-        item for item in package.select("reference[type]") if NO_STORY.fullmatch(str(item["type"]))
-    ]
-    out = {*tables, *(_target(root, item) for item in apart)}
+    parts = package.select("reference[type]")
+    out = {*tables, *(_target(root, x) for x in parts if NO_STORY.fullmatch(str(x["type"])))}
     out |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
     return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in out)
 

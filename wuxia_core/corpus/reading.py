@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from wuxia_core.corpus.chapters import chapter_notes, passages, split_chapters
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
-from wuxia_core.corpus.formats import ADVICE, READ, contents, read
+from wuxia_core.corpus.formats import READ, contents, read
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 from wuxia_core.text import visible
@@ -27,6 +27,12 @@ OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not th
 OWN = "called like a folder of this project; rename it, or name it in data_dir"
 # Silently; `._` are what macOS leaves behind.
 IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
+ADVICE = {kind: what for what, kinds in (
+    ("convert it with Calibre to .epub or .txt",
+     ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
+    ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
+    ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
+) for kind in kinds.split()}  # fmt: skip
 UNKNOWN = "if it is a book, save it as .txt"
 SHOWN = 3  # names in a warning
 BLOCK = 32_000_000  # bytes read at a time
