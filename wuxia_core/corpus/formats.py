@@ -142,7 +142,7 @@ def _page(text: str) -> BeautifulSoup:
     and again.
     """
     text = "\r".join(map(str.rstrip, text.splitlines()))
-    text = re.sub(r"(</?)\w+:", r"\1", text)  # <w:p>
+    text = re.sub(r"(</?)\w+:|<!\[(?!CDATA\[)[^<>\r]{0,99}>?", r"\1", text)  # <w:p>, <![if !x]>
     text = BLOCK.sub("\v", re.sub(r"(?i)(?=<br\b)", "\n", text))
     return BeautifulSoup(f"<html>{text}<nav>-->", "html.parser")
 
@@ -173,11 +173,12 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
     root = str(_page(container).select("rootfile")[0]["full-path"])
     package = page(root)
     items = {item["id"]: _target(root, item) for item in package.select("item[href]")}
-    spine = [items[item["idref"]] for item in package.select('itemref:not([linear="no"])')]
+    refs = package.select("itemref:not([linear=no])")
+    spine = [items[ref["idref"]] for ref in refs if ref["idref"] in items]
     locks = page(ENCRYPTION).select("cipherreference") if ENCRYPTION in archive.NameToInfo else []
     if any(unquote(str(lock["uri"])) in spine for lock in locks):
         raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
-    tables = [_target(root, item) for item in package.select(TABLES)]
+    tables = sorted({_target(root, x) for x in package.select(TABLES)} & archive.NameToInfo.keys())
     titles = {name: title for table in tables for name, title in _entries(table, page(table))}
     parts = package.select("reference[type]")
     out = {*tables, *(_target(root, x) for x in parts if NO_STORY.fullmatch(str(x["type"])))}
