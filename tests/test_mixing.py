@@ -215,6 +215,7 @@ def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library
     assert lengths.max() == 128
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, config):
     config.save(library / "config.yaml")
     code = (
@@ -233,6 +234,7 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
     assert len(mix(config).tokens) and not left[0].exists()
 
 
+@pytest.mark.slow
 def test_a_build_keeps_the_old_mixture_until_the_new_one_is_in_its_place(
     library, config, monkeypatch
 ):

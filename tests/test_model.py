@@ -146,7 +146,7 @@ def test_the_adapter_is_plain_peft(short_run):
     folder, _ = short_run
     finished = subprocess.run(
         [sys.executable, "-c", PLAIN, str(PROJECT / "data" / "tiny_base"), str(folder)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.startswith("剑光一闪")

@@ -263,9 +263,10 @@ def test_remedies_keep_to_what_the_settings_allow():
 
 def ask(tmp_path, *flags):
     return subprocess.run([sys.executable, str(PROJECT / "launch_ddp.py"), *flags], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_plan_alone_starts_nothing(tmp_path):
     novels = f"data.data_dir={PROJECT / 'data/sample'}"
     finished = ask(tmp_path, "--plan", "--config", str(REAL), "--set", novels, "--set",
@@ -285,7 +286,7 @@ def test_a_plan_that_is_measured_times_its_steps_without_what_lies_between(tmp_p
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["m"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_fails_in_a_process_of_a_measured_plan_keeps_its_words_and_status(tmp_path):
     finished = ask(tmp_path, "--plan", "--measure", "--set", "training.max_steps=2", "--set",
                    "data.processed_data_file=m")  # fmt: skip

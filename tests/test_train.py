@@ -85,7 +85,7 @@ def train(config, folder, processes, accumulation):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return load_file(folder / "adapter_model.safetensors")
