@@ -44,13 +44,12 @@ class XRay:
     def summary(self) -> pd.DataFrame:
         """Mean loss in bits and share of right answers, by class of token and by who speaks."""
         speech = self.tokens["dialogue"].map({True: "dialogue", False: "narration"})
-        groups = pd.concat([self.tokens.assign(of=of) for of in (self.tokens["class"], speech)])
-        figures = [f"{model}_{name}" for name in ("bits", "right") for model in self.models]
-        table = groups.groupby("of")[figures].mean()
-        table.columns = table.columns.str.replace("_", " ")
-        table.insert(0, "tokens", groups["of"].value_counts())
-        order = [name for name in (*CLASSES[::-1], "dialogue", "narration") if name in table.index]
-        return table.loc[order].rename_axis(None).reset_index(names="")
+        order = [*CLASSES[::-1], "dialogue", "narration"]
+        kinds = [pd.Categorical(of, order) for of in (self.tokens["class"], speech)]
+        groups = pd.concat([self.tokens.assign(of=of) for of in kinds]).groupby("of", observed=True)
+        names = [f"{model} {name}" for name in ("bits", "right") for model in self.models]
+        means = {name: (name.replace(" ", "_"), "mean") for name in names}
+        return groups.agg(tokens=("text", "size"), **means).reset_index(names="")
 
     def spans(self) -> pd.DataFrame:
         """Spans by what tuning did to them, a row each: most helped first.
@@ -117,38 +116,28 @@ def _collator(
     adapter = getattr(model, "peft_config", {}).get("default")
     indices = getattr(adapter, "trainable_token_indices", None)
     mask_id = indices[0] if indices else mask_token_id(tokenizer, model.config.vocab_size)
-    corruption = masking.Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0), masker.seed)
     special = frozenset(tokenizer.all_special_ids)
-    return MaskCollator(masker, corruption, int(tokenizer.pad_token_id or 0), special)
+    return MaskCollator(masker, masking.Corruption.of(tokenizer, mask_id), 0, special)
 
 
 def _split(whole: Window, size: int, key: int) -> Iterator[Window]:
     """Split a text's window into windows of at most `size` tokens, each with a key of its own."""
-    for number, start in enumerate(range(0, len(whole.input_ids), size)):
-        part = slice(start, start + size)
-        ids, words, places = whole.input_ids[part], whole.word_ids[part], whole.position_ids[part]
-        yield Window(ids, words, places - start, key + number, whole.epoch)
+    for number, start in enumerate(range(0, len(whole.input_ids), size), key):
+        ids, words, places = (tokens[start : start + size] for tokens in whole[:3])
+        yield Window(ids, words, places - start, number, whole.epoch)
 
 
 def _masked_tokens(
     text: str, offsets: Sequence[tuple[int, int]], kinds: masking.Kinds
 ) -> pd.DataFrame:
     """Describe the masked tokens of a text, a row each, as in `XRay.tokens`."""
-    at = np.flatnonzero(kinds > masking.KEPT)
-    spans = [offsets[token] for token in at.tolist()]
+    masked = kinds > masking.KEPT
+    blocks = np.cumsum(np.diff(masked, prepend=False))  # odd inside a block
+    table = pd.DataFrame(offsets, columns=["start", "end"]).assign(block=blocks, kind=kinds)[masked]
+    spans = [slice(*span) for span in table[["start", "end"]].to_numpy()]
     by_character, speech = classes(text, Segmenter()), dialogue(text)
-    return pd.DataFrame(
-        {
-            "start": [start for start, _ in spans],
-            "end": [end for _, end in spans],
-            "block": np.cumsum(np.diff(kinds > masking.KEPT, prepend=False))[
-                at
-            ],  # odd inside a block
-            "kind": kinds[at],
-            "class": [CLASSES[by_character[start:end].max()] for start, end in spans],
-            "dialogue": [speech[start:end].all() for start, end in spans],
-        }
-    )
+    of = [CLASSES[by_character[span].max()] for span in spans]
+    return table.assign(**{"class": of, "dialogue": [speech[span].all() for span in spans]})
 
 
 def _predict(

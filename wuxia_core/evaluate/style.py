@@ -7,8 +7,8 @@ it nothing: cut them with `chunks`. No automatic metric is known to follow *perc
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -45,44 +45,37 @@ def top_characters(texts: Sequence[str], n: int = 300) -> str:
     return "".join(c for c, _ in Counter(strip_whitespace("".join(texts))).most_common(n))
 
 
-@dataclass(frozen=True)
 class BurrowsDelta:
     """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
 
-    `mean` and `sd` (V,) of the share of each character that `vectorizer` counts come from human
-    text alone; `centroid` (V,) is the z-score of the human target. Delta grows as a pool gets
-    smaller: compare pools of one size.
+    `mean` and `sd` (V,) of the share of each character come from human training text alone;
+    `centroid` (V,) is the z-score of the human target. Delta grows as a pool gets smaller: compare
+    pools of one size.
+
+    `target` is the style to measure the distance from; `other` is more human text for `mean` and
+    `sd`. To find the nearer of two styles, fit twice with the two exchanged; each should be of one
+    genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
     """
 
-    vectorizer: Any
-    mean: Floats
-    sd: Floats
-    centroid: Floats
-
-    @classmethod
-    def fit(cls, target: Sequence[str], other: Sequence[str] = (), characters: int = 500) -> Self:
-        """Take the commonest V characters and their shares from human training texts.
-
-        `target` is the style to measure the distance from; `other` is more human text for `mean`
-        and `sd`. To find the nearer of two styles, fit twice with the two exchanged; each should be
-        of one genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
-        """
+    def __init__(
+        self, target: Sequence[str], other: Sequence[str] = (), characters: int = 500
+    ) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
         if len(own) < FEWEST_POOLS:
             fewest = FEWEST_POOLS * POOL
             raise DataError(f"Burrows's Delta: human text of fewer than {fewest:,} characters")
-        vectorizer = CountVectorizer(analyzer="char", lowercase=False, max_features=characters)
-        shares = vectorizer.fit_transform([*own, *rest]).toarray() / POOL  # (M, V)
-        mean, sd = shares.mean(0), shares.std(0, ddof=1)
-        sd[sd == 0] = np.inf  # a share that never changes tells nothing: its z-score is 0
-        return cls(vectorizer, mean, sd, (shares[: len(own)].mean(0) - mean) / sd)
+        self._counter = CountVectorizer(analyzer="char", lowercase=False, max_features=characters)
+        shares = self._counter.fit_transform([*own, *rest]).toarray() / POOL  # (M, V)
+        self.mean, self.sd = shares.mean(0), shares.std(0, ddof=1)
+        self.sd[self.sd == 0] = np.inf  # a share that never changes tells nothing: its z-score is 0
+        self.centroid = (shares[: len(own)].mean(0) - self.mean) / self.sd
 
     def counts(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Count each of the V characters, and all, in each text: (N, V) and (N,)."""
         each = [strip_whitespace(text) for text in texts]
-        return self.vectorizer.transform(each).toarray(), np.array([len(text) for text in each])
+        return self._counter.transform(each).toarray(), np.array([len(text) for text in each])
 
     def delta(self, counts: npt.ArrayLike, chars: npt.ArrayLike) -> Floats:
         """Mean absolute difference of z-scores between pools and the target, 0 or more.
@@ -102,31 +95,8 @@ def style_classifier(texts: Sequence[str], target: Flags, kept: str) -> "Pipelin
 
     Its `decision_function` gives the log-odds of the kind that `target` (N,) flags. It sees the
     characters in `kept` only (those of `top_characters`), so that names and props (剑, 掌门) tell
-    nothing. Raises `DataError` where a kind has fewer than 20 texts, and, as `decision_function`
-    does, for a text of another length than the first.
+    nothing. Raises `DataError` where a kind has fewer than 20 texts.
     """
-    return _unfitted(texts, target, kept).fit(texts, target)
-
-
-def held_out_logits(
-    texts: Sequence[str], target: Flags, groups: Sequence[str], kept: str
-) -> Floats:
-    """Let a classifier judge each text that saw none of its group (a book): logits, (N,).
-
-    Five folds, or as many as a kind has groups. Raises `DataError` as `style_classifier` does, and
-    where a kind has fewer than two groups.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
-    classifier = _unfitted(texts, target, kept)
-    fewest = min(len(np.unique(np.array(groups)[kind])) for kind in (target, ~target))
-    if fewest < 2:
-        raise DataError(f"classifier: {fewest} book of a kind, fewer than 2")
-    how = {"cv": StratifiedGroupKFold(min(5, fewest)), "method": "decision_function"}
-    return np.asarray(cross_val_predict(classifier, texts, target, groups=groups, **how))
-
-
-def _unfitted(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -134,16 +104,28 @@ def _unfitted(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
     fewest = min(np.sum(target), np.sum(~target))
     if fewest < FEWEST_TEXTS:
         raise DataError(f"classifier: {fewest} texts of a kind, fewer than {FEWEST_TEXTS}")
-    chars, others = len(texts[0]), re.compile(f"[^{re.escape(kept)}]")
-
-    def hide(text: str) -> str:
-        if len(text) != chars:
-            raise DataError(f"classifier: {len(text)} characters among texts of {chars}")
-        return others.sub(HIDDEN, text)
-
+    hide = partial(re.compile(f"[^{re.escape(kept)}]").sub, HIDDEN)
     how = {"analyzer": "char", "ngram_range": (1, 3), "min_df": 2, "sublinear_tf": True}
     logistic = LogisticRegression(C=10, class_weight="balanced", max_iter=1000)
-    return make_pipeline(TfidfVectorizer(preprocessor=hide, **how), logistic)
+    classifier = make_pipeline(TfidfVectorizer(preprocessor=hide, **how), logistic)
+    return classifier.fit(texts, target)
+
+
+def held_out_logits(
+    classifier: "Pipeline", texts: Sequence[str], target: Flags, groups: Sequence[str]
+) -> Floats:
+    """Let a classifier of the same settings, fitted anew on other groups (books), judge each text.
+
+    Logits, (N,). Five folds, or as many as a kind has groups. Raises `DataError` where a kind has
+    fewer than two groups.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    fewest = min(len(np.unique(np.array(groups)[kind])) for kind in (target, ~target))
+    if fewest < 2:
+        raise DataError(f"classifier: {fewest} book of a kind, fewer than 2")
+    how = {"cv": StratifiedGroupKFold(min(5, fewest)), "method": "decision_function"}
+    return np.asarray(cross_val_predict(classifier, texts, target, groups=groups, **how))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
@@ -156,16 +138,9 @@ def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
     Returns
     -------
     (N,) and (N,), a value a text.
-
-    Raises
-    ------
-    DataError
-        Where no text has n characters.
     """
     grams = [[text[at : at + n] for at in range(len(text) - n + 1)] for text in texts]
     having = Counter(gram for own in grams for gram in set(own))
-    if not having:
-        raise DataError(f"distinct-{n}: {len(texts)} texts, none of {n} characters or more")
     alone = np.array([sum(having[gram] == 1 for gram in set(own)) for own in grams])
     return alone + (len(having) - alone.sum()) / len(texts), np.array([len(own) for own in grams])
 
@@ -173,11 +148,8 @@ def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
 def repetition(text: str, n: int = 4) -> float:
     """Measure how much of a text repeats itself: 1 - unique/all n-grams of characters.
 
-    It is rep-n of Welleck et al. (2020), of characters. `哈哈哈哈哈` with n 4 gives 1/2.
-
-    Raises `DataError` where the text has fewer than n characters.
+    It is rep-n of Welleck et al. (2020), of characters. `哈哈哈哈哈` with n 4 gives 1/2. The text
+    has n characters at least.
     """
     grams = [text[at : at + n] for at in range(len(text) - n + 1)]
-    if not grams:
-        raise DataError(f"repetition: a text of {len(text)} characters, fewer than {n}")
     return 1 - len(set(grams)) / len(grams)

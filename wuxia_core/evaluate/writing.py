@@ -12,13 +12,12 @@ from wuxia_core.errors import DataError
 from wuxia_core.evaluate import style
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap
-from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, missing, ratio
+from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
 from wuxia_core.write import Sampling, continued
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 # Beside the openings of held-out chapters; written for this, in no book.
@@ -44,25 +43,20 @@ MEAN = ratio("value", "count")
 Measure = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    seed: int,
-    tokens: int = 200,
-) -> list[str]:
+def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[str]:
     """Sample what follows each prompt, all in one batch: temperature 0.9, nucleus 0.95.
 
-    Each passage has `tokens` tokens: the end of text does not come before. The same `seed` gives
-    the same passages on the same kind of machine.
+    Each passage has 200 tokens: the end of text does not come before. The same `seed` gives the
+    same passages on the same kind of machine.
     """
     import torch
 
+    tokenizer, sampling = context.tokenizer, Sampling()
     encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)
-    sampling = Sampling(tokens).settings() | {"min_new_tokens": tokens}
+    settings = sampling.settings() | {"min_new_tokens": sampling.tokens}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return continued(model, tokenizer, encoded.input_ids, sampling)
+        return continued(context.model, tokenizer, encoded.input_ids, settings)
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
@@ -79,13 +73,12 @@ def write_passages(context: EvalContext) -> list[dict[str, Any]]:
     """
     chapter = next(iter(context.mixture.texts(context.documents("wuxia", TRAIN, limit=1))), "")
     example = chapter[len(chapter) // 2 :][:60]
-    write = functools.partial(generate, context.model, context.tokenizer)
     rows: list[dict[str, Any]] = []
     for chunk in context.within_budget("prompts written to", prompts(context), AT_ONCE, 0.25):
         texts, seed = [row["prompt"] for row in chunk], context.seed + len(rows)
-        base, tuned = context.base_and_tuned(functools.partial(write, texts, seed))
+        base, tuned = context.base_and_tuned(functools.partial(generate, context, texts, seed))
         with context.model.disable_adapter():
-            few_shot = write([f"{example}\n{prompt}" for prompt in texts], seed)
+            few_shot = generate(context, [f"{example}\n{prompt}" for prompt in texts], seed)
         table = pd.DataFrame(chunk).assign(base=base, tuned=tuned, few_shot=few_shot)
         rows += table.to_dict("records")
     return rows
@@ -110,22 +103,23 @@ def score_generations(context: EvalContext, written: list[dict[str, Any]]) -> di
     uncut = [row["tuned"] for row in written]
     shared = overlap([*table["text"], *uncut], context.mixture.training_texts)  # reads all: once
     people = _People(context)
-    table["copied"], table["style"] = shared["length"][: len(table)], None
+    table["copied"], table["style"], accuracy = shared["length"][: len(table)], None, None
     with suppress(DataError):  # said in the row of style_strength
         if whole:
             table["style"] = people.classifier.decision_function(table["text"])
+        accuracy = people.held_out_accuracy()
     return {
         "metrics": [_row(*each, table, context.seed) for each in _measures(people)],
         "copied": longest_runs(shared[len(table) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.drop(columns="text").to_dict("records"),
-        "classifier": people.held_out_accuracy(),
+        "classifier": accuracy,
     }
 
 
 class _People:
     """People's writing, and what judges other texts by it; fitted when first needed.
 
-    `delta` and `classifier` raise `DataError` where there is too little to fit them on.
+    All raise `DataError` where there is too little to fit them on.
     """
 
     def __init__(self, context: EvalContext) -> None:
@@ -133,23 +127,22 @@ class _People:
         self.human = wuxia, context.human_texts("general", TRAIN, UNUSED)
         kinds = [_chunks(texts)[:1000] for texts in self.human]
         self.chunks = pd.concat(kinds)
-        self.seen = self.chunks["text"].tolist(), np.arange(len(self.chunks)) < len(kinds[0])
-        self.kept = style.top_characters(self.seen[0])
+        self.is_wuxia = np.arange(len(self.chunks)) < len(kinds[0])
 
     @functools.cached_property
     def delta(self) -> style.BurrowsDelta:
-        return style.BurrowsDelta.fit(*(texts["text"] for texts in self.human))
+        return style.BurrowsDelta(*(texts["text"] for texts in self.human))
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
-        return style.style_classifier(*self.seen, self.kept)
+        texts = self.chunks["text"].tolist()
+        return style.style_classifier(texts, self.is_wuxia, style.top_characters(texts))
 
-    def held_out_accuracy(self) -> float | None:
-        """Judge the chunks of each book by a classifier fitted on the others; None of too few."""
-        with suppress(DataError):
-            logits = style.held_out_logits(*self.seen, self.chunks["book"].tolist(), self.kept)
-            return float(((logits > 0) == self.seen[1]).mean())
-        return None
+    def held_out_accuracy(self) -> float:
+        """Judge the chunks of each book by a classifier fitted on the others."""
+        texts, books = self.chunks["text"].tolist(), self.chunks["book"].tolist()
+        logits = style.held_out_logits(self.classifier, texts, self.is_wuxia, books)
+        return float(((logits > 0) == self.is_wuxia).mean())
 
 
 def _measures(people: _People) -> list[tuple[Metric, Measure]]:
@@ -178,12 +171,13 @@ def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Ro
     texts = dict(list(table.groupby("writer")))
     n = len(texts.get("base", ()))
     if n < FEWEST:
-        return missing(metric, n, f"{n} passages of {CHARACTERS} characters, fewer than {FEWEST}")
+        reason = f"{n} passages of {CHARACTERS} characters, fewer than {FEWEST}"
+        return metric.row(n, reason=reason)
     try:
         row = compare(metric, measure(texts["base"]), measure(texts["tuned"]), seed)
     except DataError as error:
-        return missing(metric, n, str(error))
-    for control in ("few_shot", "human") if row["delta"] is not None else ():
+        return metric.row(n, reason=str(error))
+    for control in ("few_shot", "human"):
         if len(texts.get(control, ())) == n:  # a figure of fewer texts would be another one
             row[control] = float(metric.statistic(measure(texts[control]), np.ones((1, n)))[0])
     return row
