@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate.style import (
+from wuxia_core.evaluate.writing import (
     BurrowsDelta,
     chunks,
     distinct_n,

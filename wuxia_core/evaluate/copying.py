@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
-from wuxia_core.evaluate.style import strip_whitespace
 from wuxia_core.mixing import TRAIN, VALIDATION
 from wuxia_core.write import continued
 
@@ -61,6 +60,11 @@ def overlap(
                         found[number] = (shown, _in_brackets(document, at, size), title, size)
     table = pd.DataFrame(found, columns=["generated", "source", "title", "length"])
     return table.assign(flagged=table["length"] >= FLAGGED)
+
+
+def strip_whitespace(text: str) -> str:
+    """Drop all white space, inside the text too."""
+    return "".join(text.split())
 
 
 def _squeeze(text: str) -> str:

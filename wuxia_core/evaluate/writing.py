@@ -1,17 +1,23 @@
-"""Passages that a model writes, and what they are like: the same prompts and seeds for both."""
+"""Passages that a model writes, and their style in numbers: the same prompts and seeds for both.
+
+White space is layout and never counts. A classifier takes texts of one length, so that length tells
+it nothing: cut them with `chunks`. No automatic metric is known to follow *perceived* style.
+"""
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate import style
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.copying import longest_runs, overlap
+from wuxia_core.evaluate.copying import longest_runs, overlap, strip_whitespace
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
 from wuxia_core.write import Sampling, continued
@@ -39,8 +45,137 @@ OPENING = 40  # characters of a chapter that serve as its prompt
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
 MEAN = ratio("value", "count")
 
+POOL = 2000  # characters that shares are measured over, for Delta
+FEWEST_POOLS, FEWEST_TEXTS = 5, 20  # human pools for a standard deviation; texts of each kind
+HIDDEN = "■"  # stands for every character that a classifier shall not see
+
+Flags = npt.NDArray[np.bool_]
 # Makes of a writer's rows what the metric's statistic takes.
 Measure = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def chunks(text: str, chars: int) -> list[str]:
+    """Cut a text without its white space into chunks of exactly `chars` characters, no rest.
+
+    `一 二三四五` by 2 gives `["一二", "三四"]`.
+    """
+    whole = strip_whitespace(text)
+    return [whole[at : at + chars] for at in range(0, len(whole) - chars + 1, chars)]
+
+
+def top_characters(texts: Sequence[str], n: int = 300) -> str:
+    """List the n commonest characters of human texts, which a classifier may see."""
+    return "".join(c for c, _ in Counter(strip_whitespace("".join(texts))).most_common(n))
+
+
+class BurrowsDelta:
+    """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
+
+    `mean` and `sd` (V,) of the share of each character come from human training text alone;
+    `centroid` (V,) is the z-score of the human target. Delta grows as a pool gets smaller: compare
+    pools of one size.
+
+    `target` is the style to measure the distance from; `other` is more human text for `mean` and
+    `sd`. To find the nearer of two styles, fit twice with the two exchanged; each should be of one
+    genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
+    """
+
+    def __init__(
+        self, target: Sequence[str], other: Sequence[str] = (), characters: int = 500
+    ) -> None:
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
+        if len(own) < FEWEST_POOLS:
+            fewest = FEWEST_POOLS * POOL
+            raise DataError(f"Burrows's Delta: human text of fewer than {fewest:,} characters")
+        self._counter = CountVectorizer(analyzer="char", lowercase=False, max_features=characters)
+        shares = self._counter.fit_transform([*own, *rest]).toarray() / POOL  # (M, V)
+        self.mean, self.sd = shares.mean(0), shares.std(0, ddof=1)
+        self.sd[self.sd == 0] = np.inf  # a share that never changes tells nothing: its z-score is 0
+        self.centroid = (shares[: len(own)].mean(0) - self.mean) / self.sd
+
+    def counts(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        """Count each of the V characters, and all, in each text: (N, V) and (N,)."""
+        each = [strip_whitespace(text) for text in texts]
+        return self._counter.transform(each).toarray(), np.array([len(text) for text in each])
+
+    def delta(self, counts: npt.ArrayLike, chars: npt.ArrayLike) -> Floats:
+        """Mean absolute difference of z-scores between pools and the target, 0 or more.
+
+        What `counts` gave goes in summed over the texts of a pool: (V,) and a number give a number;
+        (B, V) and (B,), the pools of B resamples, give (B,). Raises `DataError` where pools have
+        fewer than 2,000 characters, resamples on average.
+        """
+        if (size := np.asarray(chars).mean()) < POOL:
+            raise DataError(f"Burrows's Delta: {size:,.0f} characters in all, fewer than {POOL:,}")
+        scores = (np.asarray(counts) / np.asarray(chars)[..., None] - self.mean) / self.sd
+        return np.asarray(np.abs(scores - self.centroid).mean(-1))
+
+
+def style_classifier(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
+    """Tell two kinds of text apart: TF-IDF of runs of 1 to 3 characters, logistic regression.
+
+    Its `decision_function` gives the log-odds of the kind that `target` (N,) flags. It sees the
+    characters in `kept` only (those of `top_characters`), so that names and props (剑, 掌门) tell
+    nothing. Raises `DataError` where a kind has fewer than 20 texts.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    fewest = min(np.sum(target), np.sum(~target))
+    if fewest < FEWEST_TEXTS:
+        raise DataError(f"classifier: {fewest} texts of a kind, fewer than {FEWEST_TEXTS}")
+    hide = functools.partial(re.compile(f"[^{re.escape(kept)}]").sub, HIDDEN)
+    how = {"analyzer": "char", "ngram_range": (1, 3), "min_df": 2, "sublinear_tf": True}
+    logistic = LogisticRegression(C=10, class_weight="balanced", max_iter=1000)
+    classifier = make_pipeline(TfidfVectorizer(preprocessor=hide, **how), logistic)
+    return classifier.fit(texts, target)
+
+
+def held_out_logits(
+    classifier: "Pipeline", texts: Sequence[str], target: Flags, groups: Sequence[str]
+) -> Floats:
+    """Let a classifier of the same settings, fitted anew on other groups (books), judge each text.
+
+    Logits, (N,). Five folds, or as many as a kind has groups. Raises `DataError` where a kind has
+    fewer than two groups.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+    fewest = min(len(np.unique(np.array(groups)[kind])) for kind in (target, ~target))
+    if fewest < 2:
+        raise DataError(f"classifier: {fewest} book of a kind, fewer than 2")
+    how = {"cv": StratifiedGroupKFold(min(5, fewest)), "method": "decision_function"}
+    return np.asarray(cross_val_predict(classifier, texts, target, groups=groups, **how))
+
+
+def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
+    """Count the different n-grams of characters of all texts together, and all of them.
+
+    Distinct-n (Li et al. 2016, there of words) is the sum of the first over the sum of the second.
+    The first is a text's jackknife value: the n-grams only it has, and an equal part of the shared.
+    `["剑光", "剑影"]` with n 1 gives (1.5, 1.5) and (2, 2): 3 of 4.
+
+    Returns
+    -------
+    (N,) and (N,), a value a text.
+    """
+    grams = [[text[at : at + n] for at in range(len(text) - n + 1)] for text in texts]
+    having = Counter(gram for own in grams for gram in set(own))
+    alone = np.array([sum(having[gram] == 1 for gram in set(own)) for own in grams])
+    return alone + (len(having) - alone.sum()) / len(texts), np.array([len(own) for own in grams])
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Measure how much of a text repeats itself: 1 - unique/all n-grams of characters.
+
+    It is rep-n of Welleck et al. (2020), of characters. `哈哈哈哈哈` with n 4 gives 1/2. The text
+    has n characters at least.
+    """
+    grams = [text[at : at + n] for at in range(len(text) - n + 1)]
+    return 1 - len(set(grams)) / len(grams)
 
 
 def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[str]:
@@ -130,18 +265,18 @@ class _People:
         self.is_wuxia = np.arange(len(self.chunks)) < len(kinds[0])
 
     @functools.cached_property
-    def delta(self) -> style.BurrowsDelta:
-        return style.BurrowsDelta(*(texts["text"] for texts in self.human))
+    def delta(self) -> BurrowsDelta:
+        return BurrowsDelta(*(texts["text"] for texts in self.human))
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
         texts = self.chunks["text"].tolist()
-        return style.style_classifier(texts, self.is_wuxia, style.top_characters(texts))
+        return style_classifier(texts, self.is_wuxia, top_characters(texts))
 
     def held_out_accuracy(self) -> float:
         """Judge the chunks of each book by a classifier fitted on the others."""
         texts, books = self.chunks["text"].tolist(), self.chunks["book"].tolist()
-        logits = style.held_out_logits(self.classifier, texts, self.is_wuxia, books)
+        logits = held_out_logits(self.classifier, texts, self.is_wuxia, books)
         return float(((logits > 0) == self.is_wuxia).mean())
 
 
@@ -160,8 +295,8 @@ def _measures(people: _People) -> list[tuple[Metric, Measure]]:
     return [
         (delta, lambda rows: pd.DataFrame(np.column_stack(people.delta.counts(rows["text"])))),
         (strength, lambda rows: _values(people.classifier.decision_function(rows["text"]))),
-        (distinct, lambda rows: _values(*style.distinct_n(rows["text"], 2))),
-        (repeated, lambda rows: _values(rows["text"].map(style.repetition))),
+        (distinct, lambda rows: _values(*distinct_n(rows["text"], 2))),
+        (repeated, lambda rows: _values(rows["text"].map(repetition))),
         (copied, lambda rows: _values(rows["copied"])),
     ]
 
@@ -190,10 +325,10 @@ def _values(values: Any, counts: Any = 1.0) -> pd.DataFrame:
 
 def _cut(text: str) -> str:
     """Cut to 150 characters; a shorter passage gives nothing."""
-    return next(iter(style.chunks(text, CHARACTERS)), "")
+    return next(iter(chunks(text, CHARACTERS)), "")
 
 
 def _chunks(human: pd.DataFrame) -> pd.DataFrame:
     """Cut human documents into chunks as long as a passage: `book` and `text`."""
-    cut = human.assign(text=[style.chunks(text, CHARACTERS) for text in human["text"]])
+    cut = human.assign(text=[chunks(text, CHARACTERS) for text in human["text"]])
     return cut.explode("text").dropna(subset="text")
