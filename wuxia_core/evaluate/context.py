@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -22,8 +21,7 @@ Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvalContext:
+class EvalContext(NamedTuple):
     """An adapter on its base, and the mixture it was trained on."""
 
     model: "PeftModel"

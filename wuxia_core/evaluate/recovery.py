@@ -4,8 +4,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,8 +26,7 @@ AROUND = 8  # characters shown on either side of a span
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
 
-@dataclass(frozen=True)
-class XRay:
+class XRay(NamedTuple):
     """The masked tokens of some texts, and what each model predicted there.
 
     `tokens` has a row a masked token: `text` (which of `texts`), `[start, end)` in its characters,

@@ -142,21 +142,16 @@ def score_bits(context: EvalContext) -> list[Row]:
             sides = {"base": base, "tuned": tuned}
             rates = {name: side["bits"].sum() / side["bytes"].sum() for name, side in sides.items()}
             rows[-1]["bits_per_byte"] = rates
-    rows[-1] |= _margin_verdict(rows[-1], context.config.evaluation.general_margin)
+    general, margin = rows[-1], context.config.evaluation.general_margin
+    general |= {"verdict": "not measured", "margin": margin}
+    if general["delta"] is not None:
+        kept, worse = general["high"] < margin, general["low"] > margin
+        general["verdict"] = "kept" if kept else "worse" if worse else "not shown"
     both = zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
     base, tuned = map(pd.concat, both)
     statistic = group_difference("trained", "bits", "chars")
     metric = Metric("memorisation", "bits/character, train − held out", "wuxia", statistic)
     return [*rows, compare(metric, base, tuned, context.seed)]
-
-
-def _margin_verdict(row: Row, margin: float) -> Row:
-    """Say whether general text costs no more than the margin, in bits per character."""
-    verdict = "not measured"
-    if row["delta"] is not None:
-        kept, worse = row["high"] < margin, row["low"] > margin
-        verdict = "kept" if kept else "worse" if worse else "not shown"
-    return {"verdict": verdict, "margin": margin}
 
 
 def _bits(context: EvalContext, source: str, split: str) -> Tables:

@@ -1,8 +1,7 @@
 """Whether a difference is more than chance: the paired bootstrap over documents or prompts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,7 @@ Row = dict[str, Any]
 Statistic = Callable[[pd.DataFrame, Floats], Floats]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A figure to report: what it is called, of which texts, and how items make it."""
 
     name: str

@@ -165,18 +165,10 @@ def mark_tokens(
 
 @dataclass(frozen=True)
 class XRayView:
-    """One text under the X-ray, by each model: shows itself in notebooks, as text in terminals.
-
-    In a terminal 【剑:2.5✓】 is a masked token that costs 2.5 bits and is the best guess.
-    """
+    """One text under the X-ray, by each model, as it shows itself in notebooks."""
 
     xray: XRay
     text: int = 0  # its place in `xray.texts`
-
-    def __str__(self) -> str:
-        return "\n\n".join(
-            f"{model}: {''.join(map(str, self._segments(model)))}" for model in self.xray.models
-        )
 
     def _repr_html_(self) -> str:
         width = f"width:{100 // len(self.xray.models)}%;min-width:min(100%,17em)"
@@ -206,8 +198,7 @@ class XRayView:
             token, right = text[row.start : row.end], "right" if row.right else "wrong"
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
             tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
-            plain = f"【{{}}:{row.bits:.1f}{'✓' * row.right}】"
-            mark = (plain, _heat_style(row.bits, row.right), tip)
+            mark = ("{}", _heat_style(row.bits, row.right), tip)
             marks[row.start : row.end] = [mark] * len(token)
         return _segments(text, marks)
 
