@@ -1,6 +1,6 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
-from wuxia_core.show.interactive import MaskExplorer, WritingDesk, read_beginnings, strengths_table
+from wuxia_core.show.interactive import MaskExplorer, WritingDesk, strengths_table
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks
 from wuxia_core.show.plots import (
     axes,

@@ -1,7 +1,6 @@
 """Masked text as HTML and as plain text, drawn from the tokenizer's character offsets."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,8 +53,7 @@ def _segments(text: str, marks: Sequence[Mark]) -> tuple[Segment, ...]:
     return tuple(Segment("".join(c for c, _ in run), *mark) for mark, run in runs)
 
 
-@dataclass(frozen=True)
-class MaskView:
+class MaskView(NamedTuple):
     """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals.
 
     In a terminal 〔甲〕 is a single, 【甲乙】 a span; ≠ follows a random token, = an unchanged.
@@ -122,8 +120,7 @@ def show_masks(
     DataError
         Where the text has no token.
     """
-    if tokenizer is None:
-        tokenizer = load_tokenizer(str(TINY_BASE))
+    tokenizer = tokenizer or load_tokenizer(str(TINY_BASE))
     window, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
     if not offsets:
         raise DataError("show_masks: the text is empty")
@@ -163,8 +160,7 @@ def mark_tokens(
     return MaskView(_segments(text, marks), kinds, actions)
 
 
-@dataclass(frozen=True)
-class XRayView:
+class XRayView(NamedTuple):
     """One text under the X-ray, by each model, as it shows itself in notebooks."""
 
     xray: XRay
