@@ -52,18 +52,18 @@ def test_repetition_by_hand():
 def test_delta_by_hand():
     human = ["剑" * n + "\n" + "雨" * (2000 - n) for n in (800, 800, 1000, 1200, 1200)]
     delta = BurrowsDelta(human, characters=2)  # mean 0.5 and 0.5, sd 0.1 and 0.1
-    counts, chars = delta.counts(["剑" * 1000 + "雨 " * 300, "剑" * 400 + "雨" * 100 + "灯" * 200])
-    assert counts.tolist() == [[1000, 300], [400, 100]] and chars.tolist() == [1300, 700]
+    counts = delta.counts(["剑" * 1000 + "雨 " * 300, "剑" * 400 + "雨" * 100 + "灯" * 200])
+    assert counts.tolist() == [[1000, 300, 1300], [400, 100, 700]]
     # shares 0.7 and 0.2, z-scores 2 and -3
-    assert delta.delta(counts.sum(0), chars.sum()) == pytest.approx(2.5)
-    assert delta.delta([[1400, 400], [1000, 1000]], [2000, 2000]) == pytest.approx([2.5, 0])
+    assert delta.delta(counts.sum(0)) == pytest.approx(2.5)
+    assert delta.delta([[1400, 400, 2000], [1000, 1000, 2000]]) == pytest.approx([2.5, 0])
 
 
 def test_the_target_is_where_delta_is_zero():
     wuxia = ["剑" * n + "雨" * (2000 - n) for n in (800, 900, 1000, 1100, 1200)]
     other = ["剑" * n + "雨" * (2000 - n) for n in (200, 300, 400)]
     delta = BurrowsDelta(wuxia, other, characters=2)
-    assert delta.delta([1000, 1000], 2000) == pytest.approx(0)
+    assert delta.delta([1000, 1000, 2000]) == pytest.approx(0)
     assert delta.centroid[0] > 0 > delta.centroid[1]  # 剑 above the mean of all, 雨 below
 
 
@@ -72,7 +72,7 @@ def test_delta_needs_enough_text():
         BurrowsDelta(["剑" * 9999])
     delta = BurrowsDelta(["剑" * n + "雨" * (2000 - n) for n in range(800, 805)])
     with pytest.raises(DataError, match="1,999 characters in all, fewer than 2,000"):
-        delta.delta([1000, 999], 1999)
+        delta.delta([1000, 999, 1999])
 
 
 # Classifiers
@@ -152,7 +152,7 @@ def test_delta_finds_the_style_of_a_held_out_book(novels):
             others = list(rest.values())
             near, far = BurrowsDelta(same, others), BurrowsDelta(others, same)
             pools = near.counts(chunks(text, 2000)[::3])
-            right += (near.delta(*pools) < far.delta(*pools)).tolist()
+            right += (near.delta(pools) < far.delta(pools)).tolist()
     assert len(right) >= 50 and np.mean(right) >= 0.95
 
 

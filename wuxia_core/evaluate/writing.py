@@ -95,21 +95,22 @@ class BurrowsDelta:
         self.sd[self.sd == 0] = np.inf  # a share that never changes tells nothing: its z-score is 0
         self.centroid = (shares[: len(own)].mean(0) - self.mean) / self.sd
 
-    def counts(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
-        """Count each of the V characters, and all, in each text: (N, V) and (N,)."""
+    def counts(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Count each of the V characters in each text, and in the last column all: (N, V + 1)."""
         each = [strip_whitespace(text) for text in texts]
-        return self._counter.transform(each).toarray(), np.array([len(text) for text in each])
+        return np.column_stack([self._counter.transform(each).toarray(), [*map(len, each)]])
 
-    def delta(self, counts: npt.ArrayLike, chars: npt.ArrayLike) -> Floats:
+    def delta(self, counts: npt.ArrayLike) -> Floats:
         """Mean absolute difference of z-scores between pools and the target, 0 or more.
 
-        What `counts` gave goes in summed over the texts of a pool: (V,) and a number give a number;
-        (B, V) and (B,), the pools of B resamples, give (B,). Raises `DataError` where pools have
-        fewer than 2,000 characters, resamples on average.
+        What `counts` gave goes in summed over the texts of a pool: (V + 1,) gives a number,
+        (B, V + 1), the pools of B resamples, give (B,). Raises `DataError` where pools have fewer
+        than 2,000 characters, resamples on average.
         """
-        if (size := np.asarray(chars).mean()) < POOL:
+        known, chars = np.split(np.asarray(counts), [-1], axis=-1)
+        if (size := chars.mean()) < POOL:
             raise DataError(f"Burrows's Delta: {size:,.0f} characters in all, fewer than {POOL:,}")
-        scores = (np.asarray(counts) / np.asarray(chars)[..., None] - self.mean) / self.sd
+        scores = (known / chars - self.mean) / self.sd
         return np.asarray(np.abs(scores - self.centroid).mean(-1))
 
 
@@ -261,8 +262,8 @@ class _People:
         wuxia = context.human_texts("wuxia", TRAIN)
         self.human = wuxia, context.human_texts("general", TRAIN, UNUSED)
         kinds = [_chunks(texts)[:1000] for texts in self.human]
-        self.chunks = pd.concat(kinds)
-        self.is_wuxia = np.arange(len(self.chunks)) < len(kinds[0])
+        self.texts, self.books = (pd.concat(kinds)[name].tolist() for name in ("text", "book"))
+        self.is_wuxia = np.arange(len(self.texts)) < len(kinds[0])
 
     @functools.cached_property
     def delta(self) -> BurrowsDelta:
@@ -270,13 +271,11 @@ class _People:
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
-        texts = self.chunks["text"].tolist()
-        return style_classifier(texts, self.is_wuxia, top_characters(texts))
+        return style_classifier(self.texts, self.is_wuxia, top_characters(self.texts))
 
     def held_out_accuracy(self) -> float:
         """Judge the chunks of each book by a classifier fitted on the others."""
-        texts, books = self.chunks["text"].tolist(), self.chunks["book"].tolist()
-        logits = held_out_logits(self.classifier, texts, self.is_wuxia, books)
+        logits = held_out_logits(self.classifier, self.texts, self.is_wuxia, self.books)
         return float(((logits > 0) == self.is_wuxia).mean())
 
 
@@ -284,8 +283,7 @@ def _measures(people: _People) -> list[tuple[Metric, Measure]]:
     """List the metrics of passages, each with what makes a writer's items of its rows."""
 
     def pooled(items: pd.DataFrame, weights: Floats) -> Floats:
-        sums = weights @ items.to_numpy()  # (B, V + 1), the last column counts all characters
-        return people.delta.delta(sums[:, :-1], sums[:, -1])
+        return people.delta.delta(weights @ items.to_numpy())
 
     delta = Metric("burrows_delta", "mean |z|, lower is nearer", "wuxia", pooled)
     strength = Metric("style_strength", "logit, function words only", "wuxia", MEAN)
@@ -293,7 +291,7 @@ def _measures(people: _People) -> list[tuple[Metric, Measure]]:
     repeated = Metric("repetition", "share of repeated 4-grams", "wuxia", MEAN)
     copied = Metric("copied_length", "characters shared with training text", "training", MEAN)
     return [
-        (delta, lambda rows: pd.DataFrame(np.column_stack(people.delta.counts(rows["text"])))),
+        (delta, lambda rows: pd.DataFrame(people.delta.counts(rows["text"]))),
         (strength, lambda rows: _values(people.classifier.decision_function(rows["text"]))),
         (distinct, lambda rows: _values(*distinct_n(rows["text"], 2))),
         (repeated, lambda rows: _values(rows["text"].map(repetition))),
