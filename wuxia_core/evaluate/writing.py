@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,18 +28,7 @@ if TYPE_CHECKING:
 
 
 # Beside the openings of held-out chapters; written for this, in no book.
-WRITTEN = (
-    "剑光一闪",
-    "夜雨打在客栈的瓦上，门忽然开了。",
-    "那老僧合十道：",
-    "渡口只剩下最后一条船，船家却不肯开。",
-    "她把那封信凑到灯前，看了又看，",
-    "镖车行到黑松林外，前头的趟子手忽然勒住了马。",
-    "“你师父没有教过你么？”",
-    "擂台下鸦雀无声，",
-    "山路尽头是一座破庙，庙里有火光。",
-    "三更鼓响，墙头上翻进来一个人。",
-)
+WRITTEN = Path(__file__).with_name("prompts.txt")
 WRITERS = ("base", "tuned", "few_shot")
 AT_ONCE = 16  # passages
 OPENING = 40  # characters of a chapter that serve as its prompt
@@ -198,7 +188,8 @@ def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[st
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
     """Give ten prompts of ours and openings of held-out chapters, whose own text is `human`."""
     chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=30))
-    rows = [{"prompt": prompt, "human": ""} for prompt in WRITTEN]
+    written = WRITTEN.read_text(encoding="utf-8").splitlines()
+    rows = [{"prompt": prompt, "human": ""} for prompt in written]
     return rows + [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
 
 
