@@ -72,18 +72,6 @@ def test_batches_and_other_texts_change_nothing(base, tokenizer):
     assert np.allclose(together[together["text"] == 1]["base_bits"], second["base_bits"], atol=1e-4)
 
 
-def test_a_model_in_training_is_asked_without_dropout_and_left_as_it_was(tokenizer):
-    model = add_adapter(
-        load_base("data/tiny_base", torch.float32), ModelConfig(lora_dropout=0.5), MASK
-    )
-    for name, weights in model.named_parameters():
-        if "lora_B" in name:
-            weights.data.fill_(0.01)
-    quiet = xray(model.eval(), tokenizer, [TEXT]).tokens["tuned_bits"]
-    assert np.allclose(xray(model.train(), tokenizer, [TEXT]).tokens["tuned_bits"], quiet)
-    assert model.training
-
-
 def test_a_long_text_is_cut_into_windows(base, tokenizer):
     tokens = len(tokenizer(TEXT * 9, add_special_tokens=False).input_ids)
     rows = xray(base, tokenizer, [TEXT * 9], window=64).tokens

@@ -15,7 +15,7 @@ from wuxia_core.corpus import CLASSES, Segmenter, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
-from wuxia_core.masking import MaskCollator, SpanMasker, Window
+from wuxia_core.masking import SINGLE, SPAN, MaskCollator, SpanMasker, Window
 from wuxia_core.mixing import VALIDATION, encode_passage
 from wuxia_core.model import mask_token_id
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AROUND = 8  # characters shown on either side of a span
+STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
 
@@ -55,7 +56,7 @@ class XRay(NamedTuple):
         Columns: what stands before, the span, what stands behind, bits a token of base and tuned,
         and the change.
         """
-        tokens = self.tokens[self.tokens["kind"] == masking.SPAN]
+        tokens = self.tokens[self.tokens["kind"] == SPAN]
         columns = {"start": "min", "end": "max", **{f"{name}_bits": "mean" for name in self.models}}
         rows = []
         for (number, _), row in tokens.groupby(["text", "block"]).agg(columns).iterrows():
@@ -81,8 +82,8 @@ def xray(
     """Predict the masked tokens of texts, as in training; with an adapter, without it too.
 
     The first text is masked as `show_masks` masks it with the same `masker` and `key`, as long as
-    it is no longer than a `window` of tokens; the next has the next key. Raises `DataError` where
-    no token is masked.
+    it is no longer than a `window` of tokens; the next has the next key. `model` is in evaluation
+    mode. Raises `DataError` where no token is masked.
     """
     collate = _collator(model, tokenizer, masker or SpanMasker())
     tables: list[pd.DataFrame] = []
@@ -98,13 +99,10 @@ def xray(
     table = pd.concat(tables, ignore_index=True)
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
     models = ("base", "tuned") if hasattr(model, "peft_config") else ("base",)
-    training = model.training
-    model.eval()
     for name in models:
         with model.disable_adapter() if name != models[-1] else nullcontext():
             answers = _predict(model, tokenizer, tqdm(batches, f"X-ray, {name}", leave=False))
         table = table.join(answers.add_prefix(f"{name}_"))
-    model.train(training)
     return XRay(tuple(texts), table, models)
 
 
@@ -176,13 +174,10 @@ def recovery(context: EvalContext) -> list[Row]:
     for source in ("wuxia", "general"):
         tokens = _held_out_tokens(context, source)
         nats = {f"{side}_nats": tokens[f"{side}_bits"] * math.log(2) for side in ("base", "tuned")}
-        strata = {"": tokens}
-        if source == "wuxia":
-            kinds = {", single": masking.SINGLE, ", span": masking.SPAN}
-            strata |= {name: tokens[tokens["kind"] == kind] for name, kind in kinds.items()}
         loss, share = "nats/masked token", "share of masked tokens"
         rows.append(_row(context, tokens.assign(**nats), "masked_loss", loss, source, "nats"))
-        for name, chosen in strata.items():
+        for name in STRATA if source == "wuxia" else [""]:
+            chosen = tokens[tokens["kind"].isin(STRATA[name])]
             rows.append(_row(context, chosen, f"masked_accuracy{name}", share, source, "right"))
     return rows
 

@@ -147,11 +147,10 @@ def _kept(parts: Path, name: str, work: Callable[[], Any]) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a file in one step: it is whole, or it is not there."""
-    text = json.dumps(value, ensure_ascii=False, indent=1)
     unfinished = path.with_suffix(".tmp")
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
         unfinished.replace(path)
 
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
-Mark = tuple[str, str, str]  # `plain`, `style` and `tip` of a `Segment`
-UNMARKED = ("{}", "", "")
+UNMARKED = ("{}", "", "")  # `plain`, `style` and `tip` of a `Segment`
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
@@ -47,7 +46,7 @@ class Segment(NamedTuple):
         return self.plain.format(visible(self.text))
 
 
-def _segments(text: str, marks: Sequence[Mark]) -> tuple[Segment, ...]:
+def _segments(text: str, marks: Sequence[tuple[str, str, str]]) -> tuple[Segment, ...]:
     """Put neighbours of the same mark together; `marks` has one a character, (C,)."""
     runs = groupby(zip(text, marks, strict=True), key=itemgetter(1))
     return tuple(Segment("".join(c for c, _ in run), *mark) for mark, run in runs)
@@ -145,7 +144,7 @@ def mark_tokens(
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    marks: list[Mark] = [UNMARKED] * len(text)
+    marks = [UNMARKED] * len(text)
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
@@ -189,7 +188,7 @@ class XRayView(NamedTuple):
     def _segments(self, model: str) -> tuple[Segment, ...]:
         """Mark the masked tokens; of tokens that share a character the first counts."""
         text = self.xray.texts[self.text]
-        marks: list[Mark] = [UNMARKED] * len(text)
+        marks = [UNMARKED] * len(text)
         for row in self._answers(model)[::-1].itertuples():
             token, right = text[row.start : row.end], "right" if row.right else "wrong"
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
