@@ -168,7 +168,9 @@ def train(folder: Path, name: str, ratio: float, seed: int) -> None:
     trainer.compute_loss_func = curve.loss
     trainer.train()
     save_adapter(trainer.model, place)
-    seen = xray(trainer.model, tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16)
+    seen = xray(
+        trainer.model.eval(), tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16
+    )
     tokens = seen.tokens[["text", "kind", "base_right", "tuned_right"]]
     tokens.to_parquet(place / "masks.parquet")
     curve.table().to_parquet(place / "curve.parquet")
