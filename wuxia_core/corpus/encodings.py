@@ -32,7 +32,8 @@ COMMON = (
     "於個國們裏無後學見與過麼會當則書還將經沒從種樣兩實對發現頭話兒雲問幾長聲義論間開進門東嗎麽説"
     "，。：；？！、“”‘’「」『』《》（）…—āáǎàēéěèīíǐìōóǒòūúǔùǖǘǚǜü"
 )
-RARE = ((0x3400, 0xA000), (0xE000, 0xFB00), (0x20000, 0x32000), (0, 9), (14, 32))  # unless everyday
+# Controls, ㄅㄆㄇ, Han, private use: rare unless they are everyday.
+RARE = ((0, 9), (14, 32), (0x3100, 0x3130), (0x3400, 0xA000), (0xE000, 0xFB00), (0x20000, 0x32000))
 LOST, BROKEN = -5, "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
 
 # Encodings.
@@ -60,7 +61,7 @@ LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{SPECIAL}]*[\x80-\xff{SPECIAL}]
 MISREADINGS = (("gb18030", "utf-8"), ("gb18030", "big5hkscs"), ("big5hkscs", "utf-8"),
                ("big5hkscs", "gb18030"), ("gb18030", "gb18030"))  # fmt: skip
 MOSTLY = 0.8  # of the bytes
-FEW, MANY = 4, 12  # rare characters more than common ones: worth a try; kinds of them: proof
+FEW, MANY = 4, 10  # rare characters more than common ones: worth a try; kinds of them: proof
 WINDOW, EDGE = 12, 20  # characters
 LINE = re.compile(".+")
 # Each by itself and with a literal to begin with, or the search is seven times slower.
@@ -137,8 +138,8 @@ def _decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> 
         other = tried[name == tried[0]]
         message = (
             f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
-            f"decoded as {name} (the first at byte {place}); {tried[0]} and {tried[1]} come nearest;"
-            f" save it as UTF-8, or name its encoding (data.encoding: {{{path.name}: {other}}})"
+            f"decoded as {name} (the first at byte {place}); {tried[0]} and {tried[1]} come nearest"
+            f"; save it as UTF-8, or name its encoding (data.encoding: {{{path.name}: {other}}})"
         )
         raise CorpusError(message, str(path), place, tried)
     if broken:
@@ -170,9 +171,9 @@ def _ranked(data: bytes) -> tuple[str, ...]:
     sample = _sample(data)
     readings = {name: sample.decode(codec(name), "replace") for name in ENCODINGS}
     valid = _broken(readings["utf-8"]) <= MOST_BROKEN * len(readings["utf-8"])
-    out = {*LINE_ENCODINGS[1:], *(() if 0 in sample else UTF_16)} if valid else ()
-    # A character of UTF-16 weighs double: there are half as many to be wrong.
-    sense = {name: _sense(text) * (1 + (name in UTF_16)) for name, text in readings.items()}
+    sense = {name: _sense(text) for name, text in readings.items()}
+    out = {*LINE_ENCODINGS[1:], *(() if 0 in sample else UTF_16)} if valid else set()
+    out |= {name for name in UTF_16 if sense.get(name, 0) < 0}
     return tuple(sorted(ENCODINGS, key=lambda name: (name in out, -sense[name])))
 
 
@@ -305,11 +306,13 @@ def _from_asian(text: str) -> Iterator[Edit]:
         sense = functools.partial(_sense_undone, text[first:last], first)
         way = max(MISREADINGS, key=lambda way: sense(start, end, way))
         start = max(range(start, first - 1, -1), key=lambda place: sense(place, end, way))
-        end = max(range(last, end - 1, -1), key=lambda place: sense(start, place, way))
+        to_utf8 = way[1] == "utf-8"  # which eats no good character
+        ends = range(end, last + 1)[:: -1 if to_utf8 else 1]
+        end = max(ends, key=lambda place: sense(start, place, way))
         undone = _undone(text[start:end], way)
         repaired = undone.replace("\ufffd", "")
         gain = _sense(repaired) - _sense(text[start:end], -1)
-        certain = way[1] == "utf-8" and len(CJK_TEXT.findall(undone)) > MOSTLY * len(undone)
+        certain = to_utf8 and len(CJK_TEXT.findall(undone)) > MOSTLY * len(undone)
         if gain >= FEW and (certain or _sense(repaired) >= max(2, GOOD * len(repaired))):
             yield start, end, repaired
 
@@ -343,7 +346,9 @@ def garbled(text: str) -> Iterator[Edit]:
     hopeless = (span for span in _nonsense(text) if _is_hopeless(text[slice(*span)]))
     done = 0
     for start, end in sorted([*lost, *hopeless]):
-        while start > done and not CLAUSE.match(text, start - 1):
+        while start > done and not (
+            CLAUSE.match(text, start - 1) and _sense(text[max(done, start - WINDOW) : start]) > 0
+        ):
             start -= 1
         while end < len(text) and not CLAUSE.match(text, end - 1):
             end += 1
