@@ -66,7 +66,7 @@ WINDOW, EDGE = 12, 20  # characters
 LINE = re.compile(".+")
 # Each by itself and with a literal to begin with, or the search is seven times slower.
 LOST_TEXTS = ("锟斤拷[锟斤拷]*", "烫烫烫烫烫烫烫*", "屯屯屯屯屯屯屯*")
-CLAUSE = re.compile(r"[，。：；？！…”」』\n]")
+CLAUSE = re.compile("[，。：；？！…”」』]")
 
 Way = tuple[str, str]  # decoded as, should have been decoded as
 
@@ -346,15 +346,21 @@ def garbled(text: str) -> Iterator[Edit]:
     hopeless = (span for span in _nonsense(text) if _is_hopeless(text[slice(*span)]))
     done = 0
     for start, end in sorted([*lost, *hopeless]):
-        while start > done and not (
-            CLAUSE.match(text, start - 1) and _sense(text[max(done, start - WINDOW) : start]) > 0
-        ):
+        if start < done:
+            continue
+        while start > done and not _is_edge(text, start, text[start - 1], start - WINDOW):
             start -= 1
-        while end < len(text) and not CLAUSE.match(text, end - 1):
+        while end < len(text) and not _is_edge(text, end, text[end], end):
             end += 1
-        if start >= done:
-            yield start, end, ""
-            done = end
+        whole_line = start == 0 or text[start - 1] == "\n"
+        done = end + (whole_line and text.startswith("\n", end))
+        yield start, done, ""
+
+
+def _is_edge(text: str, place: int, beyond: str, window: int) -> bool:
+    """Whether a line ends at a place, or a clause beyond which it makes sense."""
+    near = text[max(0, window) : window + WINDOW]
+    return beyond == "\n" or bool(CLAUSE.match(text, place - 1) and _sense(near) > 0)
 
 
 def _is_hopeless(text: str) -> bool:
