@@ -1,4 +1,5 @@
 import re
+from itertools import product
 
 import pytest
 
@@ -169,11 +170,13 @@ def test_a_refusal_names_the_nearest_encodings_and_what_to_write(decode):
     assert re.search(r"data\.encoding: \{书\.txt: cp950\}", str(error.value))
 
 
-@pytest.mark.parametrize("line", MISREAD)
-@pytest.mark.parametrize("right", ["utf-8", "gbk"])
+@pytest.mark.parametrize(
+    ("right", "line"),
+    [*product(("utf-8", "gbk"), MISREAD), ("utf-8", TRADITIONAL), ("cp950", TRADITIONAL)],
+)
 @pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_chinese_read_as_latin_is_repaired(line, right, wrong, end):
+def test_chinese_read_as_latin_is_repaired(right, line, wrong, end):
     try:
         misread = line.encode(right).decode(wrong)
     except UnicodeError:

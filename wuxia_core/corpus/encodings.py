@@ -57,7 +57,7 @@ GOOD = 0.2  # sense a character: what makes less is no prose
 # Text that was decoded wrongly once.
 CP1252 = {c: n for n in range(0x80, 0xA0) for c in map(ord, bytes([n]).decode("cp1252", "ignore"))}
 SPECIAL = "".join(map(chr, CP1252))
-LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{SPECIAL}]*[\x80-\xff{SPECIAL}]")
+LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{SPECIAL}]*[\x80-\xff{SPECIAL}][@-~]?")
 MISREADINGS = (("gb18030", "utf-8"), ("gb18030", "big5hkscs"), ("big5hkscs", "utf-8"),
                ("big5hkscs", "gb18030"), ("gb18030", "gb18030"))  # fmt: skip
 MOSTLY = 0.8  # of the bytes
@@ -289,13 +289,14 @@ def _from_latin(text: str) -> Iterator[Edit]:
     """Undo that a text was decoded as Latin-1, or as Windows-1252."""
     for match in LATIN.finditer(text):
         data = match.group().translate(CP1252).encode("latin-1")
-        for name in map(codec, LINE_ENCODINGS):
-            repaired = data.decode(name, "ignore")
-            whole = len(repaired.encode(name)) > MOSTLY * len(data)
-            proof = len(set(CJK_TEXT.findall(repaired))) + _sense(repaired) * (name != "utf-8")
-            if whole and proof > (0 if name == "utf-8" else FEW):
-                yield *match.span(), repaired
-                break
+        readings = {name: data.decode(codec(name), "ignore") for name in LINE_ENCODINGS}
+        if len(readings["utf-8"].encode()) > MOSTLY * len(data):
+            repaired, proof = readings["utf-8"], MANY
+        else:
+            repaired = max(readings.values(), key=_sense)
+            proof = _sense(repaired) + len(set(repaired))
+        if proof > FEW and CJK_TEXT.search(repaired):
+            yield *match.span(), repaired
 
 
 def _from_asian(text: str) -> Iterator[Edit]:
