@@ -51,7 +51,7 @@ MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it i
 ANY_FEW, ANY_TEXT = 3, 0.02  # number, share: with more undecodable it is no text
 NEAREST = "nearest"  # the name of the way to read what is undecodable
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
-GAIN, GAIN_UTF_8 = 6, 2  # of sense, from which a line is in another encoding than its file
+GAIN, GAIN_UTF_8 = 5, 2  # of sense, from which a line is in another encoding than its file
 GOOD = 0.2  # sense a character: what makes less is no prose
 
 # Text that was decoded wrongly once.
@@ -228,13 +228,11 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
     data, at, name = error.object, error.start, error.encoding
     pair = data[at : at + 2]
-    if pair[0] == 0x80 and name == "gb18030":
-        return "€", at + 1
     if name == "big5hkscs" and (read := pair.decode("cp950", "ignore")) > "\x7f":
         return read, at + 2
-    steps = (2, 1) if pair[1:] >= b"@" else (1,)
-    follows = {step: data[at + step : at + step + 16].decode(name, "ignore") for step in steps}
-    return "\ufffd", at + max(follows, key=lambda step: _sense(follows[step]))
+    ends = (at + 2, at + 1) if pair[1:] >= b"@" else (at + 1,)  # a line's end is never in a pair
+    sense = {end: _sense(data[end : end + 16].decode(name, "ignore")) for end in ends}
+    return "\ufffd", max(ends, key=lambda end: sense[end])
 
 
 codecs.register_error(NEAREST, _nearest)
@@ -249,9 +247,9 @@ def _decode(data: bytes) -> tuple[str, str]:
         return text, name
     lines, raw, used = text.split("\n"), data.split(b"\n"), [name]
     for number in _senseless(text):
-        other = _line_encoding(raw[number], lines[number], name)
-        if other != name:
-            lines[number] = _read(raw[number], other)
+        line, other = _reread(raw[number], lines[number])
+        if other:
+            lines[number] = line
             used.append(other)
     return "\n".join(lines), "+".join(dict.fromkeys(used))
 
@@ -264,16 +262,15 @@ def _senseless(text: str) -> list[int]:
     return [int(number) for number in np.flatnonzero(sense < 0)]
 
 
-def _line_encoding(line: bytes, text: str, chosen: str) -> str:
-    """Choose another encoding than the file's where it makes far more sense of a line."""
-    readings = {name: _read(line, name) for name in LINE_ENCODINGS if name != chosen}
-    sense = {name: _sense(reading) for name, reading in readings.items()}
-    best = max(sense, key=lambda name: sense[name])
-    gain, reading = sense[best] - _sense(text), readings[best]
-    if best == "utf-8" and not _broken(reading) and CJK_TEXT.search(reading):
-        return best if gain >= GAIN_UTF_8 else chosen
-    good = sense[best] >= GOOD * len(reading) or _broken(text)
-    return best if good and gain >= GAIN else chosen
+def _reread(line: bytes, text: str) -> tuple[str, str | None]:
+    """Read a line in the encoding that makes far more sense of it than there is in `text`."""
+    readings = {name: _read(line, name) for name in LINE_ENCODINGS}
+    best = max(readings, key=lambda name: _sense(readings[name]))
+    reading, sense = readings[best], _sense(readings[best])
+    surely = best == "utf-8" and CJK_TEXT.search(reading)  # what is valid is hardly so by chance
+    good = surely or sense > 0 or _broken(text)
+    far_more = sense - _sense(text) >= (GAIN_UTF_8 if surely else GAIN)
+    return (reading, best) if good and far_more else (text, None)
 
 
 def mojibake(text: str) -> Iterator[Edit]:
