@@ -218,6 +218,7 @@ def test_what_a_lost_byte_put_out_of_step_is_repaired(novels):
         "揭谛揭谛波罗揭谛波罗僧揭谛菩提萨婆诃",
         "鼗鼓磬钲铙钹笙箫箜篌琵琶筚篥筝瑟埙篪",
         "Ça va très bien, déjà vu à l'été, Zoë Brontë, São Paulo é bonito, ÄÖÜäöüß",
+        "Où es-tu, Noël ? À l'ombre des forêts où l'été fut très chaud, il a déjà rêvé ÀÉ.",
         "约翰·史密斯·金，¥100 §3 ¶5，±5°C，“¿Qué hora es? ¡Adiós!”",
         "························",
         "半断食时服リチネ[ リチネ：西药名。",

@@ -60,7 +60,7 @@ SPECIAL = "".join(map(chr, CP1252))
 LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{SPECIAL}]*[\x80-\xff{SPECIAL}][@-~]?")
 MISREADINGS = (("gb18030", "utf-8"), ("gb18030", "big5hkscs"), ("big5hkscs", "utf-8"),
                ("big5hkscs", "gb18030"), ("gb18030", "gb18030"))  # fmt: skip
-MOSTLY = 0.8  # of the bytes
+MOSTLY = 0.8  # of the bytes, or of the characters
 FEW, MANY = 4, 10  # rare characters more than common ones: worth a try; kinds of them: proof
 WINDOW, EDGE = 12, 20  # characters
 LINE = re.compile(".+")
@@ -287,12 +287,10 @@ def _from_latin(text: str) -> Iterator[Edit]:
     for match in LATIN.finditer(text):
         data = match.group().translate(CP1252).encode("latin-1")
         readings = {name: data.decode(codec(name), "ignore") for name in LINE_ENCODINGS}
-        if len(readings["utf-8"].encode()) > MOSTLY * len(data):
-            repaired, proof = readings["utf-8"], MANY
-        else:
-            repaired = max(readings.values(), key=_sense)
-            proof = _sense(repaired) + len(set(repaired))
-        if proof > FEW and CJK_TEXT.search(repaired):
+        valid = len(readings["utf-8"].encode()) > MOSTLY * len(data)
+        repaired = readings["utf-8"] if valid else max(readings.values(), key=_sense)
+        proof = len(set(CJK_TEXT.findall(repaired))) + (FEW if valid else _sense(repaired))
+        if proof > FEW:
             yield *match.span(), repaired
 
 
@@ -304,7 +302,7 @@ def _from_asian(text: str) -> Iterator[Edit]:
         sense = functools.partial(_sense_undone, text[first:last], first)
         way = max(MISREADINGS, key=lambda way: sense(start, end, way))
         start = max(range(start, first - 1, -1), key=lambda place: sense(place, end, way))
-        to_utf8 = way[1] == "utf-8"  # which eats no good character
+        to_utf8 = way[1] == "utf-8"  # in which no good character gets lost
         ends = range(end, last + 1)[:: -1 if to_utf8 else 1]
         end = max(ends, key=lambda place: sense(start, place, way))
         undone = _undone(text[start:end], way)
