@@ -67,7 +67,6 @@ LINE = re.compile(".+")
 # Each by itself and with a literal to begin with, or the search is seven times slower.
 LOST_TEXTS = ("锟斤拷[锟斤拷]*", "烫烫烫烫烫烫烫*", "屯屯屯屯屯屯屯*")
 CLAUSE = re.compile("[，。：；？！…”」』]")
-
 Way = tuple[str, str]  # decoded as, should have been decoded as
 
 
@@ -135,11 +134,10 @@ def _decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> 
         before = re.split(f"[{BROKEN}]", text, maxsplit=1)[0]
         place = start + len(before.encode(codec(name.split("+")[0]), "replace"))
         tried = _ranked(data)
-        other = tried[name == tried[0]]
         message = (
             f"{path}: not text, or damaged: {broken:,} of {len(text):,} characters cannot be "
             f"decoded as {name} (the first at byte {place}); {tried[0]} and {tried[1]} come nearest"
-            f"; save it as UTF-8, or name its encoding (data.encoding: {{{path.name}: {other}}})"
+            f"; save it as UTF-8, or name its encoding (data.encoding: {{{path.name}: {tried[1]}}})"
         )
         raise CorpusError(message, str(path), place, tried)
     if broken:
@@ -247,10 +245,8 @@ def _decode(data: bytes) -> tuple[str, str]:
         return text, name
     lines, raw, used = text.split("\n"), data.split(b"\n"), [name]
     for number in _senseless(text):
-        line, other = _reread(raw[number], lines[number])
-        if other:
-            lines[number] = line
-            used.append(other)
+        lines[number], other = _reread(raw[number], lines[number], name)
+        used.append(other)
     return "\n".join(lines), "+".join(dict.fromkeys(used))
 
 
@@ -262,15 +258,15 @@ def _senseless(text: str) -> list[int]:
     return [int(number) for number in np.flatnonzero(sense < 0)]
 
 
-def _reread(line: bytes, text: str) -> tuple[str, str | None]:
-    """Read a line in the encoding that makes far more sense of it than there is in `text`."""
+def _reread(line: bytes, text: str, name: str) -> tuple[str, str]:
+    """Read a line in an encoding that makes far more sense of it than `name`, which gave it."""
     readings = {name: _read(line, name) for name in LINE_ENCODINGS}
     best = max(readings, key=lambda name: _sense(readings[name]))
     reading, sense = readings[best], _sense(readings[best])
     surely = best == "utf-8" and CJK_TEXT.search(reading)  # what is valid is hardly so by chance
     good = surely or sense > 0 or _broken(text)
     far_more = sense - _sense(text) >= (GAIN_UTF_8 if surely else GAIN)
-    return (reading, best) if good and far_more else (text, None)
+    return (reading, best) if good and far_more else (text, name)
 
 
 def mojibake(text: str) -> Iterator[Edit]:
