@@ -13,70 +13,10 @@ from wuxia_core.corpus import (
     split_chapters,
 )
 from wuxia_core.corpus.chapters import _number
-from wuxia_core.errors import CorpusError, DataError
+from wuxia_core.errors import DataError
 
 PROSE = "话说那日天色将晚，老镖师独自坐在门前磨刀，忽听得远处马蹄声急，心中一惊。" * 3
 TRADITIONAL = "話說那日天色將晚，老鏢師獨自坐在門前磨刀，忽聽得遠處馬蹄聲急，心中一驚。" * 3
-
-
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [
-        ("utf-8", PROSE),
-        ("utf-8-sig", PROSE),
-        ("gb18030", PROSE),
-        ("gb2312", PROSE),
-        ("cp950", TRADITIONAL),
-        ("utf-16", PROSE),
-        ("utf-16-le", PROSE),
-        ("utf-16-be", PROSE),
-    ],
-)
-def test_an_encoding_is_told_from_the_bytes(tmp_path, encoding, text):
-    (tmp_path / "书.txt").write_bytes(text.encode(encoding))
-    assert read_book(tmp_path / "书.txt").text == text
-
-
-def test_lines_of_another_encoding_are_recovered(tmp_path):
-    lines = [PROSE.encode("utf-8" if n % 3 == 0 else "gb18030") for n in range(9)]
-    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    book = read_book(tmp_path / "a.txt")
-    assert book.text == "\n".join([PROSE] * 9)
-    assert set(book.encoding.split("+")) == {"gb18030", "utf-8"}
-
-
-def test_a_named_encoding_is_used(tmp_path):
-    (tmp_path / "a.txt").write_bytes("剑".encode("gbk"))
-    assert read_book(tmp_path / "a.txt", encoding="gbk").text == "剑"
-    with pytest.raises(CorpusError, match="gkb is no encoding"):
-        read_book(tmp_path / "a.txt", encoding="gkb")
-
-
-def test_what_is_not_text_is_refused_by_name(tmp_path):
-    (tmp_path / "a.txt").write_bytes(bytes(range(256)) * 40)
-    with pytest.raises(CorpusError) as error:
-        read_book(tmp_path / "a.txt")
-    assert error.value.path == str(tmp_path / "a.txt")
-    (tmp_path / "docx.txt").write_bytes(b"PK\x03\x04 and the rest")
-    with pytest.raises(CorpusError, match="Word"):
-        read_book(tmp_path / "docx.txt")
-    with pytest.raises(CorpusError, match="cannot be read"):
-        read_book(tmp_path / "absent.txt")
-
-
-@pytest.mark.parametrize(
-    ("name", "encoding", "opening"),
-    [
-        ("三俠五義_big5", "cp950", "三俠五義"),
-        ("水浒传_gbk_硬换行_广告", "gb18030", "水浒"),
-        ("水浒传_utf8_网站广告", "utf-8", "水浒"),
-    ],
-)
-def test_real_files_are_decoded(novels, name, encoding, opening):
-    book = read_book(novels / "messy" / f"{name}.txt")
-    assert book.encoding.split("+")[0] == encoding
-    assert opening in book.text[:2000]
-    assert book.text.count("\ufffd") < 0.001 * len(book.text)
 
 
 def read(path, source="wuxia", **settings):

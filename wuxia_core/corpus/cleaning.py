@@ -292,11 +292,11 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
 
 # In the order in which they are applied; with each whether it is for novels only.
 _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
+    mojibake: False,
     line_ends: False,
     page_marks: True,
     markup: False,
     invisible: False,
-    mojibake: False,
     garbled: False,
     stamps: True,
     ads: True,
