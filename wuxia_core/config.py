@@ -73,7 +73,7 @@ class DataConfig(_Section):
     general_file: str | None = None
     """General text: a folder, a text file with a paragraph a line, or JSONL with `text`."""
     encoding: dict[str, str] = {}
-    """File name → Python's name of its encoding, where detection errs."""
+    """File name → the name of its encoding, where detection errs."""
     skip_cleaning: list[str] = []
     """Rules of wuxia_core/corpus/cleaning.py to leave out."""
     to_simplified: bool = False
@@ -102,9 +102,11 @@ class DataConfig(_Section):
     @field_validator("encoding")
     @classmethod
     def _check_encodings(cls, names: dict[str, str]) -> dict[str, str]:
+        from wuxia_core.corpus import codec
+
         for file, name in names.items():
             try:
-                "".encode(name)
+                "".encode(codec(name))
             except LookupError:
                 raise ValueError(f"no encoding is called {name} ({file})") from None
         return names
