@@ -98,8 +98,11 @@ class DuplicateIndex:
         self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
         self._places = array("q")  # (P, 3), document, line and runs
 
-    def add(self, original: str, title: str | None) -> None:
-        """Remember a document, of a book or of none; they count from 0 as they are added."""
+    def add(self, original: str, title: str | None, heading: str | None = None) -> None:
+        """Remember a document, of a book or of none; they count from 0 as they are added.
+
+        One whose `heading` is "" is a part of a book in which no chapter was found.
+        """
         text = to_simplified(original)
         characters = codes(text)
         han = is_han(characters)
@@ -108,7 +111,7 @@ class DuplicateIndex:
             hashes = ngrams(characters[han], BOOK_RUN)
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
             book.traditional += 1 if text != original else -1
-            book.chapters += 1
+            book.chapters += heading != ""
             book.paragraphs += len(PARAGRAPH.findall(text))
             book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
