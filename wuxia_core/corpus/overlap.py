@@ -33,8 +33,8 @@ TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts 
 # Books.
 BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)  # characters; of the runs a 32nd is kept
 # Characters that were lost on the way, or that prose in Chinese has not: addresses, marks.
-NOISE = re.compile(f"[^{CJK}\\s]")
-PARAGRAPH = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)  # its end, which a hard wrap is not
+NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
+PARAGRAPH = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)  # its end, which no hard wrap has
 WORTH = 50  # so 2 % of noise weigh as much as half of the chapters or of the paragraphs
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
@@ -83,9 +83,10 @@ class SameBook:
 @dataclass
 class _BookSketch:
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    characters: int = 0  # of Chinese
     traditional: int = 0  # chapters, less the simplified ones
     chapters: int = 0
-    paragraphs: int = 0  # lines that end as one
+    paragraphs: int = 0  # lines that end as one, less those that do not
     noise: int = 0  # characters
 
 
@@ -110,9 +111,10 @@ class DuplicateIndex:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
+            book.characters += int(han.sum())
             book.traditional += 1 if text != original else -1
             book.chapters += heading != ""
-            book.paragraphs += len(PARAGRAPH.findall(text))
+            book.paragraphs += 2 * len(PARAGRAPH.findall(text)) - text.count("\n") - 1
             book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
         self._remember(ngrams(characters[han], RUN), line_of)
@@ -144,24 +146,25 @@ class DuplicateIndex:
             for name, book in self._books.items()
         }
         names = sorted(sketches, key=lambda name: self._quality(name, len(sketches[name])))
-        sizes = [len(sketches[name]) for name in names]
+        sizes = np.array([len(sketches[name]) for name in names], np.int64)
         hashes = np.concatenate([np.empty(0, np.uint64), *(sketches[name] for name in names)])
         found: dict[int, SameBook] = {}
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
-            likely = shared >= SAME_BOOK * np.array(sizes)[pairs[1]]
-            for kept, other, count in np.vstack([pairs, shared])[:, likely].T.tolist():
-                same = sizes[other] <= LONGER * sizes[kept]
-                if same and kept not in found and other not in found:
-                    found[other] = SameBook(names[other], names[kept], count / sizes[other])
+            kept, other = sizes[pairs]
+            same = (shared >= SAME_BOOK * other) & (other <= LONGER * kept)
+            same &= ~np.isin(pairs, list(found)).any(0)
+            for kept, other, count in np.vstack([pairs, shared])[:, same].T.tolist():
+                if kept not in found and other not in found:
+                    found[other] = SameBook(names[other], names[kept], count / int(sizes[other]))
         return list(found.values())
 
-    def _quality(self, name: str, size: int) -> tuple[bool, int, int, str]:
+    def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
         """Give what sorts the better edition before the other."""
         book = self._books[name]
         recurring = len(book.hashes) - size  # advertisements, mostly
         noise = (book.noise / int(BOOK_SHARE) + recurring) / max(1, size)
-        found = math.log2((1 + book.chapters) * (1 + book.paragraphs))
-        return book.traditional > 0, round(WORTH * noise - found), -size, name
+        found = math.log2((1 + book.chapters) * max(1, book.paragraphs))
+        return book.traditional > 0, round(WORTH * noise - found, 1), -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
         """List the paragraphs that repeat another one, exactly or nearly: a row each.
