@@ -123,12 +123,13 @@ def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) 
     if epochs > most * margin:
         safe = margin**0.5
         reachable, lower = (n * most / (novels + n * most) for n in (there, there / safe))
-        about = "by the files' sizes about " if margin > 1 else ""
+        by = ", by the files' sizes" if margin > 1 else ""
         raise DataError(
-            f"data.general_ratio {ratio} takes more general text than there is: it would come out "
-            f"as {about}{reachable:.3f}, or the text be read {about}{epochs:.2f} times. Add general"
-            f" text, --set data.general_ratio={floor(1000 * lower) / 1000}, or repeat it: "
-            f"--set data.max_general_epochs={ceil(100 * epochs * safe) / 100}"
+            f"data.general_ratio {ratio} takes more general text than there is{by}: it would come "
+            f"out as {reachable:.3f}, or be read {epochs:.2f} times. Add general text "
+            f"({epochs / most:.1f} times what is there), --set data.general_ratio="
+            f"{floor(1000 * lower) / 1000}, or repeat it: --set data.max_general_epochs="
+            f"{ceil(100 * epochs * safe) / 100}"
         )
     return epochs
 
