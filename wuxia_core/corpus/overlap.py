@@ -50,7 +50,7 @@ LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand
 
 # Pairs.
 FIRST_OWNERS = 1000  # of a hash that more have, each is compared with the first so many
-AT_ONCE = 500_000  # pairs of a hash looked at together
+AT_ONCE = 100_000  # pairs of a hash looked at together
 
 # Leakage.
 GRAM = 13  # characters
@@ -195,8 +195,8 @@ class DuplicateIndex:
 
 def _in_common(rows: Hashes, pairs: Integers) -> Integers:
     """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
-    one, other = rows[pairs]
-    return np.asarray((one[:, :, None] == other[:, None]).any(1).sum(1))
+    one, other = (np.ascontiguousarray(rows[side].T) for side in pairs)  # (8, E), which is faster
+    return np.asarray(sum((one == hashes).any(0).astype(np.int64) for hashes in other))
 
 
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
