@@ -182,8 +182,8 @@ POSTER = "更多精彩小说尽在雪岭书屋欢迎各位书友前来阅读收�
     ("better", "worse"),
     [
         (
-            [(f"第{n}章", text) for n, text in enumerate(CHAPTERS)],
-            [("", UNWRAPPED + prose("多", 9))],
+            [(f"第{n}章", f"第{n}章\n{text}") for n, text in enumerate(CHAPTERS)],
+            [(f"part {n}", f"{text}\n{prose(f'多{n}', 1)}") for n, text in enumerate(CHAPTERS)],
         ),
         ([("", UNWRAPPED)], [("", WRAPPED + prose("多", 9))]),
         ([("", UNWRAPPED)], [("", UNWRAPPED.replace("。\n", f"。{POSTER}\n"))]),

@@ -172,6 +172,22 @@ def test_a_folder_of_numbered_chapters_is_one_book(tmp_path, config, name):
     assert mixture.preparation["held_out"] == "9.1% of the novels (雪/)"
 
 
+def test_a_corpus_may_be_one_book_of_numbered_files_without_headings(tmp_path, config):
+    (tmp_path / "novels").mkdir()
+    for number in range(1, 31):
+        text = "\n".join(sentence(f"{number}之{k}") for k in range(12))
+        (tmp_path / "novels" / f"{number}.txt").write_text(text, encoding="utf-8")
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    config.data.val_ratio = 0.2
+    mixture = mix(config)
+    novels = novels_of(mixture)
+    assert set(novels["book"]) == {"novels/"}
+    assert [text[:30] for text in mixture.documents["text"]] == [
+        sentence(f"{n}之0") for n in range(1, 31)
+    ]
+    assert "the last 6 of the 30 chapters of novels/" in mixture.preparation["held_out"]
+
+
 def test_numbered_novels_are_books_of_their_own(tmp_path, config):
     for number in range(1, 7):
         write_novel(tmp_path / "novels" / f"{number:02} 书.txt", 80)

@@ -35,6 +35,7 @@ BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)  # characters; of the runs a 32nd is ke
 # Characters that were lost on the way, or that prose in Chinese has not: addresses, marks.
 NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
 PARAGRAPH = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)  # its end, which no hard wrap has
+HEAD = 99  # characters in which a heading stands
 WORTH = 50  # so 2 % of noise weigh as much as half of the chapters or of the paragraphs
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
@@ -102,7 +103,7 @@ class DuplicateIndex:
     def add(self, original: str, title: str | None, heading: str | None = None) -> None:
         """Remember a document, of a book or of none; they count from 0 as they are added.
 
-        One whose `heading` is "" is a part of a book in which no chapter was found.
+        A `heading` that does not stand in the text is none: no chapter was found there.
         """
         text = to_simplified(original)
         characters = codes(text)
@@ -113,7 +114,7 @@ class DuplicateIndex:
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
             book.characters += int(han.sum())
             book.traditional += 1 if text != original else -1
-            book.chapters += heading != ""
+            book.chapters += heading is None or (heading or "\0") in original[:HEAD]
             book.paragraphs += 2 * len(PARAGRAPH.findall(text)) - text.count("\n") - 1
             book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
