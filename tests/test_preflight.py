@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -232,6 +233,35 @@ def test_the_estimate_of_tokens_holds_what_is_measured(tmp_path, encoding):
     few, many = plan.estimated_text(config).tokens
     tokens = plan.measured_text(mix(config)).tokens[0]
     assert few < tokens < many
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.1, 0.1), (0.4, 0.32)])
+def test_the_estimate_reckons_with_what_is_really_held_out(tmp_path, novels, ratio, share):
+    """Of two novels the last chapters at 0.1, one at 0.4."""
+    (tmp_path / "novels").mkdir()
+    for book in ("绿牡丹", "续小五义"):
+        shutil.copy(novels / "wuxia" / f"{book}.txt", tmp_path / "novels")
+    names = [f"data.data_dir={tmp_path / 'novels'}", "data.general_file=null"]
+    place = f"data.processed_data_file={tmp_path / 'mixture'}"
+    overrides = [*names, place, f"data.val_ratio={ratio}"]
+    config = load_config(PROJECT / "configs/sample.yaml", overrides)
+    sizes = sum(path.stat().st_size for path in (tmp_path / "novels").iterdir())
+    few = plan.estimated_text(config).tokens[0]
+    assert few == pytest.approx(sizes / 4.5 * (1 - share), rel=0.05)
+    mixture = mix(config)
+    held_out = mixture.outline.query("split == 'validation'")["characters"].sum()
+    assert held_out / mixture.outline["characters"].sum() == pytest.approx(share, abs=0.02)
+
+
+def test_general_text_below_the_novels_is_not_planned_as_novels(tmp_path):
+    config = load_config(
+        PROJECT / "configs/sample.yaml", [f"data.processed_data_file={tmp_path}/m"]
+    )
+    with_general = plan.estimated_text(config).tokens
+    config.data.general_ratio = 0.0
+    assert plan.estimated_text(config).tokens == pytest.approx(0.9 * with_general)
+    sizes = sum(path.stat().st_size for path in (PROJECT / "data/sample").glob("*.txt"))
+    assert plan.estimated_text(config).tokens[1] < sizes / 3.65
 
 
 @pytest.mark.parametrize(

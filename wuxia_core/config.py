@@ -97,7 +97,7 @@ class DataConfig(_Section):
     stride: Count | None = None
     """From window to window, tokens; null: max_length, so that nothing overlaps."""
     val_ratio: Share = 0.1
-    """Share of the characters held out, by whole books."""
+    """Share of the characters held out, by whole books where one is near."""
 
     @field_validator("encoding")
     @classmethod
@@ -282,6 +282,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    """Read `0100` as 100; what is not decimal (`0x10`, `1:30`) stays text, which no number is."""
+    digits = node.value.replace("_", "")
+    return int(digits) if digits.lstrip("+-").isdecimal() else str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )

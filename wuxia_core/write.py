@@ -97,6 +97,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
     if not tokenizer.chat_template:
         raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
     how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    how["sanitize_control_tokens"] = True  # those of the prompt; the template's own stay
     turn = [{"role": "user", "content": prompt}]
     return list(tokenizer.apply_chat_template(turn, **how))
 

@@ -4,17 +4,15 @@ import math
 import os
 import timeit
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from wuxia_core import corpus
 from wuxia_core.config import Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
-from wuxia_core.mixing import Mixture, train_windows
+from wuxia_core.mixing import Mixture, find_texts, likely_share, train_windows, utf8_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -249,20 +247,17 @@ def estimated_text(config: Config) -> Text:
 
     Raises `DataError` where there is no novel.
     """
-    files = corpus.find_files(locate(config.data.data_dir), None)
-    novels = sum(utf8_size(file.path) for file in files if file.source == "wuxia")
-    general = config.data.general_ratio if config.data.general_file else 0
-    size = novels * (1 - config.data.val_ratio) / (1 - general)
+    data, files = config.data, find_texts(config)
+    sizes: dict[str, float] = {}  # of books
+    for file in files:
+        if file.source == "wuxia":
+            sizes[file.book] = sizes.get(file.book, 0) + utf8_size(file.path)
+    characters = {book: size / 3 for book, size in sizes.items()}
+    held_out = likely_share(characters, data.val_ratio, config.training.seed)
+    general = data.general_ratio if any(file.source == "general" for file in files) else 0
+    size = sum(sizes.values()) * (1 - held_out) / (1 - general)
     tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
-    return Text(tokens, tokens / config.data.max_length)
-
-
-def utf8_size(path: Path) -> float:
-    """Bytes of a file's text in UTF-8, which writes three where GBK, Big5 and UTF-16 write two."""
-    with path.open("rb") as file:
-        beginning = file.read(4096).decode("utf-8", errors="replace")
-    utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1  # the last one may be cut
-    return path.stat().st_size * (1 if utf8 else 1.5)
+    return Text(tokens, tokens / data.max_length)
 
 
 def flop_per_token(config: Config, shape: Shape) -> float:

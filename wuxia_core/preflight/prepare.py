@@ -153,15 +153,5 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
         f"{training.per_device_train_batch_size} a process "
         f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
         f"training text: {shares}; general text from {general or 'nowhere'}\n"
-        f"held out: {held_out(mixture) or 'nothing'}"
-    )
-
-
-def held_out(mixture: Mixture) -> str:
-    """Name the novels that are held out, and how much of one that is so in part."""
-    novels = mixture.outline.query("source == 'wuxia' and split != 'duplicate'")
-    chapters = novels["split"].eq("validation").groupby(novels["book"]).agg(["sum", "size"])
-    return ", ".join(
-        book if some == all_ else f"{some} of the {all_} chapters of {book}"
-        for book, some, all_ in chapters[chapters["sum"] > 0].itertuples()
+        f"held out: {mixture.preparation['held_out']}"
     )
