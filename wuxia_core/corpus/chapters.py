@@ -8,8 +8,7 @@ story does not reach through it, and a sentence that begins like a heading repea
 import math
 import re
 import unicodedata
-from bisect import bisect
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
@@ -23,6 +22,7 @@ LONE = 20  # characters: a heading with less text behind it opens no chapter
 FEWEST = 3  # chapters whose numbers go on
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
 WINDOW = 40  # lines that look like headings may stand between two headings
+RARE = 15  # of so many headings one of another form may be a sentence
 CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 TITLE = 40  # characters of a title behind a mere number
 
@@ -31,43 +31,54 @@ DIGITS = (
     "0-9０-９一二三四五六七八九十百千万萬零〇○两兩廿卅卌壹贰貳叁參肆伍陆陸柒捌玖拾佰仟Ⅰ-ⅿ①-⒛㈠-㈩"
 )
 NUMERAL = f"[{DIGITS}]{{1,9}}"
-MISREAD = str.maketrans("oO—-", "00一一")  # digits of a page that was scanned
+MISREAD = str.maketrans("两—－", "二一一")
+CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
+UNITS = [*CHAPTERS, *SECTIONS, *VOLUMES]
 ROMAN = dict(zip("IVXLC", (1, 5, 10, 50, 100), strict=True))
-CHAPTERS = "章回囘囬"
-SECTIONS = "节節话話幕折出夜段则則场場"
-VOLUMES = "卷部集篇"
-UNITS = CHAPTERS + SECTIONS + VOLUMES
-SAME = str.maketrans("囘囬節話則場", "回回节话则场")
-ORDINAL = rf"[第笫苐]{BLANK}*[{DIGITS}OoＯ—－IVXLC.]{{1,9}}+{BLANK}*"
+PARTS = f"[{CHAPTERS}{SECTIONS}]"
+ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯIVXLC—－]{{1,9}}+){BLANK}*"
 SIGN = r"[^\w\s，。！？；：…“”‘’\"']"
-START = rf"^{BLANK}*+{SIGN}{{0,8}}{BLANK}*"
+START = rf"^{BLANK}*+(?P<sign>{SIGN}{{0,8}}){BLANK}*"
 EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
-BEFORE = rf"[^\n，。！？；“”]{{0,40}}?{EDGE}"
+BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
 CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
 GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
 RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
-TITLED = (
-    rf"{CLOSE}(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$"
-    rf"|(?![{RUNS_ON}])[^\n，。．；：]{{1,30}}$)"
+ASIDE = (  # chapters that are no story
+    "(?:完[本结結]|上架|[卷月年]末|新[书書])?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍介]"
 )
 SPECIAL = (
     rf"(?:正文{BLANK}+)?(?:番外[^，。\n]{{0,30}}$|(?:楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
     r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
-    rf"|特[别別]篇|[上中下]卷|卷之?{NUMERAL}){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
+    rf"|特[别別]篇|{ASIDE}|(?P<volume>[上中下]卷|卷之?{NUMERAL})){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
 )
-HEADING = re.compile(rf"{START}(?:{BEFORE}{ORDINAL}[{UNITS}]{TITLED}|{SPECIAL})", re.MULTILINE)
+HEADING = re.compile(
+    rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{CHAPTERS}{SECTIONS}{VOLUMES}]){CLOSE}"
+    rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$|(?![{RUNS_ON}])[^\n，。．；：]{{1,30}}$)"
+    rf"|{SPECIAL})",
+    re.MULTILINE,
+)
 NAMED = re.compile(START + SPECIAL, re.MULTILINE)
-LINE = re.compile(  # that may be a heading
-    rf"^{BLANK}*+(?P<sign>{SIGN}{{0,8}}){BLANK}*(?:(?P<before>[^\n，。！？；“”]{{1,40}}?{EDGE})??(?P<ordinal>{ORDINAL})"
-    rf"(?P<unit>[{CHAPTERS}{SECTIONS}]|(?!.{{0,40}}{EDGE}{ORDINAL}[{CHAPTERS}{SECTIONS}])"
-    rf"(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
-    rf"|(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:\d{{1,3}}[-－—–])?"
-    rf"(?P<number>{NUMERAL}+|(?<=[A-Za-z] )[IVXLC]{{1,7}}+)(?P<short>[{CHAPTERS}{SECTIONS}])?)"
+LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
+    rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
+    rf"(?P<unit>{PARTS}|(?!.{{0,40}}{EDGE}{ORDINAL}{PARTS})(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
+    rf"|(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
+    rf"(?P<number>{NUMERAL}+|(?<=[A-Za-z] )[IVXLC]{{1,7}}+)(?P<short>{PARTS})?)"
     rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
     re.MULTILINE,
 )
-AFTER = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
-COUPLET = re.compile(r"\w{3,12}[，；：]\w{3,12}$")
+KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
+COUPLET = re.compile(r"(\w{3,12})[\s，；：](\w{3,})")
+OPENING = re.compile(  # of a story, behind a title
+    r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
+)
+TAIL = re.compile(
+    r"\s*(?:[（(【\[][^（()）【】\[\]\n]{0,20}(?:求[月推订訂收追首全票]|[月推荐薦]票|订阅|[0-9千万萬]字"
+    r"|大章|[第加补補].?更|打赏|盟主|VIP)[^（()）【】\[\]\n]{0,20}[）)】\]]\s*)+$"
+)
+RULED = re.compile(
+    rf"\s*\n{BLANK}*[-=—─━＝*~]{{3,}}\s*\n{BLANK}*(?=[^\n，。！？：；“”]{{1,30}}$)", re.M
+)
 INLINE = re.compile(  # the title ends where there are two blanks
     rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
     r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
@@ -80,13 +91,15 @@ class _Line:
     """A line that may be a heading; the lines of one family count the same things."""
 
     start: int
-    end: int
+    end: int  # of the title
     number: float = math.nan
     title: str = ""
-    family: tuple[int | str, ...] = ()  # first its rank: chapters, sections, …
+    family: tuple[int | str, ...] = (
+        3,
+        "",
+    )  # first its rank: chapters, sections, other numbers, none
     style: tuple[str | bool, ...] = ()
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
-    chosen: bool = False
 
 
 def chapter(text: str, number: int) -> str:
@@ -104,38 +117,46 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
     """Cut cleaned text into `(heading, text)`; the heading is the first line of its text.
 
     A heading without text behind it (a table of contents, the name of a volume, a doubled one)
-    opens no chapter; neighbours of one number and title are one. What stands before the first
-    chapter is a part without heading, or goes to the first chapter if it is under 100 characters.
-    A book without headings, or with one or two that leave a part of over 30,000 characters, is
-    cut between paragraphs into parts of about 3,000, called `part 1`, `part 2` and so on.
-    Joined by newlines the parts are the text.
+    opens no chapter but stands above the next; neighbours of one number and title are one. What
+    stands before the first chapter is a part without heading, or goes to the first chapter if it
+    is under 100 characters. A book without headings, or with one or two that leave a part of over
+    30,000 characters, is cut between paragraphs into parts of about 3,000, called `part 1`,
+    `part 2` and so on. Joined by newlines the parts are the text.
     """
     cuts = _cuts(text)
-    starts = [cut.start for cut in cuts] + [len(text) + 1]
-    lengths = [end - start for start, end in pairwise([0, *starts])]
-    if not cuts or (len(cuts) < FEWEST and max(lengths) > LONGEST):
+    starts = [start for start, _ in cuts] or [0]
+    lengths = [end - start for start, end in pairwise([*starts, len(text)])]
+    if not cuts or (len(cuts) < FEWEST and max(*lengths, starts[0]) > LONGEST):
         return [(f"part {n}", part) for n, part in passages(text, SECTION)]
-    parts = [text[start : end - 1] for start, end in pairwise(starts)]
-    front = text[: starts[0] - 1] if starts[0] else ""
-    return _join(front, list(zip(cuts, parts, strict=True)))
+    parts = [(0, _Line(0, 0))] if starts[0] > FRONT else []
+    parts += [(0 if n == 0 and not parts else start, line) for n, (start, line) in enumerate(cuts)]
+    ends = [start - 1 for start, _ in parts[1:]] + [len(text)]
+    return [
+        (text[line.start : line.end].strip(), text[start:end])
+        for (start, line), end in zip(parts, ends, strict=True)
+    ]
 
 
-def _join(front: str, parts: list[tuple[_Line, str]]) -> list[tuple[str, str]]:
-    """Join what belongs to one chapter; see `split_chapters`."""
-    joined: list[tuple[str, str]] = [("", front)] if len(front) >= FRONT else []
-    pending = [front] if 0 < len(front) < FRONT else []
-    last = _Line(0, 0)
-    for line, text in parts:
-        pending.append(text)
-        if len(text) - (line.end - line.start) < LONE:
-            continue
-        together = "\n".join(pending)
-        if joined and _same(last, line):
-            joined[-1] = (joined[-1][0], f"{joined[-1][1]}\n{together}")
-        else:
-            joined.append((text[: line.end - line.start].strip(), together))
-        last, pending = line, []
-    return joined + ([("", "\n".join(pending))] if pending else [])
+def _cuts(text: str) -> list[tuple[int, _Line]]:
+    """Find the headings, each behind the place where its chapter starts: lines may be above it."""
+    lines = list(_lines(text))
+    chosen = set(_series(lines, text) or [line for line in lines if line.trusted])
+    named = [_Line(*match.span(), trusted=not match["volume"]) for match in NAMED.finditer(text)]
+    marks = {line.start: line for line in lines if line.trusted or line in chosen}
+    cuts: list[tuple[int, _Line]] = []
+    for start, line in sorted(({line.start: line for line in named} | marks).items(), reverse=True):
+        below = cuts[-1][0] if cuts else len(text)
+        above = line.family[-1] in [*VOLUMES] or (
+            line.family[0] == 3 and not HEADING.match(text, line.end + 1)
+        )
+        if len(text[line.end : min(below, line.end + FRONT)].strip()) < LONE:
+            if cuts:
+                cuts[-1] = (start, cuts[-1][1])
+        elif line in chosen or (above and line.trusted):
+            if cuts and _same(line, cuts[-1][1]):
+                cuts.pop()
+            cuts.append((start, line))
+    return cuts[::-1]
 
 
 def _same(one: _Line, other: _Line) -> bool:
@@ -144,86 +165,71 @@ def _same(one: _Line, other: _Line) -> bool:
     return one.number == other.number and titles[1] in (titles[0], "")
 
 
-def _cuts(text: str) -> list[_Line]:
-    """Find the headings that open chapters, and those right before one that belong to it."""
-    lines = list(_lines(text))
-    for line in _choose(lines, text):
-        line.chosen = True
-    marks = {match.start(): _Line(*match.span()) for match in NAMED.finditer(text)}
-    marks |= {line.start: line for line in lines if line.chosen or line.trusted}
-    cuts: list[_Line] = []
-    after = _Line(len(text), len(text))
-    for _, line in sorted(marks.items(), key=lambda mark: -mark[0]):
-        lone = len(text[line.end : after.start].strip()) < LONE
-        above = not line.family or line.family[-1] in VOLUMES
-        if line.chosen or (after in cuts[-1:] if lone else above):
-            cuts.append(line)
-        after = line
-    return cuts[::-1]
-
-
 def _lines(text: str) -> Iterator[_Line]:
-    """Find the lines that begin with a number, less sentences."""
+    """Find the lines that begin with a number, less those that go on as a sentence."""
     for match in LINE.finditer(text):
-        ordinal, unit = match["unit"], (match["unit"] or match["short"] or "").translate(SAME)
-        title, glued = match["title"].strip(), match["gap"] is None
+        unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
+        start = match.start("title")
+        end = start + _title_length(match["title"])
+        title = text[start:end].strip()
+        known, glued = unit in UNITS, bool(title) and match["gap"] is None
         prose = bool(re.search("[。；]|[，：．﹒]$", title))
-        sentence = prose or ("，" in title and not COUPLET.match(title))
-        nameless = not (match["close"] if not unit else unit in UNITS)
-        number = _number((match["ordinal"] or match["number"]).strip("第笫苐 　\xa0"))
-        if number is None or (glued and title and (sentence or nameless)):
+        sentence = prose or ("，" in title and not COUPLET.fullmatch(title))
+        if (glued and (sentence or not (known if unit else match["close"]))) or (
+            not match["unit"] and (prose or len(title) > TITLE)
+        ):
             continue
-        if ordinal or not (prose or (glued and nameless and title) or len(title) > TITLE):
-            yield _described(match, number, unit, prose)
+        digits = (match["ordinal"] or match["number"]).strip("第笫苐 　\xa0\u2003")
+        kind = "1" if digits.isdecimal() else "一"
+        form = (match["sign"][:1], kind, "glued" if glued else (match["gap"] or "").strip()[:1])
+        rank = 0 if match["unit"] and unit in CHAPTERS else 2
+        if rank and (unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())):
+            rank = 1
+        family = (rank, unit) if unit else (rank, word, *form)
+        bare = not match["before"] or bool(KNOWN.search(match["before"]))
+        padded, runs_on = digits[0] in "0０", glued and title[0] in RUNS_ON
+        trusted = match["unit"] is not None and known and not glued and not prose and bare
+        style = (*form, bare, padded, prose, runs_on, bool(re.search("[0-9]", title)))
+        yield _Line(match.start(), end, _number(digits), title, family, style, trusted)
 
 
-def _described(match: re.Match[str], number: float, unit: str, prose: bool) -> _Line:
-    """Say what the heading counts, in what form."""
-    digits, title = (match["number"] or match["ordinal"][1:]).strip(), match["title"].strip()
-    kind = "0" if digits[0] in "0０" else "1" if digits.isdecimal() else "一"
-    gap = "glued" if match["gap"] is None and title else (match["gap"] or "").strip()[:1]
-    before, word = match["before"], (match["word"] or "").casefold()
-    form = (match["sign"][:1], kind.replace("0", "1"), gap)
-    rank = 2
-    if unit:
-        rank = (
-            0
-            if unit in CHAPTERS and not match["short"]
-            else 1
-            if unit in SECTIONS + CHAPTERS
-            else 2
-        )
-    elif word and word.isascii():
-        rank = 1
-    family = (rank, unit) if unit else (rank, word, *form)
-    style = (*form, kind, bool(before), prose, title[:1] in tuple(RUNS_ON) and gap == "glued")
-    known = match["unit"] and unit in CHAPTERS + SECTIONS + VOLUMES
-    trusted = known and gap != "glued" and not prose and (not before or AFTER.search(before))
-    return _Line(*match.span(), number, title, family, style, bool(trusted))
+def _title_length(title: str) -> int:
+    """Tell where the prose begins that follows a title on its line.
+
+    雪夜孤灯访旧友　松林一剑退群雄话说那人… has a title of 15 characters: 话说 opens a story, and
+    the halves of a couplet are of one length.
+    """
+    if opening := OPENING.search(title):
+        return opening.start()
+    if couplet := COUPLET.match(title):
+        end = couplet.start(2) + len(couplet[1])
+        if len(couplet[1]) > 4 or title[end : end + 1].isspace():
+            return end if re.search("[，。：；“]", title[end:]) else len(title)
+    single = re.match(r"\S{1,20}(?=\s+\S.*。|\s{2,}\S.*[，：；])", title)
+    return single.end() if single else len(title)
 
 
-def _choose(lines: list[_Line], text: str) -> list[_Line]:
-    """Choose the headings: a form whose numbers go on through the text.
+def _series(lines: list[_Line], text: str) -> list[_Line]:
+    """Choose the headings: a form whose numbers go on through the text; none where none does.
 
     Of several the one that counts chapters, not parts of them, and the longer one; one whose
-    chapters are over 30,000 characters comes last. Headings of another form may fill its gaps.
-    Where there is none, the lines that are headings by their form are taken.
+    chapters are over 30,000 characters comes last.
     """
-    families = defaultdict(list)
-    for line in lines:
-        families[line.family].append(line)
-    found = []
-    for (rank, *_), members in families.items():
-        chain = _chain(_with_text(members, text))
-        if len(chain) >= FEWEST and _goes_on(chain):
-            each = (chain[-1].start - chain[0].start) / (len(chain) - 1)
-            through = each * len(chain) * 2 >= len(text)
-            if through or chain[0].trusted:
-                found.append((not through or each > LONGEST, rank, -len(chain), chain))
-    if not found:
-        return [line for line in lines if line.trusted]
-    chosen = min(found, key=lambda entry: entry[:3])[-1]
-    return _filled(chosen, lines)
+    best: tuple[bool, int | str, int, list[_Line]] = (True, 3, 0, [])
+    families = Counter(line.family for line in lines)
+    for family in (family for family, count in families.items() if count >= FEWEST):
+        others = len(family) == 2  # of another form may stand where a number is missing
+        members = [x for x in lines if x.family == family or (others and x.trusted)]
+        chain = _chain(_with_text(members, text), family)
+        steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
+        if len(chain) < FEWEST or sum(step <= 1 for step in steps) * 2 < len(steps):
+            continue
+        each = (chain[-1].start - chain[0].start) / len(steps)
+        through = each * len(chain) * 2 >= len(text)
+        if through or chain[0].trusted:
+            found = (not through or each > LONGEST, family[0], -len(chain), chain)
+            best = min(best, found, key=lambda entry: entry[:3])
+    return best[3]
 
 
 def _with_text(lines: list[_Line], text: str) -> list[_Line]:
@@ -234,35 +240,28 @@ def _with_text(lines: list[_Line], text: str) -> list[_Line]:
         empty = after and len(text[line.end : after.start].strip()) < LONE
         if empty and line.number < after.number:
             continue
-        if len(run) >= FEWEST:
-            for listed in run:
-                listed.trusted, listed.style = False, ()
+        for listed in run if len(run) >= FEWEST else ():
+            listed.trusted = False
         kept += [] if empty else [line]
         run = []
     return kept
 
 
-def _chain(lines: list[_Line]) -> list[_Line]:
+def _chain(lines: list[_Line], family: tuple[int | str, ...]) -> list[_Line]:
     """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines."""
-    usual = (lines[-1].start - lines[0].start) / len(lines) or 1 if lines else 1
-    styles = defaultdict(list)
-    for line in lines:
-        styles[line.style].append(line)
-    common = {
-        style
-        for style, group in styles.items()
-        if len(group) * 3 >= len(lines) or (len(group) >= FEWEST and _goes_on(group))
-    } - {()}
-    best: list[tuple[float, int]] = []  # score of the chain that ends here, the line before
+    styles = Counter(line.style for line in lines if line.family == family)
+    usual = max(1, lines[-1].start - lines[0].start) / len(lines)
+    best: list[tuple[float, int]] = []  # score of the best chain that ends here, the line before
     for n, line in enumerate(lines):
-        before = (0.0, -1)
-        for k in range(max(0, n - WINDOW), n):
-            before = max(before, (best[k][0] + _gain(lines[k], line, usual), k))
-        best.append(
-            (before[0] + (2 if line.trusted else 0.3 if line.style in common else -1.2), before[1])
+        common = styles[line.style] >= max(FEWEST, len(lines) / RARE)
+        weight = (2 if line.trusted else 0.3 if common else -1.2) if line.family == family else -1.2
+        before = (
+            (best[k][0] + _gain(lines[k], line, usual), k) for k in range(max(0, n - WINDOW), n)
         )
+        score, k = max(before, default=(0, -1))
+        best.append((weight + max(score, 0), k if score > 0 else -1))
     chain = []
-    n = max(range(len(lines)), key=lambda n: best[n][0], default=-1)
+    n = max(range(len(lines)), key=lambda n: best[n][0])
     while n >= 0:
         chain.append(lines[n])
         n = best[n][1]
@@ -273,45 +272,17 @@ def _gain(one: _Line, other: _Line, usual: float) -> float:
     """Score two headings as neighbours: most if the second number is the next and not too near."""
     step = other.number - one.number
     distance = max(1, other.start - one.start) / usual / min(max(step, 1), 3)
-    nearness = min(0.1, max(-1.5, 0.3 * math.log(distance)))
-    if step > 0:
-        return nearness + (1 if step <= 1 else 0.5 / step)
-    return nearness - (0.5 if step == 0 else 0.1 if step == -1 else 0.4)
+    wrong = 0.5 if step == 0 else 0.1 if step == -1 else 0.4
+    gain = -wrong if step <= 0 else 1 if step <= 1 else 0.5 / step
+    return gain + min(0.1, max(-1.5, 0.3 * math.log(distance)))
 
 
-def _goes_on(chain: list[_Line]) -> bool:
-    """Whether most numbers are the next ones; they may be doubled or run backwards."""
-    steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
-    return 2 * sum(step <= 1 for step in steps) >= len(steps) and max(steps) > 0
-
-
-def _filled(chosen: list[_Line], lines: list[_Line]) -> list[_Line]:
-    """Add what a misprint, or another form, hides: a heading where a number is missing."""
-    for line in lines:
-        at = bisect(chosen, line.start, key=lambda other: other.start)
-        before, after = chosen[at - 1 : at], chosen[at : at + 1]
-        if before and after and line not in (*before, *after):
-            one, other = before[0], after[0]
-            fits = line.trusted and one.number < line.number < other.number
-            alike = line.style == one.style == other.style and line.family == one.family
-            if fits or (alike and other.number - one.number == 2):
-                chosen.insert(at, line)
-    return chosen
-
-
-def _number(numeral: str) -> float | None:
-    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, Ⅻ is 12, 1.5 is 1.5.
-
-    None if it is none.
-    """
-    numeral = unicodedata.normalize("NFKC", numeral).translate(MISREAD).strip("(). ")
-    if re.fullmatch(r"\d+\.\d+", numeral):
+def _number(numeral: str) -> float:
+    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, XI is 11."""
+    if "." in numeral:
         return float(numeral)
-    values = [
-        ROMAN.get(c) or 2 * (c == "两") or int(unicodedata.numeric(c, -(c != "○"))) for c in numeral
-    ]
-    if not values or min(values) < 0:
-        return None
+    numeral = numeral.translate(MISREAD)
+    values = [ROMAN.get(c) or int(unicodedata.numeric(c, 0)) for c in numeral]
     if numeral[0] in ROMAN:
         return sum(one if one >= other else -one for one, other in pairwise([*values, 0]))
     if max(values) < 10:
@@ -344,26 +315,64 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
-    """Tables of contents: headings that follow each other with nothing between."""
+    """Tables of contents: headings that follow each other with nothing between, and come again."""
+    matches = list(HEADING.finditer(text))
+    texts = Counter(match.group().strip() for match in matches)
+    counts = Counter(match["count"] for match in matches if match["count"])
     run: list[re.Match[str]] = []
-    for match in HEADING.finditer(text):
-        if run and text[run[-1].end() : match.start()].strip():
-            yield from _list_of(run, text)
-            run = []
+    for match, after in zip_longest(matches, matches[1:]):
         run.append(match)
-    yield from _list_of(run, text)
-
-
-def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
-    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
-    if len(run) > CONTENTS:
-        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
-        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
+        if after is None or text[match.end() : after.start()].strip():
+            again = sum(texts[entry.group().strip()] > 1 for entry in run) * 2 >= len(run)
+            front = run[0] is matches[0] and any(counts[entry["count"]] > 1 for entry in run)
+            if len(run) > CONTENTS and (again or front):
+                stays = text.find(match.group().strip(), match.end()) < 0  # opens the first one
+                yield run[0].start(), match.start() if stays else match.end(), ""
+            run = []
 
 
 def headings(text: str) -> Iterator[Edit]:
-    """Headings behind a sentence get a line of their own."""
+    """Headings get a line of their own, with their title and without a call for votes."""
+    edits: list[Edit] = []
     for match in INLINE.finditer(text):
-        yield *match.span("before"), "\n"
-        if match["after"]:
-            yield *match.span("after"), "\n"
+        edits.append((*match.span("before"), "\n"))
+        edits += [(*match.span("after"), "\n")] if match["after"] else []
+    for _, line in _cuts(text):
+        rest = re.compile(rf"{BLANK}*(?=\S)").match(text, line.end)
+        if rest and text[line.end] != "\n":
+            edits.append((*rest.span(), "\n"))
+        elif tail := TAIL.search(text, line.start, line.end):
+            edits.append((*tail.span(), ""))
+        elif not line.title and (ruled := RULED.match(text, line.end)):
+            edits.append((*ruled.span(), " "))
+    yield from sorted(edits)
+
+
+def asides(text: str) -> Iterator[Edit]:
+    """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
+    cuts = [(start, text[line.start : line.end]) for start, line in _cuts(text)]
+    for (start, heading), (end, _) in pairwise([*cuts, (len(text), "")]):
+        short = end - start <= SECTION and not re.search("[“「]", text[start:end])
+        if short and re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading):
+            yield start, end, ""
+
+
+def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
+    """Say what is odd in the parts that `split_chapters` gives; nothing where nothing is.
+
+    `["no headings found, cut into 12 parts"]`, or such as `"31,000 characters in 第五章 归尘"` and
+    `"numbers jump from 第5章 断刀 to 第8章 归尘, and 2 times more"`.
+    """
+    if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
+        return [f"no headings found, cut into {len(parts)} parts"]
+    notes = [
+        f"{len(x):,} characters in {name or 'the front'}" for name, x in parts if len(x) > LONGEST
+    ]
+    numbered = [(line.number, name) for name, _ in parts for line in _lines(name)]
+    jumps = [
+        f"{name} to {next_name}"
+        for (number, name), (next_number, next_name) in pairwise(numbered)
+        if next_number > 1 and not 0 <= next_number - number <= 1
+    ]
+    more = f", and {len(jumps) - 1} times more" if len(jumps) > 1 else ""
+    return notes + ([f"numbers jump from {jumps[0]}{more}"] if jumps else [])
