@@ -33,6 +33,7 @@ DIGITS = (
 NUMERAL = f"[{DIGITS}]{{1,9}}"
 MISREAD = str.maketrans("两—－", "二一一")
 CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
+TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
 UNITS = [*CHAPTERS, *SECTIONS, *VOLUMES]
 ROMAN = dict(zip("IVXLC", (1, 5, 10, 50, 100), strict=True))
 PARTS = f"[{CHAPTERS}{SECTIONS}]"
@@ -44,11 +45,20 @@ BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
 CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
 GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
 RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
-ASIDE = (  # chapters that are no story
-    "(?:完[本结結]|上架|[卷月年]末|新[书書])?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍介]"
+ASIDES = (
+    "感言",
+    "请假条",
+    "請假條",
+    "单章",
+    "單章",
+    "作品相关",
+    "作品相關",
+    "人物介绍",
+    "人物介紹",
 )
+ASIDE = rf"\w{{0,2}}(?:{'|'.join(ASIDES)})"
 SPECIAL = (
-    rf"(?:正文{BLANK}+)?(?:番外[^，。\n]{{0,30}}$|(?:楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
+    rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
     r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
     rf"|特[别別]篇|{ASIDE}|(?P<volume>[上中下]卷|卷之?{NUMERAL})){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
 )
@@ -62,13 +72,12 @@ NAMED = re.compile(START + SPECIAL, re.MULTILINE)
 LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
     rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
     rf"(?P<unit>{PARTS}|(?!.{{0,40}}{EDGE}{ORDINAL}{PARTS})(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
-    rf"|(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
-    rf"(?P<number>{NUMERAL}+|(?<=[A-Za-z] )[IVXLC]{{1,7}}+)(?P<short>{PARTS})?)"
+    rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
+    rf"(?P<number>{NUMERAL}+|(?<=[A-Za-z] )[IVXLC]{{1,7}}+)(?:(?P<short>{PARTS})|(?![^\W_])))"
     rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
     re.MULTILINE,
 )
 KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
-COUPLET = re.compile(r"(\w{3,12})[\s，；：](\w{3,})")
 OPENING = re.compile(  # of a story, behind a title
     r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
 )
@@ -174,7 +183,7 @@ def _lines(text: str) -> Iterator[_Line]:
         title = text[start:end].strip()
         known, glued = unit in UNITS, bool(title) and match["gap"] is None
         prose = bool(re.search("[。；]|[，：．﹒]$", title))
-        sentence = prose or ("，" in title and not COUPLET.fullmatch(title))
+        sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
         if (glued and (sentence or not (known if unit else match["close"]))) or (
             not match["unit"] and (prose or len(title) > TITLE)
         ):
@@ -188,8 +197,16 @@ def _lines(text: str) -> Iterator[_Line]:
         family = (rank, unit) if unit else (rank, word, *form)
         bare = not match["before"] or bool(KNOWN.search(match["before"]))
         padded, runs_on = digits[0] in "0０", glued and title[0] in RUNS_ON
-        trusted = match["unit"] is not None and known and not glued and not prose and bare
-        style = (*form, bare, padded, prose, runs_on, bool(re.search("[0-9]", title)))
+        trusted = match["unit"] is not None and unit in TRUSTED and bare and not (glued or prose)
+        style = (
+            *form,
+            bare,
+            padded,
+            sentence,
+            runs_on,
+            bool(title),
+            bool(re.search("[0-9]", title)),
+        )
         yield _Line(match.start(), end, _number(digits), title, family, style, trusted)
 
 
@@ -201,7 +218,7 @@ def _title_length(title: str) -> int:
     """
     if opening := OPENING.search(title):
         return opening.start()
-    if couplet := COUPLET.match(title):
+    if couplet := re.match(r"(\w{3,12})\s+(\w{3,})", title):
         end = couplet.start(2) + len(couplet[1])
         if len(couplet[1]) > 4 or title[end : end + 1].isspace():
             return end if re.search("[，。：；“]", title[end:]) else len(title)
@@ -350,10 +367,11 @@ def headings(text: str) -> Iterator[Edit]:
 
 def asides(text: str) -> Iterator[Edit]:
     """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
-    cuts = [(start, text[line.start : line.end]) for start, line in _cuts(text)]
+    told = any(name in text for name in ASIDES)
+    cuts = [(start, text[line.start : line.end]) for start, line in _cuts(text)] if told else []
     for (start, heading), (end, _) in pairwise([*cuts, (len(text), "")]):
         short = end - start <= SECTION and not re.search("[“「]", text[start:end])
-        if short and re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading):
+        if short and re.search(rf"(?<!\w){ASIDE}(?!\w)", heading):
             yield start, end, ""
 
 
