@@ -35,9 +35,8 @@ MISREAD = str.maketrans("两—－", "二一一")
 CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
 TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
 UNITS = [*CHAPTERS, *SECTIONS, *VOLUMES]
-ROMAN = dict(zip("IVXLC", (1, 5, 10, 50, 100), strict=True))
 PARTS = f"[{CHAPTERS}{SECTIONS}]"
-ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯIVXLC—－]{{1,9}}+){BLANK}*"
+ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯ—－]{{1,9}}+){BLANK}*"
 SIGN = r"[^\w\s，。！？；：…“”‘’\"']"
 START = rf"^{BLANK}*+(?P<sign>{SIGN}{{0,8}}){BLANK}*"
 EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
@@ -45,18 +44,7 @@ BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
 CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
 GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
 RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
-ASIDES = (
-    "感言",
-    "请假条",
-    "請假條",
-    "单章",
-    "單章",
-    "作品相关",
-    "作品相關",
-    "人物介绍",
-    "人物介紹",
-)
-ASIDE = rf"\w{{0,2}}(?:{'|'.join(ASIDES)})"
+ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
 SPECIAL = (
     rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
     r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
@@ -73,7 +61,7 @@ LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one l
     rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
     rf"(?P<unit>{PARTS}|(?!.{{0,40}}{EDGE}{ORDINAL}{PARTS})(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
     rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
-    rf"(?P<number>{NUMERAL}+|(?<=[A-Za-z] )[IVXLC]{{1,7}}+)(?:(?P<short>{PARTS})|(?![^\W_])))"
+    rf"(?P<number>{NUMERAL}+)(?:(?P<short>{PARTS})|(?![^\W_])))"
     rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
     re.MULTILINE,
 )
@@ -102,11 +90,8 @@ class _Line:
     start: int
     end: int  # of the title
     number: float = math.nan
-    title: str = ""
-    family: tuple[int | str, ...] = (
-        3,
-        "",
-    )  # first its rank: chapters, sections, other numbers, none
+    title: str = ""  # its letters
+    family: tuple[int | str, ...] = ()  # first its rank: chapters, sections, other numbers
     style: tuple[str | bool, ...] = ()
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
@@ -154,60 +139,43 @@ def _cuts(text: str) -> list[tuple[int, _Line]]:
     marks = {line.start: line for line in lines if line.trusted or line in chosen}
     cuts: list[tuple[int, _Line]] = []
     for start, line in sorted(({line.start: line for line in named} | marks).items(), reverse=True):
-        below = cuts[-1][0] if cuts else len(text)
-        above = line.family[-1] in [*VOLUMES] or (
-            line.family[0] == 3 and not HEADING.match(text, line.end + 1)
-        )
+        below, after = cuts[-1] if cuts else (len(text), _Line(0, 0))
+        if line.family:
+            opens = line in chosen or line.family[-1] in [*VOLUMES]
+        else:  # 楔子, but not in a table of contents
+            opens = line.trusted and not HEADING.match(text, line.end + 1)
         if len(text[line.end : min(below, line.end + FRONT)].strip()) < LONE:
-            if cuts:
-                cuts[-1] = (start, cuts[-1][1])
-        elif line in chosen or (above and line.trusted):
-            if cuts and _same(line, cuts[-1][1]):
-                cuts.pop()
-            cuts.append((start, line))
+            cuts[-1:] = [(start, after)] if cuts else []
+        elif opens:
+            same = line.number == after.number and after.title in line.title  # 第九回, 第九回 (2)
+            cuts[len(cuts) - same :] = [(start, line)]
     return cuts[::-1]
-
-
-def _same(one: _Line, other: _Line) -> bool:
-    """Whether two headings are of one chapter: 第九回 剑起, 第九回 (2)."""
-    titles = [re.sub(r"[\W\d]", "", line.title) for line in (one, other)]
-    return one.number == other.number and titles[1] in (titles[0], "")
 
 
 def _lines(text: str) -> Iterator[_Line]:
     """Find the lines that begin with a number, less those that go on as a sentence."""
     for match in LINE.finditer(text):
         unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
-        start = match.start("title")
-        end = start + _title_length(match["title"])
-        title = text[start:end].strip()
+        end = match.start("title") + _title_length(match["title"])
+        title = text[match.start("title") : end].strip()
         known, glued = unit in UNITS, bool(title) and match["gap"] is None
         prose = bool(re.search("[。；]|[，：．﹒]$", title))
         sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
-        if (glued and (sentence or not (known if unit else match["close"]))) or (
-            not match["unit"] and (prose or len(title) > TITLE)
-        ):
+        nameless = not match["unit"] and (prose or len(title) > TITLE)
+        if nameless or (glued and (sentence or not (known if unit else match["close"]))):
             continue
-        digits = (match["ordinal"] or match["number"]).strip("第笫苐 　\xa0\u2003")
+        digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
         kind = "1" if digits.isdecimal() else "一"
         form = (match["sign"][:1], kind, "glued" if glued else (match["gap"] or "").strip()[:1])
-        rank = 0 if match["unit"] and unit in CHAPTERS else 2
-        if rank and (unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())):
-            rank = 1
+        parts = unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())
+        rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
         family = (rank, unit) if unit else (rank, word, *form)
         bare = not match["before"] or bool(KNOWN.search(match["before"]))
-        padded, runs_on = digits[0] in "0０", glued and title[0] in RUNS_ON
-        trusted = match["unit"] is not None and unit in TRUSTED and bare and not (glued or prose)
-        style = (
-            *form,
-            bare,
-            padded,
-            sentence,
-            runs_on,
-            bool(title),
-            bool(re.search("[0-9]", title)),
-        )
-        yield _Line(match.start(), end, _number(digits), title, family, style, trusted)
+        trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
+        looks = [bool(title), glued and title[0] in RUNS_ON, digits[0] in "0０", sentence, bare]
+        style = (*form, *looks, re.search(r"\d", title) is not None)
+        letters = re.sub(r"[\W\d]", "", title)
+        yield _Line(match.start(), end, _number(digits), letters, family, style, trusted)
 
 
 def _title_length(title: str) -> int:
@@ -295,13 +263,10 @@ def _gain(one: _Line, other: _Line, usual: float) -> float:
 
 
 def _number(numeral: str) -> float:
-    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, XI is 11."""
+    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, ⑪ is 11."""
     if "." in numeral:
         return float(numeral)
-    numeral = numeral.translate(MISREAD)
-    values = [ROMAN.get(c) or int(unicodedata.numeric(c, 0)) for c in numeral]
-    if numeral[0] in ROMAN:
-        return sum(one if one >= other else -one for one, other in pairwise([*values, 0]))
+    values = [int(unicodedata.numeric(c, 0)) for c in numeral.translate(MISREAD)]
     if max(values) < 10:
         return int("".join(map(str, values)))
     total = digit = 0
@@ -335,14 +300,13 @@ def table_of_contents(text: str) -> Iterator[Edit]:
     """Tables of contents: headings that follow each other with nothing between, and come again."""
     matches = list(HEADING.finditer(text))
     texts = Counter(match.group().strip() for match in matches)
-    counts = Counter(match["count"] for match in matches if match["count"])
     run: list[re.Match[str]] = []
     for match, after in zip_longest(matches, matches[1:]):
         run.append(match)
         if after is None or text[match.end() : after.start()].strip():
-            again = sum(texts[entry.group().strip()] > 1 for entry in run) * 2 >= len(run)
-            front = run[0] is matches[0] and any(counts[entry["count"]] > 1 for entry in run)
-            if len(run) > CONTENTS and (again or front):
+            again = [x for x in run if texts[x.group().strip()] > 1 or texts[x["count"]]]
+            front = again and run[0] is matches[0]
+            if len(run) > CONTENTS and (front or len(again) * 2 >= len(run)):
                 stays = text.find(match.group().strip(), match.end()) < 0  # opens the first one
                 yield run[0].start(), match.start() if stays else match.end(), ""
             run = []
@@ -367,11 +331,10 @@ def headings(text: str) -> Iterator[Edit]:
 
 def asides(text: str) -> Iterator[Edit]:
     """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
-    told = any(name in text for name in ASIDES)
-    cuts = [(start, text[line.start : line.end]) for start, line in _cuts(text)] if told else []
-    for (start, heading), (end, _) in pairwise([*cuts, (len(text), "")]):
-        short = end - start <= SECTION and not re.search("[“「]", text[start:end])
-        if short and re.search(rf"(?<!\w){ASIDE}(?!\w)", heading):
+    cuts = [*_cuts(text), (len(text), _Line(0, 0))] if re.search(ASIDE, text) else []
+    for (start, line), (end, _) in pairwise(cuts):
+        aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", text[line.start : line.end])
+        if aside and end - start <= SECTION and not re.search("[“「]", text[start:end]):
             yield start, end, ""
 
 
