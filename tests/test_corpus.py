@@ -4,7 +4,6 @@ from wuxia_core.corpus import (
     RULES,
     File,
     FileReport,
-    clean,
     find_files,
     read_book,
     read_documents,
