@@ -23,6 +23,7 @@ FEWEST = 3  # chapters whose numbers go on
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
 WINDOW = 40  # lines that look like headings may stand between two headings
 RARE = 15  # of so many headings one of another form may be a sentence
+NOTE = 300  # characters: a longer note of an author says what only authors do
 CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 TITLE = 40  # characters of a title behind a mere number
 
@@ -45,6 +46,7 @@ CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[�
 GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
 RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
 ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
+AUTHORS = re.compile("感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更")
 SPECIAL = (
     rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
     r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
@@ -331,18 +333,22 @@ def headings(text: str) -> Iterator[Edit]:
 
 def asides(text: str) -> Iterator[Edit]:
     """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
-    cuts = [*_cuts(text), (len(text), _Line(0, 0))] if re.search(ASIDE, text) else []
-    for (start, line), (end, _) in pairwise(cuts):
-        aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", text[line.start : line.end])
-        if aside and end - start <= SECTION and not re.search("[“「]", text[start:end]):
-            yield start, end, ""
+    if re.search(ASIDE, text):
+        named = (match.start() for match in NAMED.finditer(text))
+        starts = {*named, *(line.start for _, line in _cuts(text)), len(text)}
+        for start, end in pairwise(sorted(starts)):
+            heading = text[start:end].strip().partition("\n")[0]
+            aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE
+            longest = SECTION if AUTHORS.search(text, start, end) else NOTE
+            if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
+                yield start, end, ""
 
 
 def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
     """Say what is odd in the parts that `split_chapters` gives; nothing where nothing is.
 
     `["no headings found, cut into 12 parts"]`, or such as `"31,000 characters in 第五章 归尘"` and
-    `"numbers jump from 第5章 断刀 to 第8章 归尘, and 2 times more"`.
+    `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`.
     """
     if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
         return [f"no headings found, cut into {len(parts)} parts"]
@@ -355,5 +361,5 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
         for (number, name), (next_number, next_name) in pairwise(numbered)
         if next_number > 1 and not 0 <= next_number - number <= 1
     ]
-    more = f", and {len(jumps) - 1} times more" if len(jumps) > 1 else ""
+    more = f", one of {len(jumps)} jumps" if len(jumps) > 1 else ""
     return notes + ([f"numbers jump from {jumps[0]}{more}"] if jumps else [])
