@@ -13,20 +13,10 @@ from dataclasses import dataclass, field
 from itertools import compress, pairwise
 from statistics import mode
 
+from wuxia_core.corpus import noise
 from wuxia_core.corpus.chapters import HEADING, headings, table_of_contents
 from wuxia_core.corpus.encodings import garbled, mojibake
-from wuxia_core.corpus.noise import (
-    BLANK,
-    SENTENCE_END,
-    ads,
-    authors_notes,
-    boilerplate,
-    footnotes,
-    licence,
-    pattern,
-    repeats,
-    watermarks,
-)
+from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK_TEXT, Edit, lines_with, replace
 
 PUNCTUATION = re.compile("[，。：；？！]")
@@ -36,8 +26,6 @@ LINE_END = re.compile(f"\r\n?|[{LINE_ENDS}]")
 BLANK_LINES = re.compile(r"\n(?:\n+|(?<=\A\n)|\Z)")
 SPACES = re.compile(f"[{BLANK}]+")
 PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
-MARKUP, ENTITY, INVISIBLE = pattern("markup"), pattern("entity"), pattern("invisible")
-LOOKALIKE = pattern("lookalike", 0)
 ESCAPES = {"\\n": "\n", "\\u3000": "　"}
 BREAKS = re.compile(r"<(?:br|/?p|/?div|/tr)\b", re.IGNORECASE)
 LONG_LINE = 500  # characters: of a longer one a sentence is looked at
@@ -47,9 +35,6 @@ STANDARD = dict(zip(map(chr, range(0xE78D, 0xE797)), "︐︒︑︓︔︕︖︗�
     zip("\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864\ue816\ue817\ue818\ue831\ue83b\ue855",
         "龴龵龶龷龸龹龺龻𠂇𠂉𠃌𡗗𢦏𤇾", strict=True)
 )  # fmt: skip
-PAGE_MARK, STAMP = pattern("page_mark", 0), pattern("stamp", re.MULTILINE)
-STAMPED = pattern("stamped", 0)
-BEFORE_MARK, BEHIND_MARK = pattern("before_mark"), pattern("behind_mark")
 LINE = re.compile(r"^.*\S", re.MULTILINE)
 ENDED = "".join(SENTENCE_END) + r"\s"
 RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDED}]\n)|(?<=[^{ENDED}][{BLANK}]\n))")
@@ -66,7 +51,7 @@ def line_ends(text: str) -> Iterator[Edit]:
 
 def entities(text: str) -> Iterator[Edit]:
     r"""Entities of HTML, also doubled (`&amp;nbsp;`), and `\n` or `\u3000` spelt out."""
-    for match in ENTITY.finditer(text):
+    for match in pattern("entity").finditer(text):
         old, new = "", match.group()
         while new != old:
             old, new = new, html.unescape(new)
@@ -75,17 +60,19 @@ def entities(text: str) -> Iterator[Edit]:
 
 def markup(text: str) -> Iterator[Edit]:
     """HTML comments and tags, with readings of characters and text of no size, and forum tags."""
-    return replace(MARKUP, lambda match: "\n" * bool(BREAKS.match(match.group())), text)
+    return replace(pattern("markup"), lambda match: "\n" * bool(BREAKS.match(match.group())), text)
 
 
 def invisible(text: str) -> Iterator[Edit]:
     """Byte-order marks, controls, zero widths, directions, fillers, variation selectors."""
-    return replace(INVISIBLE, "", text)
+    return replace(pattern("invisible"), "", text)
 
 
 def lookalikes(text: str) -> Iterator[Edit]:
     """Rare blanks and radicals become the ordinary characters that they look like: ⼈ is 人."""
-    return replace(LOOKALIKE, lambda match: unicodedata.normalize("NFKC", match.group()), text)
+    return replace(
+        pattern("lookalike"), lambda match: unicodedata.normalize("NFKC", match.group()), text
+    )
 
 
 def spaces(text: str) -> Iterator[Edit]:
@@ -127,8 +114,8 @@ def blank_lines(text: str) -> Iterator[Edit]:
 
 def stamps(text: str) -> Iterator[Edit]:
     """Stamps: times of update, counts of words, and what stands before them unless it is story."""
-    for start, end in lines_with(STAMPED, text):
-        match = STAMP.search(text, start, end + 1)
+    for start, end in lines_with(pattern("stamped"), text):
+        match = pattern("stamp").search(text, start, end + 1)
         if not match:
             continue
         before = match["before"]
@@ -141,11 +128,11 @@ def stamps(text: str) -> Iterator[Edit]:
 def page_marks(text: str) -> Iterator[Edit]:
     """Page marks; a sentence that one cuts is joined again."""
     last = 0
-    for match in PAGE_MARK.finditer(text):
+    for match in pattern("page_mark").finditer(text):
         start, end = match.span()
         before = text[max(last, start - LONG_LINE) : start]
-        start -= len(before) - len(BEFORE_MARK.sub("", before))
-        behind = BEHIND_MARK.match(text, end)
+        start -= len(before) - len(pattern("before_mark").sub("", before))
+        behind = pattern("behind_mark").match(text, end)
         end = behind.end() if behind else end
         indented = text[match.end() : end].endswith(("　", "  "))
         heading = HEADING.match(text, text.rfind("\n", 0, start) + 1) or HEADING.match(text, end)
@@ -262,16 +249,16 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     invisible: False,
     lookalikes: False,
     garbled: False,
-    licence: False,
-    boilerplate: True,
+    noise.licence: False,
+    noise.boilerplate: True,
     stamps: False,
-    ads: False,
-    watermarks: True,
-    authors_notes: True,
+    noise.ads: False,
+    noise.watermarks: True,
+    noise.authors_notes: True,
     headings: True,
     table_of_contents: True,
-    repeats: True,
-    footnotes: True,
+    noise.repeats: True,
+    noise.footnotes: True,
     hard_wrap: True,
     spaces: False,
     private_use: False,

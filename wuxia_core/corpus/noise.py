@@ -5,13 +5,13 @@ by the share of its characters that are words of sites and authors, not by one s
 shaped like a sentence needs an address, a site's name or a call to the reader beside them.
 """
 
+import functools
 import re
 import tomllib
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
-from typing import NamedTuple
 
 from wuxia_core.corpus.chapters import HEADING
 from wuxia_core.text import HAN, Edit, lines_with, replace
@@ -20,75 +20,50 @@ BLANK = " \t　"
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'．﹒")
 
 
-class Form(NamedTuple):
-    """A kind of line that is no story: its pattern, one such line, and story that looks like it."""
-
-    pattern: str
-    noise: str
-    story: str
+DATA = tomllib.loads(resources.files(__package__).joinpath("noise.toml").read_text("utf-8"))
 
 
-def _parts() -> dict[str, str]:
-    """Join the alternatives of each pattern, with the earlier patterns that it names."""
-    parts: dict[str, str] = {}
-    for name, alternatives in DATA["patterns"].items():
-        joined = f"(?:{'|'.join(alternatives.split())})"
-        parts[name] = re.sub(r"%([a-z_]+)%", lambda match: parts[match[1]], joined)
-    return parts
+@functools.cache
+def part(name: str) -> str:
+    """Join the alternatives of a pattern, with the patterns that it names."""
+    if name == "lines":
+        return "|".join(form["pattern"] for form in DATA["lines"])
+    joined = "|".join(DATA["patterns"][name].split())
+    return re.sub("%([a-z_]+)%", lambda match: f"(?:{part(match[1])})", joined)
 
 
-def pattern(name: str, flags: int = re.MULTILINE | re.DOTALL | re.IGNORECASE) -> re.Pattern[str]:
+@functools.cache
+def pattern(name: str, flags: int = re.MULTILINE | re.IGNORECASE) -> re.Pattern[str]:
     """Compile a pattern of noise.toml."""
-    return re.compile(PARTS[name], flags)
+    return re.compile(part(name), flags)
 
 
+@functools.cache
 def _anywhere(*names: str) -> re.Pattern[str]:
     """Find words fast: those that begin with a character, without what may not stand before."""
     words = re.sub(r"\(\?<?!.*?\)", "", " ".join(DATA["patterns"][x] for x in names)).split()
     return re.compile("|".join(word for word in words if word[0] not in "[%"))
 
 
-DATA = tomllib.loads(resources.files(__package__).joinpath("noise.toml").read_text("utf-8"))
-PARTS = _parts()
-FORMS = [
-    Form(form["pattern"].replace("%end%", PARTS["end"]), form["noise"], form["story"])
-    for form in DATA["lines"]
-]
-BOILERPLATE = re.compile(
-    rf"^[{BLANK}]*+(?:(?:{'|'.join(form.pattern for form in FORMS)})[{BLANK}]*(?:\n|\Z)|正文[ 　]+(?=第))",
-    re.MULTILINE,
-)
-LOOKALIKES = str.maketrans(
-    {chr(0xFEE0 + code): chr(code) for code in (*range(0x2D, 0x3B), *range(0x40, 0x7B))}
-    | dict(zip("аеосухімткнршԝωαορνχ", "aeocyximtkhpwwwaopvx", strict=True))
-)
-ADDRESS, WATERMARK, FOOTNOTE = pattern("address"), pattern("watermark"), pattern("footnote")
-WORD, TITLE, SPEECH, NAMED = (
-    pattern("word", 0),
-    pattern("title"),
-    pattern("speech"),
-    pattern("named"),
-)
-TOLD, CALL, CERTAIN = pattern("told", 0), pattern("call", 0), pattern("certain")
-POSTSCRIPT, SIGN, OF_SITES = pattern("postscript"), pattern("sign"), pattern("in_brackets")
-LAST_BRACKET, LICENCE, NOTES_HEAD = (
-    pattern("last_bracket", 0),
-    pattern("licence"),
-    pattern("notes_head"),
-)
-MARK, AD, NOTE = _anywhere("mark"), _anywhere("mark", "site"), _anywhere("author", "note")
+PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。！？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
 FEWEST_REPEATS, LONGEST_REPEAT = 3, 40
-SURE, LIKELY, WITH_ADDRESS, AFTERTHOUGHT = 0.75, 0.55, 0.45, 0.35  # shares of a line's letters
+NEARLY_ALL, SURE, LIKELY, WITH_ADDRESS, AFTERTHOUGHT = (
+    0.9,
+    0.75,
+    0.55,
+    0.45,
+    0.35,
+)  # shares of a line's letters
 LEAST_STORY, LONGEST_NOTICE = 8, 300  # characters: beside an address; in a sentence or line
 
 
 def _share(line: str) -> tuple[float, int]:
     """Give the share of letters that are words of notices, and how many such words are proof."""
-    line = TITLE.sub("", line)
-    words = list(WORD.finditer(line))
+    line = pattern("title").sub("", line)
+    words = list(pattern("word").finditer(line))
     letters = len(LETTER.findall(line))
     covered = sum(match.end() - match.start() for match in words)
     return covered / max(letters, 1), sum(match["proof"] is not None for match in words)
@@ -96,27 +71,28 @@ def _share(line: str) -> tuple[float, int]:
 
 def _is_notice(line: str, enough: float) -> bool:
     """Whether a line without an address is a notice: nobody's words, and a call to the reader."""
-    if len(line) > LONGEST_NOTICE or SPEECH.search(line) or TOLD.search(line):
+    if len(line) > LONGEST_NOTICE or pattern("speech").search(line) or pattern("told").search(line):
         return False
     share, proofs = _share(line)
-    calls = CALL.search(line) or (proofs > 2 and not SENTENCE.search(line))
-    return bool(proofs and calls) and share >= (WITH_ADDRESS if CERTAIN.search(line) else enough)
+    calls = pattern("call").search(line) or (
+        proofs > 2 and (share > NEARLY_ALL or not SENTENCE.search(line))
+    )
+    return bool(proofs and calls) and share >= (
+        WITH_ADDRESS if pattern("certain").search(line) else enough
+    )
 
 
 def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines."""
-    for start, end in lines_with(AD, text):
-        line = text[start:end].translate(LOOKALIKES).strip()
+    for start, end in lines_with(_anywhere("mark", "site"), text):
+        line = text[start:end].translate(PLAIN).strip()
         if not HEADING.match(line) and all(is_ad for _, _, is_ad in _sentences(line)):
             yield start, min(end + 1, len(text)), ""
 
 
 def _sentences(line: str) -> Iterator[tuple[int, int, bool]]:
     """Cut a line into sentences, each with whether it is an advertisement."""
-    hidden = line
-    for match in WATERMARK.finditer(line) if SIGN.search(line) else ():
-        if not match["bracket"]:
-            hidden = hidden[: match.start()] + "\0" * len(match.group()) + hidden[match.end() :]
+    hidden = pattern("watermark").sub(_hide, line) if pattern("sign").search(line) else line
     for match in SENTENCES.finditer(hidden):
         rest = match.group().replace("\0", "")
         with_address = len(rest) < len(match.group())
@@ -124,9 +100,13 @@ def _sentences(line: str) -> Iterator[tuple[int, int, bool]]:
         yield *match.span(), is_ad or not LETTER.search(match.group())
 
 
+def _hide(match: re.Match[str]) -> str:
+    return match["bracket"] or "\0" * len(match.group())
+
+
 def _is_rest_of_ad(rest: str) -> bool:
     """Whether what stands beside an address in a sentence is more of the advertisement."""
-    if len(rest) > LONGEST_NOTICE or SPEECH.search(rest) or TOLD.search(rest):
+    if len(rest) > LONGEST_NOTICE or pattern("speech").search(rest) or pattern("told").search(rest):
         return False
     letters = len(LETTER.findall(rest))
     share, proofs = _share(rest)
@@ -135,11 +115,11 @@ def _is_rest_of_ad(rest: str) -> bool:
 
 
 def authors_notes(text: str) -> Iterator[Edit]:
-    """Authors' notes: begging for votes, thanks, notices of leave, most at a chapter's end."""
+    """What authors say beside the story: begging for votes, thanks, leave; mostly at its ends."""
     edges: list[int] = []
-    for start, end in lines_with(NOTE, text):
+    for start, end in lines_with(_anywhere("author", "note"), text):
         line = text[start:end].strip()
-        enough = AFTERTHOUGHT if POSTSCRIPT.match(line) else LIKELY
+        enough = AFTERTHOUGHT if pattern("postscript").match(line) else LIKELY
         if HEADING.match(line) or not _is_notice(line, enough):
             continue
         edges = edges or [0, *(match.start() for match in HEADING.finditer(text)), len(text)]
@@ -152,9 +132,9 @@ def authors_notes(text: str) -> Iterator[Edit]:
 def watermarks(text: str) -> Iterator[Edit]:
     """Addresses, names of sites and calls to readers inside a sentence, which is left whole."""
     last = 0
-    for line_start, line_end in lines_with(MARK, text):
-        line = text[line_start:line_end].translate(LOOKALIKES)
-        for match in WATERMARK.finditer(line):
+    for line_start, line_end in lines_with(_anywhere("mark"), text):
+        line = text[line_start:line_end].translate(PLAIN)
+        for match in pattern("watermark").finditer(line):
             if not _is_told(match, text[line_start + match.start() : line_start + match.end()]):
                 start, end = _with_marks(line, *match.span())
                 yield max(line_start + start, last), line_start + end, ""
@@ -167,15 +147,17 @@ def _is_told(match: re.Match[str], written: str) -> bool:
         return False
     line, found = match.string, match.group()
     if match["bracket"]:
-        rest = ADDRESS.sub("", found)
+        rest = pattern("address").sub("", found)
         share, proofs = _share(rest)
         enough, fewest = (SURE, 2) if found[0] in "（(<" else (LIKELY, 1)
-        of_a_site = share >= enough and proofs >= fewest and OF_SITES.search(rest)
+        of_a_site = share >= enough and proofs >= fewest and pattern("in_brackets").search(rest)
         has_address = len(rest) < len(found) and len(LETTER.findall(rest)) <= LEAST_STORY
-        return bool(TOLD.search(rest)) or not (of_a_site or has_address)
-    before = line[: match.start()]
+        return bool(pattern("told").search(rest)) or not (of_a_site or has_address)
+    before = line[max(0, match.start() - LONGEST_NOTICE) : match.start()]
     speaks = any(before.count(a) > before.count(b) for a, b in ("“”", "「」", "『』"))
-    return written == found and " " not in found and (speaks or bool(NAMED.search(before)))
+    return (
+        written == found and " " not in found and (speaks or bool(pattern("named").search(before)))
+    )
 
 
 def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
@@ -192,7 +174,7 @@ def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
 def licence(text: str) -> Iterator[Edit]:
     """Project Gutenberg's licence, before the text and behind it."""
     if "Project Gutenberg" in text or "PROJECT GUTENBERG" in text:
-        yield from replace(LICENCE, "", text)
+        yield from replace(pattern("licence"), "", text)
 
 
 def footnotes(text: str) -> Iterator[Edit]:
@@ -200,7 +182,7 @@ def footnotes(text: str) -> Iterator[Edit]:
     marks: dict[str, list[Edit]] = {}
     edits: list[Edit] = []
     paragraph = 0  # where the last one ends
-    for match in FOOTNOTE.finditer(text):
+    for match in pattern("footnote").finditer(text):
         start, end = match.span()
         before = text[max(0, start - 12) : start].rstrip(BLANK)
         if start < paragraph:
@@ -209,7 +191,7 @@ def footnotes(text: str) -> Iterator[Edit]:
             marks.setdefault(match.group(), []).append((start, end, ""))
         elif match.group() in marks:
             edits += marks.pop(match.group())
-            head = NOTES_HEAD.search(before)
+            head = pattern("notes_head").search(before)
             paragraph = text.find("\n", end) + 1 or len(text)
             edits.append((start - len(head.group()) if head else start, paragraph, ""))
     return iter(sorted(edits))
@@ -236,15 +218,15 @@ def repeats(text: str) -> Iterator[Edit]:
 
 def _may_recur(key: str) -> bool:
     """Whether a line is no storyteller's formula and no sentence."""
-    if TOLD.search(key) or not 2 < len(key) <= LONGEST_REPEAT:
+    if pattern("told").search(key) or not 2 < len(key) <= LONGEST_REPEAT:
         return False
-    return not key.endswith(SENTENCE_END) or _share(key)[0] >= AFTERTHOUGHT
+    return not key.endswith(SENTENCE_END) or _share(key)[1] > 0
 
 
 def boilerplate(text: str) -> Iterator[Edit]:
     """Rules of dashes, ends of chapters, labels; brackets at a line's end that say such things."""
-    edits = [(*match.span(), "") for match in BOILERPLATE.finditer(text)]
-    for match in LAST_BRACKET.finditer(text):
+    edits = [(*match.span(), "") for match in pattern("boilerplate").finditer(text)]
+    for match in pattern("last_bracket").finditer(text):
         before = text[max(0, match.start() - LONGEST_REPEAT) : match.start()]
         heading = HEADING.match(before.rpartition("\n")[2])
         if heading or before.rstrip(BLANK).endswith(SENTENCE_END):
