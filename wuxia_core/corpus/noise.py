@@ -46,12 +46,12 @@ def _anywhere(*names: str) -> re.Pattern[str]:
 
 
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
-LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。！？…]")
+LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
 FEWEST_REPEATS, LONGEST_REPEAT = 3, 40
 NEARLY_ALL, SURE, LIKELY, WITH_ADDRESS, AFTERTHOUGHT = (
-    0.9,
+    0.85,
     0.75,
     0.55,
     0.45,
@@ -66,20 +66,28 @@ def _share(line: str) -> tuple[float, int]:
     words = list(pattern("word").finditer(line))
     letters = len(LETTER.findall(line))
     covered = sum(match.end() - match.start() for match in words)
-    return covered / max(letters, 1), sum(match["proof"] is not None for match in words)
+    return covered / max(letters, 1), len({match["proof"] for match in words} - {None})
 
 
-def _is_notice(line: str, enough: float) -> bool:
-    """Whether a line without an address is a notice: nobody's words, and a call to the reader."""
+def _is_notice(line: str, at_edge: bool = False) -> bool:
+    """Whether a line without an address is a notice: nobody's words, and a call to the reader.
+
+    Less is enough at a chapter's edge, where authors speak, and in a list of words of sites.
+    """
     if len(line) > LONGEST_NOTICE or pattern("speech").search(line) or pattern("told").search(line):
         return False
+    if line.startswith("【") and not pattern("in_brackets").search(line):
+        return False  # a game speaks
     share, proofs = _share(line)
-    calls = pattern("call").search(line) or (
-        proofs > 2 and (share > NEARLY_ALL or not SENTENCE.search(line))
-    )
-    return bool(proofs and calls) and share >= (
-        WITH_ADDRESS if pattern("certain").search(line) else enough
-    )
+    if pattern("postscript").match(line):
+        return share >= AFTERTHOUGHT and (at_edge or proofs > 0)
+    shaped = SENTENCE.search(line)
+    listed = proofs > 2 and not shaped
+    full = proofs > 1 and shaped and share >= NEARLY_ALL
+    calls = listed or full or pattern("call").search(line)
+    certain = pattern("certain").search(line)
+    enough = WITH_ADDRESS if certain else LIKELY if listed or (at_edge and proofs > 1) else SURE
+    return bool(proofs and calls) and share >= enough
 
 
 def ads(text: str) -> Iterator[Edit]:
@@ -96,7 +104,7 @@ def _sentences(line: str) -> Iterator[tuple[int, int, bool]]:
     for match in SENTENCES.finditer(hidden):
         rest = match.group().replace("\0", "")
         with_address = len(rest) < len(match.group())
-        is_ad = _is_rest_of_ad(rest) if with_address else _is_notice(rest, SURE)
+        is_ad = _is_rest_of_ad(rest) if with_address else _is_notice(rest)
         yield *match.span(), is_ad or not LETTER.search(match.group())
 
 
@@ -119,13 +127,12 @@ def authors_notes(text: str) -> Iterator[Edit]:
     edges: list[int] = []
     for start, end in lines_with(_anywhere("author", "note"), text):
         line = text[start:end].strip()
-        enough = AFTERTHOUGHT if pattern("postscript").match(line) else LIKELY
-        if HEADING.match(line) or not _is_notice(line, enough):
+        if HEADING.match(line) or not _is_notice(line, at_edge=True):
             continue
         edges = edges or [0, *(match.start() for match in HEADING.finditer(text)), len(text)]
         after = bisect(edges, start, hi=len(edges) - 1)
         at_edge = edges[after] - start < BEFORE_EDGE or start - edges[after - 1] < BEHIND_EDGE
-        if at_edge or enough == AFTERTHOUGHT or _is_notice(line, SURE):
+        if at_edge or _is_notice(line):
             yield start, min(end + 1, len(text)), ""
 
 
