@@ -83,7 +83,7 @@ def spaces(text: str) -> Iterator[Edit]:
     """
     for match in SPACES.finditer(text):
         start, end = match.span()
-        at_an_end = start == 0 or end == len(text) or "\n" in (text[start - 1], text[end])
+        at_an_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
         if at_an_end or _is_stray(text, start, end):
             yield start, end, ""
         elif end - start > 1:
@@ -224,6 +224,8 @@ def clean(text: str, skip: Container[str] = ()) -> tuple[str, list[Tally]]:
 
 def _apply(name: str, text: str) -> tuple[str, Tally]:
     edits = list(RULES[name](text))
+    if not edits:
+        return text, Tally(name)
     pieces: list[str] = []
     done = 0
     for start, end, new in edits:

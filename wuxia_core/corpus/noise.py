@@ -12,6 +12,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
+from itertools import chain
 
 from wuxia_core.corpus.chapters import HEADING
 from wuxia_core.text import HAN, Edit, lines_with, replace
@@ -33,9 +34,9 @@ def part(name: str) -> str:
 
 
 @functools.cache
-def pattern(name: str, flags: int = re.MULTILINE | re.IGNORECASE) -> re.Pattern[str]:
+def pattern(name: str) -> re.Pattern[str]:
     """Compile a pattern of noise.toml."""
-    return re.compile(part(name), flags)
+    return re.compile(part(name), re.MULTILINE)
 
 
 @functools.cache
@@ -48,16 +49,11 @@ def _anywhere(*names: str) -> re.Pattern[str]:
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
+SURE, LIKELY, NEARLY_ALL = 0.75, 0.55, 0.85  # shares of letters that are words of notices
+WITH_ADDRESS, AFTERTHOUGHT = 0.45, 0.35  # the same beside an address, and behind PS
+LEAST_STORY, LONGEST_NOTICE, LONGEST_AD = 8, 300, 600  # characters
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
 FEWEST_REPEATS, LONGEST_REPEAT = 3, 40
-NEARLY_ALL, SURE, LIKELY, WITH_ADDRESS, AFTERTHOUGHT = (
-    0.85,
-    0.75,
-    0.55,
-    0.45,
-    0.35,
-)  # shares of a line's letters
-LEAST_STORY, LONGEST_NOTICE = 8, 300  # characters: beside an address; in a sentence or line
 
 
 def _share(line: str) -> tuple[float, int]:
@@ -93,8 +89,8 @@ def _is_notice(line: str, at_edge: bool = False) -> bool:
 def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines."""
     for start, end in lines_with(_anywhere("mark", "site"), text):
-        line = text[start:end].translate(PLAIN).strip()
-        if not HEADING.match(line) and all(is_ad for _, _, is_ad in _sentences(line)):
+        line = text[start:end].translate(PLAIN).strip() if end - start <= LONGEST_AD else ""
+        if line and not HEADING.match(line) and all(is_ad for _, _, is_ad in _sentences(line)):
             yield start, min(end + 1, len(text)), ""
 
 
@@ -122,14 +118,18 @@ def _is_rest_of_ad(rest: str) -> bool:
     return not letters or few or (proofs > 0 and share >= WITH_ADDRESS)
 
 
+@functools.lru_cache(maxsize=1)
+def _headings(text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in HEADING.finditer(text)]
+
+
 def authors_notes(text: str) -> Iterator[Edit]:
-    """What authors say beside the story: begging for votes, thanks, leave; mostly at its ends."""
-    edges: list[int] = []
+    """Words of authors to readers: votes, thanks, leave; at a chapter's edge less is proof."""
     for start, end in lines_with(_anywhere("author", "note"), text):
         line = text[start:end].strip()
         if HEADING.match(line) or not _is_notice(line, at_edge=True):
             continue
-        edges = edges or [0, *(match.start() for match in HEADING.finditer(text)), len(text)]
+        edges = [0, *(start for start, _ in _headings(text)), len(text)]
         after = bisect(edges, start, hi=len(edges) - 1)
         at_edge = edges[after] - start < BEFORE_EDGE or start - edges[after - 1] < BEHIND_EDGE
         if at_edge or _is_notice(line):
@@ -206,20 +206,19 @@ def footnotes(text: str) -> Iterator[Edit]:
 
 def repeats(text: str) -> Iterator[Edit]:
     """Lines that come again and again where chapters end or begin: credits, the book's title."""
-    found: dict[int, tuple[int, str]] = {}  # by start: end, and what recurs
-    chapters = list(HEADING.finditer(text))
-    for edge in (*(span for match in chapters for span in match.span()), len(text)):
-        first = max(0, edge - LONGEST_REPEAT * 2)
-        around = list(
-            re.finditer("(?<=\n)[^\n]+(?=\n|\\Z)", text[first : edge + LONGEST_REPEAT * 2])
-        )
-        place = sum(first + match.start() < edge for match in around)
-        for match in around[max(0, place - 2) : place + 2]:
-            key = "" if HEADING.match(match.group()) else re.sub(r"[\s\d]+", "", match.group())
-            found[first + match.start()] = first + match.end(), key
-    often = Counter(key for _, key in found.values())
-    for start, (end, key) in sorted(found.items()):
-        if often[key] >= max(FEWEST_REPEATS, len(chapters) / 8) and _may_recur(key):
+    found: dict[tuple[int, int], str] = {}
+    for edge in (*chain(*_headings(text)), len(text)):
+        first = max(0, edge - 2 * LONGEST_REPEAT)
+        lines = re.finditer("(?<=\n)[^\n]+(?=\n|\\Z)", text[first : edge + 2 * LONGEST_REPEAT])
+        around = [(first + line.start(), first + line.end()) for line in lines]
+        place = bisect(around, (edge, 0))
+        for start, end in around[max(0, place - 2) : place + 2]:
+            line = text[start:end]
+            found[start, end] = "" if HEADING.match(line) else re.sub(r"[\s\d]+", "", line)
+    often = Counter(found.values())
+    enough = max(FEWEST_REPEATS, len(_headings(text)) / 8)
+    for (start, end), key in sorted(found.items()):
+        if often[key] >= enough and _may_recur(key):
             yield start, min(end + 1, len(text)), ""
 
 
