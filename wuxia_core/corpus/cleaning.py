@@ -51,7 +51,7 @@ def line_ends(text: str) -> Iterator[Edit]:
 
 def entities(text: str) -> Iterator[Edit]:
     r"""Entities of HTML, also doubled (`&amp;nbsp;`), and `\n` or `\u3000` spelt out."""
-    for match in pattern("entity").finditer(text):
+    for match in pattern("entity").finditer(text if "&" in text or "\\" in text else ""):
         old, new = "", match.group()
         while new != old:
             old, new = new, html.unescape(new)
@@ -60,6 +60,7 @@ def entities(text: str) -> Iterator[Edit]:
 
 def markup(text: str) -> Iterator[Edit]:
     """HTML comments and tags, with readings of characters and text of no size, and forum tags."""
+    text = text if "<" in text or "[" in text else ""
     return replace(pattern("markup"), lambda match: "\n" * bool(BREAKS.match(match.group())), text)
 
 

@@ -90,7 +90,11 @@ def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines."""
     for start, end in lines_with(_anywhere("mark", "site"), text):
         line = text[start:end].translate(PLAIN).strip() if end - start <= LONGEST_AD else ""
-        if line and not HEADING.match(line) and all(is_ad for _, _, is_ad in _sentences(line)):
+        if (
+            line
+            and not HEADING.match(line)
+            and all(is_ad or not LETTER.search(line, *span) for *span, is_ad in _sentences(line))
+        ):
             yield start, min(end + 1, len(text)), ""
 
 
@@ -101,11 +105,13 @@ def _sentences(line: str) -> Iterator[tuple[int, int, bool]]:
         rest = match.group().replace("\0", "")
         with_address = len(rest) < len(match.group())
         is_ad = _is_rest_of_ad(rest) if with_address else _is_notice(rest)
-        yield *match.span(), is_ad or not LETTER.search(match.group())
+        yield *match.span(), is_ad
 
 
 def _hide(match: re.Match[str]) -> str:
-    return match["bracket"] or "\0" * len(match.group())
+    """Put no words in the place of a watermark; a bracket without an address may be story."""
+    story = match["bracket"] and not pattern("address").search(match["bracket"])
+    return match.group() if story else "\0" * len(match.group())
 
 
 def _is_rest_of_ad(rest: str) -> bool:
@@ -141,9 +147,19 @@ def watermarks(text: str) -> Iterator[Edit]:
     last = 0
     for line_start, line_end in lines_with(_anywhere("mark"), text):
         line = text[line_start:line_end].translate(PLAIN)
-        for match in pattern("watermark").finditer(line):
-            if not _is_told(match, text[line_start + match.start() : line_start + match.end()]):
-                start, end = _with_marks(line, *match.span())
+        spans = [
+            _with_marks(line, *match.span())
+            for match in pattern("watermark").finditer(line)
+            if not _is_told(match, text[line_start + match.start() : line_start + match.end()])
+        ]
+        if not HEADING.match(line):
+            spans += [
+                (start, end)
+                for start, end, is_ad in _sentences(line)
+                if is_ad and pattern("address").search(line, start, end)
+            ]
+        for start, end in sorted(spans):
+            if line_start + end > last:
                 yield max(line_start + start, last), line_start + end, ""
                 last = line_start + end
 
