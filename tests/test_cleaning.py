@@ -36,7 +36,8 @@ def hard_wrapped(text, width):
         ("markup", "他看<span style='font-size:0px'>雪岭书屋</span>影。", "他看影。"),
         ("entities", "&amp;nbsp;他拔剑&nbsp而起&#12290;", "\xa0他拔剑\xa0而起。"),
         ("entities", "他拔剑。\\n\\u3000众人变色。", "他拔剑。\n　众人变色。"),
-        ("invisible", "他\u2061看\u206a着\u202a人\u3164，\u180e静\ufe0f了\U000e0100。\U000e0041", "他看着人，静了。"),
+        ("invisible", "他\u2061看\u206a\u202a人\u3164，\u180e静\ufe0f了\U000e0100。\U000e0041",
+         "他看人，静了。"),
         ("invisible", "👨\u200d👩\u200d👧❤\ufe0f", "👨\u200d👩\u200d👧❤\ufe0f"),
         ("lookalikes", "⼈\u2003⼭\xa0", "人 山 "),
         ("markup", f"[url=x]{STORY}[/url]", STORY),
@@ -70,8 +71,10 @@ def hard_wrapped(text, width):
         ("spaces", "第一回　剑起　风停\n昨夜星辰　昨夜风", "第一回　剑起　风停\n昨夜星辰　昨夜风"),
         ("private_use", "\ue816\ue000□", "𠂇\ue000□"),
         ("page_marks", "这\n------------\n\n分节阅读 2\n\n封信不能给你。", "这封信不能给你。"),
-        ("footnotes", "他到了汴京[12]，歇了。\n[12]汴京：今开封。\n雨停了[3]。", "他到了汴京，歇了。\n雨停了[3]。"),
-        ("footnotes", "汴京〔1〕与洛阳〔2〕。\n注释\n〔1〕开封。〔2〕在西。\n雨停了。", "汴京与洛阳。\n雨停了。"),
+        ("footnotes", "他到了汴京[12]，歇了。\n[12]汴京：今开封。\n雨停了[3]。",
+         "他到了汴京，歇了。\n雨停了[3]。"),
+        ("footnotes", "汴京〔1〕与洛阳〔2〕。\n注释\n〔1〕开封。〔2〕在西。\n雨停了。",
+         "汴京与洛阳。\n雨停了。"),
         ("licence",
          "Title: x\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by Y\n" + STORY
          + "\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nfoot", STORY + "\n"),
@@ -144,15 +147,20 @@ def test_story_with_a_word_of_sites_stays_also_behind_a_notice(line, before):
 
 
 NOISE = """
-（本章完）|【本章完】|（全书完）|——本章完——|（未完待续。）|全文完|（完）|—END—|本章未完，点击下一页继续阅读
+（本章完）|【本章完】|（全书完）|——本章完——|（未完待续。）|全文完|（完）|—END—
+本章未完，点击下一页继续阅读
 手机用户请浏览m.example.com阅读|天才一秒记住本站地址：www.example.com|一秒记住【雪岭小说网】
-首发网址：http://example.com|最新网址：www.example.com|上一章 目录 下一章|字数：3021|更新时间：2012-3-4 12:00
+首发网址：http://example.com|最新网址：www.example.com|上一章 目录 下一章
+字数：3021|更新时间：2012-3-4 12:00
 www.example.com|--------|※※※※※|***|············|━━━━━━|——————|▲▲▲▲▲|++++++|^^^^^^|&#12288;
 正在手打中，请稍等片刻，内容更新后，请重新刷新页面，即可获取最新更新！|PS：求月票！|ps：求收藏|求订阅|第二更|加更奉上
-作者有话说：今天降温了。|题外话|感谢“某某”打赏|感谢青松、白鹤两位书友的月票！|请假条|今天有事，请假一天，明天补更，抱歉。
+作者有话说：今天降温了。|题外话|感谢“某某”打赏|感谢青松、白鹤两位书友的月票！|请假条
+今天有事，请假一天，明天补更，抱歉。
 新书推荐：《断刀》|QQ群：123456789|公众号：某某书房|本书首发某某中文网|章节错误,点此举报
-更多精彩，更多好书，尽在雪岭书屋|防盗章|此章节为VIP章节|内容标签：江湖 恩怨|\u3000\u3000第12页|- 12 -
-readx(); chaptererror();|---用户上传之内容开始---|请记住本站域名www.example.com，手机用户请访问m.example.com
+更多精彩，更多好书，尽在雪岭书屋|防盗章|此章节为VIP章节
+内容标签：江湖 恩怨|\u3000\u3000第12页|- 12 -
+readx(); chaptererror();|---用户上传之内容开始---
+请记住本站域名www.example.com，手机用户请访问m.example.com
 更新时间:2007-11-16 7:55 本章字数:4804|wＷw。xuelingsｈｕｏ txt.neｔ xt|w w w. xue lingtxt. n et
 www-xuelingtxt-nett xt 雪 岭 书 屋|&lt;/p&gt;|&lt;br /&gt;|&amp;nbsp;|看最新章节百度搜索“雪岭小说网”
 """
@@ -203,7 +211,10 @@ def test_a_line_that_recurs_where_chapters_end_is_no_story():
 
 
 def test_general_text_keeps_what_only_novels_have_too_much_of():
-    notices = "请记住本站域名www.example.com，手机用户请访问m.example.com\n更新时间:2007-11-16 7:55 本章字数:4804\n"
+    notices = (
+        "请记住本站域名www.example.com，手机用户请访问m.example.com\n"
+        "更新时间:2007-11-16 7:55 本章字数:4804\n"
+    )
     text = "第1部分\n（第3/4页）\n其网站为www.example.com，由他所建。"
     assert clean(notices + text, NOVELS_ONLY)[0] == text
     assert clean(text)[0] != text
