@@ -220,7 +220,6 @@ def test_what_a_lost_byte_put_out_of_step_is_repaired(novels):
         "Ça va très bien, déjà vu à l'été, Zoë Brontë, São Paulo é bonito, ÄÖÜäöüß",
         "Où es-tu, Noël ? À l'ombre des forêts où l'été fut très chaud, il a déjà rêvé ÀÉ.",
         "约翰·史密斯·金，¥100 §3 ¶5，±5°C，“¿Qué hora es? ¡Adiós!”",
-        "························",
         "半断食时服リチネ[ リチネ：西药名。",
         "他说：“Здравствуйте, товарищ!”又写道：ἐν ἀρχῇ ἦν ὁ λόγος。",
         "──克嚓──噗哧──",
