@@ -23,6 +23,7 @@ FEWEST = 3  # chapters whose numbers go on
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
 WINDOW = 40  # lines that look like headings may stand between two headings
 RARE = 15  # of so many headings one of another form may be a sentence
+NOTE = 100  # characters: a longer note of an author says what only authors do
 CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 TITLE = 40  # characters of a title behind a mere number
 
@@ -46,7 +47,7 @@ GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「�
 RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
 ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
 AUTHORS = re.compile(  # what only authors do
-    "感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更|[请請]假[一两兩三了]|抱歉|作者|明[天日]"
+    "感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更|[请請]假(?![条條])|抱歉|作者|明[天日]"
 )
 SPECIAL = (
     rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
@@ -340,8 +341,8 @@ def asides(text: str) -> Iterator[Edit]:
         for start, end in pairwise(sorted(starts)):
             heading = text[start:end].strip().partition("\n")[0]
             aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE
-            proof = end - start <= SECTION and AUTHORS.search(text, start, end)
-            if aside and proof and not re.search("[“「]", text[start:end]):
+            longest = SECTION if AUTHORS.search(text, start, end) else NOTE
+            if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
                 yield start, end, ""
 
 
