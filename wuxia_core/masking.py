@@ -12,7 +12,7 @@ two blocks touch, so that shuffled tiles are a random arrangement.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -408,10 +408,6 @@ class MaskCollator:
     special_ids: frozenset[int]
     objective: str = "masked"
     span_unit: str = "token"
-
-    def for_objective(self, objective: str) -> Self:
-        """Give the same collator for another objective."""
-        return replace(self, objective=objective)
 
     def __call__(self, windows: Sequence[Window]) -> "dict[str, torch.Tensor]":
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""

@@ -32,7 +32,7 @@ from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.preflight import advice, read_shape, this_device
-from wuxia_core.trainer import KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
+from wuxia_core.trainer import JUDGED_BY, KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}
@@ -115,9 +115,9 @@ def make_trainer(
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
-    if args.eval_strategy != "no":
-        at = run.step_of(start) if start else 0
-        callbacks.append(KeepBest(folder, config.training.early_stopping_patience, at))
+    if "wuxia" in held_out:
+        args.metric_for_best_model = JUDGED_BY
+        callbacks.append(KeepBest(folder, config.training.early_stopping_patience))
     trainer = SpanTrainer(
         model=model.add_adapter(base, config.model, mask_id),
         args=args,

@@ -13,6 +13,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,13 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Progress(ProgressCallback):
-    """The bar alone, with the newest figures behind it; all of them are in `metrics.jsonl`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: dict[str, str] = {}
+    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show losses and tokens a second."""
-        shown = [name for name in logs if name.endswith(("loss", "tokens_per_second"))]
-        self._shown |= {name: f"{logs[name]:,.3f}" for name in shown}
+        """Show the losses of this row."""
         if self.training_bar is not None:
-            self.training_bar.set_postfix(self._shown)
+            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
+            self.training_bar.set_postfix(losses)
 
 
 class MetricsFile(TrainerCallback):
@@ -189,12 +185,22 @@ class AtomicTrainer(Trainer):
         run.publish(staged, folder)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Put the files of the adapter into a folder."""
-    folder.mkdir(exist_ok=True)
+def best_adapter(folder: Path) -> Path | None:
+    """Find the best adapter so far, in a folder named after its step; None where there is none."""
+    whole = [path.parent for path in folder.glob(f"best-[0-9]*/{ADAPTER_WEIGHTS}")]
+    return max(whole, key=run.step_of, default=None)
+
+
+def save_best(model: Any, folder: Path, step: int) -> Path:
+    """Keep this adapter as the best, in place of the one before; return its folder."""
+    best = folder / f"best-{step}"
+    best.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         write_adapter(model, Path(staging))
-        _move_adapter(Path(staging), folder)
+        _move_adapter(Path(staging), best)
+    for path in set(folder.glob("best-[0-9]*")) - {best}:
+        shutil.rmtree(path)
+    return best
 
 
 def _move_adapter(source: Path, folder: Path) -> None:
@@ -204,26 +210,9 @@ def _move_adapter(source: Path, folder: Path) -> None:
         path.replace(folder / path.name)
 
 
-def best_adapter(folder: Path) -> Path | None:
-    """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"best-[0-9]*/{ADAPTER_WEIGHTS}")]
-    return max(whole, key=run.step_of, default=None)
-
-
-def save_best(model: Any, folder: Path, step: int) -> None:
-    """Keep this adapter as the best, instead of the one before."""
-    save_adapter(model, folder / f"best-{step}")
-    for path in folder.glob("best-[0-9]*"):
-        if run.step_of(path) != step:
-            shutil.rmtree(path)
-
-
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    if best := best_adapter(folder):
-        _move_adapter(best, folder)
-    else:
-        save_adapter(model, folder)
+    _move_adapter(best_adapter(folder) or save_best(model, folder, step=0), folder)
     for path in folder.glob("best-[0-9]*"):
         shutil.rmtree(path)
 
@@ -282,41 +271,31 @@ class StopOnSignal(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    The last step is measured too. `patience` is a number of measurements, None for no early stop.
-    A run that resumes before the step of the kept adapter judges anew from there on.
+    Which one that is, `Trainer` notes in its state, and so in each checkpoint. `patience` is a
+    number of measurements, None for no early stop. A run that resumes before the step of the kept
+    adapter judges anew from there on.
     """
 
-    def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
+    def __init__(self, folder: Path, patience: int | None) -> None:
         self._folder, self._patience = folder, patience
-        rows = [row for row in run.read_rows(folder) if JUDGED_BY in row] if resumed_at else []
-        self._measured: dict[int, float] = {
-            row["step"]: row[JUDGED_BY] for row in rows if 0 < row["step"] <= resumed_at
-        }
-        kept = best_adapter(folder)
-        if kept is None or run.step_of(kept) != self.best:
-            self._measured = {}
 
-    @property
-    def best(self) -> int | None:
-        """The step whose adapter is kept, the first of equals; None before any was measured."""
-        return min(self._measured, key=lambda step: (self._measured[step], step), default=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have the last step measured."""
-        control.should_evaluate |= state.global_step == state.max_steps
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Forget a best adapter that is not there any more."""
+        kept = best_adapter(self._folder)
+        if kept is None or run.step_of(kept) != state.best_global_step:
+            state.best_metric = None
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
         """Save the adapter where it is the best so far; stop after `patience` that were not."""
         step = state.global_step
-        if not step or JUDGED_BY not in metrics:
-            return
-        self._measured[step] = metrics[JUDGED_BY]
-        if self.best == step and state.is_world_process_zero:
-            save_best(model, self._folder, step)
-        since = sum(later > (self.best or 0) for later in self._measured)
-        control.should_training_stop |= self._patience is not None and since >= self._patience
+        if state.best_metric is None or metrics[JUDGED_BY] < state.best_metric:
+            if step and state.is_world_process_zero:
+                save_best(model, self._folder, step)
+        elif self._patience:
+            since = (step - (state.best_global_step or 0)) / state.eval_steps
+            control.should_training_stop |= since >= self._patience
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
@@ -396,8 +375,8 @@ class SpanTrainer(AtomicTrainer):
         """
         self.model.eval()
         batch = self.args.per_device_eval_batch_size
-        masked = self.data_collator.for_objective("masked")
-        plain = self.data_collator.for_objective("clm")
+        masked = replace(self.data_collator, objective="masked")
+        plain = replace(self.data_collator, objective="clm")
         metrics = {}
         for source, windows in self.eval_dataset.items():
             nats, tokens = self._nats(windows, masked, batch)
