@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 from wuxia_core.text import visible
 
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
@@ -82,7 +84,8 @@ def raise_machine_error(what: str) -> Iterator[None]:
     """Raise `MachineError` where something cannot be written in here."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise MachineError(
-            f"{what}: cannot be written ({error.strerror}); free some space or name another folder"
+            f"{what}: cannot be written ({why}); free some space or name another folder"
         ) from None

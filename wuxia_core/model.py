@@ -133,8 +133,9 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
         first = str(error).strip().splitlines()[0]
         raise MachineError(
             f"cannot load the model {name}: tried the folder {path} ({there}) and {hub} "
-            f"({first}).\nDownload it where there is a network and point model.model_name_or_path "
-            "at its folder, or set HF_ENDPOINT to a mirror you can reach."
+            f"({first}).\nDownload it where there is a network and name its folder: in a config as "
+            "model.model_name_or_path, for an adapter --base-model or in its adapter_config.json; "
+            "or set HF_ENDPOINT to a mirror you can reach."
         ) from None
 
 
@@ -293,19 +294,14 @@ def load_adapter(
     config = load_config(written) if written.is_file() else None
     trained = weights_dtype(config) if config else "auto"
     dtype = torch.float32 if device == "cpu" else trained
-    try:
-        base = load_base(name, dtype, config.model.quantization if config else "none")
-    except MachineError as error:
-        raise MachineError(
-            f"{error}\n{folder / ADAPTER_CONFIG} names its base; where that has moved, "
-            "name the new place (write and export: --base-model FOLDER)"
-        ) from None
+    base = load_base(name, dtype, config.model.quantization if config else "none")
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
-    return _attach_adapter(base, folder, name), load_tokenizer(name)
+    return attach_adapter(base, folder, name), load_tokenizer(name)
 
 
-def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
+def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
+    """Put a folder's adapter on its base, called `name`; `DataError` where it does not fit."""
     from peft import PeftModel
 
     try:
@@ -325,23 +321,18 @@ def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftMo
 
 def _with_mask_row(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     """Put plain LoRA and the mask token's row together again, as they were trained."""
-    from peft import (
-        PeftConfig,
-        get_peft_model,
-        get_peft_model_state_dict,
-        set_peft_model_state_dict,
-    )
+    import peft
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    config = PeftConfig.from_pretrained(str(folder))
+    config = peft.PeftConfig.from_pretrained(str(folder))
     with safe_open(folder / MASK_ROW, "pt") as file:
         config.trainable_token_indices = [int(file.metadata()["mask_id"])]
         row = file.get_tensor("mask_row")  # (1, hidden)
-    model = get_peft_model(base, config)
-    names = get_peft_model_state_dict(model, save_embedding_layers=False)
+    model = peft.get_peft_model(base, config)
+    names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {name: row for name in names if "lora_" not in name}
-    set_peft_model_state_dict(model, weights | load_file(folder / ADAPTER_WEIGHTS))
+    peft.set_peft_model_state_dict(model, weights | load_file(folder / ADAPTER_WEIGHTS))
     return model
 
 
