@@ -32,6 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+LIST = Field(strict=False)  # YAML has no tuples
 
 
 class _Section(BaseModel):
@@ -136,19 +137,14 @@ class MaskingConfig(_Section):
     """Share of the maskable tokens that is masked."""
     span_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the masked tokens that lies in spans; the others are single."""
-    span_length: tuple[Count, Count] = (3, 5)
+    span_length: Annotated[tuple[Count, Count], LIST] = (3, 5)
     """Shortest and longest span, tokens."""
     span_unit: Literal["token", "word"] = "token"
     """Where spans start and end: at any token, or at the edges of words."""
-    corruption: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    corruption: Annotated[tuple[float, float, float], LIST] = (1.0, 0.0, 0.0)
     """Shares of the masked tokens that become the mask token, a random token, or stay."""
     mask_token: str | None = None
     """A token of the vocabulary to use as the mask token; null: a spare row of its table."""
-
-    @field_validator("span_length", "corruption", mode="before")
-    @classmethod
-    def _to_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_masks(self) -> Self:

@@ -3,6 +3,7 @@
 The message of every one of these says what, where and what to do; no traceback is shown for them.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,13 @@ class MachineError(WuxiaError):
     """The machine or the network: hub, memory, disk, port."""
 
     exit_status = 5
+
+
+def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of `python -m MODULE`, which shows its docstring as it is written."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    name = f"python -m {module}"
+    return argparse.ArgumentParser(name, description=description, formatter_class=as_written)
 
 
 def exit_status(work: Callable[[], object]) -> int:

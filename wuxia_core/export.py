@@ -10,7 +10,6 @@ config.yaml says which. The trained row of the mask token is left out: with a ti
 sampled.
 """
 
-import argparse
 import importlib.util
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ import yaml
 
 from wuxia_core import model as models
 from wuxia_core.config import Config, load_config, locate
-from wuxia_core.errors import ConfigError, DataError, exit_status, raise_machine_error
+from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, raise_machine_error
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture, staged
 from wuxia_core.text import visible
 from wuxia_core.write import Sampling, encode_prompt
@@ -93,12 +92,11 @@ def export(
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
     script = _converter(to, llama_cpp) if to in CONVERTERS else None
     with raise_machine_error(f"--out {target}"), staged(target) as new:
-        model, tokenizer = _load_plain(folder, base)
+        model, tokenizer = _load_plain(folder, base), models.load_tokenizer(base)
         config, mixture = _run_of(folder)
         rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
         before = _log_probs(model, rows)
-        stored = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
-        dtype = str(stored).removeprefix("torch.")
+        dtype = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
         _write(model, tokenizer, to, dtype, new)
         if script:
             _convert(script, to, dtype, new.parent)
@@ -110,20 +108,11 @@ def export(
     return f"{said}\nwritten: {target}"
 
 
-def _load_plain(folder: Path, base: str) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load an adapter with the base's own row of the mask token, and no quantized base."""
-    import torch
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
+def _load_plain(folder: Path, base: str) -> "PeftModel":
+    """Load an adapter without the row of the mask token, its base not quantized."""
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
         raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
-    model = models.attach_adapter(models.load_base(base, torch.float32), folder, base)
-    for module in model.modules():
-        if isinstance(module, TrainableTokensLayer):
-            for name, row in module.trainable_tokens_original.items():
-                module.trainable_tokens_delta[name].data = row
-    model.peft_config["default"].trainable_token_indices = None
-    return model, models.load_tokenizer(base)
+    return models.attach_adapter(models.load_base(base, "float32"), folder, base, mask_row=False)
 
 
 def _run_of(folder: Path) -> tuple[Config | None, Mixture | None]:
@@ -211,7 +200,6 @@ def _convert(script: Path, to: str, dtype: str, work: Path) -> None:
 
 def _read_again(model: "PeftModel | None", to: str, new: Path) -> "PreTrainedModel | PeftModel":
     """Load what was written, in float32; an adapter in the place of that of `model`."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -219,7 +207,7 @@ def _read_again(model: "PeftModel | None", to: str, new: Path) -> "PreTrainedMod
             return _replace_lora(model, new / "adapter.gguf")
         settings = _gguf_settings(new / "model.gguf") if to == "gguf" else {}
         load = AutoModelForCausalLM.from_pretrained
-        return load(new, dtype=torch.float32, **settings).eval()
+        return load(new, dtype="float32", **settings).eval()
     except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
@@ -296,11 +284,7 @@ def _describe(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m wuxia_core.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("wuxia_core.export", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("--to", choices=["merged", *CONVERTERS], default="merged")
     parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/ and --to)")

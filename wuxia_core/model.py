@@ -31,13 +31,10 @@ ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
-def weights_dtype(config: Config) -> "torch.dtype":
+def weights_dtype(config: Config) -> str:
     """Give the precision the base is loaded in: bfloat16 or float16 if configured, else float32."""
-    import torch
-
-    if config.training.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.training.fp16 else torch.float32
+    training = config.training
+    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
 
 
 def base_path(config: ModelConfig) -> str:
@@ -73,26 +70,20 @@ def load_base(
 
     Raises `MachineError` where the folder is missing and the hub cannot be reached.
     """
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
+    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization != "none":
+        device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+        how = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
+        bits = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
+        settings |= {"quantization_config": bits, "device_map": {"": device}}
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel = _fetch(name, load)
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
     return base
-
-
-def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
-    if quantization == "none":
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    settings = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
-    bits = BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": bits, "device_map": {"": device}}
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -286,29 +277,40 @@ def load_adapter(
     MachineError
         Where the base model cannot be loaded.
     """
-    import torch
-
     folder = Path(output_dir)
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
     written = folder / "config.yaml"
     config = load_config(written) if written.is_file() else None
-    trained = weights_dtype(config) if config else "auto"
-    dtype = torch.float32 if device == "cpu" else trained
+    dtype = "float32" if device == "cpu" else weights_dtype(config) if config else "auto"
     base = load_base(name, dtype, config.model.quantization if config else "none")
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
     return attach_adapter(base, folder, name), load_tokenizer(name)
 
 
-def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    """Put a folder's adapter on its base, called `name`; `DataError` where it does not fit."""
-    from peft import PeftModel
+def attach_adapter(
+    base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True
+) -> "PeftModel":
+    """Put a folder's adapter on its base, called `name`, with the mask token's row or without.
 
+    Raises `DataError` where it does not fit.
+    """
+    import peft
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    config, row = peft.PeftConfig.from_pretrained(str(folder)), None
+    if not mask_row:
+        config.trainable_token_indices = None
+    elif (folder / MASK_ROW).is_file():
+        with safe_open(folder / MASK_ROW, "pt") as file:
+            config.trainable_token_indices = [int(file.metadata()["mask_id"])]
+            row = file.get_tensor("mask_row")  # (1, hidden)
     try:
-        if (folder / MASK_ROW).is_file():
-            model = _with_mask_row(base, folder)
-        else:
-            model = PeftModel.from_pretrained(base, str(folder))
+        model = peft.get_peft_model(base, config)
+        names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        rows = {name: row for name in names if "lora_" not in name and row is not None}
+        peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS) | rows)
     except (RuntimeError, ValueError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
@@ -317,23 +319,6 @@ def attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftMod
         ) from None
     patch_trainable_tokens(model)
     return model.eval()
-
-
-def _with_mask_row(base: "PreTrainedModel", folder: Path) -> "PeftModel":
-    """Put plain LoRA and the mask token's row together again, as they were trained."""
-    import peft
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    with safe_open(folder / MASK_ROW, "pt") as file:
-        config.trainable_token_indices = [int(file.metadata()["mask_id"])]
-        row = file.get_tensor("mask_row")  # (1, hidden)
-    model = peft.get_peft_model(base, config)
-    names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = {name: row for name in names if "lora_" not in name}
-    peft.set_peft_model_state_dict(model, weights | load_file(folder / ADAPTER_WEIGHTS))
-    return model
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -80,11 +80,13 @@ def train(options: Namespace) -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
     args, stop = arguments(config, options), StopOnSignal()
     set_seed(config.training.seed)
-    callbacks = [stop, *run_callbacks(folder, measure=options.measure)]
+    callbacks = [stop, *run_callbacks(measure=options.measure)]
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
         run.clear_staging(folder)
+    step = run.step_of(start) if start else 0
+    trainer.note({"event": "resumed" if step else "started", "step": step})
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if stop.stopped_at:
         raise Stopped(f"by a signal at step {stop.stopped_at}")

@@ -50,29 +50,6 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix(losses)
 
 
-class MetricsFile(TrainerCallback):
-    """Append what is logged to `metrics.jsonl`, and when the run starts, resumes and saves."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note where this attempt starts."""
-        self._write(state, {"event": "resumed" if state.global_step else "started"})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Note the figures."""
-        self._write(state, logs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note the checkpoint, which has its place by now."""
-        self._write(state, {"event": "checkpoint"})
-
-    def _write(self, state: Any, row: dict[str, Any]) -> None:
-        if state.is_world_process_zero:
-            run.append(self._folder, {"step": state.global_step, "time": time.time(), **row})
-
-
 class FirstSteps(TrainerCallback):
     """Time the first steps and say how long the run takes at that rate, and the peak of memory.
 
@@ -119,9 +96,9 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_callbacks(folder: Path, *, measure: bool) -> list[TrainerCallback]:
-    """Build the callbacks that show, log, time and check the steps of every run."""
-    return [MetricsFile(folder), StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
+def run_callbacks(*, measure: bool) -> list[TrainerCallback]:
+    """Build the callbacks that show, time and check the steps of every run."""
+    return [StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
 
 
 class AtomicTrainer(Trainer):
@@ -135,6 +112,12 @@ class AtomicTrainer(Trainer):
     checkpoints_kept: int
     _staging: Path | None = None
 
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
+        if self.is_world_process_zero():
+            now = {"step": self.state.global_step, "time": time.time()}
+            run.append(Path(self.args.output_dir), now | row)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
@@ -146,12 +129,11 @@ class AtomicTrainer(Trainer):
             problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
         self._tried(self._make_room, folder, self.checkpoints_kept)
         if problem:
-            free = shutil.disk_usage(folder).free / 2**20
             raise MachineError(
                 f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
-                f"({free:,.1f} MiB free; {problem}); free some space and go on with --resume from "
-                "the one before"
+                f"({problem}); free some space and go on with --resume from the one before"
             )
+        self.note({"event": "checkpoint"})
 
     def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
         """Do something on all ranks; tell every rank the first thing that went wrong on any."""
@@ -366,6 +348,7 @@ class SpanTrainer(AtomicTrainer):
             logs["memory_gib"] = peak_memory() / 2**30
             self._logged = now, seen
         super().log(logs, start_time)
+        self.note(logs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure and log each source's held-out windows.

@@ -18,7 +18,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from wuxia_core.errors import ConfigError, DataError, exit_status
+from wuxia_core.errors import ConfigError, DataError, command_line, exit_status
 from wuxia_core.model import document_start_id, load_adapter
 from wuxia_core.text import visible
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 STRONGEST = 2.0
 ONE_AT_A_TIME = Lock()  # a model has one strength at a time
+RANGES = {
+    "tokens": (1, 1_000_000),
+    "temperature": (0, 10),
+    "top_p": (0.001, 1),
+    "repetition_penalty": (0.1, 10),
+    "seed": (0, 2**63 - 1),
+}
 HALF = "\ufffd"  # of a character whose last bytes were not made any more
 
 
@@ -44,16 +51,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where a setting is out of range."""
-        for name, fits, range_ in (
-            ("tokens", self.tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 10, "from 0 to 10"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("repetition_penalty", 0.1 <= self.repetition_penalty <= 10, "from 0.1 to 10"),
-            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
-        ):
-            if not fits:
+        for name, (low, high) in RANGES.items():
+            if not low <= (value := getattr(self, name)) <= high:
                 flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: must be {range_}")
+                raise ConfigError(f"--{flag} {value}: must be from {low:,} to {high:,}")
 
     def settings(self) -> dict[str, Any]:
         """Give what `model.generate` takes; other settings of the model's own are overruled."""
@@ -69,17 +70,13 @@ def continued(
     prompts: Sequence[list[int]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`.
-
-    Each prompt stands behind the end-of-text token that starts a document.
-    """
+    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`."""
     import torch
 
-    start, longest = document_start_id(tokenizer), max(map(len, prompts)) + 1
-    rows = [[start] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
-    seen = [[0] * (longest - len(ids) - 1) + [1] * (len(ids) + 1) for ids in prompts]
+    end, longest = tokenizer.eos_token_id, max(map(len, prompts))
+    rows = [[end] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
+    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
-    end = tokenizer.eos_token_id
     with torch.inference_mode():
         output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
@@ -129,15 +126,12 @@ def stream(
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
     _check_length(model, len(ids), sampling.tokens)
-    row = torch.tensor([ids], device=model.device)
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
-    how = sampling.settings() | {"eos_token_id": ends, "pad_token_id": tokenizer.eos_token_id}
-    how |= {"attention_mask": torch.ones_like(row), "streamer": _streamer(tokenizer, echo)}
+    how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
-    with ONE_AT_A_TIME, torch.random.fork_rng(), torch.inference_mode(), scaled:
+    with ONE_AT_A_TIME, torch.random.fork_rng(), scaled:
         torch.manual_seed(sampling.seed)
-        output = model.generate(row, **how)
-    text = str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+        (text,) = continued(model, tokenizer, [ids], how)
     return text.rstrip(HALF)
 
 
@@ -179,11 +173,7 @@ def open_writer(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m wuxia_core.write",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("wuxia_core.write", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
     parser.add_argument("--base", action="store_true", help="the base's answer too, same seed")

@@ -19,6 +19,7 @@ from wuxia_core.evaluate.scoring import Tables, measure_both
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
 from wuxia_core.evaluate.style import strip_whitespace
 from wuxia_core.mixing import TRAIN, VALIDATION
+from wuxia_core.model import document_start_id
 from wuxia_core.write import continued
 
 if TYPE_CHECKING:
@@ -168,12 +169,13 @@ def extraction(
     encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True)
     ids, decode = encoded.input_ids, partial(tokenizer.batch_decode, skip_special_tokens=True)
     places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
+    start_id = document_start_id(tokenizer)
     rows: list[tuple[int, str, str, str]] = []
     for start in tqdm(range(0, len(places), batch_size), "extraction", leave=False):
         batch = places[start : start + batch_size]
         stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in batch]
         prefixes, truths = [row[:PREFIX] for row in stretches], [row[PREFIX:] for row in stretches]
-        said = continued(model, tokenizer, prefixes, GREEDY)
+        said = continued(model, tokenizer, [[start_id, *row] for row in prefixes], GREEDY)
         numbers = [number for number, _ in batch]
         rows += zip(numbers, decode(prefixes), decode(truths), said, strict=True)
     near = [Levenshtein.normalized_similarity(truth, said) >= NEAR for *_, truth, said in rows]

@@ -14,7 +14,7 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, missing, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
-from wuxia_core.write import Sampling, continued
+from wuxia_core.write import Sampling, continued, encode_prompt
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -58,11 +58,11 @@ def generate(
     """
     import torch
 
-    encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)
+    rows = [encode_prompt(tokenizer, prompt, chat=False) for prompt in prompts]
     sampling = Sampling(tokens).settings() | {"min_new_tokens": tokens}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return continued(model, tokenizer, encoded.input_ids, sampling)
+        return continued(model, tokenizer, rows, sampling)
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import timeit
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from wuxia_core import corpus
-from wuxia_core.config import Config, ModelConfig, effective_batch, locate
+from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import Mixture, train_windows
 
@@ -29,7 +28,7 @@ CARDS = {
     "H200": (141, 989), "RTX 4060": (8, 30), "T4": (16, 65),
 }  # fmt: skip
 USABLE = 23.5 / 24  # of a card's memory; the rest is the driver's
-LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LAYERS = set(LINEAR_LAYERS)
 
 
 class Shape(NamedTuple):
@@ -115,7 +114,7 @@ def this_device(processes: int) -> Device:
         rate = known_rate(card.name)
         return Device(card.name, processes, USABLE * card.total_memory, rate, on_card=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
-    return Device("process on the CPU", processes, memory, product_rate() / processes, False)
+    return Device("process on the CPU", processes, memory, None, on_card=False)
 
 
 def planned_device(config: Config, processes: int | None) -> Device | None:
@@ -140,12 +139,6 @@ def known_rate(name: str) -> float | None:
     words = set(name.replace("-", " ").split())
     rates = (rate for card, (_, rate) in CARDS.items() if words.issuperset(card.split()))
     return None if "Laptop" in words else next(rates, None)
-
-
-def product_rate() -> float:
-    """Time a matrix product on this machine's CPU: TFLOP/s."""
-    a = np.random.default_rng(0).random((1024, 1024), np.float32)
-    return float(2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=6)) / 1e12)
 
 
 def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
@@ -326,8 +319,7 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     if device.rate is None:
         yield f"hours an epoch: the rate of {device.name} is not known; --plan --measure times it"
         return
-    # of that rate: the best that is published for LoRA, and half of it; of a CPU's, by model size
-    shares = (0.8, 0.4) if device.on_card else (0.6, 0.1)
+    shares = (0.8, 0.4)  # of that rate: the best that is published for LoRA, and half of it
     rate, flop = device.rate * device.processes, text.tokens * flop_per_token(config, shape)
     epoch = flop / (np.array(shares) * rate * 1e12) / 3600
     run = epoch * steps / epoch_steps
