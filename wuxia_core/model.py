@@ -105,10 +105,10 @@ def tokenizer_files(name: str) -> list[Path]:
 
     Raises `MachineError` as `load_tokenizer` does.
     """
-    from huggingface_hub import snapshot_download
-
     folder = locate(name)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
         download = partial(snapshot_download, allow_patterns=TOKENIZER_FILES)
         folder = Path(_fetch(name, download))
     return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
