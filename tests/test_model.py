@@ -98,7 +98,7 @@ def test_the_mask_token_is_the_named_one_or_a_spare_row(tokenizer):
         mask_token_id(tokenizer, 8192, "<|endoftext|>")
     with pytest.raises(ConfigError, match=r"masking.mask_token <\|hole\|>: .* no such token"):
         mask_token_id(tokenizer, 8192, "<|hole|>")
-    with pytest.raises(ConfigError, match="no spare one"):
+    with pytest.raises(ConfigError, match="no spare row"):
         mask_token_id(plain, max(plain.get_vocab().values()) + 1)
 
 

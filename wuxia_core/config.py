@@ -124,8 +124,7 @@ class DataConfig(_Section):
     def _check_stride(self) -> Self:
         if self.stride is not None and self.stride > self.max_length:
             raise ValueError(
-                f"stride {self.stride} is longer than max_length {self.max_length}: text between "
-                "windows would be lost; leave stride out for windows without overlap"
+                f"stride {self.stride} exceeds max_length {self.max_length}: it skips text"
             )
         return self
 
@@ -208,11 +207,9 @@ class TrainingConfig(_Section):
     def _check_together(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps is 0: give a number of steps, or -1 for num_train_epochs")
-        if self.objective == "mixed" and self.per_device_train_batch_size % 2:
-            raise ValueError(
-                "objective mixed masks half of a batch, and per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} is odd: make it even"
-            )
+        size = self.per_device_train_batch_size
+        if self.objective == "mixed" and size % 2:
+            raise ValueError(f"per_device_train_batch_size {size} is odd: make it even for mixed")
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true: choose one (bf16 on RTX 30 and later)")
         return self
@@ -326,11 +323,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
     return {section: {} if keys is None else keys for section, keys in tree.items()}, places
 
 

@@ -54,10 +54,9 @@ def base_path(config: ModelConfig) -> str:
     try:
         return str(snapshot_download(name))
     except (OSError, ValueError, HubError) as error:
-        raise MachineError(
-            f"cannot download the model {name} from ModelScope ({str(error).splitlines()[0]}); "
-            "download it where there is a network and point model.model_name_or_path at its folder"
-        ) from None
+        first = str(error).splitlines()[0]
+        remedy = "download it elsewhere, and name its folder as model.model_name_or_path"
+        raise MachineError(f"cannot get {name} from ModelScope ({first}); {remedy}") from None
 
 
 def load_base(
@@ -153,16 +152,12 @@ def mask_token_id(
         known = tokenizer.get_vocab()
         mask_id = int(known.get("<|mask|>", max(known.values()) + 1))
         if mask_id >= vocab_size:
-            raise ConfigError(
-                f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for "
-                "the mask token; name a token it can do without as masking.mask_token"
-            )
+            remedy = "name a token that the model can do without"
+            raise ConfigError(f"masking.mask_token: the table has no spare row; {remedy}")
         return mask_id
     ids: list[int] = tokenizer(name, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ConfigError(
-            f"masking.mask_token {name}: the model has no such token; omit it to take a spare row"
-        )
+        raise ConfigError(f"masking.mask_token {name}: the model has no such token; leave it out")
     if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
         raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
     return ids[0]

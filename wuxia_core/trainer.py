@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from wuxia_core import run
-from wuxia_core.errors import ConfigError, MachineError, NonFiniteError
+from wuxia_core.errors import MachineError, NonFiniteError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS, write_adapter
@@ -59,14 +59,9 @@ class FirstSteps(TrainerCallback):
     def __init__(self, *, stop: bool) -> None:
         self._stop, self._done, self._seconds, self._tokens = stop, 0, 0.0, 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Refuse to measure a run that is over before it is warm."""
-        if self._stop and state.max_steps <= WARM_UP:
-            raise ConfigError(f"--measure: needs a run of more than {WARM_UP} steps")
-
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; between steps held-out text is measured and checkpoints are saved."""
-        if self._done == WARM_UP:
+        if self._done == min(WARM_UP, state.max_steps - 1):
             self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
         self._seconds -= time.monotonic()
 
@@ -74,18 +69,17 @@ class FirstSteps(TrainerCallback):
         """Stop the clock; say what it shows after the twentieth step."""
         self._seconds += time.monotonic()
         self._done += 1
-        if self._done != min(TIMED_STEPS, state.max_steps) or self._done <= WARM_UP:
+        if self._done != min(TIMED_STEPS, state.max_steps):
             return
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
-            timed = self._done - WARM_UP
+            timed = self._done - min(WARM_UP, state.max_steps - 1)
             a_step = self._seconds / timed
             tokens = (state.num_input_tokens_seen - self._tokens) / self._seconds
             tqdm.write(
                 f"measured over {timed} steps: {a_step:.2f} s a step, {tokens:,.0f} "
                 f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
-                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps, "
-                "held-out measurements not counted"
+                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps"
             )
 
 
@@ -109,7 +103,6 @@ class AtomicTrainer(Trainer):
     """
 
     facts: dict[str, Any]  # what a checkpoint's manifest says besides
-    checkpoints_kept: int
     _staging: Path | None = None
 
     def note(self, row: dict[str, Any]) -> None:
@@ -122,18 +115,15 @@ class AtomicTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
-        if problem:
-            self._tried(self._make_room, folder, run.FEWEST)
-            problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
-        self._tried(self._make_room, folder, self.checkpoints_kept)
-        if problem:
-            raise MachineError(
-                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
-                f"({problem}); free some space and go on with --resume from the one before"
-            )
-        self.note({"event": "checkpoint"})
+        for _ in range(2):
+            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
+            if not problem:
+                return self.note({"event": "checkpoint"})
+        raise MachineError(
+            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
+            f"written ({problem}); free some space and go on with --resume from the one before"
+        )
 
     def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
         """Do something on all ranks; tell every rank the first thing that went wrong on any."""
@@ -144,10 +134,10 @@ class AtomicTrainer(Trainer):
             problem = (str(error).splitlines() or [type(error).__name__])[0]
         return next(filter(None, gather_object([problem])), None)  # waits for all
 
-    def _make_room(self, folder: Path, kept: int) -> None:
+    def _make_room(self, kept: int) -> None:
         if self.is_world_process_zero():
-            run.clear_staging(folder)
-            run.prune(folder, kept)
+            run.clear_staging(Path(self.args.output_dir))
+            run.prune(Path(self.args.output_dir), kept)
 
     def _stage(self, model: Any, trial: Any) -> None:
         self._staging = Path(self.args.output_dir) / f"{run.STAGING}{self.state.global_step}"
@@ -156,10 +146,11 @@ class AtomicTrainer(Trainer):
         finally:
             self._staging = None
 
-    def _publish(self, folder: Path) -> None:
+    def _publish(self) -> None:
         if not self.is_world_process_zero():
             return
-        step, ranks = self.state.global_step, self.args.world_size
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        ranks = self.args.world_size
         staged = folder / f"{run.STAGING}{step}" / f"checkpoint-{step}"
         if len(list(staged.glob("rng_state*"))) < ranks:
             raise OSError("not all ranks' files can be seen: do all machines share the folder?")
@@ -206,11 +197,10 @@ class StopOnNonFinite(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any, **_: Any
     ) -> None:
         """Look at the gradients, after clipping and after DDP has averaged them."""
-        if args.fp16:
-            return  # the loss scaler meets infinities on purpose and skips those steps
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._check(math.isfinite(norm), "gradient", state.global_step + 1)
+        if not args.fp16:  # its loss scaler meets infinities on purpose and skips those steps
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._check(math.isfinite(norm), "gradient", state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Look at the logged loss, which with fp16 is all there is to look at."""
@@ -218,10 +208,8 @@ class StopOnNonFinite(TrainerCallback):
 
     def _check(self, finite: bool, what: str, step: int) -> None:
         if not finite:
-            raise NonFiniteError(
-                f"the {what} at step {step} is not a finite number; nothing was saved from it. "
-                "Lower training.learning_rate, or look at the text of that step."
-            )
+            remedy = "lower training.learning_rate, or look at the text of that step"
+            raise NonFiniteError(f"the {what} at step {step} is not a finite number; {remedy}")
 
 
 class StopOnSignal(TrainerCallback):

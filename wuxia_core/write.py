@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 STRONGEST = 2.0
 ONE_AT_A_TIME = Lock()  # a model has one strength at a time
-RANGES = {
-    "tokens": (1, 1_000_000),
-    "temperature": (0, 10),
-    "top_p": (0.001, 1),
-    "repetition_penalty": (0.1, 10),
-    "seed": (0, 2**63 - 1),
-}
 HALF = "\ufffd"  # of a character whose last bytes were not made any more
 
 
@@ -43,17 +36,18 @@ HALF = "\ufffd"  # of a character whose last bytes were not made any more
 class Sampling:
     """How a continuation is drawn; the same settings give the same text on the same machine."""
 
-    tokens: int = 200
-    temperature: float = 0.9  # 0: always the likeliest token
-    top_p: float = 0.95
-    repetition_penalty: float = 1.0
-    seed: int = 42
+    tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})
+    temperature: float = field(default=0.9, metadata={"range": (0, 10)})  # 0: the likeliest token
+    top_p: float = field(default=0.95, metadata={"range": (0.001, 1)})
+    repetition_penalty: float = field(default=1.0, metadata={"range": (0.1, 10)})
+    seed: int = field(default=42, metadata={"range": (0, 2**63 - 1)})
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where a setting is out of range."""
-        for name, (low, high) in RANGES.items():
-            if not low <= (value := getattr(self, name)) <= high:
-                flag = name.replace("_", "-")
+        for setting in fields(self):
+            value, (low, high) = getattr(self, setting.name), setting.metadata["range"]
+            if not low <= value <= high:
+                flag = setting.name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: must be from {low:,} to {high:,}")
 
     def settings(self) -> dict[str, Any]:
@@ -125,7 +119,10 @@ def stream(
     if not 0 <= strength <= STRONGEST:
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
-    _check_length(model, len(ids), sampling.tokens)
+    context = getattr(model.config, "max_position_embeddings", math.inf)
+    if len(ids) + sampling.tokens > context:
+        too_long = f"a prompt of {len(ids):,} tokens and --tokens {sampling.tokens:,}"
+        raise DataError(f"{too_long} do not fit into the model's context of {context:,}")
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
@@ -133,16 +130,6 @@ def stream(
         torch.manual_seed(sampling.seed)
         (text,) = continued(model, tokenizer, [ids], how)
     return text.rstrip(HALF)
-
-
-def _check_length(model: "PeftModel", prompt: int, tokens: int) -> None:
-    """Refuse a prompt that leaves no room in the model's context for so many tokens."""
-    context = getattr(model.config, "max_position_embeddings", math.inf)
-    if prompt + tokens > context:
-        raise DataError(
-            f"a prompt of {prompt:,} tokens and {tokens:,} more do not fit into the model's "
-            f"context of {context:,}; shorten it, or lower the number of tokens (--tokens)"
-        )
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:
@@ -187,9 +174,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> None:
+    """Continue the prompt, or each that is asked for, as tuned and if asked for as base too."""
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
-    model, tokenizer = open_writer(options.output_dir, options.base_model)
-    answer = partial(_answer, model, tokenizer, sampling, options)
+    writer = open_writer(options.output_dir, options.base_model)
+    echo = partial(print, end="", flush=True)
+
+    def answer(prompt: str) -> None:
+        for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
+            echo(f"{name}: " if options.base else "")
+            echo("" if options.chat else visible(prompt))
+            stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
+            print()
+
     if options.prompt is not None:
         return answer(options.prompt)
     import readline  # noqa: F401  (input() gets a history by the arrow keys)
@@ -197,22 +193,6 @@ def _write(options: argparse.Namespace) -> None:
     with suppress(EOFError):
         while prompt := input("prompt> ").strip():
             answer(prompt)
-
-
-def _answer(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    sampling: Sampling,
-    options: argparse.Namespace,
-    prompt: str,
-) -> None:
-    """Print what tuned, and if asked for base, make of a prompt."""
-    echo = partial(print, end="", flush=True)
-    for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
-        print(f"{name}: " if options.base else "", end="")
-        print("" if options.chat else visible(prompt), end="", flush=True)
-        stream(model, tokenizer, prompt, sampling, echo, strength=strength, chat=options.chat)
-        print()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a run needs, by arithmetic: memory, steps, hours, cost and disk. Nothing is loaded."""
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,13 +212,12 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield f"data.max_length={data.max_length}", changed
 
 
-def advice(config: Config, shape: Shape | None, device: Device) -> Iterator[str]:
+def advice(config: Config, shape: Shape, device: Device) -> Iterator[str]:
     """Say what saves memory, with what it comes to, up to what fits."""
     for change, changed in remedies(config):
-        total = sum(memory(changed, shape, device).values()) if shape else math.inf
-        fits = total <= device.memory
-        words = f": {total / GIB:.2f} GiB{', fits' if fits else ''}" if shape else ""
-        yield f"  --set {change.replace(' ', ' --set ')}{words}"
+        total = sum(memory(changed, shape, device).values())
+        fits = ", fits" if total <= device.memory else ""
+        yield f"  --set {change.replace(' ', ' --set ')}: {total / GIB:.2f} GiB{fits}"
         if fits:
             return
     yield "  a smaller model, such as Qwen/Qwen3-4B"
@@ -312,10 +310,8 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     yield f"an epoch: {span(text.tokens)} tokens, {span(text.windows)} windows{source}"
     yield f"the run: {span(steps)} steps of {batch} windows"
     if training.warmup_steps >= steps[1]:
-        yield (
-            f"TOO SHORT: the warm-up takes {training.warmup_steps} steps, so the rate never "
-            f"reaches its peak; --set training.warmup_steps={steps[1] // 10:.0f}"
-        )
+        fewer = f"--set training.warmup_steps={steps[1] // 10:.0f}"
+        yield f"TOO SHORT: the warm-up takes {training.warmup_steps} steps, or all; {fewer}"
     if device.rate is None:
         yield f"hours an epoch: the rate of {device.name} is not known; --plan --measure times it"
         return
