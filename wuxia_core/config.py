@@ -326,6 +326,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except (yaml.YAMLError, ValueError, TypeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(problem).split())
         raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
     return {section: {} if keys is None else keys for section, keys in tree.items()}, places
 

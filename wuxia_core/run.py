@@ -76,8 +76,7 @@ def _first_free(folder: Path) -> Path:
 def _newest(folder: Path) -> Path:
     """Find the last of the numbered folders whose run is not finished; the first without any."""
     runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
-    unfinished = [path for path in runs if not (path / ADAPTER_WEIGHTS).exists()]
-    return unfinished[-1] if unfinished else folder
+    return [folder, *(path for path in runs if not (path / ADAPTER_WEIGHTS).exists())][-1]
 
 
 def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
@@ -251,8 +250,7 @@ def clear_staging(folder: Path) -> None:
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
     """Read what a whole checkpoint says of itself."""
-    facts: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    return facts
+    return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 
 
 def versions() -> dict[str, str]:

@@ -160,7 +160,7 @@ class AtomicTrainer(Trainer):
 
 def best_adapter(folder: Path) -> Path | None:
     """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"best-[0-9]*/{ADAPTER_WEIGHTS}")]
+    whole = [path.parent for path in folder.glob(f"best-[1-9]*/{ADAPTER_WEIGHTS}")]
     return max(whole, key=run.step_of, default=None)
 
 

@@ -151,8 +151,7 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def device() -> torch.device:
     """Where this rank computes."""
-    cuda = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
@@ -183,7 +182,7 @@ def init_process_group() -> None:
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
     try:
         if torch.cuda.is_available():
-            torch.cuda.set_device(device())
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
     except RuntimeError as error:
         raise MachineError(f"{str(error).splitlines()[0]} → {LINK}") from None
