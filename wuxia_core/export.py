@@ -251,10 +251,9 @@ def _replace_lora(model: "PeftModel", path: Path) -> "PeftModel":
 def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
     """Say how far log p is from the adapter's; `DataError` where that is too far."""
     change, limit = (after - before).abs(), LIMITS[dtype]
-    said = (
-        f"largest |Δ log p| of {len(change):,} tokens {change.max():.2g}, mean {change.mean():.2g}"
-    )
-    if not change.max() <= limit:
+    most, mean = change.max(), change.mean()
+    said = f"largest |Δ log p| of {len(change):,} tokens {most:.2g}, mean {mean:.2g}"
+    if not most <= limit:
         raise DataError(f"not exported, for it computes something else: {said}, limit {limit:g}")
     return f"{said} (limit in {dtype} {limit:g})"
 

@@ -214,19 +214,13 @@ class SpanMasker:
         return [end for end in ends if begins_word[end]]
 
 
-def coverage(
-    masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int, word_ids: Tokens | None = None
-) -> Floats:
+def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Floats:
     """Share of the maskable tokens that was masked at least once after each epoch, (epochs,).
 
     Independent draws would cover 1 - (1 - mask_ratio)^E after E epochs: 0.15, 0.2775, 0.3859, ….
     """
-    seen = np.zeros(maskable.shape, np.bool_)
-    shares = []
-    for epoch in range(epochs):
-        seen |= masker.kinds(maskable, keys, epoch, word_ids) > KEPT
-        shares.append(seen.sum() / maskable.sum())
-    return np.array(shares)
+    masked = np.stack([masker.kinds(maskable, keys, epoch) > KEPT for epoch in range(epochs)])
+    return np.asarray(np.maximum.accumulate(masked).sum((1, 2)) / maskable.sum())
 
 
 def _generator(purpose: int, seed: int, epoch: int, key: int) -> Generator:
