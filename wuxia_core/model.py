@@ -306,7 +306,7 @@ def attach_adapter(
         names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         rows = {name: row for name in names if "lora_" not in name and row is not None}
         peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS) | rows)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
