@@ -121,8 +121,9 @@ def stream(
     ids = encode_prompt(tokenizer, prompt, chat)
     context = getattr(model.config, "max_position_embeddings", math.inf)
     if len(ids) + sampling.tokens > context:
-        too_long = f"a prompt of {len(ids):,} tokens and --tokens {sampling.tokens:,}"
-        raise DataError(f"{too_long} do not fit into the model's context of {context:,}")
+        what = f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more"
+        remedy = "shorten it, or lower the number of tokens (--tokens)"
+        raise DataError(f"{what} do not fit into the context of {context:,}; {remedy}")
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
