@@ -33,7 +33,6 @@ def test_a_sound_machine_passes_every_check(tmp_path):
     assert list(found) == list(doctor.CHECKS)
     idle = set() if torch.cuda.device_count() > 1 else {"copies between cards"}
     assert all(mark == "ok" for name, mark in found.items() if name not in idle)
-    assert re.search(rf"processes +{processes} over", finished.stdout)
 
 
 @pytest.mark.long
@@ -71,7 +70,7 @@ def test_a_rank_that_takes_no_part_ends_with_words(tmp_path):
     assert "exitcode  : 5" in finished.stderr
     found = rows(finished)
     assert found["all_reduce"] == "FAILED" and list(found) == list(doctor.CHECKS)
-    assert found["processes"] == found["lora_B"] == "ok"
+    assert found["lora_B"] == "ok"
 
 
 @pytest.fixture

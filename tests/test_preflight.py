@@ -318,7 +318,7 @@ def test_a_plan_that_is_measured_times_its_steps_without_what_lies_between(tmp_p
 
 @pytest.mark.long
 def test_what_fails_in_a_process_of_a_measured_plan_keeps_its_words_and_status(tmp_path):
-    finished = ask(tmp_path, "--plan", "--measure", "--set", "training.max_steps=2", "--set",
+    finished = ask(tmp_path, "--plan", "--measure", "--set", "training.learning_rate=1e30", "--set",
                    "data.processed_data_file=m")  # fmt: skip
-    assert finished.returncode == 2 and "needs a run of more than 2 steps" in finished.stderr
+    assert finished.returncode == 4 and "is not a finite number" in finished.stderr
     assert "Traceback" not in finished.stderr

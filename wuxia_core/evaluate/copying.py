@@ -15,6 +15,7 @@ from tqdm import tqdm
 from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
 from wuxia_core.mixing import TRAIN, VALIDATION
+from wuxia_core.model import document_start_id
 from wuxia_core.write import continued
 
 # Characters. 14,853 chunks of 200 characters of six old novels share 6 or 7 with the other five
@@ -155,10 +156,10 @@ def extraction(context: EvalContext, documents: Sequence[str], count: int) -> pd
 
     tokenizer = context.tokenizer
     encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True)
-    ids = encoded.input_ids
+    ids, start_id = encoded.input_ids, document_start_id(tokenizer)
     places = _spread([len(row) // STRETCH for row in ids], count, context.seed)
     stretches = [ids[number][slot * STRETCH :][:STRETCH] for number, slot in places]
-    prefixes = [stretch[:PREFIX] for stretch in stretches]
+    prefixes = [[start_id, *stretch[:PREFIX]] for stretch in stretches]
     said = continued(context.model, tokenizer, prefixes, GREEDY) if places else []
     truths = [tokenizer.decode(stretch[PREFIX:], skip_special_tokens=True) for stretch in stretches]
     similar = map(Levenshtein.normalized_similarity, truths, said)

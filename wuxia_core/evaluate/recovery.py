@@ -113,7 +113,8 @@ def _collator(
     indices = getattr(adapter, "trainable_token_indices", None)
     mask_id = indices[0] if indices else mask_token_id(tokenizer, model.config.vocab_size)
     special = frozenset(tokenizer.all_special_ids)
-    return MaskCollator(masker, masking.Corruption.of(tokenizer, mask_id), 0, special)
+    corruption = masking.Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0))
+    return MaskCollator(masker, corruption, 0, special)
 
 
 def _split(whole: Window, size: int, key: int) -> Iterator[Window]:

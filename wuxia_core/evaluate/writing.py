@@ -21,7 +21,7 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap, strip_whitespace
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
-from wuxia_core.write import Sampling, continued
+from wuxia_core.write import Sampling, continued, encode_prompt
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -177,12 +177,12 @@ def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[st
     """
     import torch
 
-    tokenizer, sampling = context.tokenizer, Sampling()
-    encoded = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)
+    rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
+    sampling = Sampling()
     settings = sampling.settings() | {"min_new_tokens": sampling.tokens}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return continued(context.model, tokenizer, encoded.input_ids, settings)
+        return continued(context.model, context.tokenizer, rows, settings)
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     read_json,
     read_manifest,
+    staged,
     train_windows,
 )
 from wuxia_core.mixing.windows import encode_passage, utf8_size
