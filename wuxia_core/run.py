@@ -322,7 +322,11 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def append(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, on a line of its own also where the last one was cut off."""
-    with (folder / METRICS).open("ab") as file:
-        file.write(b"\n" * (file.tell() > 0) + json.dumps(row).encode())
+    with (folder / METRICS).open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
