@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from wuxia_core import mixing
 from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import STOPPED, MachineError, Stopped, WuxiaError
 
@@ -132,7 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until torchrun takes it over
     work = doctor if options.doctor else plan if options.plan else train
     try:
-        return work(options, load_config(options.config or SAMPLE, options.set))
+        config = load_config(options.config or SAMPLE, options.set)
+        if not options.doctor:
+            mixing.find_texts(config)  # what sizes rule out is said before torch is loaded
+        return work(options, config)
     except WuxiaError as error:
         kind = "stopped" if error.exit_status == STOPPED else "error"
         print(f"{kind}: {error}", file=sys.stderr)

@@ -29,7 +29,7 @@ OTHER = 1_000_000  # added to a seed
 def written(context: EvalContext, asked: list[str], seed: int) -> list[str]:
     """Let the model go on from all prompts."""
     parts = [
-        generate(context.model, context.tokenizer, asked[start : start + AT_ONCE], seed + start)
+        generate(context, asked[start : start + AT_ONCE], seed + start)
         for start in range(0, len(asked), AT_ONCE)
     ]
     return [passage for part in parts for passage in part]

@@ -36,9 +36,8 @@ from wuxia_core.evaluate.statistics import ratio as ratio_of
 from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.masking import SpanMasker
 from wuxia_core.mixing.store import VALIDATION
-from wuxia_core.model import load_adapter, load_tokenizer, masked_cross_entropy
+from wuxia_core.model import load_adapter, load_tokenizer, masked_cross_entropy, write_adapter
 from wuxia_core.train import arguments, make_trainer
-from wuxia_core.trainer import save_adapter
 
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 NOVELS = ("三侠五义", "七剑十三侠", "续小五义")
@@ -167,8 +166,10 @@ def train(folder: Path, name: str, ratio: float, seed: int) -> None:
     trainer = make_trainer(config, args, options, [curve])
     trainer.compute_loss_func = curve.loss
     trainer.train()
-    save_adapter(trainer.model, place)
-    seen = xray(trainer.model, tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16)
+    write_adapter(trainer.model, place)
+    seen = xray(
+        trainer.model.eval(), tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16
+    )
     tokens = seen.tokens[["text", "kind", "base_right", "tuned_right"]]
     tokens.to_parquet(place / "masks.parquet")
     curve.table().to_parquet(place / "curve.parquet")

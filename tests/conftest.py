@@ -69,7 +69,7 @@ def launch_sample(root: Path, *settings: str) -> tuple[Path, str]:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return root / "run", finished.stdout
@@ -85,5 +85,5 @@ def short_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory):
-    """The whole sample run; its tests are in the group `slow`."""
-    return launch_sample(tmp_path_factory.mktemp("launch"))
+    """The sample with all its steps; its tests are in the group `slow`."""
+    return launch_sample(tmp_path_factory.mktemp("launch"), "evaluation.minutes=0.5")

@@ -18,7 +18,7 @@ def run(tmp_path, script, *options):
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -55,6 +55,7 @@ def test_both_ways_are_measured_on_a_gpu(tmp_path):
     assert len((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_missing_gpu_is_said(tmp_path):
     finished = run(tmp_path, "gpu.py", "--part", "step")

@@ -42,6 +42,7 @@ PAYLOADS = [
     "剑\u200b光\u2060影",
     "\x1b[31m红\x1b[2J\x1b]8;;javascript:hit()\x07旧\x08新\x9b31m",
 ]
+PATIENCE = 120_000  # ms, for machines that are busy
 CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 SETTINGS = {
@@ -158,19 +159,20 @@ def lab(tmp_path_factory):
 
 
 def _port(folder: Path, server: subprocess.Popen) -> int:
-    for _ in range(300):
+    for _ in range(PATIENCE // 100):
         for path in folder.glob("jpserver-*.json"):
             if found := path.read_text():
                 return json.loads(found)["port"]
         assert server.poll() is None, "JupyterLab ended"
         time.sleep(0.1)
-    raise TimeoutError("JupyterLab did not start within 30 s")
+    raise TimeoutError("JupyterLab did not start in time")
 
 
 @pytest.fixture
 def page(browser):
     """Open a page that notes in `page.said` whatever it says, and whatever `hit` is called with."""
     page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
     page.said = []
     page.on("console", lambda message: page.said.append(message.text))
     page.on("dialog", lambda dialog: (page.said.append(dialog.message), dialog.dismiss()))
@@ -217,14 +219,14 @@ def test_masks_follow_a_slider_moved_by_keyboard(page, lab):
     open_notebook(page, lab, nbformat.read(NOTEBOOKS / "02_see_masks.ipynb", 4))
     page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
     view = page.locator(EXPLORED)
-    view.wait_for(timeout=60_000)
+    view.wait_for(timeout=PATIENCE)
     before = view.locator("div").text_content()
     page.locator(".widget-slider", has_text="passage").locator(".noUi-handle").focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function(
         "([selector, before]) => document.querySelector(selector).textContent !== before",
         arg=[f"{EXPLORED} div", before],
-        timeout=10_000,
+        timeout=PATIENCE,
     )
     text = clean(locate("data/sample/九两八钱.txt").read_text(encoding="utf-8"))[0]
     assert text.index(before) == 0
@@ -273,12 +275,12 @@ WRITTEN = ".widget-html-content [lang=zh-Hans]"
 def wait_until_written(page) -> list[str]:
     """Wait until the desk has written; what the view said in the meantime."""
     seen, done = [], page.locator("button:enabled", has_text="keep")
-    for _ in range(1200):
+    for _ in range(PATIENCE // 50):
         if done.count():
             return seen
         seen += page.locator(WRITTEN).all_text_contents()
         page.wait_for_timeout(50)
-    raise TimeoutError("not written within a minute")
+    raise TimeoutError("not written in time")
 
 
 def test_a_typed_prompt_is_taken_up_and_a_slider_changes_how(page, lab, adapter):
@@ -288,7 +290,7 @@ def test_a_typed_prompt_is_taken_up_and_a_slider_changes_how(page, lab, adapter)
     open_notebook(page, lab, notebook)
     page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
     typed = "夜雨敲窗，" + "".join(PAYLOADS[1:7])
-    page.locator(".widget-textarea textarea").fill(typed, timeout=120_000)
+    page.locator(".widget-textarea textarea").fill(typed, timeout=PATIENCE)
     write, passages = page.locator("button", has_text="write"), page.locator(f"{WRITTEN} div div")
     write.click()
     assert len(set(wait_until_written(page))) > 5  # as it is made
@@ -374,16 +376,19 @@ def test_a_report_fits_a_narrow_screen(page, attacked, name, scheme):
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-@pytest.mark.parametrize("name", ATTACKED)
-def test_text_from_outside_does_nothing_in_a_notebook(page, lab, attacked, name, trusted):
-    notebook = nbformat.read(attacked / f"{name}.ipynb", 4)
+def test_text_from_outside_does_nothing_in_a_notebook(page, lab, attacked, trusted):
+    notebook, *others = (nbformat.read(attacked / f"{name}.ipynb", 4) for name in ATTACKED)
+    for other in others:
+        notebook.cells += other.cells
     control = nbformat.v4.new_output("display_data", {"text/html": "<p>$$control$$</p>"})
     notebook.cells.append(nbformat.v4.new_code_cell("1", outputs=[control]))
+    for number, cell in enumerate(notebook.cells):
+        cell.id = str(number)
     open_notebook(page, lab, notebook, trusted)
     page.wait_for_selector(".jp-OutputArea-output mjx-container")
     page.wait_for_timeout(500)
     assert page.locator(".jp-OutputArea-output mjx-container").count() == 1  # the control
     text = page.text_content(".jp-Notebook")
-    assert all(payload in text for payload in SHOWN)
+    assert all(text.count(payload) >= len(ATTACKED) for payload in SHOWN)
     assert page.evaluate(LIVE, ".jp-OutputArea-output") == []
     assert [said for said in page.said if said.startswith("hit")] == []

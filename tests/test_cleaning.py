@@ -1,8 +1,11 @@
 import re
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from wuxia_core.corpus import RULES, clean, read_book
+from wuxia_core.corpus import RULES, clean, noise, read_book
 from wuxia_core.corpus.cleaning import NOVELS_ONLY
 
 STORY = "他拔剑而起，众人无不变色。"
@@ -27,8 +30,16 @@ def hard_wrapped(text, width):
         ("invisible", f"\ufeff{STORY[:4]}\u200b{STORY[4:]}\x01", STORY),
         ("page_marks", "众人无\n\n_分节阅读_12\n\n不变色。", "众人无不变色。"),
         ("page_marks", f"{STORY}\n第 12 页\n{STORY}", f"{STORY}\n{STORY}"),
-        ("markup", "他拔剑<br/>而起&nbsp;，<!-- 广告 -->众人<p class='x'>无不变色。",
-         "他拔剑\n而起\xa0，众人\n无不变色。"),
+        ("markup", "他拔剑<br/>而起，<!-- 广告 -->众人<p class='x'>无不变色。",
+         "他拔剑\n而起，众人\n无不变色。"),
+        ("markup", "他看<ruby>照<rp>(</rp><rt>zhao</rt><rp>)</rp></ruby>影。", "他看照影。"),
+        ("markup", "他看<span style='font-size:0px'>雪岭书屋</span>影。", "他看影。"),
+        ("entities", "&amp;nbsp;他拔剑&nbsp而起&#12290;", "\xa0他拔剑\xa0而起。"),
+        ("entities", "他拔剑。\\n\\u3000众人变色。", "他拔剑。\n　众人变色。"),
+        ("invisible", "他\u2061看\u206a\u202a人\u3164，\u180e静\ufe0f了\U000e0100。\U000e0041",
+         "他看人，静了。"),
+        ("invisible", "👨\u200d👩\u200d👧❤\ufe0f", "👨\u200d👩\u200d👧❤\ufe0f"),
+        ("lookalikes", "⼈\u2003⼭\xa0", "人 山 "),
         ("markup", f"[url=x]{STORY}[/url]", STORY),
         ("mojibake", STORY.encode("gbk").decode("latin-1"), STORY),
         ("garbled", f"{STORY}\n锟斤拷锟斤拷锟斤拷\n{STORY}", f"{STORY}\n{STORY}"),
@@ -49,7 +60,7 @@ def hard_wrapped(text, width):
         ("ads", f"{STORY}\n上一章 目录 下一章\n{STORY}", f"{STORY}\n{STORY}"),
         ("ads", f"{STORY}\n本书由某某网站首发，请到 www.example.com 下载\n{STORY}",
          f"{STORY}\n{STORY}"),
-        ("ads", "他拔剑而起http://www.example.com/book，众人无不变色。", STORY),
+        ("watermarks", "他拔剑而起http://www.example.com/book，众人无不变色。", STORY),
         ("boilerplate", f"===============\n{STORY}\n（本章完）\n", f"{STORY}\n"),
         ("boilerplate", f"正文 第一回 起\n{STORY}", f"第一回 起\n{STORY}"),
         ("table_of_contents",
@@ -59,6 +70,14 @@ def hard_wrapped(text, width):
         ("spaces", "　　他拔 剑而起， 众人无不变色。  ", "他拔剑而起，众人无不变色。"),
         ("spaces", "第一回　剑起　风停\n昨夜星辰　昨夜风", "第一回　剑起　风停\n昨夜星辰　昨夜风"),
         ("private_use", "\ue816\ue000□", "𠂇\ue000□"),
+        ("page_marks", "这\n------------\n\n分节阅读 2\n\n封信不能给你。", "这封信不能给你。"),
+        ("footnotes", "他到了汴京[12]，歇了。\n[12]汴京：今开封。\n雨停了[3]。",
+         "他到了汴京，歇了。\n雨停了[3]。"),
+        ("footnotes", "汴京〔1〕与洛阳〔2〕。\n注释\n〔1〕开封。〔2〕在西。\n雨停了。",
+         "汴京与洛阳。\n雨停了。"),
+        ("licence",
+         "Title: x\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by Y\n" + STORY
+         + "\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nfoot", STORY + "\n"),
         ("blank_lines", f"\n{STORY}\n\n\n{STORY}\n", f"{STORY}\n{STORY}"),
     ],
 )  # fmt: skip
@@ -79,14 +98,15 @@ def test_a_rule_does_what_it_says(rule, before, after):
         "第二回的话，且按下不表。",
         "一、二、三！众人齐声发喊，石门应声而开。",
         "昨夜星辰昨夜风　画楼西畔桂堂东",
-        "——————",
+        "——",
+        "他抬头看那告示，更新时间：3日前。",
         "神识扫描之下，那枚玉简中的功法尽数录入他的脑海。",
         "藏经阁中，几名老僧正逐字校对经文，录入简册，见他进来，都合十为礼。",
         "“叮！系统提示：你已成功下载《独孤九剑》电子书一本。”",
         "他在浣花溪畔的浣花剑庐住了三年，剑法大进，又娶了一房妻室，生了两个儿子。",
         "“烫烫烫烫！”小二叫道。他用锛子锛了一下。",
         "第一回合，双方战成平手",
-        "第十二章 大战（求月票、推荐票！）",
+        "第十二章 大战（上）",
         "若 a<b 且 c>d，则成立；print(a[i], b[u])，List<int> 亦然。",
     ],
 )
@@ -95,10 +115,166 @@ def test_story_is_left_as_it_is(line):
     assert clean(text) == (text, [])
 
 
+# What a site's or an author's word stands in, and yet is story: alone, and behind a notice.
+LOOKS_LIKE_NOISE = """
+他应该站出来，可受了那一掌，他根本站不起来。
+他根本站不稳，这一剑实在太精彩了。
+他回首发现，那本收藏多年的剑谱已经不见了。
+他说：“他根本站不稳，这一剑太精彩了。”
+他打开百度搜索，输入了那个名字。
+他翻完上一章，又看了看下一章，觉得这本剑谱前后不通。
+最快更新消息的，是城东茶楼的小二。
+那少年正在手打脚踢，忽听身后一声冷笑。
+镖局的人到了该站，访问驿丞。
+她点击下载，QQ忽然弹出来一条消息。
+网站上说那把剑是假的，读者们却都信了。
+他抬头看那告示，更新时间：3日前。
+他根本站不起来，只好扶着墙。
+她应该站出来的，可她没有。
+沈砚昂首发誓，此生不再用刀。
+他收藏的那柄剑，端的精彩绝伦。
+他四处访问名师，购买良马。
+他翻回上一页，又翻到下一页，剑谱上竟空无一字。
+"""
+
+
+@pytest.mark.parametrize("line", LOOKS_LIKE_NOISE.split())
+@pytest.mark.parametrize(
+    "before", ["", "手机用户请浏览m.example.com阅读。", "手机用户请浏览m.example.com阅读。\n"]
+)
+def test_story_with_a_word_of_sites_stays_also_behind_a_notice(line, before):
+    assert clean(f"{STORY}\n{before}{line}\n{STORY}")[0] == f"{STORY}\n{line}\n{STORY}"
+
+
+NOISE = """
+（本章完）|【本章完】|（全书完）|——本章完——|（未完待续。）|全文完|（完）|—END—
+本章未完，点击下一页继续阅读
+手机用户请浏览m.example.com阅读|天才一秒记住本站地址：www.example.com|一秒记住【雪岭小说网】
+首发网址：http://example.com|最新网址：www.example.com|上一章 目录 下一章
+字数：3021|更新时间：2012-3-4 12:00
+www.example.com|--------|※※※※※|***|············|━━━━━━|——————|▲▲▲▲▲|++++++|^^^^^^|&#12288;
+正在手打中，请稍等片刻，内容更新后，请重新刷新页面，即可获取最新更新！|PS：求月票！|ps：求收藏|求订阅|第二更|加更奉上
+作者有话说：今天降温了。|题外话|感谢“某某”打赏|感谢青松、白鹤两位书友的月票！
+今天有事，请假一天，明天补更，抱歉。
+新书推荐：《断刀》|QQ群：123456789|公众号：某某书房|本书首发某某中文网|章节错误,点此举报
+更多精彩，更多好书，尽在雪岭书屋|防盗章|此章节为VIP章节
+内容标签：江湖 恩怨|\u3000\u3000第12页|- 12 -
+readx(); chaptererror();|---用户上传之内容开始---
+请记住本站域名www.example.com，手机用户请访问m.example.com
+更新时间:2007-11-16 7:55 本章字数:4804|wＷw。xuelingsｈｕｏ txt.neｔ xt|w w w. xue lingtxt. n et
+www-xuelingtxt-nett xt 雪 岭 书 屋|&lt;/p&gt;|&lt;br /&gt;|&amp;nbsp;|看最新章节百度搜索“雪岭小说网”
+"""
+
+
+@pytest.mark.parametrize("line", re.split(r"[|\n]", NOISE.strip("\n")))
+def test_a_line_of_noise_goes(line):
+    assert clean(f"{STORY}\n{line}\n{STORY}")[0] == f"{STORY}\n{STORY}"
+
+
+@pytest.mark.parametrize("form", noise.DATA["lines"], ids=lambda form: form["noise"])
+def test_every_form_takes_its_example_and_leaves_its_counter_example(form):
+    text = f"{STORY}\n{form['noise']}\n{form['story']}\n{STORY}"
+    assert clean(text, set(RULES) - {"boilerplate"})[0] == f"{STORY}\n{form['story']}\n{STORY}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "沈砚握紧了刀，手机用户请浏览m.example.com阅读望着窗外的雪，他许久没有动。",
+            "沈砚握紧了刀，望着窗外的雪，他许久没有动。",
+        ),
+        (
+            "林照夜缓缓抬起头来，【无弹窗小说网】众人无不变色。",
+            "林照夜缓缓抬起头来，众人无不变色。",
+        ),
+        ("他放下酒碗，一秒记住【某某小说】望着门外。", "他放下酒碗，望着门外。"),
+        ("他放下酒碗（www.example.com），望着门外。", "他放下酒碗，望着门外。"),
+        ("他放下酒碗，www.example.com，望着门外。", "他放下酒碗，望着门外。"),
+        ("他放下w w w. xue lingtxt. n et酒碗。", "他放下酒碗。"),
+        ("“你来了，手机用户请浏览m.example.com阅读坐吧。”", "“你来了，坐吧。”"),
+        ("“网址是www.example.com，你记下了？”他问。", "“网址是www.example.com，你记下了？”他问。"),
+        ("他输入www.example.com，页面一片空白。", "他输入www.example.com，页面一片空白。"),
+        ("雪停了。（本章完）", "雪停了。"),
+        ("第十二章 大战（求月票、推荐票！）", "第十二章 大战"),
+        ("第十二章 大战【4000字大章】", "第十二章 大战"),
+    ],
+)
+def test_a_watermark_leaves_its_sentence(before, after):
+    assert clean(f"{STORY}\n{before}\n{STORY}")[0] == f"{STORY}\n{after}\n{STORY}"
+
+
+def test_a_line_that_recurs_where_chapters_end_is_no_story():
+    chapters = [f"第{n}章 起\n{STORY}\n雨下了{n}天。\n且听下回分解" for n in range(1, 7)]
+    noisy = "\n".join(f"青灯引\n{text}\n青松扫描，白鹤校对" for text in chapters)
+    assert clean(noisy)[0] == "青灯引\n" + "\n".join(chapters)
+
+
 def test_general_text_keeps_what_only_novels_have_too_much_of():
-    text = "请到本站下载电子书，网址 www.example.com 。\n第1部分\n（第3/4页）"
-    assert clean(text, NOVELS_ONLY)[0] == text
+    notices = (
+        "请记住本站域名www.example.com，手机用户请访问m.example.com\n"
+        "更新时间:2007-11-16 7:55 本章字数:4804\n"
+    )
+    text = "第1部分\n（第3/4页）\n其网站为www.example.com，由他所建。"
+    assert clean(notices + text, NOVELS_ONLY)[0] == text
     assert clean(text)[0] != text
+
+
+PARAGRAPHS = [
+    f"{n}{STORY[:-1]}，" + "酒水溅得满桌都是，" * (n % 9 + 1) + "雨停了。" for n in range(60)
+]
+UNWRAPPED = "\n".join(
+    f"{STORY}第{n}个人又说了一遍，声音越来越低，像是怕惊动了谁。" for n in range(50)
+)
+
+
+@pytest.mark.parametrize("title", ["", "雪岭孤灯录\n无名氏　著\n白鹤　校点\n"])
+@pytest.mark.parametrize(
+    ("indent", "every", "between", "more"),
+    [
+        ("　　", "", "\n", ""),
+        ("　　", "", "\r\n\r\n", ""),  # double-spaced
+        ("　　", "　　", "\n", ""),  # every line indented
+        ("　　", "", "\n", UNWRAPPED + "\n"),  # wrapped in part
+        ("", "", "\n", UNWRAPPED + "\n"),
+    ],
+)
+def test_hard_wraps_are_undone(title, indent, every, between, more):
+    lines = hard_wrapped("\n".join(indent + x for x in PARAGRAPHS), 31).split("\n")
+    text = title + more.replace("\n", between) + between.join(every + line for line in lines)
+    assert clean(text)[0] == clean(title + more)[0].strip("\n") + "\n" * bool(
+        title + more
+    ) + "\n".join(PARAGRAPHS)
+
+
+BOOKS = Path(__file__).parent / "books"
+MARKED = re.compile("⟦([^⟦⟧→]*)(?:→([^⟦⟧]*))?⟧")  # noise in a line, or noise→what it becomes
+
+
+@pytest.mark.parametrize("book", sorted(path.stem for path in BOOKS.glob("*.txt")))
+def test_books_lose_their_noise_and_nothing_else(book):
+    """A line of noise begins with `-`; in a line it stands in ⟦ ⟧."""
+    lines = (BOOKS / f"{book}.txt").read_text("utf-8").strip("\n").split("\n")
+    text = "\n".join(MARKED.sub(r"\1", line.removeprefix("-")) for line in lines)
+    story = [MARKED.sub(lambda m: m[2] or "", line) for line in lines if not line.startswith("-")]
+    marks = sum(len(MARKED.findall(line)) + line.startswith("-") for line in lines)
+    cleaned = clean(text)[0].split("\n")
+    left = Counter(cleaned) - Counter(story)
+    lost = Counter(story) - Counter(cleaned)
+    assert [x for x in lost if not any(_holds(line, x) for line in left)] == []
+    assert left.total() <= 0.05 * marks, left
+
+
+def _holds(line, story):
+    characters = iter(line)
+    return all(character in characters for character in story)
+
+
+@pytest.mark.parametrize("text", ["a", " ", "第", "w ", "\n", "（", "1.", "&", "“", "一秒记住"])
+def test_time_is_linear_in_a_long_line(text):
+    start = time.process_time()
+    clean(text * (300_000 // len(text)))
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -113,8 +289,9 @@ def test_clean_novels_lose_no_story(novels, name):
         "blank_lines",
         "private_use",
         "invisible",
+        "boilerplate",
     }
-    assert re.sub(r"\s|\ufeff", "", cleaned) == re.sub(r"\s|\ufeff", "", text)
+    assert re.sub(r"\s|\ufeff", "", cleaned) == re.sub(r"\s|\ufeff|（全书完）", "", text)
     assert len(text) - sum(t.removed - t.inserted for t in tallies) == len(cleaned)
 
 

@@ -166,6 +166,21 @@ def test_the_readme_lists_every_key():
     assert written and written.group() == table_of_keys(), "run: python tests/test_config.py"
 
 
+@pytest.mark.parametrize(
+    ("written", "steps"), [("0100", 100), ("1_000", 1000), ("-1", -1), ("+7", 7), ("012", 12)]
+)
+def test_whole_numbers_are_decimal(read, written, steps):
+    assert read(f"training: {{max_steps: {written}}}").training.max_steps == steps
+    assert read("", [f"training.max_steps={written}"]).training.max_steps == steps
+
+
+@pytest.mark.parametrize("written", ["0x10", "0b11", "1:30", "0o17"])
+def test_other_numbers_are_refused_with_their_place(read, written):
+    with pytest.raises(ConfigError, match=r"my\.yaml:2: training\.max_steps: .*" + written):
+        read(f"training:\n  max_steps: {written}")
+    assert read(f"data: {{lexicon: {written}}}").data.lexicon == written
+
+
 def test_older_names_of_cleaning_rules_are_known(read):
     config = read("data:\n  skip_cleaning: [notices, furniture, contents, spaces]")
     assert config.data.skip_cleaning == ["ads", "boilerplate", "table_of_contents", "spaces"]

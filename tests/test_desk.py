@@ -98,7 +98,7 @@ def test_a_new_seed_writes_another_passage(desk, monkeypatch):
 def test_the_same_is_not_written_twice(desk, monkeypatch):
     press(desk.write, desk)
     before = desk.view.value
-    monkeypatch.setattr("wuxia_core.show.desk.stream", None)
+    monkeypatch.setattr("wuxia_core.show.interactive.stream", None)
     press(desk.write, desk)
     assert desk.view.value == before
 
@@ -137,7 +137,7 @@ def test_text_is_escaped(desk, monkeypatch):
         echo(ATTACK)
         return ATTACK
 
-    monkeypatch.setattr("wuxia_core.show.desk.stream", attacks)
+    monkeypatch.setattr("wuxia_core.show.interactive.stream", attacks)
     desk.prompt.value = ATTACK
     seen = []
     desk.view.observe(lambda change: seen.append(change["new"]), "value")
@@ -163,8 +163,8 @@ def test_without_widgets_settings_passages_and_what_was_kept_are_shown(desk, tmp
 
 def test_a_table_of_strengths_has_what_write_writes(writer):
     sampling = replace(SHORT, temperature=0)
-    rows = strengths_table(writer, [PROMPT, "夜雨"], sampling, (0, 0.5, 1))
-    assert list(rows) == ["prompt", "0 (base)", "0.5", "1 (as trained)"]
+    rows = strengths_table(writer, [PROMPT, "夜雨"], sampling)
+    assert list(rows) == ["prompt", "0 (base)", "0.5", "1 (as trained)", "1.5"]
     assert rows["prompt"].tolist() == [PROMPT, "夜雨"]
-    wanted = [stream(*writer, "夜雨", sampling, strength=strength) for strength in (0, 0.5, 1)]
+    wanted = [stream(*writer, "夜雨", sampling, strength=strength) for strength in (0, 0.5, 1, 1.5)]
     assert rows.loc[1].tolist()[1:] == wanted and len(set(wanted)) > 1

@@ -1,4 +1,6 @@
 import random
+import re
+import tracemalloc
 
 import pytest
 
@@ -118,3 +120,86 @@ def test_of_two_like_paragraphs_the_one_that_holds_more_is_kept():
     short, more = prose("甲", 1), prose("乙", 1)[:20]
     found = sketches(甲=f"{short}\n{prose('丙', 3)}\n{more}{short}").same_paragraphs()
     assert found.to_numpy().tolist() == [[0, 0, 0, 4]]
+
+
+def pieces(name, count):
+    """So many paragraphs of a thousand random characters, which no other name gives."""
+    rng = random.Random(name)
+    return ["".join(chr(rng.randrange(0x4E00, 0x9F00)) for _ in range(1000)) for _ in range(count)]
+
+
+def editions(seed):
+    """Two that share sixteen pieces with two others, but with each other most of what they are."""
+    text, own, end = (pieces(f"{name}{seed}", 40) for name in ("文", "别", "尾"))
+    books = {
+        "甲": text[:18] + own[:30],
+        "乙": text[:40] + end[:3],
+        "丁": text[:18] + own[:5] + text[18:36],
+        "丙": text[:16] + text[18:34] + end[10:18],
+    }
+    return {name: "\n".join(parts) for name, parts in books.items()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("without", ["", "甲", "丁", "甲丁"])
+def test_a_third_edition_between_two_does_not_hide_their_likeness(seed, without):
+    books = {name: text for name, text in editions(seed).items() if name not in without}
+    assert {"丙", "乙"} in [{same.book, same.kept} for same in sketches(**books).same_books()]
+
+
+def test_every_two_of_many_that_share_a_passage_are_compared():
+    shared, text = pieces("共", 3), pieces("二", 6)
+    books = {f"书{n}": "\n".join(pieces(f"书{n}", 5) + shared) for n in range(300)}
+    for n in (77, 211):
+        books[f"书{n}"] = "\n".join([*shared, *text])
+    found = sketches(**books)
+    pairs = [{same.book, same.kept} for same in found.same_books()]
+    assert pairs == [{"书77", "书211"}]
+    assert set(found.same_paragraphs().query("document == 211")["line"]) == set(range(9))
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    """Five thousand books of one passage are 12 million pairs."""
+    shared, found = pieces("共", 1)[0], DuplicateIndex()
+    for number in range(5000):
+        own = random.Random(number).choices(COMMON, k=400)
+        found.add(f"{shared[: 400 + number % 300]}{number}\n{''.join(own)}", f"书{number}")
+    tracemalloc.start()
+    found.same_books()
+    found.same_paragraphs()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+
+
+CHAPTERS = [prose(f"章{n}", 30) for n in range(20)]
+UNWRAPPED = "\n".join(CHAPTERS)
+WRAPPED = "\n".join(re.findall(".{1,35}", UNWRAPPED))
+POSTER = "更多精彩小说尽在雪岭书屋欢迎各位书友前来阅读收藏推荐本站永久免费"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (
+            [(f"第{n}章", f"第{n}章\n{text}") for n, text in enumerate(CHAPTERS)],
+            [(f"part {n}", f"{text}\n{prose(f'多{n}', 1)}") for n, text in enumerate(CHAPTERS)],
+        ),
+        ([("", UNWRAPPED)], [("", WRAPPED + prose("多", 9))]),
+        ([("", UNWRAPPED)], [("", UNWRAPPED.replace("。\n", f"。{POSTER}\n"))]),
+        ([("", UNWRAPPED)], [("", UNWRAPPED.replace("不", "\ufffd") + prose("多", 9))]),
+        (
+            [("", UNWRAPPED)],
+            [("", UNWRAPPED.replace("家。", "www.xueling.com。") + prose("多", 9))],
+        ),
+        ([("", UNWRAPPED + prose("多", 9))], [("", UNWRAPPED)]),
+    ],
+    ids=["chapters", "paragraphs", "advertisements", "damage", "addresses", "longer"],
+)
+@pytest.mark.parametrize("names", ["甲乙", "乙甲"])
+def test_the_better_edition_is_kept(better, worse, names):
+    found = DuplicateIndex()
+    for name, chapters in zip(names, (better, worse), strict=True):
+        for heading, text in chapters:
+            found.add(text, name, heading)
+    assert [(same.kept, same.book) for same in found.same_books()] == [tuple(names)]

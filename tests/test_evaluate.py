@@ -311,7 +311,7 @@ def test_a_budget_of_time_cuts_the_samples(config, caplog):
 
 
 def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
-    assert gate_failures(card, config.evaluation) == []
+    assert list(gate_failures(card, config.evaluation)) == []
     bad = copy.deepcopy(card)
     bad["copied"] = [{"length": 41, "title": "某书 第一章", "generated": "…【抄来的】…"}]
     rows = {row["name"]: row for row in bad["metrics"]}

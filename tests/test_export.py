@@ -145,7 +145,7 @@ def test_what_is_no_adapter_of_this_base_is_named_by_its_folder(run, tmp_path, c
     assert main([str(run)]) == 3
     said = capsys.readouterr().err
     assert f"{tmp_path}: no finished adapter" in said and f"{run}: the adapter does not fit" in said
-    assert f"{run / 'adapter_config.json'} names its base" in said and ".merged-" not in said
+    assert "no/base (missing)" in said and "--base-model" in said and ".merged-" not in said
     settings = json.loads((run / "adapter_config.json").read_text())
     settings["trainable_token_indices"] = [1, 2]
     (run / "adapter_config.json").write_text(json.dumps(settings))

@@ -77,7 +77,7 @@ class Launch:
 
     def end(self):
         """Wait for the end: exit status and last line."""
-        status = self.process.wait(timeout=300)
+        status = self.process.wait(timeout=900)
         said = self.said()
         assert "Traceback" not in said, said[-3000:]
         return status, said.strip().splitlines()[-1]
@@ -87,7 +87,7 @@ class Launch:
         return self._log.read()
 
     def _until(self, true):
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not true():
             assert self.process.poll() is None, self.said()[-3000:]
             assert time.monotonic() < deadline, self.said()[-3000:]
@@ -164,7 +164,7 @@ def test_a_launcher_that_is_killed(launch, golden):
     with pytest.raises(MachineError, match=f"process {launched.process.pid} on"):
         run.locked(launched.folder).__enter__()
     workers[0].resume()
-    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not psutil.wait_procs(workers, timeout=120)[1]
     assert steps(launched.folder)[-1] in range(6, 9)
     check_goes_on(launch, golden)
 
@@ -211,7 +211,7 @@ def test_a_rank_that_does_not_answer(launch):
     launched = launch(training__ddp_timeout=6).at(6)
     waiting, silent = launched.rank(0), launched.rank(1)
     silent.suspend()
-    waiting.wait(timeout=60)
+    waiting.wait(timeout=300)
     silent.resume()  # or torchrun waits half a minute before it kills it
     status, said = launched.end()
     assert status == 75 and "gone or does not answer" in said and "checkpoint-4 is whole" in said

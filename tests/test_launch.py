@@ -143,7 +143,9 @@ def test_nothing_to_train_on_is_said_and_ends_with_3(launch, tmp_path, name, con
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(content, encoding="utf-8")
     general = "null" if name.startswith("novels") else name
-    places = (f"data.data_dir={novels}", f"data.general_file={general}")
+    places = [f"data.data_dir={novels}", f"data.general_file={general}"]
+    if "object" in said:  # or the file's size is refused before it is read
+        places += ["data.max_general_epochs=1000"]
     status, error = launch(*settings(*places, "data.processed_data_file=mixture"))
     assert status == 3, error
     assert said in error and "Traceback" not in error
@@ -249,7 +251,7 @@ def test_novels_lying_in_data_are_found_by_an_old_config(launch, tmp_path):
     assert status == 5 and "Qwen/Qwen3-8B" in error and "HF_ENDPOINT" in error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("甲", "乙"):
@@ -264,7 +266,7 @@ def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     finished = subprocess.run(
         [sys.executable, str(PROJECT / "launch_ddp.py"), "--config", "train_config.yaml",
          "--nproc", "1", *settings("evaluation.minutes=0.01")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "output/wuxia_lora/adapter_model.safetensors").is_file()

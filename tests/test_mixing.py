@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,16 @@ import pytest
 from wuxia_core import mix
 from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError, MachineError
-from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.evaluate.statistics import FEWEST
+from wuxia_core.mixing import (
+    encode_passage,
+    find_texts,
+    held_out_windows,
+    open_run_mixture,
+    train_windows,
+)
 from wuxia_core.mixing.windows import Encoder
+from wuxia_core.preflight.plan import estimated_text
 from wuxia_core.run import open_folder
 
 COMMON = (
@@ -44,7 +53,7 @@ def library(tmp_path, config):
     general = "\n".join("".join(sentence(f"general{k}之{j}") for j in range(8)) for k in range(60))
     (folder / "general.txt").write_text(general, encoding="utf-8")
     config.data.data_dir = str(folder)
-    config.data.general_file = None
+    config.data.general_file, config.data.val_ratio = None, 0.2
     return folder
 
 
@@ -60,11 +69,130 @@ def test_novels_are_split_by_whole_books(library, config):
     assert splits == {"长": ["train"], "中": ["train"], "短": ["validation"]}
 
 
-def test_a_single_book_is_split_by_chapters(library, config):
-    (library / "中.txt").unlink()
-    (library / "短.txt").unlink()
-    documents = mix(config).documents.query("source == 'wuxia'")
-    assert documents.groupby("split").size().to_dict() == {"train": 8, "validation": 2}
+def write_novel(path, chapters, lines=12):
+    """A novel of so many chapters of about 360 characters."""
+    path.parent.mkdir(exist_ok=True)
+    parts = [
+        f"第{n}章 {path.stem}\n" + "\n".join(sentence(f"{path.stem}{n}之{k}") for k in range(lines))
+        for n in range(1, chapters + 1)
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return parts
+
+
+def novels_of(mixture):
+    return mixture.outline.query("source == 'wuxia'")
+
+
+def held_out_share(mixture):
+    novels = novels_of(mixture)
+    held_out = novels["characters"].where(novels["split"] == "validation", 0)
+    return held_out.sum() / novels["characters"].sum()
+
+
+@pytest.mark.parametrize(
+    ("chapters", "ratio", "books"),
+    [
+        (
+            {"甲": 52, "乙": 48},
+            0.1,
+            {"甲"},
+        ),  # no book is near: the end of the last in order of names
+        ({"甲": 52, "乙": 48}, 0.4, {"乙"}),
+        ({"甲": 40, "乙": 38, "丙": 9}, 0.1, {"丙"}),
+        ({"甲": 60, "乙": 35, "丙": 5}, 0.1, None),
+        ({"甲": 90}, 0.1, {"甲"}),
+        ({"甲": 90}, 0.5, {"甲"}),
+        ({f"书{n}": 7 for n in range(12)}, 0.1, None),
+        ({f"书{n}": 7 for n in range(12)}, 0.93, None),
+    ],
+)
+def test_the_held_out_share_is_near_what_is_asked(tmp_path, config, chapters, ratio, books, caplog):
+    for title, count in chapters.items():
+        write_novel(tmp_path / "novels" / f"{title}.txt", count)
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    config.data.val_ratio = ratio
+    caplog.set_level("INFO")
+    mixture = mix(config)
+    assert ratio * 2 / 3 <= held_out_share(mixture) <= ratio * 4 / 3
+    held_out = novels_of(mixture).query("split == 'validation'")
+    assert len(held_out) >= FEWEST and (books is None or set(held_out["book"]) == books)
+    assert f"held out: {mixture.preparation['held_out']}" in caplog.text
+    whole = len(held_out) == novels_of(mixture)["book"].isin(set(held_out["book"])).sum()
+    assert ("no whole book" in mixture.preparation["held_out"]) != whole
+    assert all(book in mixture.preparation["held_out"] for book in set(held_out["book"]))
+
+
+def test_a_note_beside_the_novels_is_no_book(tmp_path, config):
+    for title in ("甲", "乙", "丙"):
+        write_novel(tmp_path / "novels" / f"{title}.txt", 30)
+    note = (
+        "本目录收录武侠小说三部，均为网友整理，仅供阅读，请勿用于其他用途，谢谢合作，祝阅读愉快。"
+    )
+    (tmp_path / "novels" / "说明.txt").write_text(note, encoding="utf-8")
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    config.data.val_ratio = 0.1
+    mixture = mix(config)
+    splits = novels_of(mixture).groupby("book")["split"].agg(set)
+    assert splits["说明"] == {"train"} and "说明" not in mixture.preparation["held_out"]
+    assert 0.066 < held_out_share(mixture) < 0.134
+
+
+@pytest.mark.parametrize("chapters", [9, 12, 20])
+def test_the_scorecard_gets_the_chapters_that_it_needs_and_the_log_says_why(
+    tmp_path, config, chapters
+):
+    parts = write_novel(tmp_path / "novels" / "甲.txt", chapters)
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    mixture = mix(config)
+    held_out = mixture.documents.query("split == 'validation'")
+    assert held_out["text"].tolist() == parts[-FEWEST:]
+    assert f"the last 6 of the {chapters} chapters of 甲" in mixture.preparation["held_out"]
+    assert ("the scorecard needs 6" in mixture.preparation["held_out"]) == (chapters < 18)
+
+
+@pytest.mark.parametrize(
+    "name", ["{:04}", "{}", "第{}章", "{:03} 风起", "雪岭_{:02}", "第{}回 夜雨"]
+)
+def test_a_folder_of_numbered_chapters_is_one_book(tmp_path, config, name):
+    for title in ("甲", "乙"):
+        write_novel(tmp_path / "novels" / f"{title}.txt", 100)
+    (tmp_path / "novels" / "雪").mkdir()
+    for number, text in enumerate(write_novel(tmp_path / "丙.txt", 20), 1):
+        path = tmp_path / "novels" / "雪" / f"{name.format(number)}.txt"
+        path.write_text(text, encoding="utf-8")
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    config.data.val_ratio = 0.1
+    mixture = mix(config)
+    novels = novels_of(mixture)
+    assert set(novels["book"]) == {"甲", "乙", "雪/"}
+    assert novels.query("book == '雪/'")["chapter"].tolist() == [
+        f"第{n}章 丙" for n in range(1, 21)
+    ]
+    assert mixture.preparation["held_out"] == "9.1% of the novels (雪/)"
+
+
+def test_a_corpus_may_be_one_book_of_numbered_files_without_headings(tmp_path, config):
+    (tmp_path / "novels").mkdir()
+    for number in range(1, 31):
+        text = "\n".join(sentence(f"{number}之{k}") for k in range(12))
+        (tmp_path / "novels" / f"{number}.txt").write_text(text, encoding="utf-8")
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    config.data.val_ratio = 0.2
+    mixture = mix(config)
+    novels = novels_of(mixture)
+    assert set(novels["book"]) == {"novels/"}
+    assert [text[:30] for text in mixture.documents["text"]] == [
+        sentence(f"{n}之0") for n in range(1, 31)
+    ]
+    assert "the last 6 of the 30 chapters of novels/" in mixture.preparation["held_out"]
+
+
+def test_numbered_novels_are_books_of_their_own(tmp_path, config):
+    for number in range(1, 7):
+        write_novel(tmp_path / "novels" / f"{number:02} 书.txt", 80)
+    config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
+    assert novels_of(mix(config))["book"].nunique() == 6
 
 
 def test_windows_do_not_overlap_and_nothing_is_lost(library, config, tokenizer):
@@ -103,8 +231,8 @@ def test_without_general_text_it_says_so_and_goes_on(library, config, caplog):
 
 
 def test_general_text_is_not_repeated_unless_allowed(library, config, caplog):
-    config.data.general_ratio = 0.8
-    with pytest.raises(DataError, match=r"general_ratio 0.8 takes .* read .* times") as raised:
+    config.data.general_ratio = 0.6
+    with pytest.raises(DataError, match=r"general_ratio 0.6 takes .* read .* times") as raised:
         mix(config)
     ratio, epochs = re.findall(r"=([\d.]+\d)", str(raised.value))
     config.data.general_ratio = float(ratio)  # either remedy helps, and a little more does not
@@ -112,15 +240,47 @@ def test_general_text_is_not_repeated_unless_allowed(library, config, caplog):
     config.data.general_ratio += 0.002
     with pytest.raises(DataError):
         mix(config)
-    config.data.general_ratio, config.data.max_general_epochs = 0.8, float(epochs)
+    config.data.general_ratio, config.data.max_general_epochs = 0.6, float(epochs)
     mixture = mix(config)
     used = mixture.windows.query("source == 'general' and split == 'train'")
-    wanted = 4 * mixture.report.set_index("source").at["wuxia", "tokens"]
+    wanted = 1.5 * mixture.report.set_index("source").at["wuxia", "tokens"]
     assert abs((used["end"] - used["start"]).sum() - wanted) <= config.data.max_length
     times = used.groupby("start").size()
     assert times.max() - times.min() <= 1
     assert mixture.preparation["general_epochs"] == pytest.approx(times.mean(), rel=0.1)
     assert "general text is repeated" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_ratio_that_sizes_rule_out_is_refused_at_once(tmp_path, config, encoding):
+    write_novel(tmp_path / "novels" / "甲.txt", 900)
+    text = (tmp_path / "novels" / "甲.txt").read_text(encoding="utf-8")
+    (tmp_path / "novels" / "甲.txt").write_text(20 * text, encoding=encoding)
+    general = "\n".join("".join(sentence(f"general{k}之{j}") for j in range(8)) for k in range(900))
+    (tmp_path / "general.txt").write_text(general, encoding="utf-8")  # 0.65 MB beside 20 of novel
+    config.data.data_dir = str(tmp_path / "novels")
+    config.data.general_file, config.data.general_ratio = str(tmp_path / "general.txt"), 0.1
+    start = time.monotonic()
+    with pytest.raises(DataError) as raised:
+        mix(config)
+    assert time.monotonic() - start < 2
+    assert raised.value.exit_status == 3 and not (tmp_path / "mixture").exists()
+    said = str(raised.value)
+    assert (
+        re.search(r"come out as 0\.03\d", said) and "sizes" in said and "Add general text" in said
+    )
+    ratio, epochs = map(float, re.findall(r"=([\d.]+\d)", said))
+    assert 0.02 < ratio < 0.035 and 3.5 < epochs < 6
+    with pytest.raises(DataError):
+        estimated_text(config)
+
+
+def test_sizes_alone_refuse_only_what_is_sure(library, config):
+    config.data.general_ratio = 0.6  # a half more than there is: read before it is refused
+    find_texts(config)
+    (library / "general.txt").rename(library / "general.epub")
+    config.data.general_file, config.data.general_ratio = str(library / "general.epub"), 0.95
+    find_texts(config)
 
 
 def test_weights_repeat_training_text(library, config):
@@ -215,6 +375,7 @@ def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library
     assert lengths.max() == 128
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, config):
     config.save(library / "config.yaml")
     code = (
@@ -233,6 +394,7 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
     assert len(mix(config).tokens) and not left[0].exists()
 
 
+@pytest.mark.slow
 def test_a_build_keeps_the_old_mixture_until_the_new_one_is_in_its_place(
     library, config, monkeypatch
 ):
@@ -374,6 +536,16 @@ def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tok
         [mixture.tokens[a:b] for a, b in zip(rows["start"], rows["end"], strict=True)]
     )
     assert (tokens == tokenizer.eos_token_id).sum() == documents.sum()
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|mask|>", "<|end of text|>"])
+def test_letters_of_a_special_token_in_a_passage_stay_letters(tokenizer, token):
+    text = f"他说{token}便走了，{token}"
+    tokenizer(token)  # leaves the tokenizer set to find them
+    window, offsets = encode_passage(text, tokenizer, Segmenter())
+    assert not set(window.input_ids[1:]) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(window.input_ids[1:]) == text
+    assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
 
 
 def test_words_are_found_alike_by_bytes_and_by_offsets(tokenizer):

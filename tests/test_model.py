@@ -84,7 +84,7 @@ def test_an_adapter_of_another_base_is_named_with_the_shapes(tmp_path):
     with pytest.raises(DataError, match=r"does not fit data/tiny_base: .*\[.*32\].*\[.*256\]"):
         load_adapter(tmp_path)
     path.write_text(json.dumps(settings | {"base_model_name_or_path": "no/base"}))
-    with pytest.raises(MachineError, match=r"adapter_config\.json names its base"):
+    with pytest.raises(MachineError, match=r"no/base \(missing\).*\n.*adapter_config\.json"):
         load_adapter(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_the_mask_token_is_the_named_one_or_a_spare_row(tokenizer):
         mask_token_id(tokenizer, 8192, "<|endoftext|>")
     with pytest.raises(ConfigError, match=r"masking.mask_token <\|hole\|>: .* no such token"):
         mask_token_id(tokenizer, 8192, "<|hole|>")
-    with pytest.raises(ConfigError, match="no spare one"):
+    with pytest.raises(ConfigError, match="no spare row"):
         mask_token_id(plain, max(plain.get_vocab().values()) + 1)
 
 
@@ -146,7 +146,7 @@ def test_the_adapter_is_plain_peft(short_run):
     folder, _ = short_run
     finished = subprocess.run(
         [sys.executable, "-c", PLAIN, str(PROJECT / "data" / "tiny_base"), str(folder)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.startswith("剑光一闪")

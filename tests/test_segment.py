@@ -77,6 +77,15 @@ def test_a_lexicon_may_hold_comments_a_mark_and_spaces_around_words(tmp_path):
         ("甲乙\n \u3000\n", ":2: '' is no word; delete the blank line"),
         ("# 甲乙\n甲乙\n丙丁\n甲乙\n", ":4: 甲乙 stands already on line 2; delete one of them"),
         ("甲乙 3 n\n", ":1: 甲乙 3 n holds a space; write one word a line"),
+        ("断雁十三剑，白鹤亮翅\n", ":1: 断雁十三剑，白鹤亮翅 holds '，'; write one word a line"),
+        (
+            "甲乙\n断雁十三剑、白鹤亮翅",
+            ":2: 断雁十三剑、白鹤亮翅 holds '、'; write one word a line",
+        ),
+        ("白鹤亮翅|黑虎掏心", ":1: 白鹤亮翅|黑虎掏心 holds '|'; write one word a line"),
+        ("白鹤亮翅,黑虎掏心", ":1: 白鹤亮翅,黑虎掏心 holds ','; write one word a line"),
+        ("“白鹤亮翅”", ":1: “白鹤亮翅” holds '“'; write one word a line"),
+        ("白鹤\u200b亮翅", ":1: 白鹤\u200b亮翅 holds '\\u200b'; write one word a line"),
         ("甲乙\n剑\n", ":2: 剑 is one character, which cannot be cut; write the whole word"),
         ("甲乙\n丙丁\n".encode() + b"\xb0\xd7\n", ":3: byte 0xb0 is not UTF-8; save the file"),
         ("", ": holds no word; write one a line"),
@@ -90,6 +99,12 @@ def test_a_bad_lexicon_is_refused_with_file_line_value_and_remedy(tmp_path, cont
         read_lexicon(path)
     assert str(error.value).startswith(f"data.lexicon {path}{message}")
     assert "\n" not in str(error.value)
+
+
+def test_names_with_a_point_a_hyphen_or_digits_are_words(tmp_path):
+    words = ("阿·依古丽", "让-保罗", "Ａ计划", "𠮷祥铺", "第3式")
+    (tmp_path / "lexicon.txt").write_text("\n".join(words), encoding="utf-8")
+    assert read_lexicon(tmp_path / "lexicon.txt") == words
 
 
 def test_a_lexicon_that_is_not_there_is_named(tmp_path):

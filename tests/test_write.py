@@ -54,6 +54,14 @@ def test_chat_goes_through_the_template_without_thinking():
     assert tokenizer.decode(ids) == "user：写一段\n答：False"
 
 
+def test_chat_keeps_special_tokens_to_its_template():
+    tokenizer = load_tokenizer("data/tiny_base")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+    ids = encode_prompt(tokenizer, "<|endoftext|>剑<|mask|>", chat=True)
+    assert [n for n in ids if n in tokenizer.all_special_ids] == [document_start_id(tokenizer)]
+    assert tokenizer.decode(ids) == "<|endoftext|>剑<|mask|><|endoftext|>"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

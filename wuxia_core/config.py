@@ -32,6 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+LIST = Field(strict=False)  # YAML has no tuples
 
 
 class _Section(BaseModel):
@@ -73,7 +74,7 @@ class DataConfig(_Section):
     general_file: str | None = None
     """General text: a folder, a text file with a paragraph a line, or JSONL with `text`."""
     encoding: dict[str, str] = {}
-    """File name → Python's name of its encoding, where detection errs."""
+    """File name → the name of its encoding, where detection errs."""
     skip_cleaning: list[str] = []
     """Rules of wuxia_core/corpus/cleaning.py to leave out."""
     to_simplified: bool = False
@@ -97,14 +98,16 @@ class DataConfig(_Section):
     stride: Count | None = None
     """From window to window, tokens; null: max_length, so that nothing overlaps."""
     val_ratio: Share = 0.1
-    """Share of the characters held out, by whole books."""
+    """Share of the characters held out, by whole books where one is near."""
 
     @field_validator("encoding")
     @classmethod
     def _check_encodings(cls, names: dict[str, str]) -> dict[str, str]:
+        from wuxia_core.corpus import codec
+
         for file, name in names.items():
             try:
-                "".encode(name)
+                "".encode(codec(name))
             except LookupError:
                 raise ValueError(f"no encoding is called {name} ({file})") from None
         return names
@@ -123,8 +126,7 @@ class DataConfig(_Section):
     def _check_stride(self) -> Self:
         if self.stride is not None and self.stride > self.max_length:
             raise ValueError(
-                f"stride {self.stride} is longer than max_length {self.max_length}: text between "
-                "windows would be lost; leave stride out for windows without overlap"
+                f"stride {self.stride} exceeds max_length {self.max_length}: it skips text"
             )
         return self
 
@@ -136,19 +138,14 @@ class MaskingConfig(_Section):
     """Share of the maskable tokens that is masked."""
     span_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the masked tokens that lies in spans; the others are single."""
-    span_length: tuple[Count, Count] = (3, 5)
+    span_length: Annotated[tuple[Count, Count], LIST] = (3, 5)
     """Shortest and longest span, tokens."""
     span_unit: Literal["token", "word"] = "token"
     """Where spans start and end: at any token, or at the edges of words."""
-    corruption: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    corruption: Annotated[tuple[float, float, float], LIST] = (1.0, 0.0, 0.0)
     """Shares of the masked tokens that become the mask token, a random token, or stay."""
     mask_token: str | None = None
     """A token of the vocabulary to use as the mask token; null: a spare row of its table."""
-
-    @field_validator("span_length", "corruption", mode="before")
-    @classmethod
-    def _to_tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_masks(self) -> Self:
@@ -212,11 +209,9 @@ class TrainingConfig(_Section):
     def _check_together(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps is 0: give a number of steps, or -1 for num_train_epochs")
-        if self.objective == "mixed" and self.per_device_train_batch_size % 2:
-            raise ValueError(
-                "objective mixed masks half of a batch, and per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} is odd: make it even"
-            )
+        size = self.per_device_train_batch_size
+        if self.objective == "mixed" and size % 2:
+            raise ValueError(f"per_device_train_batch_size {size} is odd: make it even for mixed")
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true: choose one (bf16 on RTX 30 and later)")
         return self
@@ -280,6 +275,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    """Read `0100` as 100; what is not decimal (`0x10`, `1:30`) stays text, which no number is."""
+    digits = node.value.replace("_", "")
+    return int(digits) if digits.lstrip("+-").isdecimal() else str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
@@ -330,11 +332,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(problem).split())
+        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
     return {section: {} if keys is None else keys for section, keys in tree.items()}, places
 
 

@@ -3,9 +3,12 @@
 The message of every one of these says what, where and what to do; no traceback is shown for them.
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from safetensors import SafetensorError
 
 from wuxia_core.text import visible
 
@@ -64,6 +67,13 @@ class MachineError(WuxiaError):
     exit_status = 5
 
 
+def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of `python -m MODULE`, which shows its docstring as it is written."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    name = f"python -m {module}"
+    return argparse.ArgumentParser(name, description=description, formatter_class=as_written)
+
+
 def exit_status(work: Callable[[], object]) -> int:
     """Do what a command asks for and return its status; errors and Ctrl-C are said in a line."""
     try:
@@ -82,7 +92,8 @@ def raise_machine_error(what: str) -> Iterator[None]:
     """Raise `MachineError` where something cannot be written in here."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise MachineError(
-            f"{what}: cannot be written ({error.strerror}); free some space or name another folder"
+            f"{what}: cannot be written ({why}); free some space or name another folder"
         ) from None

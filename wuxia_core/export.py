@@ -10,26 +10,21 @@ config.yaml says which. The trained row of the mask token is left out: with a ti
 sampled.
 """
 
-import argparse
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from safetensors import SafetensorError
 
 from wuxia_core import model as models
 from wuxia_core.config import Config, load_config, locate
-from wuxia_core.errors import ConfigError, DataError, MachineError, WuxiaError, exit_status
-from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
+from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, raise_machine_error
+from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture, staged
 from wuxia_core.text import visible
 from wuxia_core.write import Sampling, encode_prompt
 
@@ -96,59 +91,28 @@ def export(
     if target.exists():
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
     script = _converter(to, llama_cpp) if to in CONVERTERS else None
-    with _staged(target) as work:
-        _write_plain(folder, base, work)
-        model, tokenizer = _load_plain(folder, work)
+    with raise_machine_error(f"--out {target}"), staged(target) as new:
+        model, tokenizer = _load_plain(folder, base), models.load_tokenizer(base)
         config, mixture = _run_of(folder)
         rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
         before = _log_probs(model, rows)
-        stored = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
-        dtype = str(stored).removeprefix("torch.")
-        _write(model, tokenizer, to, dtype, work)
-        del model  # there may be no room for two
+        dtype = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
+        _write(model, tokenizer, to, dtype, new)
         if script:
-            _convert(script, to, dtype, work)
-        said = _compare(before, _log_probs(_read_again(folder, to, work), rows), dtype)
+            _convert(script, to, dtype, new.parent)
+        if to != "gguf-adapter":
+            model = None  # there may be no room for two
+        said = _compare(before, _log_probs(_read_again(model, to, new), rows), dtype)
         start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
-        _describe(work, base, to, start, config, mixture)
+        _describe(folder, new, base, start, config, mixture)
     return f"{said}\nwritten: {target}"
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Give a folder to work in, whose folder `new` becomes `target` if all goes well."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
-            (Path(work) / "new").mkdir()
-            yield Path(work)
-            (Path(work) / "new").rename(target)
-    except (OSError, SafetensorError) as error:
-        remedy = "free some space, or name another folder"
-        raise MachineError(f"--out {target}: cannot be written ({error}); {remedy}") from None
-
-
-def _write_plain(folder: Path, base: str, work: Path) -> None:
-    """Copy an adapter as plain LoRA; older folders have the mask token's row within."""
-    from safetensors.torch import load_file, save_file
-
-    settings = models.adapter_settings(folder)
-    if len(settings.get("trainable_token_indices") or []) > 1:
+def _load_plain(folder: Path, base: str) -> "PeftModel":
+    """Load an adapter without the row of the mask token, its base not quantized."""
+    if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
         raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
-    weights = load_file(folder / models.ADAPTER_WEIGHTS)
-    plain = {name: w for name, w in weights.items() if "trainable_tokens" not in name}
-    settings |= {"trainable_token_indices": None, "base_model_name_or_path": base}
-    (work / "adapter").mkdir()
-    save_file(plain, work / "adapter" / models.ADAPTER_WEIGHTS, {"format": "pt"})
-    (work / "adapter" / models.ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-
-
-def _load_plain(folder: Path, work: Path) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load the copy of an adapter; what is wrong with it is wrong with `folder`."""
-    try:
-        return models.load_adapter(work / "adapter")
-    except WuxiaError as error:
-        raise type(error)(str(error).replace(str(work / "adapter"), str(folder))) from None
+    return models.attach_adapter(models.load_base(base, "float32"), folder, base, mask_row=False)
 
 
 def _run_of(folder: Path) -> tuple[Config | None, Mixture | None]:
@@ -189,14 +153,15 @@ def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Te
 
 
 def _write(
-    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", to: str, dtype: str, work: Path
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", to: str, dtype: str, new: Path
 ) -> None:
     """Write what is exported, or what a converter takes, with all files of the tokenizer."""
     import torch
 
-    folder = work / ("new" if to == "merged" else "base")
+    folder = new if to == "merged" else new.with_name("base")
     if to == "gguf-adapter":
         model.config.save_pretrained(folder)
+        model.save_pretrained(new.with_name("adapter"), save_embedding_layers=False)
     else:
         merged = model.merge_and_unload().to(getattr(torch, dtype))
         merged.config.use_cache = True  # off for the training only
@@ -233,19 +198,16 @@ def _convert(script: Path, to: str, dtype: str, work: Path) -> None:
         raise DataError(f"llama.cpp's {script.name} cannot convert it: {last}")
 
 
-def _read_again(folder: Path, to: str, work: Path) -> "PreTrainedModel | PeftModel":
-    """Load what was written, in float32; an adapter in the place of the one it was made of."""
-    import torch
+def _read_again(model: "PeftModel | None", to: str, new: Path) -> "PreTrainedModel | PeftModel":
+    """Load what was written, in float32; an adapter in the place of that of `model`."""
     from transformers import AutoModelForCausalLM
 
     try:
-        if to == "gguf-adapter":
-            model, _ = _load_plain(folder, work)
-            _replace_lora(model, work / "new" / "adapter.gguf")
-            return model
-        settings = _gguf_settings(work / "new" / "model.gguf") if to == "gguf" else {}
+        if model is not None:
+            return _replace_lora(model, new / "adapter.gguf")
+        settings = _gguf_settings(new / "model.gguf") if to == "gguf" else {}
         load = AutoModelForCausalLM.from_pretrained
-        return load(work / "new", dtype=torch.float32, **settings).eval()
+        return load(new, dtype="float32", **settings).eval()
     except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
@@ -263,16 +225,14 @@ def _gguf_settings(path: Path) -> dict[str, Any]:
     return {"gguf_file": path.name, "config": config}
 
 
-def _replace_lora(model: "PeftModel", path: Path) -> None:
+def _replace_lora(model: "PeftModel", path: Path) -> "PeftModel":
     """Put a GGUF adapter in place of a model's, by llama.cpp's names of the layers."""
     import torch
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
     from peft.tuners.lora import LoraLayer
 
     reader = GGUFReader(path)
-    kind, alpha = (
-        reader.fields[key].contents() for key in ("general.architecture", "adapter.lora.alpha")
-    )
+    kind = reader.fields["general.architecture"].contents()
     (number,) = (number for number, name in MODEL_ARCH_NAMES.items() if name == kind)
     names = get_tensor_name_map(number, model.config.num_hidden_layers)
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
@@ -281,29 +241,30 @@ def _replace_lora(model: "PeftModel", path: Path) -> None:
             known = names.get_name(name)
             layer.lora_A["default"].weight.data = tensors.pop(f"{known}.weight.lora_a")
             layer.lora_B["default"].weight.data = tensors.pop(f"{known}.weight.lora_b")
+            alpha = reader.fields["adapter.lora.alpha"].contents()
             layer.scaling["default"] = alpha / layer.r["default"]  # as llama.cpp has it
     if tensors:
         raise ValueError(f"the adapter has no {', '.join(tensors)}")
+    return model
 
 
 def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
     """Say how far log p is from the adapter's; `DataError` where that is too far."""
     change, limit = (after - before).abs(), LIMITS[dtype]
-    said = (
-        f"largest |Δ log p| of {len(change):,} tokens {change.max():.2g}, mean {change.mean():.2g}"
-    )
-    if not change.max() <= limit:
+    most, mean = change.max(), change.mean()
+    said = f"largest |Δ log p| of {len(change):,} tokens {most:.2g}, mean {mean:.2g}"
+    if not most <= limit:
         raise DataError(f"not exported, for it computes something else: {said}, limit {limit:g}")
     return f"{said} (limit in {dtype} {limit:g})"
 
 
 def _describe(
-    work: Path, base: str, to: str, start: str, config: Config | None, mixture: Mixture | None
+    folder: Path, new: Path, base: str, start: str, config: Config | None, mixture: Mixture | None
 ) -> None:
     """Write a model card, and for Ollama how to continue text as the scorecard's passages were."""
-    folder = locate(base).resolve() if locate(base).is_dir() else None
-    card = {"base": folder.name if folder else base, "start": start, "titles": "not known"}
-    lora = models.adapter_settings(work / "adapter")
+    place = locate(base).resolve() if locate(base).is_dir() else None
+    card = {"base": place.name if place else base, "start": start, "titles": "not known"}
+    lora = models.adapter_settings(folder)
     settings = {"lora": {key: lora[key] for key in ("r", "lora_alpha", "target_modules")}}
     if config:
         settings |= config.model_dump(mode="json", include={"masking", "training"})
@@ -312,21 +273,17 @@ def _describe(
         titles = mixture.outline["book"][mixture.outline["split"] == TRAIN].unique()
         card["titles"] = "、".join(f"《{visible(title)}》" for title in titles)
     card["settings"] = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-    (work / "new" / "README.md").write_text(CARD.format(**card), encoding="utf-8")
-    if to in CONVERTERS:
-        adapter = f"FROM {folder or base}\nADAPTER ./adapter.gguf"
-        origin = "FROM ./model.gguf" if to == "gguf" else adapter
+    (new / "README.md").write_text(CARD.format(**card), encoding="utf-8")
+    for path in new.glob("*.gguf"):
+        adapter = f"FROM {place or base}\nADAPTER ./{path.name}"
+        origin = adapter if path.name == "adapter.gguf" else f"FROM ./{path.name}"
         text = MODELFILE.format(origin=origin, start=start, **vars(Sampling()))
-        (work / "new" / "Modelfile").write_text(text, encoding="utf-8")
+        (new / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m wuxia_core.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("wuxia_core.export", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("--to", choices=["merged", *CONVERTERS], default="merged")
     parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/ and --to)")

@@ -12,7 +12,7 @@ two blocks touch, so that shuffled tiles are a random arrangement.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -36,6 +36,7 @@ Ints = npt.NDArray[np.int64]
 Kinds = npt.NDArray[np.int8]
 Tokens = npt.NDArray[np.int32]
 Keys = Sequence[int] | Ints
+Shares = tuple[float, float, float]
 
 FOR_MASKS, FOR_ACTIONS, FOR_TOKENS = 0, 1, 2  # what a window's generators draw
 
@@ -81,18 +82,12 @@ class SpanMasker:
         if not 0 <= self.span_ratio <= 1:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
-            raise ConfigError(
-                f"masking.span_length {list(self.span_length)}: must be [shortest, longest], the "
-                "shortest first and at least 1"
-            )
-        if self.seed < 0:
-            raise ConfigError(f"training.seed {self.seed}: must be at least 0")
+            lengths = list(self.span_length)
+            raise ConfigError(f"masking.span_length {lengths}: must be [shortest, longest]")
         if not 0 < self.mask_ratio <= self.largest_ratio:
             largest = math.floor(1000 * self.largest_ratio) / 1000
-            raise ConfigError(
-                f"masking.mask_ratio {self.mask_ratio}: must lie in (0, {largest:.3f}]; "
-                "above that no unmasked token is left between two masked blocks"
-            )
+            bounds = f"(0, {largest:.3f}], to leave a token between two masked blocks"
+            raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: must lie in {bounds}")
 
     @property
     def largest_ratio(self) -> float:
@@ -219,19 +214,13 @@ class SpanMasker:
         return [end for end in ends if begins_word[end]]
 
 
-def coverage(
-    masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int, word_ids: Tokens | None = None
-) -> Floats:
+def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Floats:
     """Share of the maskable tokens that was masked at least once after each epoch, (epochs,).
 
     Independent draws would cover 1 - (1 - mask_ratio)^E after E epochs: 0.15, 0.2775, 0.3859, ….
     """
-    seen = np.zeros(maskable.shape, np.bool_)
-    shares = []
-    for epoch in range(epochs):
-        seen |= masker.kinds(maskable, keys, epoch, word_ids) > KEPT
-        shares.append(seen.sum() / maskable.sum())
-    return np.array(shares)
+    masked = np.stack([masker.kinds(maskable, keys, epoch) > KEPT for epoch in range(epochs)])
+    return np.asarray(np.maximum.accumulate(masked).sum((1, 2)) / maskable.sum())
 
 
 def _generator(purpose: int, seed: int, epoch: int, key: int) -> Generator:
@@ -305,7 +294,7 @@ class Corruption:
 
     mask_token_id: int  # the row that the adapter trains
     ordinary_ids: Ints  # (N,), what a random token is drawn from: no special token is among them
-    shares: tuple[float, float, float] = (1.0, 0.0, 0.0)  # of the masked: mask, random, unchanged
+    shares: Shares = (1.0, 0.0, 0.0)  # of the masked: mask, random, unchanged
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -313,11 +302,7 @@ class Corruption:
 
     @classmethod
     def of(
-        cls,
-        tokenizer: "PreTrainedTokenizerBase",
-        mask_token_id: int,
-        shares: tuple[float, float, float] = (1.0, 0.0, 0.0),
-        seed: int = 0,
+        cls, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int, shares: Shares, seed: int = 0
     ) -> Self:
         """Draw random tokens from all of a tokenizer's that are neither special nor added."""
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
@@ -347,13 +332,10 @@ class Corruption:
         return np.stack([_generator(purpose, self.seed, epoch, key).random(count) for key in keys])
 
 
-def check_shares(shares: tuple[float, float, float]) -> None:
+def check_shares(shares: Shares) -> None:
     """Refuse shares that are negative or do not add up to 1."""
     if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN too
-        raise ConfigError(
-            f"masking.corruption {list(shares)}: must be three shares (mask token, random token, "
-            "unchanged) of at least 0 that add up to 1"
-        )
+        raise ConfigError(f"masking.corruption {list(shares)}: must be three shares of 1 in all")
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> Ints:
@@ -408,10 +390,6 @@ class MaskCollator:
     special_ids: frozenset[int]
     objective: str = "masked"
     span_unit: str = "token"
-
-    def for_objective(self, objective: str) -> Self:
-        """Give the same collator for another objective."""
-        return replace(self, objective=objective)
 
     def __call__(self, windows: Sequence[Window]) -> "dict[str, torch.Tensor]":
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""

@@ -31,13 +31,10 @@ ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
-def weights_dtype(config: Config) -> "torch.dtype":
+def weights_dtype(config: Config) -> str:
     """Give the precision the base is loaded in: bfloat16 or float16 if configured, else float32."""
-    import torch
-
-    if config.training.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.training.fp16 else torch.float32
+    training = config.training
+    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
 
 
 def base_path(config: ModelConfig) -> str:
@@ -57,10 +54,9 @@ def base_path(config: ModelConfig) -> str:
     try:
         return str(snapshot_download(name))
     except (OSError, ValueError, HubError) as error:
-        raise MachineError(
-            f"cannot download the model {name} from ModelScope ({str(error).splitlines()[0]}); "
-            "download it where there is a network and point model.model_name_or_path at its folder"
-        ) from None
+        first = str(error).splitlines()[0]
+        remedy = "download it elsewhere, and name its folder as model.model_name_or_path"
+        raise MachineError(f"cannot get {name} from ModelScope ({first}); {remedy}") from None
 
 
 def load_base(
@@ -73,26 +69,20 @@ def load_base(
 
     Raises `MachineError` where the folder is missing and the hub cannot be reached.
     """
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings = {"dtype": dtype, "use_safetensors": True, **_quantized(quantization, dtype)}
+    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization != "none":
+        device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+        how = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
+        bits = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
+        settings |= {"quantization_config": bits, "device_map": {"": device}}
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel = _fetch(name, load)
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
     return base
-
-
-def _quantized(quantization: str, dtype: "torch.dtype | str") -> dict[str, Any]:
-    if quantization == "none":
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    settings = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
-    bits = BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": bits, "device_map": {"": device}}
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -114,10 +104,10 @@ def tokenizer_files(name: str) -> list[Path]:
 
     Raises `MachineError` as `load_tokenizer` does.
     """
-    from huggingface_hub import snapshot_download
-
     folder = locate(name)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
         download = partial(snapshot_download, allow_patterns=TOKENIZER_FILES)
         folder = Path(_fetch(name, download))
     return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
@@ -133,8 +123,9 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
         first = str(error).strip().splitlines()[0]
         raise MachineError(
             f"cannot load the model {name}: tried the folder {path} ({there}) and {hub} "
-            f"({first}).\nDownload it where there is a network and point model.model_name_or_path "
-            "at its folder, or set HF_ENDPOINT to a mirror you can reach."
+            f"({first}).\nDownload it where there is a network and name its folder: in a config as "
+            "model.model_name_or_path, for an adapter --base-model or in its adapter_config.json; "
+            "or set HF_ENDPOINT to a mirror you can reach."
         ) from None
 
 
@@ -161,16 +152,12 @@ def mask_token_id(
         known = tokenizer.get_vocab()
         mask_id = int(known.get("<|mask|>", max(known.values()) + 1))
         if mask_id >= vocab_size:
-            raise ConfigError(
-                f"model.model_name_or_path: its table of {vocab_size:,} rows has no spare one for "
-                "the mask token; name a token it can do without as masking.mask_token"
-            )
+            remedy = "name a token that the model can do without"
+            raise ConfigError(f"masking.mask_token: the table has no spare row; {remedy}")
         return mask_id
     ids: list[int] = tokenizer(name, add_special_tokens=False).input_ids
     if len(ids) != 1:
-        raise ConfigError(
-            f"masking.mask_token {name}: the model has no such token; omit it to take a spare row"
-        )
+        raise ConfigError(f"masking.mask_token {name}: the model has no such token; leave it out")
     if ids[0] in (document_start_id(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id):
         raise ConfigError(f"masking.mask_token {name}: begins or ends texts; name another")
     return ids[0]
@@ -285,35 +272,41 @@ def load_adapter(
     MachineError
         Where the base model cannot be loaded.
     """
-    import torch
-
     folder = Path(output_dir)
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
     written = folder / "config.yaml"
     config = load_config(written) if written.is_file() else None
-    trained = weights_dtype(config) if config else "auto"
-    dtype = torch.float32 if device == "cpu" else trained
-    try:
-        base = load_base(name, dtype, config.model.quantization if config else "none")
-    except MachineError as error:
-        raise MachineError(
-            f"{error}\n{folder / ADAPTER_CONFIG} names its base; where that has moved, "
-            "name the new place (write and export: --base-model FOLDER)"
-        ) from None
+    dtype = "float32" if device == "cpu" else weights_dtype(config) if config else "auto"
+    base = load_base(name, dtype, config.model.quantization if config else "none")
     if not getattr(base, "is_quantized", False):
         base = base.to(device)
-    return _attach_adapter(base, folder, name), load_tokenizer(name)
+    return attach_adapter(base, folder, name), load_tokenizer(name)
 
 
-def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    from peft import PeftModel
+def attach_adapter(
+    base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True
+) -> "PeftModel":
+    """Put a folder's adapter on its base, called `name`, with the mask token's row or without.
 
+    Raises `DataError` where it does not fit.
+    """
+    import peft
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    config, row = peft.PeftConfig.from_pretrained(str(folder)), None
+    if not mask_row:
+        config.trainable_token_indices = None
+    elif (folder / MASK_ROW).is_file():
+        with safe_open(folder / MASK_ROW, "pt") as file:
+            config.trainable_token_indices = [int(file.metadata()["mask_id"])]
+            row = file.get_tensor("mask_row")  # (1, hidden)
     try:
-        if (folder / MASK_ROW).is_file():
-            model = _with_mask_row(base, folder)
-        else:
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError) as error:
+        model = peft.get_peft_model(base, config)
+        names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        rows = {name: row for name in names if "lora_" not in name and row is not None}
+        peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS) | rows)
+    except (RuntimeError, ValueError, SafetensorError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
@@ -321,28 +314,6 @@ def _attach_adapter(base: "PreTrainedModel", folder: Path, name: str) -> "PeftMo
         ) from None
     patch_trainable_tokens(model)
     return model.eval()
-
-
-def _with_mask_row(base: "PreTrainedModel", folder: Path) -> "PeftModel":
-    """Put plain LoRA and the mask token's row together again, as they were trained."""
-    from peft import (
-        PeftConfig,
-        get_peft_model,
-        get_peft_model_state_dict,
-        set_peft_model_state_dict,
-    )
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    config = PeftConfig.from_pretrained(str(folder))
-    with safe_open(folder / MASK_ROW, "pt") as file:
-        config.trainable_token_indices = [int(file.metadata()["mask_id"])]
-        row = file.get_tensor("mask_row")  # (1, hidden)
-    model = get_peft_model(base, config)
-    names = get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = {name: row for name in names if "lora_" not in name}
-    set_peft_model_state_dict(model, weights | load_file(folder / ADAPTER_WEIGHTS))
-    return model
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

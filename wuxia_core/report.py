@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from string import Template
 
 import mistune
 import nbformat
@@ -24,21 +25,7 @@ from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status
 from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
-PAGE = """<!DOCTYPE html>
-<html lang="zh-Hans"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<style>
-:root {{ color-scheme: light dark }}
-body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word;
- font: 16px/1.6 "Noto Sans SC", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", sans-serif }}
-pre {{ font-size: 13px; padding: .5rem; background: rgba(128,128,128,.12); white-space: pre-wrap }}
-img {{ max-width: 100%; background: white }}
-table {{ border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto }}
-td, th {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid rgba(128,128,128,.4) }}
-</style></head><body>{body}</body></html>
-"""
+PAGE = Path(__file__).with_suffix(".html")
 
 
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
@@ -87,8 +74,8 @@ def export(executed: Path) -> Path:
             body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
         elif cell.cell_type == "code":
             body += f"<pre>{escape(cell.source)}</pre>{''.join(map(_output_html, cell.outputs))}"
-    page = executed.with_suffix(".html")
-    page.write_text(PAGE.format(title=escape(executed.stem), body=body), encoding="utf-8")
+    page, template = executed.with_suffix(".html"), Template(PAGE.read_text(encoding="utf-8"))
+    page.write_text(template.substitute(title=escape(executed.stem), body=body), encoding="utf-8")
     return page
 
 

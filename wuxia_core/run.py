@@ -46,14 +46,10 @@ def acquire(
     wanted = Path(config.training.output_dir).expanduser()
     folder = wanted if named else _newest(wanted) if resume else _first_free(wanted)
     if occupied(folder) and not resume:
-        raise ConfigError(
-            f"training.output_dir {folder}: already holds a run, which is never overwritten; go on "
-            "with it (--resume), or name another folder with --set training.output_dir=..."
-        )
+        remedy = "is never overwritten; go on with it (--resume), or name another folder"
+        raise ConfigError(f"training.output_dir {folder}: the run there {remedy}")
     if resume and not occupied(folder):
         raise ConfigError(f"--resume: no run in {folder}; name its folder or leave --resume out")
-    with raise_machine_error(f"training.output_dir {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder, rendezvous):
             yield folder
@@ -80,8 +76,7 @@ def _first_free(folder: Path) -> Path:
 def _newest(folder: Path) -> Path:
     """Find the last of the numbered folders whose run is not finished; the first without any."""
     runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
-    unfinished = [path for path in runs if not (path / ADAPTER_WEIGHTS).exists()]
-    return unfinished[-1] if unfinished else folder
+    return [folder, *(path for path in runs if not (path / ADAPTER_WEIGHTS).exists())][-1]
 
 
 def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
@@ -117,16 +112,15 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     ours["rendezvous"] = rendezvous
     with raise_machine_error(f"training.output_dir {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
         file = _share(path, ours)
     with file:
         file.seek(0)
         holder = json.load(file)
         if holder != ours and (rendezvous is None or holder["rendezvous"] != rendezvous):
-            raise MachineError(
-                f"{folder}: a run is at work there (of process {holder['pid']} on "
-                f"{holder['host']}); wait for it, stop it, or name another training.output_dir. "
-                f"If that machine is gone, delete {path}"
-            )
+            who = f"process {holder['pid']} on {holder['host']}"
+            remedy = f"stop it, or name another folder; if that machine is gone, delete {path}"
+            raise MachineError(f"{folder}: a run is at work there, of {who}; {remedy}")
         try:
             yield
         finally:
@@ -256,8 +250,7 @@ def clear_staging(folder: Path) -> None:
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
     """Read what a whole checkpoint says of itself."""
-    facts: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    return facts
+    return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 
 
 def versions() -> dict[str, str]:
@@ -296,14 +289,11 @@ def check_unchanged(
     differing = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]
     if manifest_of(config) != read_manifest(folder, "mixture.json"):
         differing.append(f"the texts, or how they are cut, are not those in {folder}/mixture.json")
-    what = "\n  ".join(differing)
-    if differing and not insist:
-        raise ConfigError(
-            f"--resume: this would be another run than the one in {folder}:\n  {what}\n"
-            "Set them back, or insist with --allow-changed"
-        )
     if differing:
-        logger.warning("--allow-changed: from here on it is another run:\n  %s", what)
+        what = "\n  ".join([f"another run than the one in {folder}:", *differing])
+        if not insist:
+            raise ConfigError(f"--resume: {what}\nSet them back, or insist with --allow-changed")
+        logger.warning("--allow-changed: from here on it is %s", what)
 
 
 def _settings(config: Config) -> dict[str, Any]:

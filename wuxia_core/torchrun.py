@@ -32,8 +32,20 @@ class Processes:
     rendezvous: str | None = None  # HOST:PORT
 
     def __post_init__(self) -> None:
-        if self.rendezvous is not None:
-            check_endpoint(self.rendezvous)
+        """Refuse an address that is none, before anything is prepared.
+
+        Raises `ConfigError` where it is not HOST:PORT, `MachineError` where no such host is known.
+        """
+        if self.rendezvous is None:
+            return
+        flag = f"--rdzv-endpoint {self.rendezvous}"
+        host, _, port = self.rendezvous.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"{flag}: must be HOST:PORT, such as 10.0.0.1:29400")
+        try:
+            socket.getaddrinfo(host, int(port))
+        except OSError as error:
+            raise MachineError(f"{flag}: no such host ({error.strerror})") from None
 
     @property
     def total(self) -> int:
@@ -45,27 +57,8 @@ class Processes:
         here = f"--nproc-per-node={self.here}"
         if self.rendezvous is None:
             return ["--standalone", here]
-        meet = f"--rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d --rdzv-id=wuxia"
-        return [
-            here,
-            f"--nnodes={self.machines}",
-            f"--rdzv-conf=join_timeout={JOIN}",
-            *meet.split(),
-        ]
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Refuse an address that is none, before anything is prepared.
-
-    Raises `ConfigError` where it is not HOST:PORT, `MachineError` where no such host is known.
-    """
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--rdzv-endpoint {endpoint}: must be HOST:PORT, such as 10.0.0.1:29400")
-    try:
-        socket.getaddrinfo(host, int(port))
-    except OSError as error:
-        raise MachineError(f"--rdzv-endpoint {endpoint}: no such host ({error.strerror})") from None
+        meet = f"--nnodes={self.machines} --rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d"
+        return [here, *meet.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN}"]
 
 
 class Ended(WuxiaError):

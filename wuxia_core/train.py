@@ -31,11 +31,15 @@ from wuxia_core import model, run
 from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.preflight import advice, read_shape, this_device
-from wuxia_core.trainer import KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
+from wuxia_core.trainer import JUDGED_BY, KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
-NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_total_limit"}
+LESS_MEMORY = (
+    "what saves some, the least harmful first: --set training.gradient_checkpointing=true, half of "
+    "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, --set "
+    "model.quantization=8bit, a smaller data.max_length, a smaller model"
+)
+NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience"}
 
 
 def parse() -> Namespace:
@@ -80,11 +84,13 @@ def train(options: Namespace) -> None:
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
     args, stop = arguments(config, options), StopOnSignal()
     set_seed(config.training.seed)
-    callbacks = [stop, *run_callbacks(folder, measure=options.measure)]
+    callbacks = [stop, *run_callbacks(measure=options.measure)]
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
         run.clear_staging(folder)
+    step = run.step_of(start) if start else 0
+    trainer.note({"event": "resumed" if step else "started", "step": step})
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if stop.stopped_at:
         raise Stopped(f"by a signal at step {stop.stopped_at}")
@@ -106,18 +112,16 @@ def make_trainer(
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
     facts = dependencies(folder, base)
     if start and not options.allow_changed and run.manifest(start)["base"] != facts["base"]:
-        raise ConfigError(
-            f"--resume: {start} was trained on other weights than those of {name} now; put them "
-            "back, or insist with --allow-changed"
-        )
+        remedy = "put them back, or insist with --allow-changed"
+        raise ConfigError(f"{start} was trained on other weights than {name} has; {remedy}")
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
-    if args.eval_strategy != "no":
-        at = run.step_of(start) if start else 0
-        callbacks.append(KeepBest(folder, config.training.early_stopping_patience, at))
+    if "wuxia" in held_out:
+        args.metric_for_best_model = JUDGED_BY
+        callbacks.append(KeepBest(folder, config.training.early_stopping_patience))
     trainer = SpanTrainer(
         model=model.add_adapter(base, config.model, mask_id),
         args=args,
@@ -127,7 +131,7 @@ def make_trainer(
         compute_loss_func=model.masked_cross_entropy,
         callbacks=callbacks,
     )
-    trainer.facts, trainer.checkpoints_kept = facts, config.training.save_total_limit
+    trainer.facts = facts
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -160,20 +164,12 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
         return error
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
-        return out_of_memory(folder, first)
+        return MachineError(f"out of GPU memory ({first}); {LESS_MEMORY}")
     if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
         return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):
         return RankLost(f"another process is gone or does not answer ({first})")
     return None
-
-
-def out_of_memory(folder: Path, message: str) -> MachineError:
-    """Say what saves memory, as the plan before the run does."""
-    config = load_config(folder / "config.yaml")
-    device = this_device(int(os.environ.get("WORLD_SIZE", 1)))
-    changes = advice(config, read_shape(config.model), device)
-    return MachineError("\n".join([f"out of GPU memory ({message}). What to change:", *changes]))
 
 
 def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:

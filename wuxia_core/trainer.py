@@ -13,6 +13,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from wuxia_core import run
-from wuxia_core.errors import ConfigError, MachineError, NonFiniteError
+from wuxia_core.errors import MachineError, NonFiniteError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS, write_adapter
@@ -40,41 +41,13 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Progress(ProgressCallback):
-    """The bar alone, with the newest figures behind it; all of them are in `metrics.jsonl`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: dict[str, str] = {}
+    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show losses and tokens a second."""
-        shown = [name for name in logs if name.endswith(("loss", "tokens_per_second"))]
-        self._shown |= {name: f"{logs[name]:,.3f}" for name in shown}
+        """Show the losses of this row."""
         if self.training_bar is not None:
-            self.training_bar.set_postfix(self._shown)
-
-
-class MetricsFile(TrainerCallback):
-    """Append what is logged to `metrics.jsonl`, and when the run starts, resumes and saves."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note where this attempt starts."""
-        self._write(state, {"event": "resumed" if state.global_step else "started"})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Note the figures."""
-        self._write(state, logs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Note the checkpoint, which has its place by now."""
-        self._write(state, {"event": "checkpoint"})
-
-    def _write(self, state: Any, row: dict[str, Any]) -> None:
-        if state.is_world_process_zero:
-            run.append(self._folder, {"step": state.global_step, "time": time.time(), **row})
+            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
+            self.training_bar.set_postfix(losses)
 
 
 class FirstSteps(TrainerCallback):
@@ -86,14 +59,9 @@ class FirstSteps(TrainerCallback):
     def __init__(self, *, stop: bool) -> None:
         self._stop, self._done, self._seconds, self._tokens = stop, 0, 0.0, 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Refuse to measure a run that is over before it is warm."""
-        if self._stop and state.max_steps <= WARM_UP:
-            raise ConfigError(f"--measure: needs a run of more than {WARM_UP} steps")
-
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; between steps held-out text is measured and checkpoints are saved."""
-        if self._done == WARM_UP:
+        if self._done == min(WARM_UP, state.max_steps - 1):
             self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
         self._seconds -= time.monotonic()
 
@@ -101,18 +69,17 @@ class FirstSteps(TrainerCallback):
         """Stop the clock; say what it shows after the twentieth step."""
         self._seconds += time.monotonic()
         self._done += 1
-        if self._done != min(TIMED_STEPS, state.max_steps) or self._done <= WARM_UP:
+        if self._done != min(TIMED_STEPS, state.max_steps):
             return
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
-            timed = self._done - WARM_UP
+            timed = self._done - min(WARM_UP, state.max_steps - 1)
             a_step = self._seconds / timed
             tokens = (state.num_input_tokens_seen - self._tokens) / self._seconds
             tqdm.write(
                 f"measured over {timed} steps: {a_step:.2f} s a step, {tokens:,.0f} "
                 f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
-                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps, "
-                "held-out measurements not counted"
+                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps"
             )
 
 
@@ -123,9 +90,9 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_callbacks(folder: Path, *, measure: bool) -> list[TrainerCallback]:
-    """Build the callbacks that show, log, time and check the steps of every run."""
-    return [MetricsFile(folder), StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
+def run_callbacks(*, measure: bool) -> list[TrainerCallback]:
+    """Build the callbacks that show, time and check the steps of every run."""
+    return [StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
 
 
 class AtomicTrainer(Trainer):
@@ -136,26 +103,27 @@ class AtomicTrainer(Trainer):
     """
 
     facts: dict[str, Any]  # what a checkpoint's manifest says besides
-    checkpoints_kept: int
     _staging: Path | None = None
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
+        if self.is_world_process_zero():
+            now = {"step": self.state.global_step, "time": time.time()}
+            run.append(Path(self.args.output_dir), now | row)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
-        if problem:
-            self._tried(self._make_room, folder, run.FEWEST)
-            problem = self._tried(self._stage, model, trial) or self._tried(self._publish, folder)
-        self._tried(self._make_room, folder, self.checkpoints_kept)
-        if problem:
-            free = shutil.disk_usage(folder).free / 2**20
-            raise MachineError(
-                f"{folder}: the checkpoint of step {self.state.global_step} cannot be written "
-                f"({free:,.1f} MiB free; {problem}); free some space and go on with --resume from "
-                "the one before"
-            )
+        for _ in range(2):
+            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
+            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
+            if not problem:
+                return self.note({"event": "checkpoint"})
+        raise MachineError(
+            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
+            f"written ({problem}); free some space and go on with --resume from the one before"
+        )
 
     def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
         """Do something on all ranks; tell every rank the first thing that went wrong on any."""
@@ -166,10 +134,10 @@ class AtomicTrainer(Trainer):
             problem = (str(error).splitlines() or [type(error).__name__])[0]
         return next(filter(None, gather_object([problem])), None)  # waits for all
 
-    def _make_room(self, folder: Path, kept: int) -> None:
+    def _make_room(self, kept: int) -> None:
         if self.is_world_process_zero():
-            run.clear_staging(folder)
-            run.prune(folder, kept)
+            run.clear_staging(Path(self.args.output_dir))
+            run.prune(Path(self.args.output_dir), kept)
 
     def _stage(self, model: Any, trial: Any) -> None:
         self._staging = Path(self.args.output_dir) / f"{run.STAGING}{self.state.global_step}"
@@ -178,10 +146,11 @@ class AtomicTrainer(Trainer):
         finally:
             self._staging = None
 
-    def _publish(self, folder: Path) -> None:
+    def _publish(self) -> None:
         if not self.is_world_process_zero():
             return
-        step, ranks = self.state.global_step, self.args.world_size
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        ranks = self.args.world_size
         staged = folder / f"{run.STAGING}{step}" / f"checkpoint-{step}"
         if len(list(staged.glob("rng_state*"))) < ranks:
             raise OSError("not all ranks' files can be seen: do all machines share the folder?")
@@ -189,12 +158,22 @@ class AtomicTrainer(Trainer):
         run.publish(staged, folder)
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Put the files of the adapter into a folder."""
-    folder.mkdir(exist_ok=True)
+def best_adapter(folder: Path) -> Path | None:
+    """Find the best adapter so far, in a folder named after its step; None where there is none."""
+    whole = [path.parent for path in folder.glob(f"best-[1-9]*/{ADAPTER_WEIGHTS}")]
+    return max(whole, key=run.step_of, default=None)
+
+
+def save_best(model: Any, folder: Path, step: int) -> Path:
+    """Keep this adapter as the best, in place of the one before; return its folder."""
+    best = folder / f"best-{step}"
+    best.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         write_adapter(model, Path(staging))
-        _move_adapter(Path(staging), folder)
+        _move_adapter(Path(staging), best)
+    for path in set(folder.glob("best-[0-9]*")) - {best}:
+        shutil.rmtree(path)
+    return best
 
 
 def _move_adapter(source: Path, folder: Path) -> None:
@@ -204,26 +183,9 @@ def _move_adapter(source: Path, folder: Path) -> None:
         path.replace(folder / path.name)
 
 
-def best_adapter(folder: Path) -> Path | None:
-    """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"best-[0-9]*/{ADAPTER_WEIGHTS}")]
-    return max(whole, key=run.step_of, default=None)
-
-
-def save_best(model: Any, folder: Path, step: int) -> None:
-    """Keep this adapter as the best, instead of the one before."""
-    save_adapter(model, folder / f"best-{step}")
-    for path in folder.glob("best-[0-9]*"):
-        if run.step_of(path) != step:
-            shutil.rmtree(path)
-
-
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    if best := best_adapter(folder):
-        _move_adapter(best, folder)
-    else:
-        save_adapter(model, folder)
+    _move_adapter(best_adapter(folder) or save_best(model, folder, step=0), folder)
     for path in folder.glob("best-[0-9]*"):
         shutil.rmtree(path)
 
@@ -235,11 +197,10 @@ class StopOnNonFinite(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any, **_: Any
     ) -> None:
         """Look at the gradients, after clipping and after DDP has averaged them."""
-        if args.fp16:
-            return  # the loss scaler meets infinities on purpose and skips those steps
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._check(math.isfinite(norm), "gradient", state.global_step + 1)
+        if not args.fp16:  # its loss scaler meets infinities on purpose and skips those steps
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._check(math.isfinite(norm), "gradient", state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         """Look at the logged loss, which with fp16 is all there is to look at."""
@@ -247,10 +208,8 @@ class StopOnNonFinite(TrainerCallback):
 
     def _check(self, finite: bool, what: str, step: int) -> None:
         if not finite:
-            raise NonFiniteError(
-                f"the {what} at step {step} is not a finite number; nothing was saved from it. "
-                "Lower training.learning_rate, or look at the text of that step."
-            )
+            remedy = "lower training.learning_rate, or look at the text of that step"
+            raise NonFiniteError(f"the {what} at step {step} is not a finite number; {remedy}")
 
 
 class StopOnSignal(TrainerCallback):
@@ -282,41 +241,31 @@ class StopOnSignal(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    The last step is measured too. `patience` is a number of measurements, None for no early stop.
-    A run that resumes before the step of the kept adapter judges anew from there on.
+    Which one that is, `Trainer` notes in its state, and so in each checkpoint. `patience` is a
+    number of measurements, None for no early stop. A run that resumes before the step of the kept
+    adapter judges anew from there on.
     """
 
-    def __init__(self, folder: Path, patience: int | None, resumed_at: int) -> None:
+    def __init__(self, folder: Path, patience: int | None) -> None:
         self._folder, self._patience = folder, patience
-        rows = [row for row in run.read_rows(folder) if JUDGED_BY in row] if resumed_at else []
-        self._measured: dict[int, float] = {
-            row["step"]: row[JUDGED_BY] for row in rows if 0 < row["step"] <= resumed_at
-        }
-        kept = best_adapter(folder)
-        if kept is None or run.step_of(kept) != self.best:
-            self._measured = {}
 
-    @property
-    def best(self) -> int | None:
-        """The step whose adapter is kept, the first of equals; None before any was measured."""
-        return min(self._measured, key=lambda step: (self._measured[step], step), default=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have the last step measured."""
-        control.should_evaluate |= state.global_step == state.max_steps
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Forget a best adapter that is not there any more."""
+        kept = best_adapter(self._folder)
+        if kept is None or run.step_of(kept) != state.best_global_step:
+            state.best_metric = None
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
         """Save the adapter where it is the best so far; stop after `patience` that were not."""
         step = state.global_step
-        if not step or JUDGED_BY not in metrics:
-            return
-        self._measured[step] = metrics[JUDGED_BY]
-        if self.best == step and state.is_world_process_zero:
-            save_best(model, self._folder, step)
-        since = sum(later > (self.best or 0) for later in self._measured)
-        control.should_training_stop |= self._patience is not None and since >= self._patience
+        if state.best_metric is None or metrics[JUDGED_BY] < state.best_metric:
+            if step and state.is_world_process_zero:
+                save_best(model, self._folder, step)
+        elif self._patience:
+            since = (step - (state.best_global_step or 0)) / state.eval_steps
+            control.should_training_stop |= since >= self._patience
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
@@ -387,6 +336,7 @@ class SpanTrainer(AtomicTrainer):
             logs["memory_gib"] = peak_memory() / 2**30
             self._logged = now, seen
         super().log(logs, start_time)
+        self.note(logs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure and log each source's held-out windows.
@@ -396,8 +346,8 @@ class SpanTrainer(AtomicTrainer):
         """
         self.model.eval()
         batch = self.args.per_device_eval_batch_size
-        masked = self.data_collator.for_objective("masked")
-        plain = self.data_collator.for_objective("clm")
+        masked = replace(self.data_collator, objective="masked")
+        plain = replace(self.data_collator, objective="clm")
         metrics = {}
         for source, windows in self.eval_dataset.items():
             nats, tokens = self._nats(windows, masked, batch)

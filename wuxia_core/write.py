@@ -13,12 +13,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from wuxia_core.errors import ConfigError, DataError, exit_status
+from wuxia_core.errors import ConfigError, DataError, command_line, exit_status
 from wuxia_core.model import document_start_id, load_adapter
 from wuxia_core.text import visible
 
@@ -36,24 +36,19 @@ HALF = "\ufffd"  # of a character whose last bytes were not made any more
 class Sampling:
     """How a continuation is drawn; the same settings give the same text on the same machine."""
 
-    tokens: int = 200
-    temperature: float = 0.9  # 0: always the likeliest token
-    top_p: float = 0.95
-    repetition_penalty: float = 1.0
-    seed: int = 42
+    tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})
+    temperature: float = field(default=0.9, metadata={"range": (0, 10)})  # 0: the likeliest token
+    top_p: float = field(default=0.95, metadata={"range": (0.001, 1)})
+    repetition_penalty: float = field(default=1.0, metadata={"range": (0.1, 10)})
+    seed: int = field(default=42, metadata={"range": (0, 2**63 - 1)})
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where a setting is out of range."""
-        for name, fits, range_ in (
-            ("tokens", self.tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 10, "from 0 to 10"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("repetition_penalty", 0.1 <= self.repetition_penalty <= 10, "from 0.1 to 10"),
-            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
-        ):
-            if not fits:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: must be {range_}")
+        for setting in fields(self):
+            value, (low, high) = getattr(self, setting.name), setting.metadata["range"]
+            if not low <= value <= high:
+                flag = setting.name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value}: must be from {low:,} to {high:,}")
 
     def settings(self) -> dict[str, Any]:
         """Give what `model.generate` takes; other settings of the model's own are overruled."""
@@ -69,17 +64,13 @@ def continued(
     prompts: Sequence[list[int]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`.
-
-    Each prompt stands behind the end-of-text token that starts a document.
-    """
+    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`."""
     import torch
 
-    start, longest = document_start_id(tokenizer), max(map(len, prompts)) + 1
-    rows = [[start] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
-    seen = [[0] * (longest - len(ids) - 1) + [1] * (len(ids) + 1) for ids in prompts]
+    end, longest = tokenizer.eos_token_id, max(map(len, prompts))
+    rows = [[end] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
+    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
-    end = tokenizer.eos_token_id
     with torch.inference_mode():
         output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
     texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
@@ -97,6 +88,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
     if not tokenizer.chat_template:
         raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
     how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    how["sanitize_control_tokens"] = True  # those of the prompt; the template's own stay
     turn = [{"role": "user", "content": prompt}]
     return list(tokenizer.apply_chat_template(turn, **how))
 
@@ -128,27 +120,18 @@ def stream(
     if not 0 <= strength <= STRONGEST:
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
-    _check_length(model, len(ids), sampling.tokens)
-    row = torch.tensor([ids], device=model.device)
-    ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
-    how = sampling.settings() | {"eos_token_id": ends, "pad_token_id": tokenizer.eos_token_id}
-    how |= {"attention_mask": torch.ones_like(row), "streamer": _streamer(tokenizer, echo)}
-    scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
-    with ONE_AT_A_TIME, torch.random.fork_rng(), torch.inference_mode(), scaled:
-        torch.manual_seed(sampling.seed)
-        output = model.generate(row, **how)
-    text = str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
-    return text.rstrip(HALF)
-
-
-def _check_length(model: "PeftModel", prompt: int, tokens: int) -> None:
-    """Refuse a prompt that leaves no room in the model's context for so many tokens."""
     context = getattr(model.config, "max_position_embeddings", math.inf)
-    if prompt + tokens > context:
-        raise DataError(
-            f"a prompt of {prompt:,} tokens and {tokens:,} more do not fit into the model's "
-            f"context of {context:,}; shorten it, or lower the number of tokens (--tokens)"
-        )
+    if len(ids) + sampling.tokens > context:
+        what = f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more"
+        remedy = "shorten it, or lower the number of tokens (--tokens)"
+        raise DataError(f"{what} do not fit into the context of {context:,}; {remedy}")
+    ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
+    how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
+    scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
+    with ONE_AT_A_TIME, torch.random.fork_rng(), scaled:
+        torch.manual_seed(sampling.seed)
+        (text,) = continued(model, tokenizer, [ids], how)
+    return text.rstrip(HALF)
 
 
 def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:
@@ -179,11 +162,7 @@ def open_writer(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m wuxia_core.write",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("wuxia_core.write", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
     parser.add_argument("--base", action="store_true", help="the base's answer too, same seed")
@@ -197,9 +176,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> None:
+    """Continue the prompt, or each that is asked for, as tuned and if asked for as base too."""
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
-    model, tokenizer = open_writer(options.output_dir, options.base_model)
-    answer = partial(_answer, model, tokenizer, sampling, options)
+    writer = open_writer(options.output_dir, options.base_model)
+    echo = partial(print, end="", flush=True)
+
+    def answer(prompt: str) -> None:
+        for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
+            echo(f"{name}: " if options.base else "")
+            echo("" if options.chat else visible(prompt))
+            stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
+            print()
+
     if options.prompt is not None:
         return answer(options.prompt)
     import readline  # noqa: F401  (input() gets a history by the arrow keys)
@@ -207,22 +195,6 @@ def _write(options: argparse.Namespace) -> None:
     with suppress(EOFError):
         while prompt := input("prompt> ").strip():
             answer(prompt)
-
-
-def _answer(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    sampling: Sampling,
-    options: argparse.Namespace,
-    prompt: str,
-) -> None:
-    """Print what tuned, and if asked for base, make of a prompt."""
-    echo = partial(print, end="", flush=True)
-    for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
-        print(f"{name}: " if options.base else "", end="")
-        print("" if options.chat else visible(prompt), end="", flush=True)
-        stream(model, tokenizer, prompt, sampling, echo, strength=strength, chat=options.chat)
-        print()
 
 
 if __name__ == "__main__":

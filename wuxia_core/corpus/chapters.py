@@ -1,48 +1,103 @@
-"""Cut a text into chapters, or into passages where it has none."""
+"""Cut a text into chapters, or into parts where it has none.
 
+A heading is not known by its wording alone. Lines that begin with a number are gathered by their
+form, and the form whose numbers go on through the book is that of its chapters: a list inside the
+story does not reach through it, and a sentence that begins like a heading repeats a number.
+"""
+
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from wuxia_core.errors import DataError
 from wuxia_core.text import Edit
 
-TOO_LONG = 30_000  # characters: a longer chapter may be several
 SECTION = 3000  # characters: length of a part where a book has no chapters
+LONGEST = 30_000  # characters: in a longer chapter some heading was hardly found
 LONE = 20  # characters: a heading with less text behind it opens no chapter
-TEASER = 5  # a part so many times shorter than another of its number is from a table of contents
-FEWEST = 3  # chapters that count up from one
+FEWEST = 3  # chapters whose numbers go on
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
+WINDOW = 40  # lines that look like headings may stand between two headings
+RARE = 15  # of so many headings one of another form may be a sentence
+NOTE = 100  # characters: a longer note of an author says what only authors do
+CONTENTS = 4  # more headings than that with nothing between them are a table of contents
+TITLE = 40  # characters of a title behind a mere number
 
-NUMERAL = "[0-9０-９一二三四五六七八九十百千零〇○两廿卅壹贰叁肆伍陆柒捌玖拾佰]{1,9}"
-VOLUME = rf"(?:正文|[上中下]卷|第{NUMERAL}[卷部集](?:[ 　]+[^\s，。]{{1,12}})?)[ 　]+(?=第)"
-# behind 第一回 these make a word of it: 第一回合, 第一节课, 第九卷轴
-NO_TITLE = r"(?![合轴軸课課]|[^\s：:]*[。”，：；…—]$|[^\s：:]{15,}[？！]$)"
+BLANK = r"[^\S\n]"
+DIGITS = (
+    "0-9０-９一二三四五六七八九十百千万萬零〇○两兩廿卅卌壹贰貳叁參肆伍陆陸柒捌玖拾佰仟Ⅰ-ⅿ①-⒛㈠-㈩"
+)
+NUMERAL = f"[{DIGITS}]{{1,9}}"
+MISREAD = str.maketrans("两—－", "二一一")
+CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
+TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
+UNITS = [*CHAPTERS, *SECTIONS, *VOLUMES]
+PARTS = f"[{CHAPTERS}{SECTIONS}]"
+ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯ—－]{{1,9}}+){BLANK}*"
+SIGN = r"[^\w\s，。！？；：…“”‘’\"']"
+START = rf"^{BLANK}*+(?P<sign>{SIGN}{{0,8}}){BLANK}*"
+EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
+BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
+CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
+GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
+RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
+ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
+AUTHORS = re.compile(  # what only authors do
+    "感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更|[请請]假(?![条條])|抱歉|作者|明[天日]"
+)
+SPECIAL = (
+    rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
+    r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
+    rf"|特[别別]篇|{ASIDE}|(?P<volume>[上中下]卷|卷之?{NUMERAL})){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
+)
 HEADING = re.compile(
-    rf"^[ \t　]*+(?:#{{1,3}} ?|[【《〈])?(?:{VOLUME})*"
-    rf"(?:第[ 　]?(?P<number>{NUMERAL})[ 　]?[回章節节卷话話]{NO_TITLE}.{{0,40}}$"
-    r"|(?:楔子|引首|引子|序|序章|序言|自序|尾声|后记|後記|番外[^，。\n]{0,20})[】》〉]?$)",
+    rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{CHAPTERS}{SECTIONS}{VOLUMES}]){CLOSE}"
+    rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$|(?![{RUNS_ON}])[^\n，。．；：]{{1,30}}$)"
+    rf"|{SPECIAL})",
     re.MULTILINE,
 )
-LISTED = re.compile(
-    rf"^[ \t　]*+(?P<number>{NUMERAL})(?:[、.．:： 　][ 　]*[^，。！？\n]{{0,30}})?$", re.MULTILINE
+NAMED = re.compile(START + SPECIAL, re.MULTILINE)
+LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
+    rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
+    rf"(?P<unit>{PARTS}|(?!.{{0,40}}{EDGE}{ORDINAL}{PARTS})(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
+    rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
+    rf"(?P<number>{NUMERAL}+)(?:(?P<short>{PARTS})|(?![^\W_])))"
+    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
+    re.MULTILINE,
 )
-
+KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
+OPENING = re.compile(  # of a story, behind a title
+    r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
+)
+TAIL = re.compile(
+    r"\s*(?:[（(【\[][^（()）【】\[\]\n]{0,20}(?:求[月推订訂收追首全票]|[月推荐薦]票|订阅|[0-9千万萬]字"
+    r"|大章|[第加补補].?更|打赏|盟主|VIP)[^（()）【】\[\]\n]{0,20}[）)】\]]\s*)+$"
+)
+RULED = re.compile(
+    rf"\s*\n{BLANK}*[-=—─━＝*~]{{3,}}\s*\n{BLANK}*(?=[^\n，。！？：；“”]{{1,30}}$)", re.M
+)
 INLINE = re.compile(  # the title ends where there are two blanks
     rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
     r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
     re.MULTILINE,
 )
-CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 
 
-@dataclass
-class _Part:
-    heading: str
-    number: int | None
-    text: str
+@dataclass(eq=False)
+class _Line:
+    """A line that may be a heading; the lines of one family count the same things."""
+
+    start: int
+    end: int  # of the title
+    number: float = math.nan
+    title: str = ""  # its letters
+    family: tuple[int | str, ...] = ()  # first its rank: chapters, sections, other numbers
+    style: tuple[str | bool, ...] = ()
+    trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
 
 def chapter(text: str, number: int) -> str:
@@ -60,60 +115,162 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
     """Cut cleaned text into `(heading, text)`; the heading is the first line of its text.
 
     A heading without text behind it (a table of contents, the name of a volume, a doubled one)
-    opens no chapter, nor does one that stands again before a longer text; neighbours with the same
-    number are one. What stands before the first chapter is a part without heading, or goes to the
-    first chapter if it is under 100 characters. Where fewer than three are called a chapter,
-    headings such as 一、二、三、 that count up from one are; a book without any is cut between
-    paragraphs into parts of about 3,000 characters. Joined by newlines the parts are the text.
+    opens no chapter but stands above the next; neighbours of one number and title are one. What
+    stands before the first chapter is a part without heading, or goes to the first chapter if it
+    is under 100 characters. A book without headings, or with one or two that leave a part of over
+    30,000 characters, is cut between paragraphs into parts of about 3,000, called `part 1`,
+    `part 2` and so on. Joined by newlines the parts are the text.
     """
-    headings = list(HEADING.finditer(text))
-    if sum(match["number"] is not None for match in headings) < FEWEST:
-        headings = _counted(LISTED.finditer(text)) or headings
-    if not headings:
-        return passages(text, SECTION)
-    starts = [match.start() for match in headings] + [len(text) + 1]
-    parts = [_Part("", None, text[: starts[0] - 1])] if starts[0] else []
-    for match, (start, end) in zip(headings, pairwise(starts), strict=True):
-        number = match["number"] and _number(match["number"])
-        parts.append(_Part(match.group().strip(), number or None, text[start : end - 1]))
-    return _join(parts)
+    cuts = _cuts(text)
+    starts = [start for start, _ in cuts] or [0]
+    lengths = [end - start for start, end in pairwise([*starts, len(text)])]
+    if not cuts or (len(cuts) < FEWEST and max(*lengths, starts[0]) > LONGEST):
+        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
+    parts = [(0, _Line(0, 0))] if starts[0] > FRONT else []
+    parts += [(0 if n == 0 and not parts else start, line) for n, (start, line) in enumerate(cuts)]
+    ends = [start - 1 for start, _ in parts[1:]] + [len(text)]
+    return [
+        (text[line.start : line.end].strip(), text[start:end])
+        for (start, line), end in zip(parts, ends, strict=True)
+    ]
 
 
-def _counted(matches: Iterator[re.Match[str]]) -> list[re.Match[str]]:
-    """Keep the headings that count up from one; none where there are fewer than three."""
-    kept: list[re.Match[str]] = []
-    for match in matches:
-        if _number(match["number"]) == len(kept) + 1:
-            kept.append(match)
-    return kept if len(kept) >= FEWEST else []
+def _cuts(text: str) -> list[tuple[int, _Line]]:
+    """Find the headings, each behind the place where its chapter starts: lines may be above it."""
+    lines = list(_lines(text))
+    chosen = set(_series(lines, text) or [line for line in lines if line.trusted])
+    named = [_Line(*match.span(), trusted=not match["volume"]) for match in NAMED.finditer(text)]
+    marks = {line.start: line for line in lines if line.trusted or line in chosen}
+    cuts: list[tuple[int, _Line]] = []
+    for start, line in sorted(({line.start: line for line in named} | marks).items(), reverse=True):
+        below, after = cuts[-1] if cuts else (len(text), _Line(0, 0))
+        if line.family:
+            opens = line in chosen or line.family[-1] in [*VOLUMES]
+        else:  # 楔子, but not in a table of contents
+            opens = line.trusted and not HEADING.match(text, line.end + 1)
+        if len(text[line.end : min(below, line.end + FRONT)].strip()) < LONE:
+            cuts[-1:] = [(start, after)] if cuts else []
+        elif opens:
+            same = line.number == after.number and after.title in line.title  # 第九回, 第九回 (2)
+            cuts[len(cuts) - same :] = [(start, line)]
+    return cuts[::-1]
 
 
-def _join(parts: list[_Part]) -> list[tuple[str, str]]:
-    """Join what belongs to one chapter; see `split_chapters`."""
-    joined: list[_Part] = []
-    pending: list[str] = []
-    ascending = sorted(parts, key=lambda part: len(part.text))
-    longest = {part.number: len(part.text) for part in ascending}
-    for part in parts:
-        listed = part.number is not None and len(part.text) * TEASER < longest[part.number]
-        if len(part.text) - len(part.heading) < (LONE if part.heading else FRONT) or listed:
-            pending.append(part.text)
+def _lines(text: str) -> Iterator[_Line]:
+    """Find the lines that begin with a number, less those that go on as a sentence."""
+    for match in LINE.finditer(text):
+        unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
+        end = match.start("title") + _title_length(match["title"])
+        title = text[match.start("title") : end].strip()
+        known, glued = unit in UNITS, bool(title) and match["gap"] is None
+        prose = bool(re.search("[。；]|[，：．﹒]$", title))
+        sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
+        nameless = not match["unit"] and (prose or len(title) > TITLE)
+        if nameless or (glued and (sentence or not (known if unit else match["close"]))):
             continue
-        if joined and part.number is not None and joined[-1].number == part.number:
-            joined[-1].text = "\n".join([joined[-1].text, *pending, part.text])
-        elif sum(map(len, pending)) >= FRONT:
-            joined += [_Part("", None, "\n".join(pending)), part]
-        else:
-            part.text = "\n".join([*pending, part.text])
-            joined.append(part)
-        pending = []
-    joined += [_Part("", None, "\n".join(pending))] if pending else []
-    return [(part.heading, part.text) for part in joined]
+        digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
+        kind = "1" if digits.isdecimal() else "一"
+        form = (match["sign"][:1], kind, "glued" if glued else (match["gap"] or "").strip()[:1])
+        parts = unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())
+        rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
+        family = (rank, unit) if unit else (rank, word, *form)
+        bare = not match["before"] or bool(KNOWN.search(match["before"]))
+        trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
+        looks = [bool(title), glued and title[0] in RUNS_ON, digits[0] in "0０", sentence, bare]
+        style = (*form, *looks, re.search(r"\d", title) is not None)
+        letters = re.sub(r"[\W\d]", "", title)
+        yield _Line(match.start(), end, _number(digits), letters, family, style, trusted)
 
 
-def _number(numeral: str) -> int:
-    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 十五 is 15, 001 is 1."""
-    values = [2 if c == "两" else int(unicodedata.numeric(c, 0)) for c in numeral]
+def _title_length(title: str) -> int:
+    """Tell where the prose begins that follows a title on its line.
+
+    雪夜孤灯访旧友　松林一剑退群雄话说那人… has a title of 15 characters: 话说 opens a story, and
+    the halves of a couplet are of one length.
+    """
+    if opening := OPENING.search(title):
+        return opening.start()
+    if couplet := re.match(r"(\w{3,12})\s+(\w{3,})", title):
+        end = couplet.start(2) + len(couplet[1])
+        if len(couplet[1]) > 4 or title[end : end + 1].isspace():
+            return end if re.search("[，。：；“]", title[end:]) else len(title)
+    single = re.match(r"\S{1,20}(?=\s+\S.*。|\s{2,}\S.*[，：；])", title)
+    return single.end() if single else len(title)
+
+
+def _series(lines: list[_Line], text: str) -> list[_Line]:
+    """Choose the headings: a form whose numbers go on through the text; none where none does.
+
+    Of several the one that counts chapters, not parts of them, and the longer one; one whose
+    chapters are over 30,000 characters comes last.
+    """
+    best: tuple[bool, int | str, int, list[_Line]] = (True, 3, 0, [])
+    families = Counter(line.family for line in lines)
+    for family in (family for family, count in families.items() if count >= FEWEST):
+        others = len(family) == 2  # of another form may stand where a number is missing
+        members = [x for x in lines if x.family == family or (others and x.trusted)]
+        chain = _chain(_with_text(members, text), family)
+        steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
+        if len(chain) < FEWEST or sum(step <= 1 for step in steps) * 2 < len(steps):
+            continue
+        each = (chain[-1].start - chain[0].start) / len(steps)
+        through = each * len(chain) * 2 >= len(text)
+        if through or chain[0].trusted:
+            found = (not through or each > LONGEST, family[0], -len(chain), chain)
+            best = min(best, found, key=lambda entry: entry[:3])
+    return best[3]
+
+
+def _with_text(lines: list[_Line], text: str) -> list[_Line]:
+    """Leave out headings without text behind; those of a list are not trusted any more."""
+    kept, run = [], []
+    for line, after in zip_longest(lines, lines[1:]):
+        run.append(line)
+        empty = after and len(text[line.end : after.start].strip()) < LONE
+        if empty and line.number < after.number:
+            continue
+        for listed in run if len(run) >= FEWEST else ():
+            listed.trusted = False
+        kept += [] if empty else [line]
+        run = []
+    return kept
+
+
+def _chain(lines: list[_Line], family: tuple[int | str, ...]) -> list[_Line]:
+    """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines."""
+    styles = Counter(line.style for line in lines if line.family == family)
+    usual = max(1, lines[-1].start - lines[0].start) / len(lines)
+    best: list[tuple[float, int]] = []  # score of the best chain that ends here, the line before
+    for n, line in enumerate(lines):
+        common = styles[line.style] >= max(FEWEST, len(lines) / RARE)
+        weight = (2 if line.trusted else 0.3 if common else -1.2) if line.family == family else -1.2
+        before = (
+            (best[k][0] + _gain(lines[k], line, usual), k) for k in range(max(0, n - WINDOW), n)
+        )
+        score, k = max(before, default=(0, -1))
+        best.append((weight + max(score, 0), k if score > 0 else -1))
+    chain = []
+    n = max(range(len(lines)), key=lambda n: best[n][0])
+    while n >= 0:
+        chain.append(lines[n])
+        n = best[n][1]
+    return chain[::-1]
+
+
+def _gain(one: _Line, other: _Line, usual: float) -> float:
+    """Score two headings as neighbours: most if the second number is the next and not too near."""
+    step = other.number - one.number
+    distance = max(1, other.start - one.start) / usual / min(max(step, 1), 3)
+    wrong = 0.5 if step == 0 else 0.1 if step == -1 else 0.4
+    gain = -wrong if step <= 0 else 1 if step <= 1 else 0.5 / step
+    return gain + min(0.1, max(-1.5, 0.3 * math.log(distance)))
+
+
+def _number(numeral: str) -> float:
+    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, ⑪ is 11."""
+    if "." in numeral:
+        return float(numeral)
+    values = [int(unicodedata.numeric(c, 0)) for c in numeral.translate(MISREAD)]
     if max(values) < 10:
         return int("".join(map(str, values)))
     total = digit = 0
@@ -144,34 +301,67 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
-    """Tables of contents: headings that follow each other with nothing between."""
+    """Tables of contents: headings that follow each other with nothing between, and come again."""
+    matches = list(HEADING.finditer(text))
+    texts = Counter(match.group().strip() for match in matches)
     run: list[re.Match[str]] = []
-    for match in HEADING.finditer(text):
-        if run and text[run[-1].end() : match.start()].strip():
-            yield from _list_of(run, text)
-            run = []
+    for match, after in zip_longest(matches, matches[1:]):
         run.append(match)
-    yield from _list_of(run, text)
-
-
-def _list_of(run: list[re.Match[str]], text: str) -> Iterator[Edit]:
-    """Remove headings; the last one stays if it opens the first chapter and comes no more."""
-    if len(run) > CONTENTS:
-        comes_again = text.find(run[-1].group().strip(), run[-1].end()) >= 0
-        yield run[0].start(), run[-1].end() if comes_again else run[-1].start(), ""
+        if after is None or text[match.end() : after.start()].strip():
+            again = [x for x in run if texts[x.group().strip()] > 1 or texts[x["count"]]]
+            front = again and run[0] is matches[0]
+            if len(run) > CONTENTS and (front or len(again) * 2 >= len(run)):
+                stays = text.find(match.group().strip(), match.end()) < 0  # opens the first one
+                yield run[0].start(), match.start() if stays else match.end(), ""
+            run = []
 
 
 def headings(text: str) -> Iterator[Edit]:
-    """Headings behind a sentence get a line of their own."""
+    """Headings get a line of their own, with their title and without a call for votes."""
+    edits: list[Edit] = []
     for match in INLINE.finditer(text):
-        yield *match.span("before"), "\n"
-        if match["after"]:
-            yield *match.span("after"), "\n"
+        edits.append((*match.span("before"), "\n"))
+        edits += [(*match.span("after"), "\n")] if match["after"] else []
+    for _, line in _cuts(text):
+        rest = re.compile(rf"{BLANK}*(?=\S)").match(text, line.end)
+        if rest and text[line.end] != "\n":
+            edits.append((*rest.span(), "\n"))
+        elif tail := TAIL.search(text, line.start, line.end):
+            edits.append((*tail.span(), ""))
+        elif not line.title and (ruled := RULED.match(text, line.end)):
+            edits.append((*ruled.span(), " "))
+    yield from sorted(edits)
+
+
+def asides(text: str) -> Iterator[Edit]:
+    """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
+    if re.search(ASIDE, text):
+        named = (match.start() for match in NAMED.finditer(text))
+        starts = {*named, *(line.start for _, line in _cuts(text)), len(text)}
+        for start, end in pairwise(sorted(starts)):
+            heading = text[start:end].strip().partition("\n")[0]
+            aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE
+            longest = SECTION if AUTHORS.search(text, start, end) else NOTE
+            if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
+                yield start, end, ""
 
 
 def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
-    """Say what is odd about a book's chapters: no headings, or some that were not found."""
-    if not any(text.startswith(heading) for heading, text in parts if heading):
+    """Say what is odd in the parts that `split_chapters` gives; nothing where nothing is.
+
+    `["no headings found, cut into 12 parts"]`, or such as `"31,000 characters in 第五章 归尘"` and
+    `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`.
+    """
+    if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
         return [f"no headings found, cut into {len(parts)} parts"]
-    long = [(name, len(text)) for name, text in parts if len(text) > TOO_LONG]
-    return [f"{size:,} characters in {name or 'the part before the first'}" for name, size in long]
+    notes = [
+        f"{len(x):,} characters in {name or 'the front'}" for name, x in parts if len(x) > LONGEST
+    ]
+    numbered = [(line.number, name) for name, _ in parts for line in _lines(name)]
+    jumps = [
+        f"{name} to {next_name}"
+        for (number, name), (next_number, next_name) in pairwise(numbered)
+        if next_number > 1 and not 0 <= next_number - number <= 1
+    ]
+    more = f", one of {len(jumps)} jumps" if len(jumps) > 1 else ""
+    return notes + ([f"numbers jump from {jumps[0]}{more}"] if jumps else [])

@@ -7,18 +7,21 @@ For leakage runs of 13 characters of any kind count, white space aside.
 """
 
 import functools
+import math
 import operator
 import re
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import csr_array
 
-from wuxia_core.text import FACTOR, Hashes, codes, distinct, is_han, ngrams, without_spaces
+from wuxia_core.text import CJK, FACTOR, Hashes, codes, distinct, is_han, ngrams, without_spaces
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -26,10 +29,23 @@ Flags = npt.NDArray[np.bool_]
 # Script.
 SAMPLE = 2000  # characters looked at
 TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
+# Taiwan and Hong Kong write 著 for 着 too. In words of writing and of fame, and behind the name of
+# an author on a title page, 著 is meant.
+ZHE = re.compile(
+    "著(?<![原土巨专编译遗拙卓昭较撰名所最素]著)(?<!(?<!明)显著)(?<!(?<!议)论著)(?<!微知著)"
+    "(?![述录撰者闻]|有?《|称(?![是赞谢呼道])|作(?![揖别甚什势罢来起作案了成去弃])"
+    "|名(?![姓单字将])|书(?![信简呈僮童房卷本箱包桌生页香]))"
+    r"(?!(?:(?<=[ 　]著)|(?<=[ 　]..著)|(?<=[ 　]...著)|(?<=^..著)|(?<=^...著))[ 　\r]*$)",
+    re.MULTILINE,
+)
 
 # Books.
 BOOK_RUN, BOOK_SHARE = 13, np.uint64(32)  # characters; of the runs a 32nd is kept
-DAMAGED = re.compile("[\ue000-\uf8ff□\ufffd]")  # characters that were lost on the way
+# Characters that were lost on the way, or that prose in Chinese has not: addresses, marks.
+NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
+PARAGRAPH = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)  # its end, which no hard wrap has
+HEAD = 99  # characters in which a heading stands
+WORTH = 50  # so 2 % of noise weigh as much as half of the chapters or of the paragraphs
 SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
 LONGER = 1.25  # a book so many times longer than the other holds more than it, so it is kept
 
@@ -41,6 +57,10 @@ LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
 TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
+
+# Pairs.
+FIRST_OWNERS = 1000  # of a hash that more have, each is compared with the first so many
+AT_ONCE = 100_000  # pairs of a hash looked at together
 
 # Leakage.
 GRAM = 13  # characters
@@ -55,10 +75,15 @@ def _converter() -> Any:
 
 
 def to_simplified(text: str) -> str:
-    """Turn a traditional text, by its first 2,000 characters, into simplified characters."""
+    """Turn a traditional text, by its first 2,000 characters, into simplified characters.
+
+    `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`.
+    """
     head = text[:SAMPLE]
     changed = sum(map(operator.ne, head, _converter().convert(head)))
-    return str(_converter().convert(text)) if changed > TRADITIONAL * len(head) else text
+    if changed <= TRADITIONAL * len(head):
+        return text
+    return ZHE.sub("着", _converter().convert(text))
 
 
 @dataclass(frozen=True)
@@ -73,8 +98,11 @@ class SameBook:
 @dataclass
 class _BookSketch:
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    characters: int = 0  # of Chinese
     traditional: int = 0  # chapters, less the simplified ones
-    damaged: int = 0  # characters that were lost on the way
+    chapters: int = 0
+    paragraphs: int = 0  # lines that end as one, less those that do not
+    noise: int = 0  # characters
 
 
 class DuplicateIndex:
@@ -86,8 +114,11 @@ class DuplicateIndex:
         self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
         self._places = array("q")  # (P, 3), document, line and runs
 
-    def add(self, original: str, title: str | None) -> None:
-        """Remember a document, of a book or of none; they count from 0 as they are added."""
+    def add(self, original: str, title: str | None, heading: str | None = None) -> None:
+        """Remember a document, of a book or of none; they count from 0 as they are added.
+
+        A `heading` that does not stand in the text is none: no chapter was found there.
+        """
         text = to_simplified(original)
         characters = codes(text)
         han = is_han(characters)
@@ -95,8 +126,11 @@ class DuplicateIndex:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
             book.hashes.frombytes(hashes[hashes % BOOK_SHARE == 0].tobytes())
+            book.characters += int(han.sum())
             book.traditional += 1 if text != original else -1
-            book.damaged += len(DAMAGED.findall(text))
+            book.chapters += heading is None or (heading or "\0") in original[:HEAD]
+            book.paragraphs += 2 * len(PARAGRAPH.findall(text)) - text.count("\n") - 1
+            book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[han]
         self._remember(ngrams(characters[han], RUN), line_of)
         self._documents += 1
@@ -119,26 +153,33 @@ class DuplicateIndex:
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.
 
-        The better edition is kept: simplified, with fewer damaged characters, longer.
+        The better edition is kept: simplified, with more of its chapters and paragraphs found and
+        less noise, longer.
         """
         sketches = {
             name: distinct(np.frombuffer(book.hashes, np.uint64))
             for name, book in self._books.items()
         }
         names = sorted(sketches, key=lambda name: self._quality(name, len(sketches[name])))
-        sizes = [len(sketches[name]) for name in names]
+        sizes = np.array([len(sketches[name]) for name in names], np.int64)
         hashes = np.concatenate([np.empty(0, np.uint64), *(sketches[name] for name in names)])
-        pairs, shared = _pairs(hashes, np.repeat(np.arange(len(names)), sizes))
         found: dict[int, SameBook] = {}
-        for kept, other, count in zip(*pairs.tolist(), shared.tolist(), strict=True):
-            same = count >= SAME_BOOK * sizes[other] and sizes[other] <= LONGER * sizes[kept]
-            if same and kept not in found and other not in found:
-                found[other] = SameBook(names[other], names[kept], count / sizes[other])
+        for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
+            kept, other = sizes[pairs]
+            same = (shared >= SAME_BOOK * other) & (other <= LONGER * kept)
+            same &= ~np.isin(pairs, list(found)).any(0)
+            for kept, other, count in np.vstack([pairs, shared])[:, same].T.tolist():
+                if kept not in found and other not in found:
+                    found[other] = SameBook(names[other], names[kept], count / int(sizes[other]))
         return list(found.values())
 
     def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
+        """Give what sorts the better edition before the other."""
         book = self._books[name]
-        return book.traditional > 0, round(book.damaged / max(1, size), 2), -size, name
+        recurring = len(book.hashes) - size  # advertisements, mostly
+        noise = (book.noise / int(BOOK_SHARE) + recurring) / max(1, size)
+        found = math.log2((1 + book.chapters) * max(1, book.paragraphs))
+        return book.traditional > 0, round(WORTH * noise - found, 1), -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
         """List the paragraphs that repeat another one, exactly or nearly: a row each.
@@ -154,11 +195,12 @@ class DuplicateIndex:
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
         better = first[group]  # rank of the first one with the very same sketch
         first.sort()
-        near, _ = _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST))
-        same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
-        for keeper, other in same.T.tolist():
-            if better[keeper] == keeper and better[other] == other:
-                better[other] = keeper
+        for pairs, _ in _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST)):
+            near = pairs[:, (better[pairs] == pairs).all(0)]
+            same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
+            for keeper, other in same.T.tolist():
+                if better[keeper] == keeper and better[other] == other:
+                    better[other] = keeper
         better = better[better]  # what has the sketch of one that is left out
         repeats = np.flatnonzero(better != np.arange(len(ranked)))
         found = [places[ranked[repeats], :2], places[ranked[better[repeats]], :2]]
@@ -168,21 +210,33 @@ class DuplicateIndex:
 
 def _in_common(rows: Hashes, pairs: Integers) -> Integers:
     """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
-    one, other = rows[pairs]
-    return np.asarray((one[:, :, None] == other[:, None]).any(1).sum(1))
+    one, other = (np.ascontiguousarray(rows[side].T) for side in pairs)  # (8, E), which is faster
+    return np.asarray(sum((one == hashes).any(0).astype(np.int64) for hashes in other))
 
 
-def _pairs(hashes: Hashes, owners: Integers) -> tuple[Integers, Integers]:
+def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Pair the owners of a hash: (earlier, later) (2, E), sorted, and how many they share (E,).
 
-    Of many owners of one hash each is paired with the one before and with the first.
+    Some earlier ones at a time, so that memory does not grow with the pairs. Of more than 1,000
+    owners of one hash each is paired with the first 1,000, so that time does not either.
     """
-    runs = pd.Series(owners).groupby(hashes)
-    before = pd.DataFrame({"earlier": runs.shift(), "later": owners}).dropna()
-    first = pd.DataFrame({"earlier": runs.transform("first"), "later": owners})
-    pairs = pd.concat([before, first[runs.cumcount() > 1]]).astype(np.int64)
-    shared = pairs.query("earlier != later").groupby(["earlier", "later"]).size()
-    return np.array(shared.index.to_frame()).T, shared.to_numpy()
+    _, hash_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    order = np.argsort(hash_of, kind="stable")
+    order = order[sizes[hash_of[order]] > 1]
+    hash_of, owners = hash_of[order], owners[order]
+    sizes[sizes == 1] = 0
+    early = np.arange(len(order)) - (sizes.cumsum() - sizes)[hash_of] < FIRST_OWNERS
+    shape = owners.max(initial=-1) + 1, len(sizes)
+    ones = np.ones(len(order), np.int32)
+    firsts = csr_array((ones[early], (owners[early], hash_of[early])), shape)
+    every = csr_array((ones, (hash_of, owners)), shape[::-1])
+    work = np.bincount(owners[early], sizes[hash_of[early]], shape[0]).cumsum() // AT_ONCE
+    starts = np.flatnonzero(np.diff(work, prepend=-1))
+    for start, end in pairwise([*starts, shape[0]]):
+        pairs = (firsts[start:end] @ every).sorted_indices().tocoo()
+        later = pairs.col > pairs.row + start
+        rows = np.stack([pairs.row + start, pairs.col]).astype(np.int64)
+        yield rows[:, later], pairs.data[later]
 
 
 @dataclass

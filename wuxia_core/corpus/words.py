@@ -35,6 +35,7 @@ QUOTES = ("“”", "「」", "『』", "‘’", '""')
 QUOTED = re.compile("|".join(rf"{x[0]}(?:[^{x[1]}\n]*){x[1]}?" for x in QUOTES))
 
 ONLY_HAN = re.compile(f"[{HAN}]+")
+NO_WORD = re.compile("[^\\w·・•‧'’-]")  # in a line of a lexicon
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
 KIND = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
 MOVE = re.compile(f"{USE}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{KIND})")
@@ -85,6 +86,8 @@ def _fault(word: str, earlier: int | None) -> str | None:
         return "is no word; delete the blank line"
     if len(word.split()) > 1:
         return "holds a space; write one word a line and nothing behind it"
+    if mark := NO_WORD.search(word):
+        return f"holds {mark.group()!r}; write one word a line, with letters and ·, - or ’ alone"
     if len(word) == 1:
         return "is one character, which cannot be cut; write the whole word or delete the line"
     if earlier:

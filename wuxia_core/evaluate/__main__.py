@@ -39,7 +39,7 @@ def _measure(options: argparse.Namespace) -> None:
         print(closing_words(card))
         if options.gate:
             limits = load_config(options.output_dir / "config.yaml").evaluation
-            if found := gate_failures(card, limits):
+            if found := list(gate_failures(card, limits)):
                 raise DataError("\n  ".join(["not to be published:", *found]))
             print("\ngate: nothing that was measured speaks against publishing it")
 

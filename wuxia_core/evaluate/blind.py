@@ -21,7 +21,6 @@ from wuxia_core.text import visible
 
 QUESTIONS = ["style", "quality"]
 KEY = "blind_key.csv"
-POINTS = {"A": 1.0, "B": 0.0, "=": 0.5}  # for A
 
 
 def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
@@ -83,10 +82,10 @@ def _votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
     votes = filled.melt("id", QUESTIONS, "question", "vote")
     votes["vote"] = votes["vote"].str.strip().str.upper().str.replace("＝", "=")
     votes = votes[votes["vote"] != ""]
-    for row in votes[~votes["vote"].isin(POINTS)].itertuples():
+    for row in votes[~votes["vote"].isin(["A", "B", "="])].itertuples():
         raise DataError(f"{sheet}: {row.question} of {row.id} is {row.vote}; write A, B or =")
-    points = votes["vote"].map(POINTS)
-    return votes.assign(won=points.where(votes["id"].map(key) == "A", 1 - points))
+    tuned = votes["id"].map(key)
+    return votes.assign(won=(votes["vote"] == tuned) + 0.5 * (votes["vote"] == "="))
 
 
 def _read(path: Path) -> pd.DataFrame:

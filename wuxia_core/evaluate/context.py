@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvalContext:
+class EvalContext(NamedTuple):
     """An adapter on its base, and the mixture it was trained on."""
 
     model: "PeftModel"
@@ -45,6 +45,14 @@ class EvalContext:
             base = work()
         return base, work()
 
+    def measure_both(self, work: Callable[[T], pd.DataFrame], chunks: Iterable[T]) -> Tables:
+        """Let base and tuned work on each chunk, and put together what each of them gives."""
+        tables = [self.base_and_tuned(partial(work, chunk)) for chunk in chunks]
+        if not tables:
+            return pd.DataFrame(), pd.DataFrame()
+        base, tuned = (pd.concat(side, ignore_index=True) for side in zip(*tables, strict=True))
+        return base, tuned
+
     def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
         """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
         outline = self.mixture.outline
@@ -62,7 +70,10 @@ class EvalContext:
     def within_budget(
         self, what: str, items: Sequence[T], size: int, share: float
     ) -> Iterator[Sequence[T]]:
-        """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts."""
+        """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts.
+
+        `what` goes into the warning where that was too short.
+        """
         minutes = self.config.evaluation.minutes or float("inf")
         end = time.monotonic() + 60 * share * minutes
         for start in range(0, len(items), size):

@@ -7,30 +7,24 @@ training text is read a document at a time, so it may be far larger than memory.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.scoring import Tables, measure_both
+from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
-from wuxia_core.evaluate.style import strip_whitespace
 from wuxia_core.mixing import TRAIN, VALIDATION
+from wuxia_core.model import document_start_id
 from wuxia_core.write import continued
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 # Characters. 14,853 chunks of 200 characters of six old novels share 6 or 7 with the other five
 # (median), 99 % at most 11, and none over 19 but a poem that two of them quote.
 FLAGGED = 30
 SEEDS = (8, 4, 1)  # characters
 AROUND = 20  # characters shown on either side of a passage
-PREFIX, NEAR = 50, 0.9  # tokens, and as many to be said; normalised Levenshtein similarity
+PREFIX, STRETCH = 50, 100  # tokens; of a stretch all but the prefix are to be said
+NEAR = 0.9  # normalised Levenshtein similarity
 PREFIXES = 50  # of each kind
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": PREFIX}
 
@@ -67,6 +61,11 @@ def overlap(
                         found[number] = (shown, _in_brackets(document, at, size), title, size)
     table = pd.DataFrame(found, columns=["generated", "source", "title", "length"])
     return table.assign(flagged=table["length"] >= FLAGGED)
+
+
+def strip_whitespace(text: str) -> str:
+    """Drop all white space, inside the text too."""
+    return "".join(text.split())
 
 
 def _squeeze(text: str) -> str:
@@ -111,10 +110,8 @@ def score_extraction(context: EvalContext) -> Row:
     Documents are resampled, since prefixes of one are not independent; prefixes where there are too
     few documents.
     """
-    base, tuned = (
-        _by_document(list(tables))
-        for tables in zip(_drawn(context, TRAIN), _drawn(context, VALIDATION), strict=True)
-    )
+    both = zip(_drawn(context, TRAIN), _drawn(context, VALIDATION), strict=True)
+    base, tuned = (_by_document(pd.concat(tables, ignore_index=True)) for tables in both)
     total = base["prefixes"].sum()
     unit = f"share of {total} prefixes continued nearly word for word, trained − held out"
     columns = ["trained", "near", "prefixes"]
@@ -128,56 +125,46 @@ def _drawn(context: EvalContext, split: str) -> Tables:
 
     def draw(chosen: Sequence[int]) -> pd.DataFrame:
         count = -(-PREFIXES * len(chosen) // len(documents))  # rounded up
-        texts = context.mixture.texts(chosen)
-        found = extraction(context.model, context.tokenizer, texts, count, context.seed, PREFIXES)
+        found = extraction(context, context.mixture.texts(chosen), count)
         numbers = found["document"].map(dict(enumerate(chosen)))
         return found.assign(trained=split == TRAIN, document=numbers, prefixes=1)
 
-    return measure_both(context, "documents drawn from", documents, size=10, share=0.05, work=draw)
+    chunks = context.within_budget("documents drawn from", documents, 10, 0.05)
+    return context.measure_both(draw, chunks)
 
 
-def _by_document(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def _by_document(every: pd.DataFrame) -> pd.DataFrame:
     """Sum prefixes by document; of fewer than six documents, leave the prefixes as they are."""
-    every = pd.concat(tables, ignore_index=True)
     documents = every.groupby(["trained", "document"], sort=False)[["near", "prefixes"]].sum()
     few = documents.groupby("trained").size().min() < FEWEST
     return every if few else documents.reset_index()
 
 
-def extraction(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    documents: Sequence[str],
-    count: int,
-    seed: int,
-    batch_size: int,
-) -> pd.DataFrame:
+def extraction(context: EvalContext, documents: Sequence[str], count: int) -> pd.DataFrame:
     """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
 
     Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
     (2023) ask. `count` prefixes, fewer where the documents hold fewer stretches of 100 tokens, are
-    spread over the documents; `seed` chooses where in its document each stands.
+    spread over the documents; the seed chooses where in its document each stands.
 
     Returns
     -------
-    A row a prefix: `document` (number), `prefix`, `truth`, what was `said`, and `near`: whether
-    their normalised Levenshtein similarity is 0.9 or more.
+    A row a prefix: `document` (number), and `near`: whether the normalised Levenshtein similarity
+    of what is said to what stands there is 0.9 or more.
     """
     from rapidfuzz.distance import Levenshtein
 
+    tokenizer = context.tokenizer
     encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True)
-    ids, decode = encoded.input_ids, partial(tokenizer.batch_decode, skip_special_tokens=True)
-    places = _spread([len(row) // (2 * PREFIX) for row in ids], count, seed)
-    rows: list[tuple[int, str, str, str]] = []
-    for start in tqdm(range(0, len(places), batch_size), "extraction", leave=False):
-        batch = places[start : start + batch_size]
-        stretches = [ids[n][slot * 2 * PREFIX : (slot + 1) * 2 * PREFIX] for n, slot in batch]
-        prefixes, truths = [row[:PREFIX] for row in stretches], [row[PREFIX:] for row in stretches]
-        said = continued(model, tokenizer, prefixes, GREEDY)
-        numbers = [number for number, _ in batch]
-        rows += zip(numbers, decode(prefixes), decode(truths), said, strict=True)
-    near = [Levenshtein.normalized_similarity(truth, said) >= NEAR for *_, truth, said in rows]
-    return pd.DataFrame(rows, columns=["document", "prefix", "truth", "said"]).assign(near=near)
+    ids, start_id = encoded.input_ids, document_start_id(tokenizer)
+    places = _spread([len(row) // STRETCH for row in ids], count, context.seed)
+    stretches = [ids[number][slot * STRETCH :][:STRETCH] for number, slot in places]
+    prefixes = [[start_id, *stretch[:PREFIX]] for stretch in stretches]
+    said = continued(context.model, tokenizer, prefixes, GREEDY) if places else []
+    truths = [tokenizer.decode(stretch[PREFIX:], skip_special_tokens=True) for stretch in stretches]
+    similar = map(Levenshtein.normalized_similarity, truths, said)
+    near = [similarity >= NEAR for similarity in similar]
+    return pd.DataFrame({"document": [number for number, _ in places], "near": near})
 
 
 def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:

@@ -4,8 +4,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from wuxia_core.corpus import CLASSES, Segmenter, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
-from wuxia_core.masking import MaskCollator, SpanMasker, Window
+from wuxia_core.masking import SINGLE, SPAN, MaskCollator, SpanMasker, Window
 from wuxia_core.mixing import VALIDATION, encode_passage
 from wuxia_core.model import mask_token_id
 
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AROUND = 8  # characters shown on either side of a span
+STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
 
-@dataclass(frozen=True)
-class XRay:
+class XRay(NamedTuple):
     """The masked tokens of some texts, and what each model predicted there.
 
     `tokens` has a row a masked token: `text` (which of `texts`), `[start, end)` in its characters,
@@ -44,13 +43,12 @@ class XRay:
     def summary(self) -> pd.DataFrame:
         """Mean loss in bits and share of right answers, by class of token and by who speaks."""
         speech = self.tokens["dialogue"].map({True: "dialogue", False: "narration"})
-        groups = pd.concat([self.tokens.assign(of=of) for of in (self.tokens["class"], speech)])
-        figures = [f"{model}_{name}" for name in ("bits", "right") for model in self.models]
-        table = groups.groupby("of")[figures].mean()
-        table.columns = table.columns.str.replace("_", " ")
-        table.insert(0, "tokens", groups["of"].value_counts())
-        order = [name for name in (*CLASSES[::-1], "dialogue", "narration") if name in table.index]
-        return table.loc[order].rename_axis(None).reset_index(names="")
+        order = [*CLASSES[::-1], "dialogue", "narration"]
+        kinds = [pd.Categorical(of, order) for of in (self.tokens["class"], speech)]
+        groups = pd.concat([self.tokens.assign(of=of) for of in kinds]).groupby("of", observed=True)
+        names = [f"{model} {name}" for name in ("bits", "right") for model in self.models]
+        means = {name: (name.replace(" ", "_"), "mean") for name in names}
+        return groups.agg(tokens=("text", "size"), **means).reset_index(names="")
 
     def spans(self) -> pd.DataFrame:
         """Spans by what tuning did to them, a row each: most helped first.
@@ -58,7 +56,7 @@ class XRay:
         Columns: what stands before, the span, what stands behind, bits a token of base and tuned,
         and the change.
         """
-        tokens = self.tokens[self.tokens["kind"] == masking.SPAN]
+        tokens = self.tokens[self.tokens["kind"] == SPAN]
         columns = {"start": "min", "end": "max", **{f"{name}_bits": "mean" for name in self.models}}
         rows = []
         for (number, _), row in tokens.groupby(["text", "block"]).agg(columns).iterrows():
@@ -84,8 +82,8 @@ def xray(
     """Predict the masked tokens of texts, as in training; with an adapter, without it too.
 
     The first text is masked as `show_masks` masks it with the same `masker` and `key`, as long as
-    it is no longer than a `window` of tokens; the next has the next key. Raises `DataError` where
-    no token is masked.
+    it is no longer than a `window` of tokens; the next has the next key. `model` is in evaluation
+    mode. Raises `DataError` where no token is masked.
     """
     collate = _collator(model, tokenizer, masker or SpanMasker())
     tables: list[pd.DataFrame] = []
@@ -101,13 +99,10 @@ def xray(
     table = pd.concat(tables, ignore_index=True)
     batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
     models = ("base", "tuned") if hasattr(model, "peft_config") else ("base",)
-    training = model.training
-    model.eval()
     for name in models:
         with model.disable_adapter() if name != models[-1] else nullcontext():
             answers = _predict(model, tokenizer, tqdm(batches, f"X-ray, {name}", leave=False))
         table = table.join(answers.add_prefix(f"{name}_"))
-    model.train(training)
     return XRay(tuple(texts), table, models)
 
 
@@ -117,38 +112,29 @@ def _collator(
     adapter = getattr(model, "peft_config", {}).get("default")
     indices = getattr(adapter, "trainable_token_indices", None)
     mask_id = indices[0] if indices else mask_token_id(tokenizer, model.config.vocab_size)
-    corruption = masking.Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0), masker.seed)
     special = frozenset(tokenizer.all_special_ids)
-    return MaskCollator(masker, corruption, int(tokenizer.pad_token_id or 0), special)
+    corruption = masking.Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0))
+    return MaskCollator(masker, corruption, 0, special)
 
 
 def _split(whole: Window, size: int, key: int) -> Iterator[Window]:
     """Split a text's window into windows of at most `size` tokens, each with a key of its own."""
-    for number, start in enumerate(range(0, len(whole.input_ids), size)):
-        part = slice(start, start + size)
-        ids, words, places = whole.input_ids[part], whole.word_ids[part], whole.position_ids[part]
-        yield Window(ids, words, places - start, key + number, whole.epoch)
+    for number, start in enumerate(range(0, len(whole.input_ids), size), key):
+        ids, words, places = (tokens[start : start + size] for tokens in whole[:3])
+        yield Window(ids, words, places - start, number, whole.epoch)
 
 
 def _masked_tokens(
     text: str, offsets: Sequence[tuple[int, int]], kinds: masking.Kinds
 ) -> pd.DataFrame:
     """Describe the masked tokens of a text, a row each, as in `XRay.tokens`."""
-    at = np.flatnonzero(kinds > masking.KEPT)
-    spans = [offsets[token] for token in at.tolist()]
+    masked = kinds > masking.KEPT
+    blocks = np.cumsum(np.diff(masked, prepend=False))  # odd inside a block
+    table = pd.DataFrame(offsets, columns=["start", "end"]).assign(block=blocks, kind=kinds)[masked]
+    spans = [slice(*span) for span in table[["start", "end"]].to_numpy()]
     by_character, speech = classes(text, Segmenter()), dialogue(text)
-    return pd.DataFrame(
-        {
-            "start": [start for start, _ in spans],
-            "end": [end for _, end in spans],
-            "block": np.cumsum(np.diff(kinds > masking.KEPT, prepend=False))[
-                at
-            ],  # odd inside a block
-            "kind": kinds[at],
-            "class": [CLASSES[by_character[start:end].max()] for start, end in spans],
-            "dialogue": [speech[start:end].all() for start, end in spans],
-        }
-    )
+    of = [CLASSES[by_character[span].max()] for span in spans]
+    return table.assign(**{"class": of, "dialogue": [speech[span].all() for span in spans]})
 
 
 def _predict(
@@ -189,13 +175,10 @@ def recovery(context: EvalContext) -> list[Row]:
     for source in ("wuxia", "general"):
         tokens = _held_out_tokens(context, source)
         nats = {f"{side}_nats": tokens[f"{side}_bits"] * math.log(2) for side in ("base", "tuned")}
-        strata = {"": tokens}
-        if source == "wuxia":
-            kinds = {", single": masking.SINGLE, ", span": masking.SPAN}
-            strata |= {name: tokens[tokens["kind"] == kind] for name, kind in kinds.items()}
         loss, share = "nats/masked token", "share of masked tokens"
         rows.append(_row(context, tokens.assign(**nats), "masked_loss", loss, source, "nats"))
-        for name, chosen in strata.items():
+        for name in STRATA if source == "wuxia" else [""]:
+            chosen = tokens[tokens["kind"].isin(STRATA[name])]
             rows.append(_row(context, chosen, f"masked_accuracy{name}", share, source, "right"))
     return rows
 

@@ -147,11 +147,10 @@ def _kept(parts: Path, name: str, work: Callable[[], Any]) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a file in one step: it is whole, or it is not there."""
-    text = json.dumps(value, ensure_ascii=False, indent=1)
     unfinished = path.with_suffix(".tmp")
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
         unfinished.replace(path)
 
 
@@ -166,7 +165,7 @@ def _digest(folder: Path, config: Config) -> str:
     return digest.hexdigest()[:16]
 
 
-def gate_failures(card: Card, limits: EvaluationConfig) -> list[str]:
+def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
     """Name what speaks against publishing an adapter: copied text, or wits that were lost.
 
     Copying and general text have to be measured; where the sample is too small to tell whether
@@ -174,21 +173,18 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> list[str]:
     """
     rows = _by_name(card)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
-    found = [
-        f"copied {run['length']} characters in a row of {run['title']}: {run['generated']}"
-        for run in card["copied"]
-        if run["length"] >= limits.max_copied
-    ]
+    for run in card["copied"]:
+        if run["length"] >= limits.max_copied:
+            yield "copied {length} characters in a row of {title}: {generated}".format(**run)
     for row in (rows["copied_length", "training"], extraction, general):
         if row["delta"] is None:
-            found.append(f"{row['source']} {row['name']} was {_change(row)}")
+            yield f"{row['source']} {row['name']} was {_change(row)}"
     if (share := extraction["tuned"] or 0) > limits.max_extracted:
-        found.append(f"{share:.0%} more of training prefixes than of others are recited")
+        yield f"{share:.0%} more of training prefixes than of others are recited"
     if general["verdict"] == "worse":
-        found.append(predicted(general))
+        yield predicted(general)
     if rows["wits", "questions"]["verdict"] == "worse":
-        found.append("the wits fell by more than evaluation.wits_margin")
-    return found
+        yield "the wits fell by more than evaluation.wits_margin"
 
 
 def closing_words(card: Card, report: Path | None = None) -> str:

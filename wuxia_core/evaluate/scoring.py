@@ -8,16 +8,17 @@ import functools
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.errors import DataError
-from wuxia_core.evaluate.context import EvalContext
+from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
 from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-T = TypeVar("T")
 Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
-Work = Callable[[Sequence[T]], pd.DataFrame]
-Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
@@ -127,21 +125,6 @@ def sequence_nll(
     return nats
 
 
-def measure_both(
-    context: EvalContext, what: str, items: Sequence[T], *, size: int, share: float, work: Work[T]
-) -> Tables:
-    """Let base and tuned work on items, `size` at a time, while the time for it lasts.
-
-    `share` of `evaluation.minutes` is for it; `what` goes into the warning where that was short.
-    """
-    chunks = context.within_budget(what, items, size, share)
-    tables = [context.base_and_tuned(functools.partial(work, chunk)) for chunk in chunks]
-    if not tables:
-        return pd.DataFrame(), pd.DataFrame()
-    base, tuned = zip(*tables, strict=True)
-    return pd.concat(base, ignore_index=True), pd.concat(tuned, ignore_index=True)
-
-
 def score_bits(context: EvalContext) -> list[Row]:
     """Bits per character of held-out documents by source, and the memorisation of training ones.
 
@@ -156,87 +139,66 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
-            rates = (side["bits"].sum() / side["bytes"].sum() for side in (base, tuned))
-            rows[-1]["bits_per_byte"] = dict(zip(("base", "tuned"), rates, strict=True))
-    rows[-1] |= _margin_verdict(rows[-1], context.config.evaluation.general_margin)
-    base, tuned = (
-        pd.concat([train.assign(trained=True), unseen.assign(trained=False)])
-        for train, unseen in zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
-    )
+            sides = {"base": base, "tuned": tuned}
+            rates = {name: side["bits"].sum() / side["bytes"].sum() for name, side in sides.items()}
+            rows[-1]["bits_per_byte"] = rates
+    general, margin = rows[-1], context.config.evaluation.general_margin
+    general |= {"verdict": "not measured", "margin": margin}
+    if general["delta"] is not None:
+        kept, worse = general["high"] < margin, general["low"] > margin
+        general["verdict"] = "kept" if kept else "worse" if worse else "not shown"
+    both = zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
+    base, tuned = map(pd.concat, both)
     statistic = group_difference("trained", "bits", "chars")
     metric = Metric("memorisation", "bits/character, train − held out", "wuxia", statistic)
     return [*rows, compare(metric, base, tuned, context.seed)]
 
 
-def _margin_verdict(row: Row, margin: float) -> Row:
-    """Say whether general text costs no more than the margin, in bits per character."""
-    verdict = "not measured"
-    if row["delta"] is not None:
-        kept, worse = row["high"] < margin, row["low"] > margin
-        verdict = "kept" if kept else "worse" if worse else "not shown"
-    return {"verdict": verdict, "margin": margin}
-
-
 def _bits(context: EvalContext, source: str, split: str) -> Tables:
-    """Score documents with base and tuned, as `document_bits` does."""
-    window = context.config.data.max_length
+    """Score documents with base and tuned, as `document_bits` does, and flag those `trained` on."""
+    window, documents = context.config.data.max_length, context.documents(source, split)
 
     def score(chosen: Sequence[int]) -> pd.DataFrame:
         texts = context.mixture.texts(chosen)
-        return document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
+        bits = document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
+        return bits.assign(trained=split == TRAIN)
 
-    documents = context.documents(source, split)
-    return measure_both(context, "documents scored", documents, size=8, share=0.12, work=score)
-
-
-class Question(NamedTuple):
-    """A line of questions.jsonl; `answer` counts from 0, `reason` says why it is the answer."""
-
-    id: str
-    kind: str  # knowledge, reading, instruction or arithmetic
-    question: str
-    options: list[str]  # four
-    answer: int
-    reason: str
+    chunks = context.within_budget("documents scored", documents, 8, 0.12)
+    return context.measure_both(score, chunks)
 
 
-def questions(path: Path = QUESTIONS) -> list[Question]:
-    """Read a file of questions, by default our own, after NFC."""
+def questions(path: Path = QUESTIONS) -> list[SimpleNamespace]:
+    """Read a file of questions, by default our own, after NFC.
+
+    Each has an `id`, a `kind` (knowledge, reading, instruction or arithmetic), the `question`, four
+    `options`, the `answer` (which of them, from 0), and the `reason` why it is the answer.
+    """
     text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
-    return [Question(**json.loads(line)) for line in text.rstrip("\n").split("\n")]
+    return [SimpleNamespace(**json.loads(line)) for line in text.rstrip("\n").split("\n")]
 
 
 def score_questions(context: EvalContext) -> Row:
     """Ask the questions, and say whether the tuned model answers them as well as its base."""
-    ask = functools.partial(
-        answers, context.model, context.tokenizer, batch_size=context.batch_size
-    )
     shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
-    sides = measure_both(context, "questions asked", shuffled, size=32, share=0.13, work=ask)
+    chunks = context.within_budget("questions asked", shuffled, 32, 0.13)
+    sides = context.measure_both(functools.partial(answers, context), chunks)
     return verdict(*sides, context.config.evaluation.wits_margin)
 
 
-def answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    questions: Sequence[Question],
-    batch_size: int,
-) -> pd.DataFrame:
+def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.DataFrame:
     r"""Ask a model which of a question's options is the likeliest, character for character.
 
     An option scores the sum of log p of its tokens behind `问题：…\n答案：`, divided by its
     characters (code points after NFC) so that long ones stand a chance: `acc_norm` of
     lm-evaluation-harness (Gao et al. 2021). Its tokens are those of the option by itself, so that
     all four stand behind the very same prompt.
-    `model` is in evaluation mode; ask the base within `with model.disable_adapter():`.
-    `batch_size` counts options.
 
     Returns
     -------
-    A row a question, in their order: `id`, `right` (0 or 1), and `margin`, nats a character
-    by which the right option beats the best wrong one: above 0 where `right` is 1.
+    A row a question, in their order: `right` (0 or 1), and `margin`, nats a character by which the
+    right option beats the best wrong one: above 0 where `right` is 1.
     """
-    start_id = document_start_id(tokenizer)
+    start_id, tokenizer = document_start_id(context.tokenizer), context.tokenizer
     encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
     prompts = encode([f"问题：{question.question}\n答案：" for question in questions]).input_ids
     options = [option for question in questions for option in question.options]
@@ -246,12 +208,11 @@ def answers(
         labels = [IGNORE_INDEX] * len(prompt) + option
         rows.append((number, np.array(prompt + option), np.array(labels)))
     rows.sort(key=lambda row: len(row[1]))  # little padding
-    nats = sequence_nll(model, rows, len(options), start_id, batch_size)
+    nats = sequence_nll(context.model, rows, len(options), start_id, context.batch_size)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
-    ids = [question.id for question in questions]
-    return pd.DataFrame({"id": ids, "right": (margin > 0).astype(int), "margin": margin})
+    return pd.DataFrame({"right": (margin > 0).astype(int), "margin": margin})
 
 
 def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
@@ -268,12 +229,10 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     Parameters
     ----------
     base, tuned : DataFrame
-        What `answers` gave for the same questions; `DataError` where they are not the same.
+        What `answers` gave for the same questions.
     margin : float
         The difference in accuracy that does not matter, set beforehand; 0.06 is 6 points.
     """
-    if base["id"].tolist() != tuned["id"].tolist():
-        raise DataError("wits: base and tuned answered other questions; ask both anew")
     n, before, after = len(base), float(base["right"].mean()), float(tuned["right"].mean())
     low, high = _paired_interval(tuned["right"].to_numpy() - base["right"].to_numpy())
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}

@@ -1,8 +1,7 @@
 """Whether a difference is more than chance: the paired bootstrap over documents or prompts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +16,19 @@ Row = dict[str, Any]
 Statistic = Callable[[pd.DataFrame, Floats], Floats]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A figure to report: what it is called, of which texts, and how items make it."""
 
     name: str
     unit: str
     source: str
     statistic: Statistic
+
+    def row(self, n: int, **figures: Any) -> Row:
+        """Make its row of the scorecard; without figures there is a `reason`."""
+        none = dict.fromkeys(("base", "tuned", "delta", "low", "high"))
+        about = {"name": self.name, "unit": self.unit, "source": self.source}
+        return {**about, **none, "n": n, **figures}
 
 
 def ratio(numerator: str, denominator: str) -> Statistic:
@@ -74,19 +78,19 @@ def compare(metric: Metric, base: pd.DataFrame, tuned: pd.DataFrame, seed: int) 
     """
     n = len(base)
     if n < FEWEST:
-        return missing(metric, n, f"n = {n}, fewer than {FEWEST}")
+        return metric.row(n, reason=f"n = {n}, fewer than {FEWEST}")
     draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, 10_000)
     weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples
     before, after = metric.statistic(base, weights), metric.statistic(tuned, weights)
     delta = after - before
     if np.isnan(delta[0]):
-        return missing(metric, n, f"n = {n}, fewer than {FEWEST} of one kind")
+        return metric.row(n, reason=f"n = {n}, fewer than {FEWEST} of one kind")
     low, high = interval(delta[1:], n)
     differing = (base.to_numpy() != tuned.to_numpy()).any(axis=1).sum()
     if 2 * 0.5**differing > 0.05:
         low, high = min(low, 0.0), max(high, 0.0)
-    row = {"base": before[0], "tuned": after[0], "delta": delta[0], "low": low, "high": high}
-    return _head(metric) | {name: float(figure) for name, figure in row.items()} | {"n": n}
+    figures = {"base": before[0], "tuned": after[0], "delta": delta[0], "low": low, "high": high}
+    return metric.row(n, **{name: float(figure) for name, figure in figures.items()})
 
 
 def interval(drawn: Floats, n: int) -> Floats:
@@ -98,13 +102,3 @@ def interval(drawn: Floats, n: int) -> Floats:
     """
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
     return np.asarray(np.nanquantile(drawn, [tail, 1 - tail]))
-
-
-def missing(metric: Metric, n: int, reason: str) -> Row:
-    """Report that a metric was not measured, and why."""
-    empty = dict.fromkeys(("base", "tuned", "delta", "low", "high"))
-    return {**_head(metric), **empty, "n": n, "reason": reason}
-
-
-def _head(metric: Metric) -> Row:
-    return {"name": metric.name, "unit": metric.unit, "source": metric.source}

@@ -6,7 +6,8 @@ chunk: window, document, start, end, source, split; offsets into the tokens), `t
 `word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
 """
 
-from wuxia_core.mixing.build import current_mixture, manifest_of, mix
+from wuxia_core.mixing.build import current_mixture, find_texts, manifest_of, mix
+from wuxia_core.mixing.holdout import likely_share
 from wuxia_core.mixing.store import (
     TRAIN,
     UNUSED,
@@ -19,6 +20,7 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     read_json,
     read_manifest,
+    staged,
     train_windows,
 )
-from wuxia_core.mixing.windows import encode_passage
+from wuxia_core.mixing.windows import encode_passage, utf8_size

@@ -23,7 +23,8 @@ from wuxia_core import corpus
 from wuxia_core.config import Config, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import store, windows
-from wuxia_core.mixing.store import DUPLICATE, TRAIN, UNUSED, VALIDATION, Mixture, Texts, hash_key
+from wuxia_core.mixing.holdout import describe_split, split, with_whole_folders
+from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION, Mixture, Texts
 from wuxia_core.model import base_path, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ TOKENS, WORD_STARTS, WINDOWS = "tokens.npy", "word_starts.npy", "windows.parquet
 FILES = {store.MANIFEST, "preparation.json", TOKENS, WORD_STARTS, WINDOWS, store.DOCUMENTS}
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
-FEW = 4  # passages of general text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,11 @@ def manifest_of(config: Config) -> dict[str, Any]:
     return _find_inputs(config).manifest
 
 
-def _find_inputs(config: Config) -> _Inputs:
+def find_texts(config: Config) -> list[corpus.File]:
+    """Find the novels and the general text.
+
+    Raises `DataError` where one of them is not there, or the general text is far too short.
+    """
     settings = config.data
     named = (settings.general_file, settings.lexicon)
     general, lexicon = (None if path is None else locate(path) for path in named)
@@ -100,11 +104,17 @@ def _find_inputs(config: Config) -> _Inputs:
     novels = old if old.suffix == ".jsonl" and old.is_file() else None
     if novels:
         logger.info("%s is read as input in place of the novels in %s", old, data_dir)
-    files = corpus.find_files(data_dir, general, novels, lexicon)
+    files = with_whole_folders(corpus.find_files(data_dir, general, novels, lexicon))
+    windows.check_sizes(files, settings)
+    return files
+
+
+def _find_inputs(config: Config) -> _Inputs:
+    settings, files = config.data, find_texts(config)
     for key, names in (("encoding", settings.encoding), ("weights", settings.weights)):
         if unknown := sorted(set(names) - {file.path.name for file in files}):
             raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
-    words = () if lexicon is None else corpus.read_lexicon(lexicon)
+    words = () if settings.lexicon is None else corpus.read_lexicon(locate(settings.lexicon))
     folder = store.mixture_folder(settings.processed_data_file)
     return _Inputs(config, folder, files, words, store.make_manifest(config, files, words))
 
@@ -179,7 +189,8 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
     if config.data.deduplicate:
         rows = outline.itertuples()
         for row in tqdm(rows, "looking for duplicates", len(outline), unit="document", leave=False):
-            index.add(texts[row.Index], row.book if row.source == "wuxia" else None)
+            book = row.book if row.source == "wuxia" else None
+            index.add(texts[row.Index], book, row.chapter)
     same_books = index.same_books()
     for same in same_books:
         percent = 100 * same.share
@@ -191,7 +202,10 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
     for book, rows in outline[outline["weight"] != 1].groupby("book"):
         if not (rows["split"] == TRAIN).any():
             logger.warning("data.weights: %s is not trained on, so its weight does nothing", book)
-    return {"same_books": [asdict(same) for same in same_books], "repeated_paragraphs": repeats}
+    held_out = describe_split(outline, config.data.val_ratio)
+    logger.info("held out: %s", held_out)
+    copies = [asdict(same) for same in same_books]
+    return {"same_books": copies, "repeated_paragraphs": repeats, "held_out": held_out}
 
 
 def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
@@ -210,53 +224,6 @@ def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) ->
         outline.at[number, "characters"] = len(texts[number])
     books = Counter(outline["book"].iloc[repeats["document"]])
     return {"count": len(repeats), "characters": removed, "books": books, "examples": examples}
-
-
-def split(documents: pd.DataFrame, left_out: pd.Series, val_ratio: float, seed: int) -> pd.Series:
-    """Choose each document's split: `source`, `book`, `chapter` and `characters` are its columns.
-
-    Novels by whole books, or by chapters where there is one book; documents in `left_out` are
-    duplicates. Of general text the end of each file is held out, so that neighbouring passages stay
-    together; files of less than four passages are held out as a whole, or not.
-    """
-    chosen = pd.Series(TRAIN, index=documents.index)
-    chosen[left_out] = DUPLICATE
-    novels = documents[(documents["source"] == "wuxia") & ~left_out]
-    unit = novels["book"] + ("\n" + novels["chapter"] if novels["book"].nunique() == 1 else "")
-    general = documents[(documents["source"] == "general") & ~left_out]
-    passages = general.groupby("book")["book"].transform("size")
-    small = general[(passages < FEW) & (general["book"].nunique() > 1)]
-    for rows, units in ((novels, unit), (small, small["book"])):
-        lengths = rows["characters"].groupby(units).sum()
-        chosen[units.index[units.isin(_held_out(lengths.to_dict(), val_ratio, seed))]] = VALIDATION
-    for _, rows in general.drop(index=small.index).groupby("book"):
-        chosen[_tail(rows["characters"], val_ratio)] = VALIDATION
-    return chosen
-
-
-def _held_out(lengths: dict[str, int], val_ratio: float, seed: int) -> set[str]:
-    """Choose units of up to `val_ratio` of all characters; the shortest one if none is so short.
-
-    `{"a": 50, "b": 9, "c": 41}` at 0.1 gives `{"b"}`. A single unit is never held out.
-    """
-    budget = val_ratio * sum(lengths.values())
-    chosen: set[str] = set()
-    for unit in sorted(lengths, key=lambda unit: hash_key(seed, "split", unit)):
-        if lengths[unit] <= budget:
-            chosen.add(unit)
-            budget -= lengths[unit]
-    if not chosen and val_ratio and len(lengths) > 1:
-        chosen = {min(lengths, key=lambda unit: (lengths[unit], unit))}
-    return chosen
-
-
-def _tail(lengths: pd.Series, val_ratio: float) -> list[int]:
-    """Choose the last texts, about `val_ratio` of the characters; one at least, never all."""
-    from_end = lengths[::-1].cumsum()[: len(lengths) - 1]
-    if not val_ratio or from_end.empty:
-        return []
-    last = int((from_end - val_ratio * lengths.sum()).abs().to_numpy().argmin())
-    return [int(number) for number in from_end.index[: last + 1]]
 
 
 def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:

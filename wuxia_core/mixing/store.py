@@ -31,7 +31,7 @@ OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
-FORMAT = 4  # raise it when the folder's content changes, so that older ones are built again
+FORMAT = 5  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, DOCUMENTS = "manifest.json", "documents.parquet"
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, pairwise
-from math import ceil, floor
+from math import ceil, floor, inf
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from wuxia_core.config import DataConfig
-from wuxia_core.corpus import Segmenter, gather
+from wuxia_core.corpus import File, Segmenter, gather
 from wuxia_core.errors import DataError
 from wuxia_core.masking import Window
 from wuxia_core.mixing.store import TRAIN, Flags, Tokens, hash_key, shuffled
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 Integers = npt.NDArray[np.int64]
 
 BATCH = 200_000  # characters a call of the tokenizer
+PLAIN = {".txt", ".jsonl", ".md"}  # what is in such a file is about as long as the file
+UNKNOWN = {"wuxia": 0.0, "general": inf}  # bytes, where it is not: nothing is refused for it
 
 
 def shortest(data: DataConfig) -> int:
@@ -78,20 +81,56 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
     Raises `DataError` where that is more than `max_general_epochs`.
     """
     there = int(_tokens(chunks.drop_duplicates("start")) / share) if len(chunks) else 0
-    if not budget or not there:
-        return 0.0
-    epochs, most = budget / there, data.max_general_epochs
-    if epochs > most:
-        novels = budget * (1 / data.general_ratio - 1)
-        reachable = there * most / (novels + there * most)
-        raise DataError(
-            f"data.general_ratio {data.general_ratio} takes {budget:,.0f} tokens of general text: "
-            f"what there is would be read {epochs:.2f} times. Add general text, "
-            f"--set data.general_ratio={floor(1000 * reachable) / 1000}, or repeat it: "
-            f"--set data.max_general_epochs={ceil(100 * epochs) / 100}"
-        )
+    epochs = _epochs(budget * (1 / data.general_ratio - 1), there, data) if budget else 0.0
     if epochs > 1:
         logger.warning("general text is repeated: %.2f epochs of it in one of the novels", epochs)
+    return epochs
+
+
+def check_sizes(files: Sequence[File], data: DataConfig) -> None:
+    """Refuse a ratio that the sizes of the files rule out, before any is read.
+
+    A file's bytes tell its tokens to a quarter, and cleaning may take some; of formats that are
+    packed they tell nothing. Raises `DataError` where the general text is not even half of enough.
+    """
+    sizes = {"wuxia": 0.0, "general": 0.0}
+    for file in (file for file in files if file.source):
+        weight = data.weights.get(file.path.name, 1.0) if file.source == "wuxia" else 1.0
+        packed = file.path.suffix.lower() not in PLAIN
+        size = UNKNOWN[file.source] if packed else utf8_size(file.path)
+        sizes[file.source] += weight * size
+    _epochs(sizes["wuxia"], sizes["general"], data, margin=2.0)
+
+
+def utf8_size(path: Path) -> float:
+    """Bytes of a file's text in UTF-8, which writes three where GBK, Big5 and UTF-16 write two."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(4096).decode("utf-8", errors="replace")
+    except OSError:
+        return 0.0  # the reader says what is wrong
+    utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1  # the last one may be cut
+    return path.stat().st_size * (1 if utf8 else 1.5)
+
+
+def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) -> float:
+    """Count the passes over `there` that the ratio takes beside `novels`, in tokens or bytes.
+
+    Raises `DataError` where they are `margin` times too many; then the figures are about right.
+    """
+    ratio, most = data.general_ratio, data.max_general_epochs
+    epochs = ratio / (1 - ratio) * novels / there if there else 0.0
+    if epochs > most * margin:
+        safe = margin**0.5
+        reachable, lower = (n * most / (novels + n * most) for n in (there, there / safe))
+        by = ", by the files' sizes" if margin > 1 else ""
+        raise DataError(
+            f"data.general_ratio {ratio} takes more general text than there is{by}: it would come "
+            f"out as {reachable:.3f}, or be read {epochs:.2f} times. Add general text "
+            f"({epochs / most:.1f} times what is there), --set data.general_ratio="
+            f"{floor(1000 * lower) / 1000}, or repeat it: --set data.max_general_epochs="
+            f"{ceil(100 * epochs * safe) / 100}"
+        )
     return epochs
 
 

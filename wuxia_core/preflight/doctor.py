@@ -8,7 +8,6 @@ failed. Memory and disk are the plan's and `prepare_run`'s to check.
 
 import itertools
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,11 +35,6 @@ class Skipped(Exception):
     """Says why a check cannot be made here."""
 
 
-def check_ranks(_: Config) -> str:
-    """Count the ranks; that all are there, the gathering of the rows shows."""
-    return f"{dist.get_world_size()} over {dist.get_backend()} on {platform.node()}"
-
-
 def check_all_reduce(_: Config) -> str:
     """See that all_reduce sums."""
     values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
@@ -48,7 +42,7 @@ def check_all_reduce(_: Config) -> str:
     size = dist.get_world_size()
     if not bool((values == size * (size + 1) / 2).all()):
         raise RuntimeError("the sum is wrong")
-    return f"{NUMBERS:,} sums over {size} ranks are exact"
+    return f"{NUMBERS:,} sums over {size} ranks are exact, by {dist.get_backend()}"
 
 
 def check_copies(_: Config) -> str:
@@ -125,23 +119,21 @@ def check_gradients(_: Config) -> str:
 
 def tiny_model(spread: float = 0.0) -> torch.nn.Module:
     """Load the bundled base with an adapter, the same on every rank; `spread` is lora_B's."""
-    base = load_base(str(TINY_BASE), torch.float32)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: torch.nn.Module = add_adapter(base, ModelConfig(lora_dropout=0), mask_id=1)
-        for name, weights in model.named_parameters():
-            if "lora_B" in name:  # where it is 0, so are lora_A's gradients
-                weights.data.normal_(std=spread)
+    base = load_base(str(TINY_BASE), "float32")
+    torch.manual_seed(0)
+    model: torch.nn.Module = add_adapter(base, ModelConfig(lora_dropout=0), mask_id=1)
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:  # where it is 0, so are lora_A's gradients
+            weights.data.normal_(std=spread)
     return model.to(device())
 
 
 def batch(rank: int) -> dict[str, torch.Tensor]:
     """Make masked windows (2, 32) for a rank: the higher, the more tokens are masked."""
     ids = torch.randint(2, 1000, (2, 32), generator=torch.Generator().manual_seed(rank))
-    places = torch.arange(32)
-    masked = ((places > 0) & (places < 3 + 4 * (rank % 8))).expand_as(ids)
-    labels = torch.where(masked, ids, IGNORE_INDEX)
-    return model_inputs(ids.masked_fill(masked, 1).numpy(), labels.numpy())
+    labels, target = torch.full_like(ids, IGNORE_INDEX), slice(1, 3 + 4 * (rank % 8))
+    labels[:, target] = ids[:, target]
+    return model_inputs(ids.masked_fill(labels == ids, 1).numpy(), labels.numpy())
 
 
 def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor], items: int) -> torch.Tensor:
@@ -159,13 +151,11 @@ def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def device() -> torch.device:
     """Where this rank computes."""
-    cuda = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
 CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do where one fails
-    "processes": (check_ranks, "look for a process that died"),
     "all_reduce": (check_all_reduce, LINK),
     "copies between cards": (check_copies, "set NCCL_P2P_DISABLE=1; dmesg may name an Xid"),
     "bfloat16": (check_bf16, "set training.bf16=false"),
@@ -192,7 +182,7 @@ def init_process_group() -> None:
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
     try:
         if torch.cuda.is_available():
-            torch.cuda.set_device(device())
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
     except RuntimeError as error:
         raise MachineError(f"{str(error).splitlines()[0]} → {LINK}") from None

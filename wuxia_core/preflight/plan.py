@@ -1,20 +1,16 @@
 """What a run needs, by arithmetic: memory, steps, hours, cost and disk. Nothing is loaded."""
 
-import math
 import os
-import timeit
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from wuxia_core import corpus
-from wuxia_core.config import Config, ModelConfig, effective_batch, locate
+from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
-from wuxia_core.mixing import Mixture, train_windows
+from wuxia_core.mixing import Mixture, find_texts, likely_share, train_windows, utf8_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +25,7 @@ CARDS = {
     "H200": (141, 989), "RTX 4060": (8, 30), "T4": (16, 65),
 }  # fmt: skip
 USABLE = 23.5 / 24  # of a card's memory; the rest is the driver's
-LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LAYERS = set(LINEAR_LAYERS)
 
 
 class Shape(NamedTuple):
@@ -115,7 +111,7 @@ def this_device(processes: int) -> Device:
         rate = known_rate(card.name)
         return Device(card.name, processes, USABLE * card.total_memory, rate, on_card=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
-    return Device("process on the CPU", processes, memory, product_rate() / processes, False)
+    return Device("process on the CPU", processes, memory, None, on_card=False)
 
 
 def planned_device(config: Config, processes: int | None) -> Device | None:
@@ -140,12 +136,6 @@ def known_rate(name: str) -> float | None:
     words = set(name.replace("-", " ").split())
     rates = (rate for card, (_, rate) in CARDS.items() if words.issuperset(card.split()))
     return None if "Laptop" in words else next(rates, None)
-
-
-def product_rate() -> float:
-    """Time a matrix product on this machine's CPU: TFLOP/s."""
-    a = np.random.default_rng(0).random((1024, 1024), np.float32)
-    return float(2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=6)) / 1e12)
 
 
 def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
@@ -220,13 +210,12 @@ def remedies(config: Config) -> Iterator[tuple[str, Config]]:
         yield f"data.max_length={data.max_length}", changed
 
 
-def advice(config: Config, shape: Shape | None, device: Device) -> Iterator[str]:
+def advice(config: Config, shape: Shape, device: Device) -> Iterator[str]:
     """Say what saves memory, with what it comes to, up to what fits."""
     for change, changed in remedies(config):
-        total = sum(memory(changed, shape, device).values()) if shape else math.inf
-        fits = total <= device.memory
-        words = f": {total / GIB:.2f} GiB{', fits' if fits else ''}" if shape else ""
-        yield f"  --set {change.replace(' ', ' --set ')}{words}"
+        total = sum(memory(changed, shape, device).values())
+        fits = ", fits" if total <= device.memory else ""
+        yield f"  --set {change.replace(' ', ' --set ')}: {total / GIB:.2f} GiB{fits}"
         if fits:
             return
     yield "  a smaller model, such as Qwen/Qwen3-4B"
@@ -249,20 +238,17 @@ def estimated_text(config: Config) -> Text:
 
     Raises `DataError` where there is no novel.
     """
-    files = corpus.find_files(locate(config.data.data_dir), None)
-    novels = sum(utf8_size(file.path) for file in files if file.source == "wuxia")
-    general = config.data.general_ratio if config.data.general_file else 0
-    size = novels * (1 - config.data.val_ratio) / (1 - general)
+    data, files = config.data, find_texts(config)
+    sizes: dict[str, float] = {}  # of books
+    for file in files:
+        if file.source == "wuxia":
+            sizes[file.book] = sizes.get(file.book, 0) + utf8_size(file.path)
+    characters = {book: size / 3 for book, size in sizes.items()}
+    held_out = likely_share(characters, data.val_ratio, config.training.seed)
+    general = data.general_ratio if any(file.source == "general" for file in files) else 0
+    size = sum(sizes.values()) * (1 - held_out) / (1 - general)
     tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
-    return Text(tokens, tokens / config.data.max_length)
-
-
-def utf8_size(path: Path) -> float:
-    """Bytes of a file's text in UTF-8, which writes three where GBK, Big5 and UTF-16 write two."""
-    with path.open("rb") as file:
-        beginning = file.read(4096).decode("utf-8", errors="replace")
-    utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1  # the last one may be cut
-    return path.stat().st_size * (1 if utf8 else 1.5)
+    return Text(tokens, tokens / data.max_length)
 
 
 def flop_per_token(config: Config, shape: Shape) -> float:
@@ -319,15 +305,12 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     yield f"an epoch: {span(text.tokens)} tokens, {span(text.windows)} windows{source}"
     yield f"the run: {span(steps)} steps of {batch} windows"
     if training.warmup_steps >= steps[1]:
-        yield (
-            f"TOO SHORT: the warm-up takes {training.warmup_steps} steps, so the rate never "
-            f"reaches its peak; --set training.warmup_steps={steps[1] // 10:.0f}"
-        )
+        fewer = f"--set training.warmup_steps={steps[1] // 10:.0f}"
+        yield f"TOO SHORT: the warm-up takes {training.warmup_steps} steps, or all; {fewer}"
     if device.rate is None:
         yield f"hours an epoch: the rate of {device.name} is not known; --plan --measure times it"
         return
-    # of that rate: the best that is published for LoRA, and half of it; of a CPU's, by model size
-    shares = (0.8, 0.4) if device.on_card else (0.6, 0.1)
+    shares = (0.8, 0.4)  # of that rate: the best that is published for LoRA, and half of it
     rate, flop = device.rate * device.processes, text.tokens * flop_per_token(config, shape)
     epoch = flop / (np.array(shares) * rate * 1e12) / 3600
     run = epoch * steps / epoch_steps

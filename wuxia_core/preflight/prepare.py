@@ -30,10 +30,8 @@ def prepare_run(
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
-        raise ConfigError(
-            f"{processes.total} processes for {windows} training windows: lower --nproc or "
-            f"data.max_length {config.data.max_length}, or add text to {config.data.data_dir}"
-        )
+        what = f"{processes.total} processes for {windows} training windows"
+        raise ConfigError(f"{what}: lower --nproc or data.max_length, or add text to data.data_dir")
     print(summary(config, processes.total, mixture))
     device = plan.this_device(processes.total)
     print(plan.describe_plan(config, shape, device, plan.measured_text(mixture)))
@@ -106,9 +104,9 @@ def check_model(config: Config) -> plan.Shape | None:
 
 def check_trackers(names: list[str]) -> None:
     """Refuse a tracker that transformers does not know, or whose package is not installed."""
-    from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
+    for name in set(names) - {"tensorboard"}:  # which is; to ask transformers takes seconds
+        from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
 
-    for name in names:
         if name not in KNOWN:
             raise ConfigError(f"training.report_to {name}: not known; known are {', '.join(KNOWN)}")
         if find_spec(name) is None:
@@ -146,22 +144,10 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Describe the run in a few lines, the effective batch first."""
     training, rows = config.training, mixture.report.itertuples()
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
-    files = [f["path"] for f in mixture.preparation["files"] if f["source"] == "general"]
-    general = ", ".join(files[:3]) + " …" * (len(files) > 3)
     return (
         f"effective batch {effective_batch(config, processes)} = "
         f"{training.per_device_train_batch_size} a process "
         f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
-        f"training text: {shares}; general text from {general or 'nowhere'}\n"
-        f"held out: {held_out(mixture) or 'nothing'}"
-    )
-
-
-def held_out(mixture: Mixture) -> str:
-    """Name the novels that are held out, and how much of one that is so in part."""
-    novels = mixture.outline.query("source == 'wuxia' and split != 'duplicate'")
-    chapters = novels["split"].eq("validation").groupby(novels["book"]).agg(["sum", "size"])
-    return ", ".join(
-        book if some == all_ else f"{some} of the {all_} chapters of {book}"
-        for book, some, all_ in chapters[chapters["sum"] > 0].itertuples()
+        f"training text: {shares}\n"
+        f"held out: {mixture.preparation['held_out']}"
     )

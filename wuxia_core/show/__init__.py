@@ -1,7 +1,6 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
-from wuxia_core.show.desk import WritingDesk, strengths_table
-from wuxia_core.show.explore import MaskExplorer, read_beginnings
+from wuxia_core.show.interactive import MaskExplorer, WritingDesk, strengths_table
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks
 from wuxia_core.show.plots import (
     axes,
@@ -11,7 +10,6 @@ from wuxia_core.show.plots import (
     plot_lines,
     plot_metric,
     plot_passages,
-    plot_recovery,
     plot_scorecard,
     plot_typical,
 )

@@ -1,7 +1,6 @@
 """Masked text as HTML and as plain text, drawn from the tokenizer's character offsets."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
-Mark = tuple[str, str, str]  # `plain`, `style` and `tip` of a `Segment`
-UNMARKED = ("{}", "", "")
+UNMARKED = ("{}", "", "")  # `plain`, `style` and `tip` of a `Segment`
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
@@ -48,14 +46,13 @@ class Segment(NamedTuple):
         return self.plain.format(visible(self.text))
 
 
-def _segments(text: str, marks: Sequence[Mark]) -> tuple[Segment, ...]:
+def _segments(text: str, marks: Sequence[tuple[str, str, str]]) -> tuple[Segment, ...]:
     """Put neighbours of the same mark together; `marks` has one a character, (C,)."""
     runs = groupby(zip(text, marks, strict=True), key=itemgetter(1))
     return tuple(Segment("".join(c for c, _ in run), *mark) for mark, run in runs)
 
 
-@dataclass(frozen=True)
-class MaskView:
+class MaskView(NamedTuple):
     """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals.
 
     In a terminal 〔甲〕 is a single, 【甲乙】 a span; ≠ follows a random token, = an unchanged.
@@ -122,8 +119,7 @@ def show_masks(
     DataError
         Where the text has no token.
     """
-    if tokenizer is None:
-        tokenizer = load_tokenizer(str(TINY_BASE))
+    tokenizer = tokenizer or load_tokenizer(str(TINY_BASE))
     window, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
     if not offsets:
         raise DataError("show_masks: the text is empty")
@@ -148,7 +144,7 @@ def mark_tokens(
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    marks: list[Mark] = [UNMARKED] * len(text)
+    marks = [UNMARKED] * len(text)
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
@@ -163,20 +159,11 @@ def mark_tokens(
     return MaskView(_segments(text, marks), kinds, actions)
 
 
-@dataclass(frozen=True)
-class XRayView:
-    """One text under the X-ray, by each model: shows itself in notebooks, as text in terminals.
-
-    In a terminal 【剑:2.5✓】 is a masked token that costs 2.5 bits and is the best guess.
-    """
+class XRayView(NamedTuple):
+    """One text under the X-ray, by each model, as it shows itself in notebooks."""
 
     xray: XRay
     text: int = 0  # its place in `xray.texts`
-
-    def __str__(self) -> str:
-        return "\n\n".join(
-            f"{model}: {''.join(map(str, self._segments(model)))}" for model in self.xray.models
-        )
 
     def _repr_html_(self) -> str:
         width = f"width:{100 // len(self.xray.models)}%;min-width:min(100%,17em)"
@@ -201,13 +188,12 @@ class XRayView:
     def _segments(self, model: str) -> tuple[Segment, ...]:
         """Mark the masked tokens; of tokens that share a character the first counts."""
         text = self.xray.texts[self.text]
-        marks: list[Mark] = [UNMARKED] * len(text)
+        marks = [UNMARKED] * len(text)
         for row in self._answers(model)[::-1].itertuples():
             token, right = text[row.start : row.end], "right" if row.right else "wrong"
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
             tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
-            plain = f"【{{}}:{row.bits:.1f}{'✓' * row.right}】"
-            mark = (plain, _heat_style(row.bits, row.right), tip)
+            mark = ("{}", _heat_style(row.bits, row.right), tip)
             marks[row.start : row.end] = [mark] * len(token)
         return _segments(text, marks)
 

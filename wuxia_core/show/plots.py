@@ -143,27 +143,20 @@ def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) 
 
 
 def plot_scorecard(card: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
-    """Draw a metric's change by source with its 95 % interval; left of the line is a fall."""
-    rows = _measured(card, name)
-    xlabel = f"change of {name}, tuned − base, {', '.join(rows['unit'].unique())}; 95 % interval"
-    ax = plot_intervals(rows[["delta", "low", "high"]], xlabel=xlabel, ax=ax)
-    ax.axvline(0, color="black", linewidth=1)
-    return ax
+    """Draw the change of a metric and its strata by source; left of the line is a fall.
 
-
-def plot_recovery(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw the share of masked tokens found by base and tuned."""
-    rows = _measured(card, "masked_accuracy")
-    shares = rows[["base", "tuned"]]
-    return plot_intervals(shares, xlabel="share of masked tokens found; n documents", ax=ax)
-
-
-def _measured(card: dict[str, Any], name: str) -> pd.DataFrame:
-    """Select the rows of a metric and its strata that have figures, by `wuxia, span (n = 10)`."""
+    A line is a 95 % interval. Those without figures are left out.
+    """
     rows = pd.DataFrame(card["metrics"])
     rows = rows[rows["name"].str.startswith(name)].dropna(subset="delta")
-    strata = rows["name"].str.removeprefix(name)
-    return rows.set_index(rows["source"] + strata + " (n = " + rows["n"].astype(str) + ")")
+    strata = rows["source"] + rows["name"].str.removeprefix(name)
+    xlabel = f"change of {name}, tuned − base, {', '.join(rows['unit'].unique())}; 95 % interval"
+    changes = rows[["delta", "low", "high"]].set_index(
+        strata + " (n = " + rows["n"].astype(str) + ")"
+    )
+    ax = plot_intervals(changes, xlabel=xlabel, ax=ax)
+    ax.axvline(0, color="black", linewidth=1)
+    return ax
 
 
 def plot_passages(

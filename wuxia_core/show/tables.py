@@ -95,13 +95,11 @@ def _with_blanks(text: str) -> str:
 
 def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: int) -> pd.DataFrame:
     """Show a window by its number in `mixture.windows`: a row a text in it."""
-    rows = []
-    for chunk in mixture.windows[mixture.windows["window"] == key].itertuples():
-        document = mixture.outline.loc[chunk.document]
-        tokens = mixture.tokens[chunk.start : chunk.end]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        rows.append((document["book"], document["chapter"], len(tokens), text))
-    return pd.DataFrame(rows, columns=["book", "chapter", "tokens", "text"])
+    chunks = mixture.windows[mixture.windows["window"] == key]
+    parts = [mixture.tokens[chunk.start : chunk.end] for chunk in chunks.itertuples()]
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in parts]
+    documents = mixture.outline.loc[chunks["document"], ["book", "chapter"]]
+    return documents.assign(tokens=list(map(len, parts)), text=texts).reset_index(drop=True)
 
 
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A desk to write at: a prompt, and what the base and the adapters make of it, side by side."""
+"""What a person plays with: masks that follow controls, and a desk to write at."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,10 @@ import ipywidgets as widgets
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core.errors import Stopped, WuxiaError
-from wuxia_core.show.masks import COLUMN, TEXT_STYLE
+from wuxia_core.corpus import Segmenter
+from wuxia_core.errors import ConfigError, DataError, Stopped, WuxiaError
+from wuxia_core.masking import SpanMasker
+from wuxia_core.show.masks import COLUMN, TEXT_STYLE, show_masks
 from wuxia_core.show.tables import table
 from wuxia_core.text import NO_MATH, escape
 from wuxia_core.write import STRONGEST, Sampling, stream
@@ -24,28 +26,92 @@ if TYPE_CHECKING:
     Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
 
 PROSE = "line-height:1.7;margin-bottom:1em"
-KNOWN = {0.0: "0 (base)", 1.0: "1 (as trained)"}
+STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}
 SETTINGS = ("strength", "seed", "tokens", "temperature")
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
 ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
 HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
 
 
-def strengths_table(
-    writer: "Writer",
-    prompts: Sequence[str],
-    sampling: Sampling,
-    strengths: Sequence[float] = (0, 0.5, 1, 1.5),
-) -> pd.DataFrame:
-    """Continue prompts at several strengths of the adapter, from the same seed: a row a prompt.
+class MaskExplorer(widgets.VBox):
+    """Controls and the masks that they change; where there are no widgets, the masks as they are.
+
+    Parameters
+    ----------
+    text : str
+        A novel, say; the controls choose a passage.
+    tokenizer
+        The base model's.
+    masker : SpanMasker, optional
+        What the controls start from; by default the recipe.
+    segmenter : Segmenter, optional
+        Whose words the spans cover when they are to; by default one without a lexicon.
+    characters : int
+        Length of a passage.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        masker: SpanMasker | None = None,
+        *,
+        segmenter: Segmenter | None = None,
+        characters: int = 400,
+    ) -> None:
+        starts = range(0, len(text), characters)
+        self._passages = [text[start : start + characters] for start in starts] or [""]
+        self._tokenizer, self._segmenter = tokenizer, segmenter or Segmenter()
+        self._masker = masker or SpanMasker()
+        self._controls = self._make_controls()
+        for control in self._controls:
+            control.layout, control.style.description_width = {"width": "22rem"}, "6rem"
+            control.observe(self._update, "value")
+        self.view = widgets.HTML()
+        controls = widgets.HBox(self._controls, layout={"flex_flow": "row wrap"})
+        super().__init__([controls, self.view])
+        self._update()
+
+    def _make_controls(self) -> list[Any]:
+        recipe, longest = self._masker, max(12, *self._masker.span_length)
+        spans = {"value": recipe.span_length, "min": 1, "max": longest}
+        share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
+        self.passage = widgets.IntSlider(1, 1, len(self._passages), description="passage")
+        self.mask_ratio = widgets.FloatSlider(recipe.mask_ratio, description="masked", **share)
+        self.span_ratio = widgets.FloatSlider(recipe.span_ratio, description="in spans", **share)
+        self.span_length = widgets.IntRangeSlider(description="span, tokens", **spans)
+        self.unit = widgets.Dropdown(options=["token", "word"], description="spans by")
+        self.epoch = widgets.IntSlider(0, 0, 20, description="epoch")
+        self.draw = widgets.IntSlider(0, 0, 20, description="draw")
+        shares, when = [self.mask_ratio, self.span_ratio], [self.epoch, self.draw]
+        return [self.passage, *shares, self.span_length, self.unit, *when]
+
+    def _update(self, _: dict[str, Any] | None = None) -> None:
+        passage = self._passages[self.passage.value - 1]
+        words = self._segmenter if self.unit.value == "word" else None
+        draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": words}
+        spans = (self.span_ratio.value, self.span_length.value)
+        try:
+            masker = SpanMasker(self.mask_ratio.value, *spans, self._masker.seed)
+            self.view.value = show_masks(passage, self._tokenizer, masker, **draw)._repr_html_()
+        except (ConfigError, DataError) as error:
+            self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
+
+    def _repr_html_(self) -> str:
+        settings = "; ".join(f"{c.description} {c.value}" for c in self._controls)
+        return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'
+
+
+def strengths_table(writer: "Writer", prompts: Sequence[str], sampling: Sampling) -> pd.DataFrame:
+    """Continue prompts at four strengths of the adapter, from the same seed: a row a prompt.
 
     Raises as `stream` does.
     """
     rows = []
     for prompt in tqdm(prompts, "writing", leave=False):
-        texts = [stream(*writer, prompt, sampling, strength=each) for each in strengths]
+        texts = [stream(*writer, prompt, sampling, strength=each) for each in STRENGTHS.values()]
         rows.append([prompt, *texts])
-    return pd.DataFrame(rows, columns=["prompt", *(KNOWN.get(s, f"{s:g}") for s in strengths)])
+    return pd.DataFrame(rows, columns=["prompt", *STRENGTHS])
 
 
 class WritingDesk(widgets.VBox):
