@@ -3,6 +3,7 @@
 Which files are novels and which general text is decided here, and never by what they say.
 """
 
+import functools
 import json
 import logging
 import os
@@ -109,7 +110,13 @@ def _check(found: list[File], source: str, none: str) -> None:
     if not any(file.source == source for file in found):
         raise DataError("\n".join([none, *reasons]))
     for reason in reasons:
-        logger.warning("left out: %s", reason)
+        _warn(f"left out: {reason}")
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once: a launch looks at the folder again and again."""
+    logger.warning(message)
 
 
 def _named(found: list[File], source: str) -> Iterator[File]:
@@ -125,7 +132,7 @@ def _unused(title: str, taken: set[str], path: Path) -> str:
     names = chain([title], (f"{title} ({number})" for number in count(2)))
     name = next(name for name in names if name not in taken)
     if name != title:
-        logger.warning("%s: another file is called %s too; this is %s", path, title, name)
+        _warn(f"{path}: another file is called {title} too; this is {name}")
     taken.add(name)
     return name
 

@@ -112,7 +112,7 @@ def find_texts(config: Config) -> list[corpus.File]:
 def _find_inputs(config: Config) -> _Inputs:
     settings, files = config.data, find_texts(config)
     for key, names in (("encoding", settings.encoding), ("weights", settings.weights)):
-        if unknown := sorted(set(names) - {file.path.name for file in files}):
+        if unknown := sorted(set(names) - {file.place.name for file in files}):
             raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
     words = () if settings.lexicon is None else corpus.read_lexicon(locate(settings.lexicon))
     folder = store.mixture_folder(settings.processed_data_file)
@@ -158,7 +158,7 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
     rows: list[tuple[Any, ...]] = []
     reports = [corpus.FileReport(file) for file in inputs.files]
     for report in tqdm(reports, "reading", unit="file"):
-        name = report.file.path.name
+        name = report.file.place.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
             texts[len(rows)] = document.text

@@ -32,8 +32,8 @@ def with_whole_folders(files: list[File]) -> list[File]:
     files = sorted(files, key=lambda file: (file.source == "general", _by_number(file.name)))
     series: dict[tuple[Path, str], list[File]] = defaultdict(list)
     for file in files:
-        if file.source == "wuxia" and (match := NUMBERED.match(file.path.stem)):
-            series[file.path.parent, match[1]].append(file)
+        if file.source == "wuxia" and (match := NUMBERED.match(file.place.stem)):
+            series[file.place.parent, match[1]].append(file)
     books: dict[File, str] = {}
     for (folder, _), chapters in series.items():
         size = sum(file.path.stat().st_size for file in chapters)

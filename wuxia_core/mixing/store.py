@@ -256,6 +256,7 @@ def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -
     """Name everything that the content of a mixture depends on."""
     paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
     tokenizer = tokenizer_files(base_path(config.model))
+    hashes = {path: _sha256(path) for path in {f.path for f in files if not f.left_out}}
     return {
         "format": FORMAT,
         "seed": config.training.seed,
@@ -263,8 +264,9 @@ def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -
         "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
         "tokenizer": {path.name: _sha256(path) for path in tokenizer},
         "inputs": [
-            {"name": f.name, "source": f.source, "book": f.book, "sha256": _sha256(f.path)}
+            {"name": f.name, "source": f.source, "book": f.book, "sha256": content}
             for f in files
+            if (content := f.left_out or hashes[f.path])
         ],
     }
 

@@ -240,9 +240,8 @@ def estimated_text(config: Config) -> Text:
     """
     data, files = config.data, find_texts(config)
     sizes: dict[str, float] = {}  # of books
-    for file in files:
-        if file.source == "wuxia":
-            sizes[file.book] = sizes.get(file.book, 0) + utf8_size(file.path)
+    for file in {file.path: file for file in files if file.source == "wuxia"}.values():
+        sizes[file.book] = sizes.get(file.book, 0) + utf8_size(file.path)
     characters = {book: size / 3 for book, size in sizes.items()}
     held_out = likely_share(characters, data.val_ratio, config.training.seed)
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
