@@ -7,6 +7,7 @@ The loop is `wuxia_core.trainer`. Here the config becomes its arguments, base an
 loaded, and a failure becomes an exit status.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -74,7 +75,7 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
     )
 
 
-def train(options: Namespace) -> None:
+def train(options: Namespace) -> SpanTrainer:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
     run.hold_lock(folder)
@@ -98,6 +99,7 @@ def train(options: Namespace) -> None:
         finish(trainer.accelerator.unwrap_model(trainer.model), folder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    return trainer
 
 
 def make_trainer(
@@ -141,7 +143,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
-    train(options)
+    kept = train(options)  # noqa: F841
+    # Freeing a DDP model can wait for ever for gloo's thread, which waits for the GIL: end before.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def exit_with(error: BaseException, folder: Path) -> None:
