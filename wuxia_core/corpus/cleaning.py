@@ -61,7 +61,12 @@ def entities(text: str) -> Iterator[Edit]:
 def markup(text: str) -> Iterator[Edit]:
     """HTML comments and tags, with readings of characters and text of no size, and forum tags."""
     text = text if "<" in text or "[" in text else ""
-    return replace(pattern("markup"), lambda match: "\n" * bool(BREAKS.match(match.group())), text)
+    return replace(pattern("markup"), _break, text)
+
+
+def _break(match: re.Match[str]) -> str:
+    inside = match.string[match.start() - 1 : match.start()] in tuple("，、")  # a sentence
+    return "" if inside or not BREAKS.match(match.group()) else "\n"
 
 
 def invisible(text: str) -> Iterator[Edit]:
@@ -255,11 +260,12 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     noise.licence: False,
     headings: True,
     asides: True,
-    noise.boilerplate: True,
     stamps: False,
     noise.ads: False,
     noise.watermarks: True,
     noise.authors_notes: True,
+    noise.inserts: True,
+    noise.boilerplate: True,
     table_of_contents: True,
     noise.repeats: True,
     noise.footnotes: True,

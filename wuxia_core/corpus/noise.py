@@ -12,7 +12,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
-from itertools import chain
+from itertools import chain, pairwise
 
 from wuxia_core.corpus.chapters import HEADING
 from wuxia_core.text import HAN, Edit, lines_with, replace
@@ -27,10 +27,15 @@ DATA = tomllib.loads(resources.files(__package__).joinpath("noise.toml").read_te
 @functools.cache
 def part(name: str) -> str:
     """Join the alternatives of a pattern, with the patterns that it names."""
-    if name == "lines":
-        return "|".join(form["pattern"] for form in DATA["lines"])
-    joined = "|".join(DATA["patterns"][name].split())
+    joined = "|".join(_alternatives(name))
     return re.sub("%([a-z_]+)%", lambda match: f"(?:{part(match[1])})", joined)
+
+
+def _alternatives(name: str) -> list[str]:
+    if name == "lines":
+        return [form["pattern"] for form in DATA["lines"]]
+    found: str | list[str] = DATA["patterns"][name]
+    return found.split() if isinstance(found, str) else found
 
 
 @functools.cache
@@ -42,17 +47,20 @@ def pattern(name: str) -> re.Pattern[str]:
 @functools.cache
 def _anywhere(*names: str) -> re.Pattern[str]:
     """Find words fast: those that begin with a character, without what may not stand before."""
-    words = re.sub(r"\(\?<?!.*?\)", "", " ".join(DATA["patterns"][x] for x in names)).split()
+    words = [re.sub(r"\(\?<?!.*?\)", "", word) for name in names for word in _alternatives(name)]
     return re.compile("|".join(word for word in words if word[0] not in "[%"))
 
 
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
+PAIRS = dict(["（）", "()", "【】", "[]", "〖〗", "《》", "『』", "〈〉", "<>", "＜＞", "〔〕", "“”", "「」"])
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 SURE, LIKELY, NEARLY_ALL = 0.75, 0.55, 0.85  # shares of letters that are words of notices
 WITH_ADDRESS, AFTERTHOUGHT = 0.45, 0.35  # the same beside an address, and behind PS
 LEAST_STORY, LONGEST_NOTICE, LONGEST_AD = 8, 300, 600  # characters
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
+FEW, FEW_WORDS = 1, 4  # letters that go with the rest of a clause
+ENOUGH = 3  # proofs that a line at a chapter's edge is a note
 FEWEST_REPEATS, LONGEST_REPEAT = 3, 40
 
 
@@ -70,10 +78,8 @@ def _is_notice(line: str, at_edge: bool = False) -> bool:
 
     Less is enough at a chapter's edge, where authors speak, and in a list of words of sites.
     """
-    if len(line) > LONGEST_NOTICE or pattern("speech").search(line) or pattern("told").search(line):
+    if len(line) > LONGEST_NOTICE or _is_story(line):
         return False
-    if line.startswith("【") and not pattern("in_brackets").search(line):
-        return False  # a game speaks
     share, proofs = _share(line)
     if pattern("postscript").match(line):
         return share >= AFTERTHOUGHT and (at_edge or proofs > 0)
@@ -116,7 +122,9 @@ def _hide(match: re.Match[str]) -> str:
 
 def _is_rest_of_ad(rest: str) -> bool:
     """Whether what stands beside an address in a sentence is more of the advertisement."""
-    if len(rest) > LONGEST_NOTICE or pattern("speech").search(rest) or pattern("told").search(rest):
+    if len(rest) > LONGEST_NOTICE or _is_story(rest):
+        return False
+    if any(len(LETTER.findall(x)) >= FEW_WORDS and not _share(x)[0] for x in SENTENCE.split(rest)):
         return False
     letters = len(LETTER.findall(rest))
     share, proofs = _share(rest)
@@ -131,37 +139,151 @@ def _headings(text: str) -> list[tuple[int, int]]:
 
 def authors_notes(text: str) -> Iterator[Edit]:
     """Words of authors to readers: votes, thanks, leave; at a chapter's edge less is proof."""
-    for start, end in lines_with(_anywhere("author", "note"), text):
-        line = text[start:end].strip()
-        if HEADING.match(line) or not _is_notice(line, at_edge=True):
-            continue
-        edges = [0, *(start for start, _ in _headings(text)), len(text)]
-        after = bisect(edges, start, hi=len(edges) - 1)
-        at_edge = edges[after] - start < BEFORE_EDGE or start - edges[after - 1] < BEHIND_EDGE
-        if at_edge or _is_notice(line):
-            yield start, min(end + 1, len(text)), ""
+    notes = {
+        (start, end)
+        for start, end in lines_with(_anywhere("author", "note"), text)
+        if not HEADING.match(line := text[start:end].strip()) and _is_notice(line)
+    }
+    for start, end in pairwise(sorted({0, len(text), *chain(*_headings(text))})):
+        notes |= set(_notes_of_chapter(text, start, end))
+    for start, end in sorted(notes):
+        yield start, min(end + 1, len(text)), ""
+
+
+def _notes_of_chapter(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Find the notes at the edges of a chapter: the lines that say so, and those behind them."""
+    opened = near = False
+    last = max(start, end - BEFORE_EDGE)
+    for first, stop in ((start, min(start + BEHIND_EDGE, last)), (last, end)):
+        for match in pattern("line").finditer(text, first, stop):
+            line = match.group().strip()
+            opens = pattern("note_opens").match(line)
+            is_note = not opens and (opened or _is_note(line, near))
+            if HEADING.match(line) or match.start() == first > start:
+                continue  # a line that is cut
+            if is_note and not _is_story(line) or (opens and not opens["end"]):
+                yield match.span()
+            elif not opens and not pattern("boilerplate").match(text, match.start()):
+                opened = near = False
+                continue
+            opened, near = bool(opened or opens), True
+
+
+def _is_story(line: str) -> bool:
+    """Whether somebody speaks or is spoken of; in brackets a game may speak."""
+    game = line.startswith("【") and not pattern("in_brackets").search(line)
+    return game or bool(pattern("speech").search(line) or pattern("told").search(line))
+
+
+def _is_note(line: str, near: bool) -> bool:
+    """Whether a line at a chapter's edge is a note, by its words, voice, brackets, neighbours."""
+    bracketed = line[0] in "（(【[" and line[-1] in "）)】]"
+    if len(line) > LONGEST_NOTICE or not (bracketed or near or pattern("jargon").search(line)):
+        return False
+    share, proofs = _share(line)
+    voices = bool(pattern("call").search(line)) + bool(pattern("voice").search(line))
+    beside = voices + near + 2 * bracketed
+    enough = ENOUGH - (share >= WITH_ADDRESS)
+    return proofs > 0 < beside and min(proofs, 3) + beside >= enough
+
+
+@functools.lru_cache(maxsize=1)
+def _site_names(text: str) -> tuple[str, ...]:
+    """Names that stand again and again where a site is named: 尽在某某小说, 某某书屋 www.…."""
+    framed: Counter[str] = Counter()
+    for match in pattern("sites").finditer(text):
+        before = text[max(0, match.start() - 12) : match.start()].rpartition("\n")[2]
+        after = text[match.end() : match.end() + 24].partition("\n")[0].translate(PLAIN)
+        if name := pattern("before_name").search(before):
+            site = name["name"] + match.group().rstrip("网吧站") * (match.group() != "中文网")
+            framed[site] += bool(name["frame"]) + bool(pattern("named_site").match(after))
+    return tuple(name for name, count in framed.items() if count > 1)
 
 
 def watermarks(text: str) -> Iterator[Edit]:
     """Addresses, names of sites and calls to readers inside a sentence, which is left whole."""
+    names = _site_names(text)
+    marks = re.compile("|".join((_anywhere("mark").pattern, part("signed"), *names)))
     last = 0
-    for line_start, line_end in lines_with(_anywhere("mark"), text):
-        line = text[line_start:line_end].translate(PLAIN)
-        spans = [
-            _with_marks(line, *match.span())
-            for match in pattern("watermark").finditer(line)
-            if not _is_told(match, text[line_start + match.start() : line_start + match.end()])
-        ]
-        if not HEADING.match(line):
-            spans += [
-                (start, end)
-                for start, end, is_ad in _sentences(line)
-                if is_ad and pattern("address").search(line, start, end)
-            ]
-        for start, end in sorted(spans):
+    for line_start, line_end in lines_with(marks, text):
+        written = text[line_start:line_end]
+        spans = [match.span() for match in pattern("decorated").finditer(written)]
+        spans += _watermarks(written, names)
+        spans += [x.span() for x in pattern("wrapped").finditer(written) if _is_site(x["inside"])]
+        for start, end in _joined(written, sorted(spans)):
+            start, end = _with_marks(written, start, end)
+            if not LETTER.search(written[:start] + written[end:]):
+                start, end = 0, len(written) + 1
             if line_start + end > last:
-                yield max(line_start + start, last), line_start + end, ""
+                yield max(line_start + start, last), min(line_start + end, len(text)), ""
                 last = line_start + end
+
+
+def _joined(line: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join the spans that have no letter between them."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        if joined and not LETTER.search(line, joined[-1][1], start):
+            start, before = joined.pop()
+            end = max(before, end)
+        joined.append((start, end))
+    return joined
+
+
+def _watermarks(written: str, names: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Find the watermarks of a line, read in plain letters and without the signs in its words."""
+    signs = [n for match in pattern("decoration").finditer(written) for n in range(*match.span())]
+    places = [n for n in range(len(written)) if n not in signs]
+    line = "".join(written[n] for n in places).translate(PLAIN)
+    found = [
+        match.span()
+        for match in pattern("watermark").finditer(line)
+        if not _is_told(match, written[places[match.start()] : places[match.end() - 1] + 1])
+    ]
+    found += [match.span() for name in names for match in re.finditer(name + "(?:网(?!友)站?)?", line)]
+    for start, end in chain(found, _clauses(line, found)):
+        yield places[start], places[end - 1] + 1
+
+
+def _clauses(line: str, found: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Find the clauses of an advertisement: around what was found, and beside such a clause."""
+    hidden = line
+    for start, end in found:
+        hidden = hidden[:start] + "\0" * (end - start) + hidden[end:]
+    clauses = list(pattern("clause").finditer(hidden))
+    spans = [_grown(clause) for clause in clauses]
+    for order in (range(1, len(clauses)), range(len(clauses) - 2, -1, -1)):
+        for n in order:
+            beside = n - 1 if order.step > 0 else n + 1
+            if not spans[n] and spans[beside] == clauses[beside].span() and _is_rest(clauses[n]):
+                spans[n] = clauses[n].span()
+    return (span for span in spans if span)
+
+
+def _grown(clause: re.Match[str]) -> tuple[int, int] | None:
+    """Take what leads to an advertisement in a clause and what hangs on it."""
+    if "\0" not in clause.group():
+        return None
+    start, end = clause.span()
+    before, after = clause.group().partition("\0")[0], clause.group().rpartition("\0")[2]
+    lead = pattern("lead").search(before)
+    if LETTER.search(before) and (not lead or len(LETTER.findall(before[: lead.start()])) > FEW):
+        start += lead.start() if lead else len(before)
+    tail = pattern("tail").match(after)
+    if tail and len(LETTER.findall(after[tail.end() :])) > FEW:
+        end -= len(after) - tail.end()
+    return start, end
+
+
+def _is_site(words: str) -> bool:
+    share, proofs = _share(words)
+    return proofs > 0 and share >= LIKELY
+
+
+def _is_rest(clause: re.Match[str]) -> bool:
+    """Whether a clause beside one that is all advertisement goes with it."""
+    text = clause.group()
+    return _share(text)[0] >= SURE and bool(pattern("lead").search(text)) and not _is_story(text)
 
 
 def _is_told(match: re.Match[str], written: str) -> bool:
@@ -186,12 +308,22 @@ def _is_told(match: re.Match[str], written: str) -> bool:
 def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
     """Take the brackets around a span too, and one of two punctuation marks that would meet."""
     before, after = line[start - 1 : start], line[end : end + 1]
-    if before and before + after in ("（）", "()", "【】", "[]", "〖〗", "《》"):
-        return _with_marks(line, start - 1, end + 1)
+    opened = {PAIRS[c] for c in line[start:end] if c in PAIRS} - {*line[start:end]}
+    sign = before == after != line[start - 2 : start - 1] and pattern("wrap").match(before)
+    if after and (after in opened or PAIRS.get(before) == after or sign):
+        return _with_marks(line, start - (after not in opened), end + 1)
+    if PAIRS.get(before, "") in {*line[start:end]} - {*PAIRS, ""}:
+        return _with_marks(line, start - 1, end)
     if before in tuple("，、；：") and after in tuple("。！？，；"):
-        return start - 1, end
+        goes_on = LETTER.search(line, end) and line[end + 1 : end + 2] not in tuple("”」』")
+        return (start, end + 1) if goes_on else (start - 1, end)
     stops = not before or before in SENTENCE_END
     return start, end + (stops and after in tuple("，。；！、"))
+
+
+def inserts(text: str) -> Iterator[Edit]:
+    """Lone signs and foreign letters that stand between Chinese characters: 排ω气筒."""
+    return replace(pattern("insert"), "", text)
 
 
 def licence(text: str) -> Iterator[Edit]:
