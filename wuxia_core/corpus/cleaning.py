@@ -65,8 +65,8 @@ def markup(text: str) -> Iterator[Edit]:
 
 
 def _break(match: re.Match[str]) -> str:
-    inside = match.string[match.start() - 1 : match.start()] in tuple("，、")  # a sentence
-    return "" if inside or not BREAKS.match(match.group()) else "\n"
+    astray = "p" in match.group() and match.string.endswith("，", 0, match.start())
+    return "" if astray or not BREAKS.match(match.group()) else "\n"
 
 
 def invisible(text: str) -> Iterator[Edit]:

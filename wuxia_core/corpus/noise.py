@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from importlib import resources
 from itertools import chain, pairwise
 
+import numpy as np
+
 from wuxia_core.corpus.chapters import HEADING
-from wuxia_core.text import HAN, Edit, lines_with, replace
+from wuxia_core.text import HAN, Edit, codes, lines_with, replace
 
 BLANK = " \t　"
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'．﹒")
@@ -56,7 +58,7 @@ PAIRS = dict(["（）", "()", "【】", "[]", "〖〗", "《》", "『』", "〈
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 SURE, LIKELY, NEARLY_ALL = 0.75, 0.55, 0.85  # shares of letters that are words of notices
-WITH_ADDRESS, AFTERTHOUGHT = 0.45, 0.35  # the same beside an address, and behind PS
+WITH_ADDRESS, AFTERTHOUGHT, LEAST = 0.45, 0.35, 0.2  # beside an address, behind PS, at an edge
 LEAST_STORY, LONGEST_NOTICE, LONGEST_AD = 8, 300, 600  # characters
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
 FEW, FEW_WORDS = 1, 4  # letters that go with the rest of a clause
@@ -163,8 +165,9 @@ def _notes_of_chapter(text: str, start: int, end: int) -> Iterator[tuple[int, in
                 continue  # a line that is cut
             if is_note and not _is_story(line) or (opens and not opens["end"]):
                 yield match.span()
-            elif not opens and not pattern("boilerplate").match(text, match.start()):
-                opened = near = False
+            elif not opens:
+                if not pattern("boilerplate").match(text, match.start()):
+                    opened = near = False
                 continue
             opened, near = bool(opened or opens), True
 
@@ -184,7 +187,8 @@ def _is_note(line: str, near: bool) -> bool:
     voices = bool(pattern("call").search(line)) + bool(pattern("voice").search(line))
     beside = voices + near + 2 * bracketed
     enough = ENOUGH - (share >= WITH_ADDRESS)
-    return proofs > 0 < beside and min(proofs, 3) + beside >= enough
+    likely = share >= LEAST and beside and (voices or near or pattern("jargon").search(line))
+    return bool(proofs and likely) and min(proofs, 3) + beside >= enough
 
 
 @functools.lru_cache(maxsize=1)
@@ -203,7 +207,8 @@ def _site_names(text: str) -> tuple[str, ...]:
 def watermarks(text: str) -> Iterator[Edit]:
     """Addresses, names of sites and calls to readers inside a sentence, which is left whole."""
     names = _site_names(text)
-    marks = re.compile("|".join((_anywhere("mark").pattern, part("signed"), *names)))
+    signs = map(re.escape, pattern("signs").findall(_characters(text)))
+    marks = re.compile("|".join((_anywhere("mark").pattern, part("signed"), *signs, *names)))
     last = 0
     for line_start, line_end in lines_with(marks, text):
         written = text[line_start:line_end]
@@ -323,7 +328,12 @@ def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
 
 def inserts(text: str) -> Iterator[Edit]:
     """Lone signs and foreign letters that stand between Chinese characters: 排ω气筒."""
-    return replace(pattern("insert"), "", text)
+    return replace(pattern("insert"), "", text if pattern("lone").search(_characters(text)) else "")
+
+
+def _characters(text: str) -> str:
+    """Give every character of a text once."""
+    return "".join(map(chr, np.flatnonzero(np.bincount(codes(text)))))
 
 
 def licence(text: str) -> Iterator[Edit]:
