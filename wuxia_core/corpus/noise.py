@@ -54,7 +54,7 @@ def _anywhere(*names: str) -> re.Pattern[str]:
 
 
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
-PAIRS = dict(["（）", "()", "【】", "[]", "〖〗", "《》", "『』", "〈〉", "<>", "＜＞", "〔〕", "“”", "「」"])
+PAIRS = dict(["（）", "()", "【】", "[]", "〖〗", "《》", "『』", "〈〉", "<>", "＜＞", "〔〕", "“”", "「」", "┏┛"])
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 SURE, LIKELY, NEARLY_ALL = 0.75, 0.55, 0.85  # shares of letters that are words of notices
