@@ -54,8 +54,9 @@ def _anywhere(*names: str) -> re.Pattern[str]:
 
 
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
-PAIRS = dict(["（）", "()", "【】", "[]", "〖〗", "《》", "『』", "〈〉", "<>", "＜＞", "〔〕", "“”", "「」", "┏┛"])
+PAIRS = dict(zip("（(【[〖《『〈<＜〔“「┏", "）)】]〗》』〉>＞〕”」┛", strict=True))
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
+TAKEN = re.compile(f"\0(?:[^{HAN}A-Za-z0-9\0]*\0+)*")  # what has been found, with marks between
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 SURE, LIKELY, NEARLY_ALL = 0.75, 0.55, 0.85  # shares of letters that are words of notices
 WITH_ADDRESS, AFTERTHOUGHT, LEAST = 0.45, 0.35, 0.2  # beside an address, behind PS, at an edge
@@ -75,22 +76,19 @@ def _share(line: str) -> tuple[float, int]:
     return covered / max(letters, 1), len({match["proof"] for match in words} - {None})
 
 
-def _is_notice(line: str, at_edge: bool = False) -> bool:
-    """Whether a line without an address is a notice: nobody's words, and a call to the reader.
-
-    Less is enough at a chapter's edge, where authors speak, and in a list of words of sites.
-    """
+def _is_notice(line: str) -> bool:
+    """Whether a line without an address is a notice: nobody's words, and a call to the reader."""
     if len(line) > LONGEST_NOTICE or _is_story(line):
         return False
     share, proofs = _share(line)
     if pattern("postscript").match(line):
-        return share >= AFTERTHOUGHT and (at_edge or proofs > 0)
+        return share >= AFTERTHOUGHT and proofs > 0
     shaped = SENTENCE.search(line)
     listed = proofs > 2 and not shaped
     full = proofs > 1 and shaped and share >= NEARLY_ALL
     calls = listed or full or pattern("call").search(line)
     certain = pattern("certain").search(line)
-    enough = WITH_ADDRESS if certain else LIKELY if listed or (at_edge and proofs > 1) else SURE
+    enough = WITH_ADDRESS if certain else LIKELY if listed else SURE
     return bool(proofs and calls) and share >= enough
 
 
@@ -98,22 +96,18 @@ def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines."""
     for start, end in lines_with(_anywhere("mark", "site"), text):
         line = text[start:end].translate(PLAIN).strip() if end - start <= LONGEST_AD else ""
-        if (
-            line
-            and not HEADING.match(line)
-            and all(is_ad or not LETTER.search(line, *span) for *span, is_ad in _sentences(line))
-        ):
+        if line and not HEADING.match(line) and _is_ad(line):
             yield start, min(end + 1, len(text)), ""
 
 
-def _sentences(line: str) -> Iterator[tuple[int, int, bool]]:
-    """Cut a line into sentences, each with whether it is an advertisement."""
+def _is_ad(line: str) -> bool:
+    """Whether every sentence of a line is an advertisement."""
     hidden = pattern("watermark").sub(_hide, line) if pattern("sign").search(line) else line
-    for match in SENTENCES.finditer(hidden):
-        rest = match.group().replace("\0", "")
-        with_address = len(rest) < len(match.group())
-        is_ad = _is_rest_of_ad(rest) if with_address else _is_notice(rest)
-        yield *match.span(), is_ad
+    return all(
+        _is_rest_of_ad(sentence.replace("\0", "")) if "\0" in sentence else _is_notice(sentence)
+        for sentence in SENTENCES.findall(hidden)
+        if LETTER.search(sentence) or "\0" in sentence
+    )
 
 
 def _hide(match: re.Match[str]) -> str:
@@ -156,14 +150,15 @@ def _notes_of_chapter(text: str, start: int, end: int) -> Iterator[tuple[int, in
     """Find the notes at the edges of a chapter: the lines that say so, and those behind them."""
     opened = near = False
     last = max(start, end - BEFORE_EDGE)
-    for first, stop in ((start, min(start + BEHIND_EDGE, last)), (last, end)):
+    behind = text.rfind("\n", start, min(start + BEHIND_EDGE, last))
+    for first, stop in ((start, max(start, behind)), (last, end)):
         for match in pattern("line").finditer(text, first, stop):
             line = match.group().strip()
             opens = pattern("note_opens").match(line)
             is_note = not opens and (opened or _is_note(line, near))
             if HEADING.match(line) or match.start() == first > start:
                 continue  # a line that is cut
-            if is_note and not _is_story(line) or (opens and not opens["end"]):
+            if (is_note and not _is_story(line)) or (opens and not opens["end"]):
                 yield match.span()
             elif not opens:
                 if not pattern("boilerplate").match(text, match.start()):
@@ -209,30 +204,22 @@ def watermarks(text: str) -> Iterator[Edit]:
     names = _site_names(text)
     signs = map(re.escape, pattern("signs").findall(_characters(text)))
     marks = re.compile("|".join((_anywhere("mark").pattern, part("signed"), *signs, *names)))
-    last = 0
     for line_start, line_end in lines_with(marks, text):
         written = text[line_start:line_end]
         spans = [match.span() for match in pattern("decorated").finditer(written)]
-        spans += _watermarks(written, names)
-        spans += [x.span() for x in pattern("wrapped").finditer(written) if _is_site(x["inside"])]
-        for start, end in _joined(written, sorted(spans)):
-            start, end = _with_marks(written, start, end)
+        spans += [x.span() for x in pattern("wrapped").finditer(written) if _is_rest(x["inside"])]
+        for match in TAKEN.finditer(_taken(written, [*spans, *_watermarks(written, names)])):
+            start, end = _with_marks(written, *match.span())
             if not LETTER.search(written[:start] + written[end:]):
                 start, end = 0, len(written) + 1
-            if line_start + end > last:
-                yield max(line_start + start, last), min(line_start + end, len(text)), ""
-                last = line_start + end
+            yield line_start + start, min(line_start + end, len(text)), ""
 
 
-def _joined(line: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join the spans that have no letter between them."""
-    joined: list[tuple[int, int]] = []
+def _taken(line: str, spans: list[tuple[int, int]]) -> str:
+    """Put no words in the place of what has been found."""
     for start, end in spans:
-        if joined and not LETTER.search(line, joined[-1][1], start):
-            start, before = joined.pop()
-            end = max(before, end)
-        joined.append((start, end))
-    return joined
+        line = line[:start] + "\0" * (end - start) + line[end:]
+    return line
 
 
 def _watermarks(written: str, names: tuple[str, ...]) -> Iterator[tuple[int, int]]:
@@ -245,22 +232,21 @@ def _watermarks(written: str, names: tuple[str, ...]) -> Iterator[tuple[int, int
         for match in pattern("watermark").finditer(line)
         if not _is_told(match, written[places[match.start()] : places[match.end() - 1] + 1])
     ]
-    found += [match.span() for name in names for match in re.finditer(name + "(?:网(?!友)站?)?", line)]
+    found += [
+        match.span() for name in names for match in re.finditer(name + "(?:网(?!友)站?)?", line)
+    ]
     for start, end in chain(found, _clauses(line, found)):
         yield places[start], places[end - 1] + 1
 
 
 def _clauses(line: str, found: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Find the clauses of an advertisement: around what was found, and beside such a clause."""
-    hidden = line
-    for start, end in found:
-        hidden = hidden[:start] + "\0" * (end - start) + hidden[end:]
-    clauses = list(pattern("clause").finditer(hidden))
+    clauses = list(pattern("clause").finditer(_taken(line, found)))
     spans = [_grown(clause) for clause in clauses]
     for order in (range(1, len(clauses)), range(len(clauses) - 2, -1, -1)):
         for n in order:
             beside = n - 1 if order.step > 0 else n + 1
-            if not spans[n] and spans[beside] == clauses[beside].span() and _is_rest(clauses[n]):
+            if not spans[n] and spans[beside] == clauses[beside].span() and _is_rest(clauses[n][0]):
                 spans[n] = clauses[n].span()
     return (span for span in spans if span)
 
@@ -280,15 +266,10 @@ def _grown(clause: re.Match[str]) -> tuple[int, int] | None:
     return start, end
 
 
-def _is_site(words: str) -> bool:
-    share, proofs = _share(words)
-    return proofs > 0 and share >= LIKELY
-
-
-def _is_rest(clause: re.Match[str]) -> bool:
+def _is_rest(clause: str) -> bool:
     """Whether a clause beside one that is all advertisement goes with it."""
-    text = clause.group()
-    return _share(text)[0] >= SURE and bool(pattern("lead").search(text)) and not _is_story(text)
+    sure = _share(clause)[0] >= SURE and pattern("lead").search(clause)
+    return bool(sure) and not _is_story(clause)
 
 
 def _is_told(match: re.Match[str], written: str) -> bool:
