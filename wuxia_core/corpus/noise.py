@@ -85,7 +85,7 @@ def _is_notice(line: str) -> bool:
         return share >= AFTERTHOUGHT and proofs > 0
     shaped = SENTENCE.search(line)
     listed = proofs > 2 and not shaped
-    full = proofs > 1 and shaped and share >= NEARLY_ALL
+    full = proofs > 2 and shaped and share >= NEARLY_ALL
     calls = listed or full or pattern("call").search(line)
     certain = pattern("certain").search(line)
     enough = WITH_ADDRESS if certain else LIKELY if listed else SURE
@@ -181,7 +181,7 @@ def _is_note(line: str, near: bool) -> bool:
     share, proofs = _share(line)
     voices = bool(pattern("call").search(line)) + bool(pattern("voice").search(line))
     beside = voices + near + 2 * bracketed
-    enough = ENOUGH - (share >= WITH_ADDRESS)
+    enough = ENOUGH - (share >= LIKELY and voices + bracketed > 0)
     likely = share >= LEAST and beside and (voices or near or pattern("jargon").search(line))
     return bool(proofs and likely) and min(proofs, 3) + beside >= enough
 
