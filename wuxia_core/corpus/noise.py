@@ -8,6 +8,7 @@ shaped like a sentence needs an address, a site's name or a call to the reader b
 import functools
 import re
 import tomllib
+import unicodedata
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,11 @@ def _anywhere(*names: str) -> re.Pattern[str]:
     return re.compile("|".join(word for word in words if word[0] not in "[%"))
 
 
-PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
+PLAIN: dict[int, int | str] = {
+    n: unicodedata.normalize("NFKC", chr(n))
+    for n in (*range(0x2460, 0x2469), *range(0x24B6, 0x24EA))
+}
+PLAIN |= str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
 PAIRS = dict(zip("（(【[〖《『〈<＜〔“「┏", "）)】]〗》』〉>＞〕”」┛", strict=True))
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 TAKEN = re.compile(f"\0(?:[^{HAN}A-Za-z0-9\0]*\0+)*")  # what has been found, with marks between
@@ -261,7 +266,7 @@ def _grown(clause: re.Match[str]) -> tuple[int, int] | None:
     if LETTER.search(before) and (not lead or len(LETTER.findall(before[: lead.start()])) > FEW):
         start += lead.start() if lead else len(before)
     tail = pattern("tail").match(after)
-    if tail and len(LETTER.findall(after[tail.end() :])) > FEW:
+    if tail and LETTER.search(after, tail.end()):
         end -= len(after) - tail.end()
     return start, end
 
@@ -351,7 +356,7 @@ def repeats(text: str) -> Iterator[Edit]:
         lines = re.finditer("(?<=\n)[^\n]+(?=\n|\\Z)", text[first : edge + 2 * LONGEST_REPEAT])
         around = [(first + line.start(), first + line.end()) for line in lines]
         place = bisect(around, (edge, 0))
-        for start, end in around[max(0, place - 2) : place + 2]:
+        for start, end in around[max(0, place - 3) : place + 2]:
             line = text[start:end]
             found[start, end] = "" if HEADING.match(line) else re.sub(r"[\s\d]+", "", line)
     often = Counter(found.values())
