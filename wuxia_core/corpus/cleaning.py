@@ -27,7 +27,7 @@ BLANK_LINES = re.compile(r"\n(?:\n+|(?<=\A\n)|\Z)")
 SPACES = re.compile(f"[{BLANK}]+")
 PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
 ESCAPES = {"\\n": "\n", "\\u3000": "　"}
-BREAKS = re.compile(r"<(?:br|/?p|/?div|/tr)\b", re.IGNORECASE)
+BREAKS = re.compile(r"<br\b|(?<!，)<(?:/?p|/?div|/tr)\b", re.IGNORECASE)
 LONG_LINE = 500  # characters: of a longer one a sentence is looked at
 
 # Where GB18030-2000, which Python has, put into private use what GB18030-2022 gives a place.
@@ -61,7 +61,7 @@ def entities(text: str) -> Iterator[Edit]:
 def markup(text: str) -> Iterator[Edit]:
     """HTML comments and tags, with readings of characters and text of no size, and forum tags."""
     text = text if "<" in text or "[" in text else ""
-    return replace(pattern("markup"), lambda match: "\n" * bool(BREAKS.match(match.group())), text)
+    return replace(pattern("markup"), lambda x: "\n" * bool(BREAKS.match(text, x.start())), text)
 
 
 def invisible(text: str) -> Iterator[Edit]:
@@ -255,11 +255,12 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     noise.licence: False,
     headings: True,
     asides: True,
-    noise.boilerplate: True,
     stamps: False,
     noise.ads: False,
     noise.watermarks: True,
     noise.authors_notes: True,
+    noise.inserts: True,
+    noise.boilerplate: True,
     table_of_contents: True,
     noise.repeats: True,
     noise.footnotes: True,
