@@ -6,10 +6,17 @@ from pathlib import Path
 import pytest
 
 from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.corpus import reading
 
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the hub is never asked by a test
+
+
+@pytest.fixture(autouse=True)
+def unwarned():
+    """Let each test be warned, as each process is."""
+    reading._warn.cache_clear()
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ NO_BOOK = 1000  # characters; what has fewer is trained on and counts as no book
 FEW = 4  # passages of general text
 
 # Chapters in files of their own.
-NUMBERED = re.compile(
-    "(\\D*?)(?:\\d|(?<=第)[〇零一二两三四五六七八九十百千])"
-)  # what stands before
+NUMBERED = re.compile("(\\D*?)(?:\\d|(?<=第)[〇零一二两三四五六七八九十百千])")  # what is before
 SERIES, CHAPTER = 5, 60_000  # files of a folder; bytes of each, on average: a novel has more
 
 
