@@ -362,7 +362,8 @@ def test_text_from_outside_does_nothing_in_a_report(page, attacked, name):
     page.wait_for_timeout(200)
     assert page.said == [] and page.evaluate(LIVE, "body") == []
     text = page.text_content("body")
-    assert visible(text) == text and all(payload in text for payload in SHOWN)
+    shown = SHOWN[1:] if name == "02_see_masks" else SHOWN  # its passage is cleaned
+    assert visible(text) == text and all(payload in text for payload in shown)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
