@@ -203,7 +203,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """Read, clean and cut a file; one that is no text, or has none left, is refused in its report.
 
-    The report is filled in; of a file that was left out nothing is read. `encoding` is Python's
+    The report is filled in; of a file that was left out nothing is read. `encoding` is its
     name, detected by default; `skip` names cleaning rules to leave out; `simplify` turns
     traditional characters into simplified ones.
 
