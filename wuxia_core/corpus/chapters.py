@@ -336,8 +336,8 @@ def headings(text: str) -> Iterator[Edit]:
 def asides(text: str) -> Iterator[Edit]:
     """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
     if re.search(ASIDE, text):
-        named = (match.start() for match in HEADING.finditer(text))
-        starts = {*named, *(line.start for _, line in _cuts(text)), len(text)}
+        known = (match.start() for match in HEADING.finditer(text))
+        starts = {*known, *(line.start for _, line in _cuts(text)), len(text)}
         for start, end in pairwise(sorted(starts)):
             heading = text[start:end].strip().partition("\n")[0]
             aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE

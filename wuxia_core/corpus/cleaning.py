@@ -154,9 +154,9 @@ def hard_wrap(text: str) -> Iterator[Edit]:
     widths = [_columns(line.group()) for line in lines]
     ended = [line.group().endswith(SENTENCE_END) for line in lines]
     full = _full_width(lines, widths, ended)
-    cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ended, strict=True)]
     if not full:
         return
+    cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ended, strict=True)]
     gaps = [then.start() - line.end() for line, then in pairwise(lines)]
     gaps = [
         gap + len(then[0]) - len(then[0].lstrip())

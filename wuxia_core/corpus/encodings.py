@@ -99,7 +99,7 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
     """
     path = Path(path)
     blocks = list(read_blocks(path, encoding, size=-1))
-    return blocks[0] if blocks else _decode_block(b"", path, encoding, 0)
+    return blocks[0] if blocks else decode_block(b"", path, encoding, 0)
 
 
 def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
@@ -115,14 +115,14 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
                 if len(data) == size:  # there may be more
                     by_line = _ranked(data)[0] not in UTF_16
                     data += file.readline() if by_line else file.read()
-                yield _decode_block(data, path, encoding, start)
+                yield decode_block(data, path, encoding, start)
                 start += len(data)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
 
 
-def _decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
-    """Decode bytes that stand at `start` in a file; refuse what is no text."""
+def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
+    """Decode bytes that stand at `start` in a file; raises `CorpusError` where they are no text."""
     if data.startswith(OTHER_FORMATS):
         raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
     try:

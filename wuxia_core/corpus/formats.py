@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from bs4 import BeautifulSoup, ParserRejectedMarkup, Tag
 
-from wuxia_core.corpus.encodings import Book, _decode_block, read_blocks
+from wuxia_core.corpus.encodings import Book, decode_block, read_blocks
 from wuxia_core.errors import CorpusError
 
 # Kinds of files, by suffix.
@@ -126,7 +126,7 @@ def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Book:
     if kind in PARTS:
         archive = _open(BytesIO(data))
         data = archive.read(PARTS[kind])
-    book = _decode_block(data, place, encoding, 0)
+    book = decode_block(data, place, encoding, 0)
     text = MARKDOWN.sub("", book.text) if kind == ".md" else book.text
     if kind == ".epub":
         text = _epub(archive, text, place)
@@ -168,7 +168,7 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
     """Read an e-book's pages in their order, without cover, contents and notes."""
 
     def page(name: str) -> BeautifulSoup:
-        return _page(_decode_block(archive.read(name), place / name, None, 0).text)
+        return _page(decode_block(archive.read(name), place / name, None, 0).text)
 
     root = str(_page(container).select("rootfile")[0]["full-path"])
     package = page(root)

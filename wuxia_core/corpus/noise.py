@@ -191,7 +191,6 @@ def _is_note(line: str, near: bool) -> bool:
     return bool(proofs and likely) and min(proofs, 3) + beside >= enough
 
 
-@functools.lru_cache(maxsize=1)
 def _site_names(text: str) -> tuple[str, ...]:
     """Names that stand again and again where a site is named: 尽在某某小说, 某某书屋 www.…."""
     framed: Counter[str] = Counter()

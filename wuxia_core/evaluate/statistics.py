@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, t
 
-FEWEST = 6  # documents or prompts; of fewer, not even a sign test can tell anything at 5 %
+from wuxia_core.mixing import FEWEST
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]

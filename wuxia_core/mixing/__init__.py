@@ -7,7 +7,7 @@ chunk: window, document, start, end, source, split; offsets into the tokens), `t
 """
 
 from wuxia_core.mixing.build import current_mixture, find_texts, manifest_of, mix
-from wuxia_core.mixing.holdout import likely_share
+from wuxia_core.mixing.holdout import FEWEST, likely_share
 from wuxia_core.mixing.store import (
     TRAIN,
     UNUSED,

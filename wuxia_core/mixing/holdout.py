@@ -13,7 +13,7 @@ import pandas as pd
 from wuxia_core.corpus import File
 from wuxia_core.mixing.store import DUPLICATE, TRAIN, VALIDATION, hash_key
 
-FEWEST = 6  # held-out documents that the scorecard needs
+FEWEST = 6  # documents or prompts; of fewer, not even a sign test can tell anything at 5 %
 NO_BOOK = 1000  # characters; what has fewer is trained on and counts as no book
 FEW = 4  # passages of general text
 
