@@ -77,6 +77,7 @@ def launch(
     Raises `Ended` where a process failed, `Stopped` where a signal came, and `MachineError` where
     the machines do not meet.
     """
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's own, with tracebacks; read on import
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
