@@ -8,15 +8,12 @@ python launch_ddp.py --config my.yaml --resume               go on with a run th
 """
 
 import argparse
-import logging
-import signal
-import sys
 import tempfile
 from pathlib import Path
 
 from wuxia_core import mixing
 from wuxia_core.config import PROJECT, Config, load_config
-from wuxia_core.errors import STOPPED, MachineError, Stopped, WuxiaError
+from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 
@@ -54,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def plan(options: argparse.Namespace, config: Config) -> int:
+def plan(options: argparse.Namespace, config: Config) -> None:
     """Say what the run needs; with --measure, time its first steps too."""
     from wuxia_core import preflight, torchrun
 
@@ -65,11 +62,10 @@ def plan(options: argparse.Namespace, config: Config) -> int:
             torchrun.launch(Path(folder), processes, "--measure")
     else:
         print(preflight.forecast(config, options.nproc))
-    return 0
 
 
-def doctor(options: argparse.Namespace, config: Config) -> int:
-    """Check the machine; 5 where something is wrong."""
+def doctor(options: argparse.Namespace, config: Config) -> None:
+    """Check the machine; `MachineError` where something is wrong."""
     from wuxia_core import preflight, torchrun
 
     preflight.check_settings(config)
@@ -80,10 +76,9 @@ def doctor(options: argparse.Namespace, config: Config) -> int:
             torchrun.launch(Path(folder), processes, module="wuxia_core.preflight.doctor")
         except torchrun.Ended:
             raise MachineError("a check failed; what to do stands beside it") from None
-    return 0
 
 
-def train(options: argparse.Namespace, config: Config) -> int:
+def train(options: argparse.Namespace, config: Config) -> None:
     """Train, evaluate and report."""
     from wuxia_core import preflight, run, torchrun
 
@@ -112,7 +107,6 @@ def train(options: argparse.Namespace, config: Config) -> int:
                 print("trained; the machine that started the first process evaluates")
         except KeyboardInterrupt:
             raise Stopped(torchrun.describe_saved(folder, here)) from None
-    return 0
 
 
 def finish(folder: Path) -> None:
@@ -127,24 +121,19 @@ def finish(folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Launch; a user's mistake gets one message, never a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until torchrun takes it over
-    work = doctor if options.doctor else plan if options.plan else train
-    try:
-        config = load_config(options.config or SAMPLE, options.set)
-        if not options.doctor:
-            mixing.find_texts(config)  # what sizes rule out is said before torch is loaded
-        return work(options, config)
-    except WuxiaError as error:
-        kind = "stopped" if error.exit_status == STOPPED else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped: no process of the run was at work; nothing is lost", file=sys.stderr)
-        return STOPPED
+    return exit_status(lambda: launch(options))
+
+
+def launch(options: argparse.Namespace) -> None:
+    """Do what the flags ask for."""
+    config = load_config(options.config or SAMPLE, options.set)
+    if options.doctor:
+        doctor(options, config)
+        return
+    mixing.find_texts(config)  # what sizes rule out is said before torch is loaded
+    plan(options, config) if options.plan else train(options, config)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

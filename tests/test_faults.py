@@ -4,6 +4,7 @@ The measure is a golden run: after going on, the adapter is byte for byte that o
 nothing happened.
 """
 
+import functools
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ def mixture(tmp_path_factory):
 class Launch:
     """A launch in the background."""
 
-    def __init__(self, folder, mixture, *flags, fault="", **settings):
+    def __init__(self, folder, mixture, *flags, fault="", before=None, **settings):
         wanted = SETTINGS | {"training.output_dir": folder, "data.processed_data_file": mixture}
         wanted |= {name.replace("__", "."): value for name, value in settings.items()}
         sets = [word for key, value in wanted.items() for word in ("--set", f"{key}={value}")]
@@ -52,6 +53,7 @@ class Launch:
         self.process = subprocess.Popen(
             [sys.executable, str(PROJECT / "launch_ddp.py"), *sets, *flags],
             cwd=folder.parent, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=before,
             env=os.environ | {
                 "OMP_NUM_THREADS": "1", "WUXIA_FAULT": fault, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
                 "PYTHONPATH": f"{PROJECT / 'tests/faults'}{os.pathsep}{PROJECT}",
@@ -97,9 +99,12 @@ class Launch:
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory, mixture):
-    """Run to the end without a fault."""
+    """Run to the end without a fault, under nohup: its terminal is closed meanwhile."""
     folder = tmp_path_factory.mktemp("golden") / "run"
-    Launch(folder, mixture).trained()
+    nohup = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    launched = Launch(folder, mixture, before=nohup).at(2)
+    os.killpg(launched.process.pid, signal.SIGHUP)
+    launched.trained()
     return folder
 
 
@@ -177,25 +182,45 @@ def test_killed_while_a_checkpoint_is_written(launch, golden):
     check_goes_on(launch, golden)
 
 
-@pytest.mark.parametrize("whom", ["launcher", "launcher, twice", "one rank", "process group"])
-def test_a_signal_saves_and_stops(launch, golden, whom):
+@pytest.mark.parametrize(
+    ("whom", "number"),
+    [("launcher", signal.SIGTERM), ("launcher, twice", signal.SIGQUIT),
+     ("one rank", signal.SIGTERM), ("all", signal.SIGHUP)],
+)  # fmt: skip
+def test_a_signal_saves_and_stops(launch, golden, whom, number):
     launched = launch().at(6)
     if whom.startswith("launcher"):
-        launched.process.send_signal(signal.SIGTERM)
+        launched.process.send_signal(number)
         if "twice" in whom:
             time.sleep(0.1)  # torchrun has told its processes by then, and waits for them
-            launched.process.send_signal(signal.SIGTERM)
+            launched.process.send_signal(number)
     elif whom == "one rank":
-        launched.rank(1).send_signal(signal.SIGTERM)
-    else:  # Ctrl-C
-        os.killpg(launched.process.pid, signal.SIGINT)
+        launched.rank(1).send_signal(number)
+    else:  # as a terminal does
+        os.killpg(launched.process.pid, number)
     status, said = launched.end()
     assert status == 75 and said.startswith("stopped")
-    newest = launched.folder / f"checkpoint-{steps(launched.folder)[-1]}"
-    assert newest.name in ("checkpoint-6", "checkpoint-7") and "is whole; go on" in said
-    assert run.find_damage(newest) is None
+    check_saved(launched.folder)
+    assert "is whole; go on" in said
     if whom == "launcher":
         check_goes_on(launch, golden)
+
+
+def check_saved(folder):
+    newest = folder / f"checkpoint-{steps(folder)[-1]}"
+    assert newest.name in ("checkpoint-6", "checkpoint-7")
+    assert run.find_damage(newest) is None
+
+
+def test_ctrl_c_where_what_reads_the_output_dies_first(launch):
+    reader, writer = os.pipe()
+    launched = launch(before=lambda: [os.dup2(writer, out) for out in (1, 2)])
+    os.close(writer)
+    launched.at(6)  # what it says so far fits into the pipe of `| tee log`
+    os.close(reader)
+    os.killpg(launched.process.pid, signal.SIGINT)
+    assert launched.process.wait(timeout=900) == 75
+    check_saved(launched.folder)
 
 
 def test_a_number_that_is_none_on_one_rank(launch):

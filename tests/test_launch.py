@@ -160,6 +160,34 @@ def test_a_finished_run_is_never_overwritten(launch, tmp_path):
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoint-3/", "best-7/", "checkpoint-900/", "config.yaml", "x"]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(launch, tmp_path, name, resume):
+    theirs = tmp_path / "run" / name / ("weights" if name.endswith("/") else "")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    status, error = launch(*settings("training.output_dir=run"), *["--resume"][: int(resume)])
+    assert (status, name.strip("/") in error) == (2, True)
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("place", ["/", ".", "~", str(PROJECT), "file"])
+def test_a_place_of_other_things_is_no_run_folder(launch, tmp_path, place):
+    (tmp_path / "file").touch()
+    status, error = launch(*settings(f"training.output_dir={place}"))
+    assert (status, "training.output_dir" in error) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_empty_folder_of_the_users_stays(launch, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert launch(*settings("training.output_dir=run", "data.data_dir=absent"))[0] == 3
+    assert (tmp_path / "run").is_dir()
+
+
 def claim(config, **how):
     with run.acquire(config, **({"named": False, "resume": False} | how)) as folder:
         return folder
@@ -174,6 +202,7 @@ def test_a_bare_launch_takes_the_next_free_folder(tmp_path, monkeypatch):
     for number in ("", "-2"):
         (tmp_path / f"output/sample{number}").mkdir(parents=True)
         (tmp_path / f"output/sample{number}" / "metrics.jsonl").touch()
+        (tmp_path / f"output/sample{number}" / "mixture.json").write_text('{"inputs": []}')
     assert claim(config) == Path("output/sample-3")
     with pytest.raises(ConfigError, match=r"never overwritten; go on with it \(--resume\)"):
         claim(config, named=True)
@@ -185,6 +214,7 @@ def test_a_bare_resume_takes_the_newest_run_that_is_not_finished(tmp_path, monke
     for number in ("", "-2", "-3"):
         (tmp_path / f"output/sample{number}").mkdir(parents=True)
         (tmp_path / f"output/sample{number}" / "metrics.jsonl").touch()
+        (tmp_path / f"output/sample{number}" / "mixture.json").write_text('{"inputs": []}')
     (tmp_path / "output/sample-3/adapter_model.safetensors").touch()
     assert claim(config, resume=True) == Path("output/sample-2")
     assert claim(config, resume=True, named=True) == Path("output/sample")

@@ -4,15 +4,23 @@ The message of every one of these says what, where and what to do; no traceback 
 """
 
 import argparse
+import io
+import logging
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
 from wuxia_core.text import visible
 
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # each asks a run to stop
+SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|\bhf_\w+")
 
 
 class WuxiaError(Exception):
@@ -79,12 +87,72 @@ def exit_status(work: Callable[[], object]) -> int:
     try:
         work()
     except WuxiaError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        kind = "stopped" if error.exit_status == STOPPED else "error"
+        print(f"{kind}: {presentable(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; what was finished is kept", file=sys.stderr)
         return STOPPED
     return 0
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Be a command: log in plain lines, survive without a terminal, end with a status.
+
+    A signal that asks for a stop raises `KeyboardInterrupt`; one that is ignored stays so.
+    """
+    make_output_expendable()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Presentable())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for number in heeded_signals():
+        signal.signal(number, signal.default_int_handler)
+    sys.exit(main())
+
+
+def make_output_expendable() -> None:
+    """Let this process go on where its terminal or pipe is gone, full, or has not a character."""
+    sys.stdout, sys.stderr = _Expendable.over(sys.stdout), _Expendable.over(sys.stderr)
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """List the signals that stop a run; under `nohup` SIGHUP is ignored and stays so."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def presentable(text: str) -> str:
+    """Make a message fit to be shown: nothing in it acts on the terminal, nothing is secret."""
+    return visible(SECRET.sub("***", text))
+
+
+class _Presentable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return presentable(super().format(record))
+
+
+class _Expendable(io.FileIO):
+    """A terminal, pipe or file that may go or be full: then output is dropped, and no work lost."""
+
+    @classmethod
+    def over(cls, stream: TextIO | None) -> TextIO:
+        """Take the place of a stream; what its encoding has not is replaced."""
+        if stream is None:  # closed by the shell
+            return io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
+        stream.flush()
+        raw = cls(stream.fileno(), "w", closefd=False)
+        buffer = io.BufferedWriter(raw)
+        return io.TextIOWrapper(
+            buffer, stream.encoding, "replace", line_buffering=bool(stream.line_buffering)
+        )
+
+    def write(self, data: Any) -> int:
+        """Write, or from now on to nowhere."""
+        try:
+            return super().write(data)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
-from wuxia_core.config import Config, load_config
+from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import ConfigError, MachineError, raise_machine_error
 from wuxia_core.mixing import Mixture, manifest_of, read_json, read_manifest
 from wuxia_core.model import ADAPTER_WEIGHTS
 
 LOCK, METRICS, MANIFEST = "run.lock", "metrics.jsonl", "MANIFEST.json"
+RUN_MIXTURE = "mixture.json"  # by which a folder is known as a run's
 STAGING = ".tmp-step-"
 FEWEST = 2  # whole checkpoints that are never pruned, so that a damaged one can be done without
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
@@ -48,14 +49,33 @@ def acquire(
     if occupied(folder) and not resume:
         remedy = "is never overwritten; go on with it (--resume), or name another folder"
         raise ConfigError(f"training.output_dir {folder}: the run there {remedy}")
+    _refuse_strangers(folder)
     if resume and not occupied(folder):
         raise ConfigError(f"--resume: no run in {folder}; name its folder or leave --resume out")
+    new = not folder.exists()
     try:
         with locked(folder, rendezvous):
             yield folder
     finally:
         with suppress(OSError):  # it is not empty: something came of the run
-            folder.rmdir()
+            if new:
+                folder.rmdir()
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that is neither empty nor a run's; hidden files are anybody's.
+
+    Raises `ConfigError`.
+    """
+    key = f"training.output_dir {folder}"
+    if folder.resolve() in {Path("/"), Path.cwd(), Path.home(), PROJECT}:
+        raise ConfigError(f"{key}: a folder of other things; name one below it")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{key}: not a folder; name another")
+    there = [path.name for path in folder.glob("[!.]*") if path.name != LOCK]
+    if there and read_manifest(folder, RUN_MIXTURE) is None:
+        what = f"holds {min(there)}, and is no run's"
+        raise ConfigError(f"{key}: {what}, so it is left alone; name another, or an empty one")
 
 
 def occupied(folder: Path) -> bool:
@@ -86,11 +106,12 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
     """
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as staging:  # other machines may read
-            config.save(Path(staging) / "config.yaml")
-            shutil.copyfile(mixture.folder / "manifest.json", Path(staging) / "mixture.json")
-            for path in Path(staging).iterdir():
-                path.replace(folder / path.name)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:  # other machines may read
+            staging = Path(name)
+            shutil.copyfile(mixture.folder / "manifest.json", staging / RUN_MIXTURE)
+            config.save(staging / "config.yaml")
+            for name in (RUN_MIXTURE, "config.yaml"):
+                (staging / name).replace(folder / name)
 
 
 def is_main_launcher(folder: Path) -> bool:
@@ -184,10 +205,10 @@ def fsync(path: Path) -> None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """Find what keeps a checkpoint from being used; None where it is whole."""
-    manifest = read_json(checkpoint / MANIFEST)
-    if manifest is None or manifest.pop("sha256", None) != _hash(manifest):
+    files = _files(checkpoint)
+    if files is None:
         return f"{MANIFEST} is missing or damaged"
-    for name, written in manifest["files"].items():
+    for name, written in files.items():
         try:
             now = _describe(checkpoint / name)
         except OSError as error:
@@ -195,6 +216,14 @@ def find_damage(checkpoint: Path) -> str | None:
         if now != written:
             return f"{name} has changed ({written['bytes']:,} bytes then, {now['bytes']:,} now)"
     return None
+
+
+def _files(checkpoint: Path) -> dict[str, Any] | None:
+    """Read from a checkpoint's manifest which files it has; None where that is not whole."""
+    manifest = read_json(checkpoint / MANIFEST)
+    if manifest is None or manifest.pop("sha256", None) != _hash(manifest):
+        return None
+    return dict(manifest["files"])
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -233,11 +262,12 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Keep the newest `limit` whole checkpoints, two at least, and delete what is older."""
+    """Keep the newest `limit` whole checkpoints, two at least, and delete older ones of a run."""
     whole = 0
     for checkpoint in reversed(checkpoints(folder)):
         if whole >= max(limit, FEWEST):
-            shutil.rmtree(checkpoint)
+            if _files(checkpoint) is not None:
+                shutil.rmtree(checkpoint)
         else:
             whole += find_damage(checkpoint) is None
 
@@ -287,8 +317,8 @@ def check_unchanged(
     before["processes"] = manifest(checkpoint)["world_size"] if checkpoint else processes
     now["processes"] = processes  # --nproc times --nnodes
     differing = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]
-    if manifest_of(config) != read_manifest(folder, "mixture.json"):
-        differing.append(f"the texts, or how they are cut, are not those in {folder}/mixture.json")
+    if manifest_of(config) != read_manifest(folder, RUN_MIXTURE):
+        differing.append(f"the texts, or how they are cut, are not those in {folder}/{RUN_MIXTURE}")
     if differing:
         what = "\n  ".join([f"another run than the one in {folder}:", *differing])
         if not insist:

@@ -12,13 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wuxia_core.errors import BUG, STOPPED, ConfigError, MachineError, RankLost, Stopped, WuxiaError
+from wuxia_core.errors import (
+    BUG,
+    SIGNALS,
+    STOPPED,
+    ConfigError,
+    MachineError,
+    RankLost,
+    Stopped,
+    WuxiaError,
+    heeded_signals,
+)
 from wuxia_core.model import ADAPTER_WEIGHTS
 from wuxia_core.run import newest_whole
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torchrun takes
-JOIN = 600  # seconds that machines wait for each other
+JOIN = 120  # seconds that machines wait for each other
 TOGETHER = 2  # seconds within which failures may come of each other
 logger = logging.getLogger(__name__)
 
@@ -54,11 +63,12 @@ class Processes:
 
     def arguments(self) -> list[str]:
         """Give the command line that asks torchrun for these processes."""
-        here = f"--nproc-per-node={self.here}"
-        if self.rendezvous is None:
-            return ["--standalone", here]
+        heard = ",".join(number.name for number in heeded_signals())
+        here = [f"--nproc-per-node={self.here}", f"--signals-to-handle={heard}"]
+        if self.rendezvous is None:  # the machine need not know its own name
+            return [*here, "--standalone", "--local-addr=127.0.0.1"]
         meet = f"--nnodes={self.machines} --rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d"
-        return [here, *meet.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN}"]
+        return [*here, *meet.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN}"]
 
 
 class Ended(WuxiaError):
@@ -88,6 +98,8 @@ def launch(
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    if processes.rendezvous:
+        print(f"waiting at {processes.rendezvous} for {processes.machines} machines, {JOIN} s")
     try:
         run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
     except ChildFailedError as error:
