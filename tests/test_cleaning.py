@@ -53,6 +53,8 @@ def hard_wrapped(text, width):
         ("headings", f"{STORY}　　第二章 剑起　　{STORY}", f"{STORY}\n第二章 剑起\n{STORY}"),
         ("hard_wrap", VERSE, VERSE),
         ("garbled", f"{STORY}\n锛岄偅姹夊瓙鎷斿墤鑰岃捣锛屼紬浜烘棤涓嶅彉鑹层€?\n{STORY}",
+         f"{STORY}\n，那汉子拔剑而起，众人无不变色?\n{STORY}"),
+        ("garbled", f"{STORY}\n那犎訟蚯耙灰荊塜莬𨚫鵒艘灰荊𦲁米秌０莬䒢鬮剩骸跋壬𧬹笮眨俊蹦僑舜鸕潰骸巴砩禝蔥展叠\n{STORY}",
          f"{STORY}\n{STORY}"),
         ("ads", f"{STORY}\n一秒记住本书，手机用户请到m.example.com阅读。\n{STORY}",
          f"{STORY}\n{STORY}"),
