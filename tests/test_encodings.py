@@ -70,7 +70,7 @@ def test_what_is_not_text_is_refused_by_name(tmp_path):
     assert error.value.path == str(tmp_path / "a.txt")
     for magic in (b"PK\x03\x04", b"%PDF", b"Rar!", b"x" * 60 + b"BOOKMOBI"):
         (tmp_path / "docx.txt").write_bytes(magic + b" and the rest")
-        with pytest.raises(CorpusError, match="Word.* export it as text"):
+        with pytest.raises(CorpusError, match=r"Word.* export it as text"):
             read_book(tmp_path / "docx.txt")
     with pytest.raises(CorpusError, match="cannot be read"):
         read_book(tmp_path / "absent.txt")

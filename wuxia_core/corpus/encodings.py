@@ -173,7 +173,7 @@ def _ranked(data: bytes) -> tuple[str, ...]:
 
 
 def _broken(text: str) -> int:
-    """Count undecodable characters and zeros, but not a last one that the file's end cuts through."""
+    """Count undecodable characters and zeros; not a last one that the file's end cuts through."""
     return sum(map(text.removesuffix("\ufffd").count, "\ufffd\0"))
 
 
