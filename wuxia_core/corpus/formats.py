@@ -173,8 +173,7 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
         raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
     tables = sorted({_target(root, x) for x in package.select(TABLES)} & archive.NameToInfo.keys())
     titles = {name: title for table in tables for name, title in _entries(table, page(table))}
-    parts = package.select("reference[type]")
-    out = {*tables, *(_target(root, x) for x in parts if NO_STORY.fullmatch(str(x["type"])))}
+    out = {*tables, *(_target(root, x) for x in package.find_all("reference", type=NO_STORY))}
     out |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
     return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in out)
 
