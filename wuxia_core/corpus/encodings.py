@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,12 @@ from wuxia_core.text import CJK_TEXT, Edit, codes
 
 logger = logging.getLogger(__name__)
 
-OTHER_FORMATS = (b"PK\x03\x04", b"%PDF", b"{\\rtf", b"\xd0\xcf\x11\xe0")
+# Other kinds of files, by what they begin with; some have it 60 bytes later.
+MAGIC = {
+    b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"{\\rtf": ".rtf",
+    b"\xd0\xcf\x11\xe0": ".doc", b"BOOKMOBI": ".mobi", b"\x89\x9b\x9a\xde": ".umd",
+    b"ITSF": ".chm", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z", b"\x1f\x8b\x08": ".gz",
+}  # fmt: skip
 
 # Sense. Half of what is written, in old prose and new, in either script, are these characters.
 COMMON = (
@@ -34,40 +38,30 @@ COMMON = (
 )
 # Controls, ㄅㄆㄇ, Han, private use: rare unless they are everyday.
 RARE = ((0, 9), (14, 32), (0x3100, 0x3130), (0x3400, 0xA000), (0xE000, 0xFB00), (0x20000, 0x32000))
-LOST, BROKEN = -5, "\ufffd\ufffe\uffff"  # what decoding leaves of bytes that mean nothing
+BROKEN = -5  # of a character that cannot be decoded
 
 # Encodings.
-BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-UTF_16 = ("utf-16", "utf-16-le", "utf-16-be")
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")
-ENCODINGS = (*LINE_ENCODINGS, *UTF_16[1:])
+ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")
 # What web pages mean by a name (the Encoding Standard of WHATWG): the widest of a family.
 WIDEST = dict.fromkeys(
     ("gb2312", "gbk", "x-gbk", "gb_2312", "gb_2312-80", "csgb2312"), "gb18030"
 ) | dict.fromkeys(("big5", "cp950", "cn-big5", "x-x-big5"), "big5hkscs")
 # Where Big5-HKSCS has another sign than Big5 as everybody writes it.
-SIGNS = tuple(zip("•､∼♁☉／＼¥¢£‾￭", "‧﹑～⊕⊙∕﹨￥￠￡¯▓", strict=True))
+SIGNS = str.maketrans("•､∼♁☉／＼¥¢£‾￭", "‧﹑～⊕⊙∕﹨￥￠￡¯▓")
+SAMPLE = 49_152  # bytes at the beginning that tell; lines in another encoding are found later
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
-ANY_FEW, ANY_TEXT = 3, 0.02  # number, share: with more undecodable it is no text
-NEAREST = "nearest"  # the name of the way to read what is undecodable
-CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x19\x1b-\x1f]")
-GAIN, GAIN_UTF_8 = 5, 2  # of sense, from which a line is in another encoding than its file
-GOOD = 0.2  # sense a character: what makes less is no prose
+ANY_BROKEN = 0.1  # share: with more it is another encoding, and no byte is worth a thought
+GAIN = 5  # of sense, from which what was read is taken to be in another encoding
 
 # Text that was decoded wrongly once.
 CP1252 = {c: n for n in range(0x80, 0xA0) for c in map(ord, bytes([n]).decode("cp1252", "ignore"))}
 SPECIAL = "".join(map(chr, CP1252))
 LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{SPECIAL}]*[\x80-\xff{SPECIAL}][@-~]?")
-MISREADINGS = (("gb18030", "utf-8"), ("gb18030", "big5hkscs"), ("big5hkscs", "utf-8"),
-               ("big5hkscs", "gb18030"), ("gb18030", "gb18030"))  # fmt: skip
-MOSTLY = 0.8  # of the bytes, or of the characters
-FEW, MANY = 4, 10  # rare characters more than common ones: worth a try; kinds of them: proof
-WINDOW, EDGE = 12, 20  # characters
-LINE = re.compile(".+")
-# Each by itself and with a literal to begin with, or the search is seven times slower.
-LOST_TEXTS = ("锟斤拷[锟斤拷]*", "烫烫烫烫烫烫烫*", "屯屯屯屯屯屯屯*")
-CLAUSE = re.compile("[，。：；？！…”」』]")
-Way = tuple[str, str]  # decoded as, should have been decoded as
+MOSTLY = 0.8  # of the bytes that are not ASCII
+CLAUSE_ENDS = "，。：；？！…”」』\n"
+LOST = "锟斤拷"  # two � in UTF-8, read as GBK
+MANY = 10  # kinds of rare characters more than common ones
 
 
 @dataclass(frozen=True)
@@ -98,8 +92,8 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
         not text, or more than 0.1 % of its characters cannot be decoded.
     """
     path = Path(path)
-    blocks = list(read_blocks(path, encoding, size=-1))
-    return blocks[0] if blocks else decode_block(b"", path, encoding, 0)
+    empty = Book(path.stem, "", path, encoding or "utf-8")
+    return next(read_blocks(path, encoding, size=-1), empty)
 
 
 def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
@@ -113,8 +107,7 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
         with path.open("rb") as file:
             while data := file.read(size):
                 if len(data) == size:  # there may be more
-                    by_line = _ranked(data)[0] not in UTF_16
-                    data += file.readline() if by_line else file.read()
+                    data += file.readline() if _ranked(data)[0] in LINE_ENCODINGS else file.read()
                 yield decode_block(data, path, encoding, start)
                 start += len(data)
     except OSError as error:
@@ -123,15 +116,15 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
 
 def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
     """Decode bytes that stand at `start` in a file; raises `CorpusError` where they are no text."""
-    if data.startswith(OTHER_FORMATS):
-        raise CorpusError(f"{path}: a Word, PDF or ZIP file; export it as text", str(path), 0)
+    if kind := other_format(data):
+        raise CorpusError(f"{path}: Word, PDF … ({kind}); export it as text", str(path), 0)
     try:
         text, name = (_read(data, encoding), encoding) if encoding else _decode(data)
     except (LookupError, UnicodeError):
         raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
     broken = _broken(text)
     if broken > MOST_BROKEN * len(text):
-        before = re.split(f"[{BROKEN}]", text, maxsplit=1)[0]
+        before = re.split("[\ufffd\0]", text, maxsplit=1)[0]
         place = start + len(before.encode(codec(name.split("+")[0]), "replace"))
         tried = _ranked(data)
         message = (
@@ -142,10 +135,15 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
         raise CorpusError(message, str(path), place, tried)
     if broken:
         logger.warning("%s: %d undecodable characters are shown as �", path, broken)
-    head = text[:100_000]
-    if (strange := len(CONTROL.findall(head))) > MOST_BROKEN * len(head):
-        raise CorpusError(f"{path}: not text ({strange} control characters)", str(path), 0)
     return Book(path.stem, text, path, name)
+
+
+def other_format(head: bytes) -> str:
+    """Tell the kind of a file that is no text: `".pdf"` of `b"%PDF-1.7"`; `""` where unknown."""
+    for mark, kind in MAGIC.items():
+        if head.startswith(mark) or head.startswith(mark, 60):
+            return kind
+    return ""
 
 
 def codec(name: str) -> str:
@@ -153,72 +151,58 @@ def codec(name: str) -> str:
 
     Raises `LookupError` where no encoding is called that.
     """
-    name = name.lower()
-    name = name if name in WIDEST else codecs.lookup(name).name
-    return WIDEST.get(name, name)
+    known = WIDEST.get(name.lower()) or codecs.lookup(name).name
+    return WIDEST.get(known, known)
 
 
 def _ranked(data: bytes) -> tuple[str, ...]:
     """Rank the encodings, the likeliest first: by byte-order mark, else by what makes most sense.
 
-    What is valid UTF-8 is no GB18030 or Big5, and without zeros no UTF-16.
+    What is valid UTF-8 is nothing else, and UTF-16, in which all bytes mean something, must make
+    sense.
     """
-    for bom, name in BOMS.items():
-        if data.startswith(bom):
-            return (name, *(other for other in ENCODINGS if other != name))
-    sample = _sample(data)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return ("utf-16", *ENCODINGS)
+    sample = data[:SAMPLE]
     readings = {name: sample.decode(codec(name), "replace") for name in ENCODINGS}
-    valid = _broken(readings["utf-8"]) <= MOST_BROKEN * len(readings["utf-8"])
     sense = {name: _sense(text) for name, text in readings.items()}
-    out = {*LINE_ENCODINGS[1:], *(() if 0 in sample else UTF_16)} if valid else set()
-    out |= {name for name in UTF_16 if sense.get(name, 0) < 0}
-    return tuple(sorted(ENCODINGS, key=lambda name: (name in out, -sense[name])))
+    if _broken(readings["utf-8"]) <= MOST_BROKEN * len(readings["utf-8"]):
+        sense["utf-8"] = len(sample)
+    likely = [name for name in ENCODINGS if name in LINE_ENCODINGS or sense[name] >= 0]
+    return tuple(sorted(likely, key=sense.__getitem__, reverse=True))
 
 
 def _broken(text: str) -> int:
-    """Count undecodable characters, but not a last one that the file's end cuts through."""
-    return sum(map(text.removesuffix("\ufffd").count, BROKEN))
+    """Count undecodable characters and zeros; not a last one that the file's end cuts through."""
+    return sum(map(text.removesuffix("\ufffd").count, "\ufffd\0"))
 
 
-def _sample(data: bytes) -> bytes:
-    """Head, middle and tail, cut at multiples of four bytes so that UTF-16 stays in step."""
-    part = 16384
-    if len(data) <= 3 * part:
-        return data
-    middle, tail = len(data) // 8 * 4, (len(data) - part) // 4 * 4
-    return data[:part] + data[middle : middle + part] + data[tail:]
-
-
-def _sense(text: str, least: int = LOST) -> int:
-    """Count the common characters, less the rare ones and `-least` times the undecodable ones."""
-    return int(np.maximum(_weights()[codes(text)], least).sum())
+def _sense(text: str) -> int:
+    """Count the common characters, less the rare ones and five times the undecodable ones."""
+    return int(_weights()[codes(text)].sum(dtype=np.int64))
 
 
 @functools.cache
 def _weights() -> npt.NDArray[np.int8]:
     """Weigh characters: common 1, rare -1, undecodable -5; of GB2312 and Big5 level 1 is 0."""
-    cells = range(0xA1, 0xFF)
-    gb = bytes(chain(*product(range(0xB0, 0xD8), cells)))
-    big5 = bytes(chain(*product(range(0xA4, 0xC7), [*range(0x40, 0x7F), *cells])))
-    everyday = gb.decode("gb2312", "ignore") + big5.decode("big5", "ignore")
     weights = np.zeros(0x110000, np.int8)
     for first, end in RARE:
         weights[first:end] = -1
-    for characters, weight in ((everyday, 0), (COMMON, 1), (BROKEN, LOST)):
-        weights[codes(characters)] = weight
+    for code in range(0x4E00, 0xA000):
+        gb, big5 = (chr(code).encode(name, "ignore") for name in ("gb2312", "big5"))
+        weights[code] = 0 if b"\xb0" <= gb < b"\xd8" or b"\xa4" <= big5 < b"\xc7" else -1
+    weights[codes(COMMON)] = 1
+    weights[codes("\ufffd" + LOST[0])] = BROKEN  # a clause with either makes no sense
     return weights
 
 
 def _read(data: bytes, name: str) -> str:
     """Decode; what no encoding of the family has becomes �, and what follows is not shifted."""
     python = codec(name)
-    sample = _sample(data).decode(python, "replace")
-    few = _broken(sample) <= max(ANY_FEW, ANY_TEXT * len(sample))
-    text = data.decode(python, NEAREST if few and python in WIDEST.values() else "replace")
-    if python == "big5hkscs":
-        for hong_kong, common in SIGNS:
-            text = text.replace(hong_kong, common)
-    return text
+    text = data.decode(python, "replace")
+    if python in WIDEST.values() and 0 < text.count("\ufffd") < ANY_BROKEN * len(text):
+        text = data.decode(python, "nearest")
+    return text.translate(SIGNS) if python == "big5hkscs" else text
 
 
 def _nearest(error: UnicodeError) -> tuple[str, int]:
@@ -229,11 +213,10 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
     if name == "big5hkscs" and (read := pair.decode("cp950", "ignore")) > "\x7f":
         return read, at + 2
     ends = (at + 2, at + 1) if pair[1:] >= b"@" else (at + 1,)  # a line's end is never in a pair
-    sense = {end: _sense(data[end : end + 16].decode(name, "ignore")) for end in ends}
-    return "\ufffd", max(ends, key=lambda end: sense[end])
+    return "\ufffd", max(ends, key=lambda end: _sense(data[end : end + 16].decode(name, "ignore")))
 
 
-codecs.register_error(NEAREST, _nearest)
+codecs.register_error("nearest", _nearest)
 
 
 def _decode(data: bytes) -> tuple[str, str]:
@@ -241,21 +224,22 @@ def _decode(data: bytes) -> tuple[str, str]:
     name = _ranked(data)[0]
     data = data.removeprefix(codecs.BOM_UTF8)
     text = _read(data, name)
-    if name in UTF_16 or (name == "utf-8" and not _broken(text)):
+    if name not in LINE_ENCODINGS or (name == "utf-8" and not _broken(text)):
         return text, name
     lines, raw, used = text.split("\n"), data.split(b"\n"), [name]
-    for number in _senseless(text):
+    for number in np.flatnonzero(_parts(text, "\n")[1] < 0):
         lines[number], other = _reread(raw[number], lines[number], name)
         used.append(other)
     return "\n".join(lines), "+".join(dict.fromkeys(used))
 
 
-def _senseless(text: str) -> list[int]:
-    """List the lines with more rare characters than common ones."""
+def _parts(text: str, marks: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut a text behind each of `marks`: where its N parts begin and the last ends, their sense."""
     characters = codes(text + "\n")
-    starts = np.append(0, np.flatnonzero(characters == ord("\n"))[:-1] + 1)
-    sense = np.add.reduceat(_weights()[characters], starts, dtype=np.int64)
-    return [int(number) for number in np.flatnonzero(sense < 0)]
+    weights, ends = _weights()[characters], np.flatnonzero(np.isin(characters, codes(marks)))
+    weights[ends] = 0
+    starts = np.append(0, ends + 1)
+    return starts, np.add.reduceat(weights, starts[:-1], dtype=np.int64)
 
 
 def _reread(line: bytes, text: str, name: str) -> tuple[str, str]:
@@ -263,96 +247,40 @@ def _reread(line: bytes, text: str, name: str) -> tuple[str, str]:
     readings = {name: _read(line, name) for name in LINE_ENCODINGS}
     best = max(readings, key=lambda name: _sense(readings[name]))
     reading, sense = readings[best], _sense(readings[best])
-    surely = best == "utf-8" and CJK_TEXT.search(reading)  # what is valid is hardly so by chance
-    good = surely or sense > 0 or _broken(text)
-    far_more = sense - _sense(text) >= (GAIN_UTF_8 if surely else GAIN)
-    return (reading, best) if good and far_more else (text, name)
+    valid = best == "utf-8" and CJK_TEXT.search(reading)  # that is hardly so by chance
+    far_more = sense - _sense(text) >= GAIN and (sense > 0 or _broken(text))
+    return (reading, best) if valid or far_more else (text, name)
 
 
 def mojibake(text: str) -> Iterator[Edit]:
-    """Passages that were decoded wrongly once, or lost a byte, and can be decoded back."""
-    done = 0
-    for start, end, repaired in sorted([*_from_latin(text), *_from_asian(text)]):
-        if start >= done:
-            yield start, end, repaired
-            done = end
-
-
-def _from_latin(text: str) -> Iterator[Edit]:
-    """Undo that a text was decoded as Latin-1, or as Windows-1252."""
+    """Passages that were decoded as Latin-1 or Windows-1252, and can be decoded back."""
     for match in LATIN.finditer(text):
         data = match.group().translate(CP1252).encode("latin-1")
-        readings = {name: data.decode(codec(name), "ignore") for name in LINE_ENCODINGS}
-        valid = len(readings["utf-8"].encode()) > MOSTLY * len(data)
-        repaired = readings["utf-8"] if valid else max(readings.values(), key=_sense)
-        proof = len(set(CJK_TEXT.findall(repaired))) + (FEW if valid else _sense(repaired))
-        if proof > FEW:
+        best = max((data.decode(name, "ignore") for name in ("gb18030", "big5hkscs")), key=_sense)
+        certain = _sense(best) + len(set(CJK_TEXT.findall(best))) >= GAIN
+        if repaired := _if_utf8(data) or (best if certain else ""):
             yield *match.span(), repaired
 
 
-def _from_asian(text: str) -> Iterator[Edit]:
-    """Undo that one encoding of Chinese was decoded as another; the edges are where it is best."""
-    for start, end in _nonsense(text):
-        first = max(text.rfind("\n", 0, start) + 1, start - EDGE)
-        last = end + len(text[end : end + EDGE].split("\n")[0])
-        sense = functools.partial(_sense_undone, text[first:last], first)
-        way = max(MISREADINGS, key=lambda way: sense(start, end, way))
-        start = max(range(start, first - 1, -1), key=lambda place: sense(place, end, way))
-        to_utf8 = way[1] == "utf-8"  # in which no good character gets lost
-        ends = range(end, last + 1)[:: -1 if to_utf8 else 1]
-        end = max(ends, key=lambda place: sense(start, place, way))
-        undone = _undone(text[start:end], way)
-        repaired = undone.replace("\ufffd", "")
-        gain = _sense(repaired) - _sense(text[start:end], -1)
-        certain = to_utf8 and len(CJK_TEXT.findall(undone)) > MOSTLY * len(undone)
-        if gain >= FEW and (certain or _sense(repaired) >= max(2, GOOD * len(repaired))):
-            yield start, end, repaired
-
-
-def _sense_undone(line: str, at: int, start: int, end: int, way: Way) -> int:
-    undone = _undone(line[start - at : end - at], way)
-    return _sense(line[: start - at] + undone + line[end - at :], -1)
-
-
-def _undone(text: str, way: Way) -> str:
-    """Decode again what was decoded wrongly; of one and the same encoding, a byte later."""
-    data = text.replace("\ufffd", "").encode(way[0], "ignore")[way[0] == way[1] :]
-    return data.decode(way[1], "replace")
-
-
-def _nonsense(text: str) -> Iterator[tuple[int, int]]:
-    """Find, in a line, where rare characters prevail: from the first to the last of them."""
-    sense = np.maximum(_weights()[codes("\n" + text + "\n" * WINDOW)], -1)
-    total = np.cumsum(sense, dtype=np.int32)
-    low = np.flatnonzero(total[WINDOW:] - total[:-WINDOW] <= -FEW)
-    for places in np.split(low, np.flatnonzero(np.diff(low) > 2 * WINDOW) + 1) if len(low) else ():
-        for match in LINE.finditer(text, places[0], places[-1] + WINDOW):
-            rare = np.flatnonzero(sense[match.start() + 1 : match.end() + 1] < 0) + match.start()
-            if len(rare) >= FEW:
-                yield int(rare[0]), int(rare[-1]) + 1
+def _if_utf8(data: bytes) -> str:
+    """Decode what is mostly UTF-8 and Chinese; `""` for what is not."""
+    text = data.decode("utf-8", "ignore")
+    not_ascii = sum(byte >= 0x80 for byte in data)
+    return text if 3 * len(CJK_TEXT.findall(text)) > MOSTLY * not_ascii else ""
 
 
 def garbled(text: str) -> Iterator[Edit]:
-    """Clauses of 锟斤拷 and the like, or of rare characters without sense: beyond repair."""
-    lost = (match.span() for pattern in LOST_TEXTS for match in re.finditer(pattern, text))
-    hopeless = (span for span in _nonsense(text) if _is_hopeless(text[slice(*span)]))
-    done = 0
-    for start, end in sorted([*lost, *hopeless]):
-        if start < done:
-            continue
-        while start > done and not _is_edge(text, start, text[start - 1], start - WINDOW):
-            start -= 1
-        while end < len(text) and not _is_edge(text, end, text[end], end):
-            end += 1
-        whole_line = start == 0 or text[start - 1] == "\n"
-        done = end + (whole_line and text.startswith("\n", end))
-        yield start, done, ""
-
-
-def _is_edge(text: str, place: int, beyond: str, window: int) -> bool:
-    """Whether a line ends at a place, or a clause beyond which it makes sense."""
-    near = text[max(0, window) : window + WINDOW]
-    return beyond == "\n" or bool(CLAUSE.match(text, place - 1) and _sense(near) > 0)
+    """Clauses of rare characters without sense: UTF-8 read as GBK, others are beyond repair."""
+    starts, sense = _parts(text, CLAUSE_ENDS)
+    edges = np.flatnonzero(np.diff(sense < 0, prepend=False, append=False))
+    for start, end in starts[edges].reshape(-1, 2).tolist():
+        damaged = text[start:end]
+        data = damaged.replace("\ufffd", "").encode("gb18030", "ignore")
+        shifted = data[1:].decode("gb18030", "ignore")  # as if a byte had been lost
+        repaired = _if_utf8(data)
+        if repaired or LOST in damaged or _sense(shifted) >= GAIN or _is_hopeless(damaged):
+            cut_line = text[start - 1 : start] not in {"", "\n"} and damaged.endswith("\n")
+            yield start, start + len(damaged), repaired or "\n" * cut_line
 
 
 def _is_hopeless(text: str) -> bool:

@@ -16,17 +16,12 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from bs4 import BeautifulSoup, ParserRejectedMarkup, Tag
 
-from wuxia_core.corpus.encodings import Book, decode_block, read_blocks
+from wuxia_core.corpus.encodings import Book, decode_block, other_format, read_blocks
 from wuxia_core.errors import CorpusError
 
 # Kinds of files, by suffix.
 READ = frozenset({".txt", ".md", ".html", ".htm", ".xhtml", ".epub", ".docx", ".zip"})
 PARTS = {".epub": "META-INF/container.xml", ".docx": "word/document.xml"}  # which each has
-MAGIC = {  # at the beginning, or 60 bytes behind it
-    b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"{\\rtf": ".rtf",
-    b"\xd0\xcf\x11\xe0": ".doc", b"BOOKMOBI": ".mobi", b"\x89\x9b\x9a\xde": ".umd",
-    b"ITSF": ".chm", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z", b"\x1f\x8b\x08": ".gz",
-}  # fmt: skip
 LARGEST = 256_000_000  # bytes of a member
 MOST = 100  # times its own size that an archive may unpack to; text comes to about 3
 DAMAGED = (BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError,
@@ -36,9 +31,7 @@ DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew
 
 # Pages.
 ENCRYPTION = "META-INF/encryption.xml"
-BLOCK = re.compile(
-    r"(?i)(?=</?(?:article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr])\b)"
-)
+BLOCKS = r"article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr]"
 MARKDOWN = re.compile(r"^#{1,6}[ \t]+|\*\*", re.MULTILINE)
 HIDDEN = re.compile("nav|title|noscript|select|button|instrtext|deltext|fallback")
 UNSEEN = re.compile(r"duokan-footnote|display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em)?\s*(?:;|$)")
@@ -72,8 +65,7 @@ def _kind(name: str, file: IO[bytes]) -> str:
     `"书.txt"` that begins with `%PDF` is `".pdf"`, one that is an e-book `".epub"`.
     """
     suffix, head = PurePath(name).suffix.lower(), file.read(99)
-    held = (MAGIC[mark] for mark in MAGIC if mark in (head[: len(mark)], head[60:][: len(mark)]))
-    kind = next(held, suffix) if suffix in {*READ, "", ".jsonl"} else suffix
+    kind = (suffix in {*READ, "", ".jsonl"} and other_format(head)) or suffix
     if kind == ".zip":
         names, usual = ZipFile(file).namelist(), suffix if suffix in PARTS else kind
         kind = next((kind for kind, part in PARTS.items() if part in names), usual)
@@ -143,7 +135,8 @@ def _page(text: str) -> BeautifulSoup:
     """
     text = "\r".join(map(str.rstrip, text.splitlines()))
     text = re.sub(r"(</?)\w+:|<!\[(?!CDATA\[)[^<>\r]{0,99}>?", r"\1", text)  # <w:p>, <![if !x]>
-    text = BLOCK.sub("\v", re.sub(r"(?i)(?=<br\b)", "\n", text))
+    text = re.sub(r"(?i)(?=<br\b)", "\n", text)
+    text = re.sub(rf"(?i)(?=</?(?:{BLOCKS})\b)", "\v", text)
     return BeautifulSoup(f"<html>{text}<nav>-->", "html.parser")
 
 
@@ -180,8 +173,7 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
         raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
     tables = sorted({_target(root, x) for x in package.select(TABLES)} & archive.NameToInfo.keys())
     titles = {name: title for table in tables for name, title in _entries(table, page(table))}
-    parts = package.select("reference[type]")
-    out = {*tables, *(_target(root, x) for x in parts if NO_STORY.fullmatch(str(x["type"])))}
+    out = {*tables, *(_target(root, x) for x in package.find_all("reference", type=NO_STORY))}
     out |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
     return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in out)
 
