@@ -14,14 +14,15 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from scipy.sparse import csr_array
 
-from wuxia_core.text import CJK, FACTOR, Hashes, codes, distinct, is_han, ngrams, without_spaces
+from wuxia_core.text import BASE, CJK, Hashes, codes, distinct, ngrams, without_spaces
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -54,7 +55,7 @@ RUN = 8  # characters
 SKETCH, SAME_PARAGRAPH = 8, 6  # of the 8 smallest hashes 6 are shared
 KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
 LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
-TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
+TO_ONE = np.array([pow(BASE, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
 
@@ -121,7 +122,7 @@ class DuplicateIndex:
         """
         text = to_simplified(original)
         characters = codes(text)
-        han = is_han(characters)
+        han = (characters >= 0x3400) & (characters < 0xA000)
         if title is not None:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
@@ -142,13 +143,11 @@ class DuplicateIndex:
         keys = (first[inside].astype(np.uint64) << KEPT_BITS) | (hashes[inside] >> np.uint64(24))
         keys.sort()
         lines = (keys >> KEPT_BITS).astype(np.int64)
-        starts = np.flatnonzero(np.diff(lines, prepend=-1))
-        lengths = np.diff(np.append(starts, len(lines)))
-        long = starts[lengths >= LEAST_RUNS]
-        self._paragraphs.frombytes((keys[long[:, None] + np.arange(SKETCH)] & LOW).tobytes())
-        number = np.full(len(long), self._documents)
-        places = np.stack([number, lines[long], lengths[lengths >= LEAST_RUNS]], axis=1)
-        self._places.frombytes(places.tobytes())
+        paragraphs = np.stack(np.unique(lines, return_index=True, return_counts=True))  # (3, L)
+        lines, starts, lengths = paragraphs[:, paragraphs[2] >= LEAST_RUNS]
+        self._paragraphs.frombytes((keys[starts[:, None] + np.arange(SKETCH)] & LOW).tobytes())
+        document = np.full(len(lines), self._documents)
+        self._places.frombytes(np.stack([document, lines, lengths], axis=1).tobytes())
 
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.
@@ -167,7 +166,6 @@ class DuplicateIndex:
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
             kept, other = sizes[pairs]
             same = (shared >= SAME_BOOK * other) & (other <= LONGER * kept)
-            same &= ~np.isin(pairs, list(found)).any(0)
             for kept, other, count in np.vstack([pairs, shared])[:, same].T.tolist():
                 if kept not in found and other not in found:
                     found[other] = SameBook(names[other], names[kept], count / int(sizes[other]))
@@ -181,12 +179,14 @@ class DuplicateIndex:
         found = math.log2((1 + book.chapters) * max(1, book.paragraphs))
         return book.traditional > 0, round(WORTH * noise - found, 1), -book.characters, name
 
-    def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
+    def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
         """List the paragraphs that repeat another one, exactly or nearly: a row each.
 
         `document` and `line` are to be left out: `kept_document` and `kept_line` hold the same text
         and are longer, or as long and earlier. Documents in `leaving_out` are not looked at.
         """
+        import pandas as pd
+
         places = np.frombuffer(self._places, np.int64).reshape(-1, 3)
         rows = np.frombuffer(self._paragraphs, np.uint64).reshape(-1, SKETCH)
         looked_at = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
@@ -220,14 +220,15 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     Some earlier ones at a time, so that memory does not grow with the pairs. Of more than 1,000
     owners of one hash each is paired with the first 1,000, so that time does not either.
     """
+    import pandas as pd
+    from scipy.sparse import csr_array
+
     _, hash_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
-    order = np.argsort(hash_of, kind="stable")
-    order = order[sizes[hash_of[order]] > 1]
-    hash_of, owners = hash_of[order], owners[order]
-    sizes[sizes == 1] = 0
-    early = np.arange(len(order)) - (sizes.cumsum() - sizes)[hash_of] < FIRST_OWNERS
+    shared = sizes[hash_of] > 1
+    hash_of, owners = hash_of[shared], owners[shared]
+    early = pd.Series(owners).groupby(hash_of).cumcount().to_numpy() < FIRST_OWNERS
     shape = owners.max(initial=-1) + 1, len(sizes)
-    ones = np.ones(len(order), np.int32)
+    ones = np.ones(len(owners), np.int32)
     firsts = csr_array((ones[early], (owners[early], hash_of[early])), shape)
     every = csr_array((ones, (hash_of, owners)), shape[::-1])
     work = np.bincount(owners[early], sizes[hash_of[early]], shape[0]).cumsum() // AT_ONCE
@@ -290,11 +291,10 @@ class HeldOutNgrams:
 
 def drop_sentences(text: str, shared: Flags) -> str:
     """Drop the sentences in which a flagged run has its middle."""
-    middles = without_spaces(text)[1][np.flatnonzero(shared) + GRAM // 2]
-    if not len(middles):
-        return text
-    spans = [match.span() for match in SENTENCE.finditer(text)]
-    starts = np.array([start for start, _ in spans])
-    dropped = set((np.searchsorted(starts, middles, side="right") - 1).tolist())
-    kept = "".join(text[a:b] for n, (a, b) in enumerate(spans) if n not in dropped)
-    return re.sub(r"\n+", "\n", kept).strip("\n")
+    places = without_spaces(text)[1]
+    middles = np.zeros(len(text), np.bool_)
+    middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
+    kept = (
+        match[0] for match in SENTENCE.finditer(text) if not middles[slice(*match.span())].any()
+    )
+    return re.sub(r"\n+", "\n", "".join(kept)).strip("\n")
