@@ -81,8 +81,9 @@ class SpanMasker:
         if not 0 <= self.span_ratio <= 1:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
-            lengths = list(self.span_length)
-            raise ConfigError(f"masking.span_length {lengths}: must be [shortest, longest]")
+            raise ConfigError(
+                f"masking.span_length {[shortest, longest]}: must be [shortest, longest]"
+            )
         # one unmasked token is left a block; spans count as the longest
         mean = (shortest + longest) / 2
         dense = 1 / (1 + self.span_ratio / mean + (1 - self.span_ratio))
@@ -114,9 +115,8 @@ class SpanMasker:
         word_ids : (B, T) int32, optional
             Number of the word each token belongs to; spans then cover whole words.
         """
-        kinds: Kinds = np.zeros((len(maskable), maskable.shape[1] + 1), np.int8)
-        ended: Bools = np.zeros(kinds.shape, np.bool_)
-        ended[:, :-1] = maskable
+        ended = np.pad(maskable, ((0, 0), (0, 1)))
+        kinds: Kinds = np.zeros(ended.shape, np.int8)
         words = [None] * len(kinds) if word_ids is None else word_ids
         for row, tokens, ids, key in zip(kinds, ended, words, keys, strict=True):
             self._fill(row, tokens, ids, _generator(FOR_MASKS, self.seed, epoch, key))
@@ -260,8 +260,8 @@ def _arrange(rooms: Ints, lengths: Ints, span_rooms: Ints, singles: int, rng: Ge
     halves = (rooms - taken) // 2
     alone = _share_out(min(singles, halves.sum()), halves, _dither(rng))
 
-    tiles = np.stack([spans, alone, rooms - taken - 2 * alone])  # (3, R)
-    kind = np.tile(np.array([SPAN, SINGLE, KEPT], np.int8), len(runs)).repeat(tiles.T.ravel())
+    tiles = np.array([spans, alone, rooms - taken - 2 * alone])  # (3, R)
+    kind = np.array([SPAN, SINGLE, KEPT] * len(runs), np.int8).repeat(tiles.T.ravel())
     size = 1 + (kind == SINGLE)
     size[kind == SPAN] = lengths + 1
     order = (runs.repeat(tiles.sum(0)) + rng.random(len(kind))).argsort()
@@ -304,12 +304,10 @@ class Corruption:
 
     def apply(self, input_ids: Ints, actions: Kinds, keys: Keys, epoch: int = 0) -> Ints:
         """Return the corrupted tokens, (B, T): `[7, 8, 9]`, actions `[0, 1, 3]`: `[7, mask, 9]`."""
-        corrupted = np.where(actions == MASKED, self.mask_token_id, input_ids)
-        if (actions == RANDOM).any():
-            draws = self._draw(FOR_TOKENS, keys, epoch, actions.shape[1])
-            others = self.ordinary_ids[(draws * len(self.ordinary_ids)).astype(np.int64)]
-            corrupted = np.where(actions == RANDOM, others, corrupted)
-        return corrupted
+        draws = self._draw(FOR_TOKENS, keys, epoch, actions.shape[1])
+        others = self.ordinary_ids[(draws * len(self.ordinary_ids)).astype(np.int64)]
+        corrupted = np.where(actions == RANDOM, others, input_ids)
+        return np.where(actions == MASKED, self.mask_token_id, corrupted)
 
     def _draw(self, purpose: int, keys: Keys, epoch: int, count: int) -> Floats:
         """Draw from [0, 1) for each window, (B, count)."""
@@ -401,8 +399,6 @@ class MaskCollator:
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:
         """Mark what may be masked, (B, T): nothing predicts the first token of a chunk."""
-        special = list(self.special_ids)
-        rows = [
-            ~np.isin(window.input_ids, special) & (window.position_ids > 0) for window in windows
-        ]
-        return padded(rows, 0).astype(np.bool_)
+        input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
+        position_ids = padded([window.position_ids for window in windows], 0)
+        return ~np.isin(input_ids, list(self.special_ids)) & (position_ids > 0)

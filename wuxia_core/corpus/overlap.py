@@ -8,7 +8,6 @@ For leakage runs of 13 characters of any kind count, white space aside.
 
 import functools
 import math
-import operator
 import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator
@@ -81,7 +80,7 @@ def to_simplified(text: str) -> str:
     `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`.
     """
     head = text[:SAMPLE]
-    changed = sum(map(operator.ne, head, _converter().convert(head)))
+    changed = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
     if changed <= TRADITIONAL * len(head):
         return text
     return ZHE.sub("着", _converter().convert(text))
@@ -197,8 +196,9 @@ class DuplicateIndex:
         first.sort()
         for pairs, _ in _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST)):
             near = pairs[:, (better[pairs] == pairs).all(0)]
-            same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
-            for keeper, other in same.T.tolist():
+            one, other = rows[ranked[near]]  # (E, 8)
+            alike = (one[:, :, None] == other[:, None]).any(1).sum(1) >= SAME_PARAGRAPH
+            for keeper, other in near[:, alike].T.tolist():
                 if better[keeper] == keeper and better[other] == other:
                     better[other] = keeper
         better = better[better]  # what has the sketch of one that is left out
@@ -208,12 +208,6 @@ class DuplicateIndex:
         return pd.DataFrame(np.concatenate(found, axis=1), columns=columns)
 
 
-def _in_common(rows: Hashes, pairs: Integers) -> Integers:
-    """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
-    one, other = (np.ascontiguousarray(rows[side].T) for side in pairs)  # (8, E), which is faster
-    return np.asarray(sum((one == hashes).any(0).astype(np.int64) for hashes in other))
-
-
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Pair the owners of a hash: (earlier, later) (2, E), sorted, and how many they share (E,).
 
@@ -221,7 +215,7 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     owners of one hash each is paired with the first 1,000, so that time does not either.
     """
     import pandas as pd
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, triu
 
     _, hash_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     shared = sizes[hash_of] > 1
@@ -231,13 +225,11 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     ones = np.ones(len(owners), np.int32)
     firsts = csr_array((ones[early], (owners[early], hash_of[early])), shape)
     every = csr_array((ones, (hash_of, owners)), shape[::-1])
-    work = np.bincount(owners[early], sizes[hash_of[early]], shape[0]).cumsum() // AT_ONCE
+    work = (firsts @ sizes).cumsum() // AT_ONCE
     starts = np.flatnonzero(np.diff(work, prepend=-1))
     for start, end in pairwise([*starts, shape[0]]):
-        pairs = (firsts[start:end] @ every).sorted_indices().tocoo()
-        later = pairs.col > pairs.row + start
-        rows = np.stack([pairs.row + start, pairs.col]).astype(np.int64)
-        yield rows[:, later], pairs.data[later]
+        pairs = triu((firsts[start:end] @ every).sorted_indices(), start + 1)
+        yield np.stack([pairs.row + start, pairs.col]), pairs.data
 
 
 @dataclass

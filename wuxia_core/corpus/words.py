@@ -42,8 +42,6 @@ KIND = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家
 MOVE = re.compile(f"{USE}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{KIND})")
 PRIOR = 1000.0  # strength of the prior, in words
 
-Classes = npt.NDArray[np.int8]
-
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
     """Read a lexicon: UTF-8, one word a line; lines that start with `#` are comments.
@@ -117,7 +115,7 @@ class Segmenter:
         return words + rjieba.cut(text[behind:])
 
 
-def classes(text: str, segmenter: Segmenter) -> Classes:
+def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
     """Class of each character, (C,): an index of `CLASSES`.
 
     `他大惊失色。` gives 1 3 3 3 3 0. What is neither a word nor punctuation (digits, letters of
