@@ -10,7 +10,6 @@ tokens takes L + 1 places, a single two. The orders of the tiles are the arrange
 two blocks touch, so that shuffled tiles are a random arrangement.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -82,14 +81,14 @@ class SpanMasker:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
             raise ConfigError(
-                f"masking.span_length {[shortest, longest]}: must be [shortest, longest]"
+                f"masking.span_length {[*self.span_length]}: must be [shortest, longest]"
             )
         # one unmasked token is left a block; spans count as the longest
         mean = (shortest + longest) / 2
         dense = 1 / (1 + self.span_ratio / mean + (1 - self.span_ratio))
         largest = min(dense, mean / (longest + 1) / (self.span_ratio or 1))
         if not 0 < self.mask_ratio <= largest:
-            bounds = f"(0, {math.floor(1000 * largest) / 1000:.3f}]"
+            bounds = f"(0, {int(1000 * largest) / 1000:.3f}]"
             why = f"must lie in {bounds}, to leave a token between two masked blocks"
             raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: {why}")
 
@@ -129,7 +128,8 @@ class SpanMasker:
             self._place_word_spans(row, maskable, words, count, rng)
             spans = row > KEPT
             maskable = maskable & ~(spans | np.roll(spans, 1) | np.roll(spans, -1))
-        places, rooms = _find_runs(maskable)
+        places = maskable | np.roll(maskable, 1)  # the tokens of a run and the one behind it
+        rooms = np.diff(np.flatnonzero(~maskable[places]), prepend=-1)  # places of a run, (R,)
         span_rooms = rooms // (self.span_length[1] + 1)
         lengths: Ints = np.empty(0, np.int64)
         if words is None:
@@ -163,13 +163,12 @@ class SpanMasker:
         few spans cannot do that, all lengths come nearer to the shortest or the longest.
         """
         shortest, longest = self.span_length
-        steps, even = longest - shortest, spans / (longest - shortest + 1)
-        fewest, most = even * steps * (steps - 1) / 2, even * steps * (steps + 3) / 2
-        needed, sums = total - shortest * spans, [0, fewest, most, steps * spans]
-        longer = [
-            np.interp(needed, sums, [0, even * (step - 1), even * (step + 1), spans])
-            for step in range(steps, 0, -1)
-        ]
+        steps = np.arange(longest - shortest, 0, -1)
+        even = spans / (len(steps) + 1)  # of each length
+        # all are shortest, or uniform and moved down or up as far as can be, or longest: (4, K - 1)
+        counts = np.array([0 * steps, even * (steps - 1), even * (steps + 1), 0 * steps + spans])
+        needed, sums = total - shortest * spans, counts.sum(1)
+        longer = [np.interp(needed, sums, column) for column in counts.T]
         return _rounded(np.cumsum(longer), dither)
 
     def _place_word_spans(
@@ -238,16 +237,6 @@ def _share_out(count: int, rooms: Ints, dither: float) -> Ints:
     return _rounded(count * rooms.cumsum() / max(1, rooms.sum()), dither)
 
 
-def _find_runs(maskable: Bools) -> tuple[Bools, Ints]:
-    """Mark the places of a row's runs, (T + 1,): their tokens, one behind each; count by run, (R,).
-
-    `[0, 1, 1, 0, 1, 0]` has the places `[0, 1, 1, 1, 1, 1]`, 3 of one run and 2 of the other.
-    """
-    places = maskable.copy()
-    places[1:] |= maskable[:-1]
-    return places, np.diff(np.flatnonzero(~maskable[places]), prepend=-1)
-
-
 def _arrange(rooms: Ints, lengths: Ints, span_rooms: Ints, singles: int, rng: Generator) -> Kinds:
     """Arrange spans and singles in the places of a row's runs, (sum of `rooms`,).
 
@@ -297,9 +286,8 @@ class Corruption:
 
     def actions(self, masked: Bools, keys: Keys, epoch: int = 0) -> Kinds:
         """Draw what becomes of each token, (B, T): MASKED, RANDOM, UNCHANGED; 0 if not masked."""
-        to_mask, to_random, _ = self.shares
         draws = self._draw(FOR_ACTIONS, keys, epoch, masked.shape[1])
-        chosen = np.digitize(draws, [to_mask, to_mask + to_random]) + MASKED
+        chosen = np.digitize(draws, np.cumsum(self.shares[:2])) + MASKED
         return np.where(masked, chosen, UNTOUCHED).astype(np.int8)
 
     def apply(self, input_ids: Ints, actions: Kinds, keys: Keys, epoch: int = 0) -> Ints:
@@ -342,8 +330,7 @@ def model_inputs(
     """
     import torch
 
-    keep = np.zeros(labels.shape, np.bool_)
-    keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    keep = np.pad(labels[:, 1:] != IGNORE_INDEX, ((0, 0), (0, 1)))
     inputs = {"input_ids": input_ids, "labels": labels, "logits_to_keep": keep}
     if position_ids is not None:
         inputs["position_ids"] = position_ids

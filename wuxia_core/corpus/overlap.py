@@ -7,7 +7,6 @@ For leakage runs of 13 characters of any kind count, white space aside.
 """
 
 import functools
-import math
 import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator
@@ -52,8 +51,8 @@ LONGER = 1.25  # a book so many times longer than the other holds more than it, 
 # Paragraphs.
 RUN = 8  # characters
 SKETCH, SAME_PARAGRAPH = 8, 6  # of the 8 smallest hashes 6 are shared
-KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
-LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
+KEPT_BITS = 40  # of a hash, so that a line's number and a hash are one key
+LOW = (1 << KEPT_BITS) - 1
 TO_ONE = np.array([pow(BASE, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
@@ -104,6 +103,9 @@ class _BookSketch:
     paragraphs: int = 0  # lines that end as one, less those that do not
     noise: int = 0  # characters
 
+    def distinct(self) -> Hashes:
+        return distinct(np.frombuffer(self.hashes, np.uint64))
+
 
 class DuplicateIndex:
     """What is remembered of the documents seen, to find duplicates among them."""
@@ -111,8 +113,7 @@ class DuplicateIndex:
     def __init__(self) -> None:
         self._books: dict[str, _BookSketch] = {}
         self._documents = 0
-        self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
-        self._places = array("q")  # (P, 3), document, line and runs
+        self._paragraphs = array("q")  # (P, 11): document, line, runs, the 8 smallest hashes
 
     def add(self, original: str, title: str | None, heading: str | None = None) -> None:
         """Remember a document, of a book or of none; they count from 0 as they are added.
@@ -139,14 +140,13 @@ class DuplicateIndex:
         """Keep the smallest hashes of each long paragraph; runs across a border do not count."""
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]
         inside = first == last
-        keys = (first[inside].astype(np.uint64) << KEPT_BITS) | (hashes[inside] >> np.uint64(24))
+        keys = (first[inside] << KEPT_BITS) | (hashes[inside] >> np.uint64(24)).view(np.int64)
         keys.sort()
-        lines = (keys >> KEPT_BITS).astype(np.int64)
-        paragraphs = np.stack(np.unique(lines, return_index=True, return_counts=True))  # (3, L)
-        lines, starts, lengths = paragraphs[:, paragraphs[2] >= LEAST_RUNS]
-        self._paragraphs.frombytes((keys[starts[:, None] + np.arange(SKETCH)] & LOW).tobytes())
-        document = np.full(len(lines), self._documents)
-        self._places.frombytes(np.stack([document, lines, lengths], axis=1).tobytes())
+        lines = np.stack(np.unique(keys >> KEPT_BITS, return_index=True, return_counts=True))
+        number, start, runs = lines[:, lines[2] >= LEAST_RUNS]
+        smallest = keys[start[:, None] + np.arange(SKETCH)] & LOW
+        document = np.full(len(number), self._documents)
+        self._paragraphs.frombytes(np.column_stack([document, number, runs, smallest]).tobytes())
 
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.
@@ -154,13 +154,10 @@ class DuplicateIndex:
         The better edition is kept: simplified, with more of its chapters and paragraphs found and
         less noise, longer.
         """
-        sketches = {
-            name: distinct(np.frombuffer(book.hashes, np.uint64))
-            for name, book in self._books.items()
-        }
-        names = sorted(sketches, key=lambda name: self._quality(name, len(sketches[name])))
-        sizes = np.array([len(sketches[name]) for name in names], np.int64)
-        hashes = np.concatenate([np.empty(0, np.uint64), *(sketches[name] for name in names)])
+        names = sorted(self._books, key=self._quality)
+        sketches = [self._books[name].distinct() for name in names]
+        sizes = np.array([len(sketch) for sketch in sketches], np.int64)
+        hashes = np.concatenate([np.empty(0, np.uint64), *sketches])
         found: dict[int, SameBook] = {}
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
             kept, other = sizes[pairs]
@@ -170,12 +167,13 @@ class DuplicateIndex:
                     found[other] = SameBook(names[other], names[kept], count / int(sizes[other]))
         return list(found.values())
 
-    def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
+    def _quality(self, name: str) -> tuple[bool, float, int, str]:
         """Give what sorts the better edition before the other."""
         book = self._books[name]
+        size = len(book.distinct())
         recurring = len(book.hashes) - size  # advertisements, mostly
         noise = (book.noise / int(BOOK_SHARE) + recurring) / max(1, size)
-        found = math.log2((1 + book.chapters) * max(1, book.paragraphs))
+        found = np.log2((1 + book.chapters) * max(1, book.paragraphs))
         return book.traditional > 0, round(WORTH * noise - found, 1), -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
@@ -186,8 +184,8 @@ class DuplicateIndex:
         """
         import pandas as pd
 
-        places = np.frombuffer(self._places, np.int64).reshape(-1, 3)
-        rows = np.frombuffer(self._paragraphs, np.uint64).reshape(-1, SKETCH)
+        table = np.frombuffer(self._paragraphs, np.int64).reshape(-1, 3 + SKETCH)
+        places, rows = table[:, :3], table[:, 3:].view(np.uint64)
         looked_at = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
         ranked = looked_at[np.argsort(-places[looked_at, 2], kind="stable")]  # the longest first
         keys = (rows @ TO_ONE)[ranked]
@@ -203,9 +201,8 @@ class DuplicateIndex:
                     better[other] = keeper
         better = better[better]  # what has the sketch of one that is left out
         repeats = np.flatnonzero(better != np.arange(len(ranked)))
-        found = [places[ranked[repeats], :2], places[ranked[better[repeats]], :2]]
-        columns = ["document", "line", "kept_document", "kept_line"]
-        return pd.DataFrame(np.concatenate(found, axis=1), columns=columns)
+        found = np.hstack([places[ranked[repeats], :2], places[ranked[better[repeats]], :2]])
+        return pd.DataFrame(found, columns=["document", "line", "kept_document", "kept_line"])
 
 
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
@@ -259,10 +256,8 @@ class HeldOutNgrams:
     """The runs of held-out texts, and which of them training text has."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        hashes = array("Q", [np.iinfo(np.uint64).max])
-        for text in texts:
-            hashes.frombytes(_grams(text).tobytes())
-        self._known = distinct(np.frombuffer(hashes, np.uint64))
+        last = np.array([np.iinfo(np.uint64).max])
+        self._known = distinct(np.concatenate([last, *map(_grams, texts)]))
         self._seen = np.zeros(len(self._known), np.bool_)
 
     def update(self, text: str) -> None:
@@ -286,7 +281,5 @@ def drop_sentences(text: str, shared: Flags) -> str:
     places = without_spaces(text)[1]
     middles = np.zeros(len(text), np.bool_)
     middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
-    kept = (
-        match[0] for match in SENTENCE.finditer(text) if not middles[slice(*match.span())].any()
-    )
-    return re.sub(r"\n+", "\n", "".join(kept)).strip("\n")
+    kept = SENTENCE.sub(lambda x: "" if middles[x.start() : x.end()].any() else x[0], text)
+    return re.sub(r"\n+", "\n", kept).strip("\n")

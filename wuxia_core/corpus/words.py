@@ -51,29 +51,27 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        The file cannot be read or holds no word; a line is blank, is not one word of two
-        characters or more, or is there twice.
+        The file cannot be read or holds no word; a line is blank, or is not one word of two
+        characters or more.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         why = f"cannot be read ({error.strerror}); correct it or set it to null"
         raise ConfigError(f"data.lexicon {path}: {why}") from None
-    lines: dict[str, int] = {}  # word → its line
+    words: list[str] = []
     for number, line in enumerate(StringIO(text), 1):
         word = line.strip()
         if word.startswith("#"):
             continue
-        place = f"data.lexicon {path}:{number}: {word!r}"
         if not WORD.fullmatch(word):
             form = "one word a line, two characters or more, letters and ·, - or ’ alone, in UTF-8"
-            raise ConfigError(f"{place} is no word; write {form}, or delete the line")
-        if word in lines:
-            raise ConfigError(f"{place} stands already on line {lines[word]}; delete one of them")
-        lines[word] = number
-    if not lines:
+            why = f"{word!r} is no word; write {form}, or delete the line"
+            raise ConfigError(f"data.lexicon {path}:{number}: {why}")
+        words.append(word)
+    if not words:
         raise ConfigError(f"data.lexicon {path}: holds no word; write one a line or set it to null")
-    return tuple(lines)
+    return tuple(words)
 
 
 class Segmenter:
