@@ -378,11 +378,10 @@ class MaskCollator:
 
     def kinds(self, windows: Sequence[Window]) -> Kinds:
         """Draw the masks of windows of one epoch, (B, T), as `SpanMasker.kinds` gives them."""
-        words = None
-        if self.span_unit == "word":
-            words = padded([window.word_ids for window in windows], 0).astype(np.int32)
-        keys = [window.key for window in windows]
-        return self.masker.kinds(self._maskable(windows), keys, windows[0].epoch, words)
+        keys, epoch = [window.key for window in windows], windows[0].epoch
+        words = padded([window.word_ids for window in windows], 0).astype(np.int32)
+        by_words = self.span_unit == "word"
+        return self.masker.kinds(self._maskable(windows), keys, epoch, words if by_words else None)
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:
         """Mark what may be masked, (B, T): nothing predicts the first token of a chunk."""

@@ -6,8 +6,6 @@ The lexicon has the say in where words end: 使一招白鹤亮翅 -> 使, 一招
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
-from io import StringIO
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -55,12 +53,12 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
         characters or more.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         why = f"cannot be read ({error.strerror}); correct it or set it to null"
         raise ConfigError(f"data.lexicon {path}: {why}") from None
     words: list[str] = []
-    for number, line in enumerate(StringIO(text), 1):
+    for number, line in enumerate(lines, 1):
         word = line.strip()
         if word.startswith("#"):
             continue
@@ -143,8 +141,8 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
     """Count the words or the characters, Chinese ones only; rjieba finds the words."""
     import rjieba
 
-    parts = (rjieba.cut(text) if unit == "word" else text for text in texts)
-    counts = Counter(chain.from_iterable(parts))
+    cut = rjieba.cut if unit == "word" else list
+    counts = Counter(part for text in texts for part in cut(text))
     return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
 
 
@@ -171,7 +169,7 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     """Count the words of four characters that jieba's dictionary has, most of them idioms."""
     import rjieba
 
-    words = chain.from_iterable(rjieba.cut(text, hmm=False) for text in texts)
+    words = (word for text in texts for word in rjieba.cut(text, hmm=False))
     return Counter(word for word in words if len(word) == 4 and ONLY_HAN.fullmatch(word))
 
 
