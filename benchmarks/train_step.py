@@ -60,7 +60,7 @@ class Batches:
 
     def __init__(self, windows: int, length: int, steps: int) -> None:
         self.packed = np.zeros(windows * steps, np.bool_)
-        masked = MaskCollator(SpanMasker(), Corruption(MASK_ID, np.empty(0, int)), 0, frozenset())
+        masked = MaskCollator(SpanMasker(), Corruption(MASK_ID, np.arange(1)), 0, frozenset())
         ids = np.random.default_rng(0).integers(0, ORDINARY, (steps, windows, length), np.int32)
         place = np.arange(length, dtype=np.int32)
         keys = np.arange(steps * windows).reshape(steps, windows)

@@ -7,6 +7,7 @@ from wuxia_core.corpus import Segmenter, read_lexicon
 from wuxia_core.errors import ConfigError
 
 LEXICON = Path(__file__).parents[1] / "data" / "lexicon.txt"
+GBK = "白鹤亮翅".encode("gbk").decode(errors="replace")
 ALPHABET = [*"白鹤亮翅使一招的，。“”a1 \t\n\r\0\x1b\u2028\u3000\ufeff\ue000㐀𠮷😀", "👨‍👩‍👧"]
 
 
@@ -71,34 +72,46 @@ def test_a_lexicon_may_hold_comments_a_mark_and_spaces_around_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "place", "word"),
     [
-        ("甲乙\n\n丙丁\n", ":2: '' is no word; delete the blank line"),
-        ("甲乙\n \u3000\n", ":2: '' is no word; delete the blank line"),
-        ("# 甲乙\n甲乙\n丙丁\n甲乙\n", ":4: 甲乙 stands already on line 2; delete one of them"),
-        ("甲乙 3 n\n", ":1: 甲乙 3 n holds a space; write one word a line"),
-        ("断雁十三剑，白鹤亮翅\n", ":1: 断雁十三剑，白鹤亮翅 holds '，'; write one word a line"),
-        (
-            "甲乙\n断雁十三剑、白鹤亮翅",
-            ":2: 断雁十三剑、白鹤亮翅 holds '、'; write one word a line",
-        ),
-        ("白鹤亮翅|黑虎掏心", ":1: 白鹤亮翅|黑虎掏心 holds '|'; write one word a line"),
-        ("白鹤亮翅,黑虎掏心", ":1: 白鹤亮翅,黑虎掏心 holds ','; write one word a line"),
-        ("“白鹤亮翅”", ":1: “白鹤亮翅” holds '“'; write one word a line"),
-        ("白鹤\u200b亮翅", ":1: 白鹤\u200b亮翅 holds '\\u200b'; write one word a line"),
-        ("甲乙\n剑\n", ":2: 剑 is one character, which cannot be cut; write the whole word"),
-        ("甲乙\n丙丁\n".encode() + b"\xb0\xd7\n", ":3: byte 0xb0 is not UTF-8; save the file"),
-        ("", ": holds no word; write one a line"),
-        ("# 甲乙\n", ": holds no word; write one a line"),
+        ("甲乙\n\n丙丁\n", 2, ""),
+        ("甲乙\n \u3000\n", 2, ""),
+        ("甲乙 3 n\n", 1, "甲乙 3 n"),
+        ("断雁十三剑，白鹤亮翅\n", 1, "断雁十三剑，白鹤亮翅"),
+        ("甲乙\n断雁十三剑、白鹤亮翅", 2, "断雁十三剑、白鹤亮翅"),
+        ("白鹤亮翅|黑虎掏心", 1, "白鹤亮翅|黑虎掏心"),
+        ("白鹤亮翅,黑虎掏心", 1, "白鹤亮翅,黑虎掏心"),
+        ("“白鹤亮翅”", 1, "“白鹤亮翅”"),
+        ("白鹤\u200b亮翅", 1, "白鹤\u200b亮翅"),
+        ("甲乙\n剑\n", 2, "剑"),
+        ("甲乙\n丙丁\n".encode() + b"\xb0\xd7\n", 3, "\ufffd\ufffd"),
+        ("# 招式\n白鹤亮翅\n".encode("gbk"), 2, GBK),
     ],
 )
-def test_a_bad_lexicon_is_refused_with_file_line_value_and_remedy(tmp_path, content, message):
+def test_a_line_that_is_no_word_is_refused_with_what_a_word_is(tmp_path, content, place, word):
     path = tmp_path / "lexicon.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError) as error:
         read_lexicon(path)
-    assert str(error.value).startswith(f"data.lexicon {path}{message}")
+    assert str(error.value).startswith(f"data.lexicon {path}:{place}: {word!r} is no word; write")
+    for remedy in ("one word a line", "two characters or more", "UTF-8", "delete the line"):
+        assert remedy in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "# 甲乙\n"])
+def test_a_lexicon_without_a_word_is_refused(tmp_path, content):
+    path = tmp_path / "lexicon.txt"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        read_lexicon(path)
+    assert str(error.value).startswith(f"data.lexicon {path}: holds no word; write one a line")
+
+
+def test_a_word_may_stand_there_twice(tmp_path):
+    path = tmp_path / "lexicon.txt"
+    path.write_text("白鹤亮翅\n宋江\n白鹤亮翅\n", encoding="utf-8")
+    assert Segmenter(read_lexicon(path)).cut("宋江白鹤亮翅") == ["宋江", "白鹤亮翅"]
 
 
 def test_names_with_a_point_a_hyphen_or_digits_are_words(tmp_path):

@@ -10,10 +10,8 @@ tokens takes L + 1 places, a single two. The orders of the tiles are the arrange
 two blocks touch, so that shuffled tiles are a random arrangement.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -82,19 +80,17 @@ class SpanMasker:
         if not 0 <= self.span_ratio <= 1:
             raise ConfigError(f"masking.span_ratio {self.span_ratio}: must lie in [0, 1]")
         if not 1 <= shortest <= longest:
-            lengths = list(self.span_length)
-            raise ConfigError(f"masking.span_length {lengths}: must be [shortest, longest]")
-        if not 0 < self.mask_ratio <= self.largest_ratio:
-            largest = math.floor(1000 * self.largest_ratio) / 1000
-            bounds = f"(0, {largest:.3f}], to leave a token between two masked blocks"
-            raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: must lie in {bounds}")
-
-    @property
-    def largest_ratio(self) -> float:
-        """Masked share at which one unmasked token is left a block; spans count as the longest."""
-        mean, longest = sum(self.span_length) / 2, self.span_length[1]
+            raise ConfigError(
+                f"masking.span_length {[*self.span_length]}: must be [shortest, longest]"
+            )
+        # one unmasked token is left a block; spans count as the longest
+        mean = (shortest + longest) / 2
         dense = 1 / (1 + self.span_ratio / mean + (1 - self.span_ratio))
-        return min(dense, mean / (longest + 1) / self.span_ratio) if self.span_ratio else dense
+        largest = min(dense, mean / (longest + 1) / (self.span_ratio or 1))
+        if not 0 < self.mask_ratio <= largest:
+            bounds = f"(0, {int(1000 * largest) / 1000:.3f}]"
+            why = f"must lie in {bounds}, to leave a token between two masked blocks"
+            raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: {why}")
 
     def kinds(
         self, maskable: Bools, keys: Keys, epoch: int = 0, word_ids: Tokens | None = None
@@ -118,9 +114,8 @@ class SpanMasker:
         word_ids : (B, T) int32, optional
             Number of the word each token belongs to; spans then cover whole words.
         """
-        kinds: Kinds = np.zeros((len(maskable), maskable.shape[1] + 1), np.int8)
-        ended: Bools = np.zeros(kinds.shape, np.bool_)
-        ended[:, :-1] = maskable
+        ended = np.pad(maskable, ((0, 0), (0, 1)))
+        kinds: Kinds = np.zeros(ended.shape, np.int8)
         words = [None] * len(kinds) if word_ids is None else word_ids
         for row, tokens, ids, key in zip(kinds, ended, words, keys, strict=True):
             self._fill(row, tokens, ids, _generator(FOR_MASKS, self.seed, epoch, key))
@@ -133,13 +128,16 @@ class SpanMasker:
             self._place_word_spans(row, maskable, words, count, rng)
             spans = row > KEPT
             maskable = maskable & ~(spans | np.roll(spans, 1) | np.roll(spans, -1))
-        places, rooms = _find_runs(maskable)
-        span_rooms = [room // (self.span_length[1] + 1) for room in rooms]
-        lengths = self._draw_lengths(count, sum(span_rooms), rng) if words is None else []
-        singles = count - int(np.count_nonzero(row)) - sum(lengths)
+        places = maskable | np.roll(maskable, 1)  # the tokens of a run and the one behind it
+        rooms = np.diff(np.flatnonzero(~maskable[places]), prepend=-1)  # places of a run, (R,)
+        span_rooms = rooms // (self.span_length[1] + 1)
+        lengths: Ints = np.empty(0, np.int64)
+        if words is None:
+            lengths = self._draw_lengths(count, int(span_rooms.sum()), rng)
+        singles = int(count - np.count_nonzero(row) - lengths.sum())
         row[places] = _arrange(rooms, lengths, span_rooms, singles, rng)
 
-    def _draw_lengths(self, count: int, room: int, rng: Generator) -> list[int]:
+    def _draw_lengths(self, count: int, room: int, rng: Generator) -> Ints:
         """Draw the lengths of a row's spans, at most `room` of them, in random order.
 
         77 masked tokens, half of them in spans of 3 to 5: `[4, 3, 5, 3, 5, 4, 3, 4, 5, 3]`, say.
@@ -155,11 +153,9 @@ class SpanMasker:
         total = int(wanted + mean * (dither - 0.5) + 0.5)
         total = max(shortest * spans, min(total, longest * spans, count))
         longer = self._longer_than(spans, total, _dither(rng))
-        lengths = [shortest + sum(span < number for number in longer) for span in range(spans)]
-        rng.shuffle(lengths)
-        return lengths
+        return rng.permutation(shortest + (np.arange(spans)[:, None] < longer).sum(1))
 
-    def _longer_than(self, spans: int, total: int, dither: float) -> list[int]:
+    def _longer_than(self, spans: int, total: int, dither: float) -> Ints:
         """Count the spans longer than the shortest length, than the next one, …, (K - 1,).
 
         10 spans of 3 to 5, `total` 39 tokens: 6 exceed 3 and 3 exceed 4, or 7 and 2. These are the
@@ -167,14 +163,13 @@ class SpanMasker:
         few spans cannot do that, all lengths come nearer to the shortest or the longest.
         """
         shortest, longest = self.span_length
-        steps, even = longest - shortest, spans / (longest - shortest + 1)
-        needed = total - shortest * spans
-        moved = max(-even, min(even, (needed - steps * spans / 2) / max(1, steps)))
-        longer = [even * step + moved for step in range(steps, 0, -1)]
-        got = sum(longer)
-        end = 0 if needed < got else spans
-        pull = (needed - got) / ((end * steps - got) or 1)
-        return _rounded(accumulate(number + (end - number) * pull for number in longer), dither)
+        steps = np.arange(longest - shortest, 0, -1)
+        even = spans / (len(steps) + 1)  # of each length
+        # all are shortest, or uniform and moved down or up as far as can be, or longest: (4, K - 1)
+        counts = np.array([0 * steps, even * (steps - 1), even * (steps + 1), 0 * steps + spans])
+        needed, sums = total - shortest * spans, counts.sum(1)
+        longer = [np.interp(needed, sums, column) for column in counts.T]
+        return _rounded(np.cumsum(longer), dither)
 
     def _place_word_spans(
         self, row: Kinds, maskable: Bools, words: Tokens, count: int, rng: Generator
@@ -185,33 +180,30 @@ class SpanMasker:
         """
         wanted, most = self.span_ratio * count, count
         begins = np.concatenate([[True], words[1:] != words[:-1], [True]])  # (T + 1,)
-        begins_word, is_maskable = begins.tobytes(), maskable.tobytes()
-        taken = bytearray(len(row))
         for start in rng.permutation(np.flatnonzero(begins & maskable)).tolist():
-            ends = self._word_ends(begins_word, start, is_maskable.index(0, start))
+            ends = self._word_ends(begins, start, start + int(maskable[start:].argmin()))
             if not ends:
                 continue
             end = ends[int(rng.random() * len(ends))]
             length = end - start
             if wanted < length / 2:
                 break
-            if length <= most and not any(taken[max(0, start - 1) : end + 1]):
-                taken[start:end] = bytes([SPAN]) * length
+            if length <= most and not row[max(0, start - 1) : end + 1].any():
+                row[start:end] = SPAN
                 wanted, most = wanted - length, most - length
-        row[:] = np.frombuffer(taken, np.int8)
 
-    def _word_ends(self, begins_word: bytes, start: int, stop: int) -> list[int]:
+    def _word_ends(self, begins: Bools, start: int, stop: int) -> list[int]:
         """Where a span from `start` may end: where a word does, at `stop` at the latest.
 
         A word of up to twice the longest span is one by itself: a rare idiom takes more tokens
         than a common one.
         """
         shortest, longest = self.span_length
-        word_end = begins_word.index(1, start + 1)
+        word_end = start + 1 + int(begins[start + 1 :].argmax())
         if longest < word_end - start <= 2 * longest and word_end <= stop:
             return [word_end]
         ends = range(start + shortest, min(start + longest, stop) + 1)
-        return [end for end in ends if begins_word[end]]
+        return [end for end in ends if begins[end]]
 
 
 def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Floats:
@@ -232,53 +224,36 @@ def _dither(rng: Generator) -> float:
     return float(rng.random(dtype=np.float32))
 
 
-def _rounded(totals: Iterable[float], dither: float) -> list[int]:
+def _rounded(totals: Floats, dither: float) -> Ints:
     """Round numbers, given by their running totals, so that each keeps its value on average.
 
     6.5 and 2.5, given as `[6.5, 9]`, become `[6, 3]` for dithers below 0.5, else `[7, 2]`.
     """
-    reached = [0, *(int(total + dither + 1e-10) for total in totals)]
-    return [after - before for before, after in pairwise(reached)]
+    return np.diff(np.floor(totals + dither + 1e-10), prepend=0).astype(np.int64)
 
 
-def _share_out(count: int, rooms: list[int], dither: float) -> list[int]:
+def _share_out(count: int, rooms: Ints, dither: float) -> Ints:
     """Share `count` among runs in proportion to their room: 3 among `[4, 8]` are `[1, 2]`."""
-    most = max(1, sum(rooms))
-    return _rounded((count * room / most for room in accumulate(rooms)), dither)
+    return _rounded(count * rooms.cumsum() / max(1, rooms.sum()), dither)
 
 
-def _find_runs(maskable: Bools) -> tuple[Bools, list[int]]:
-    """Mark the places of a row's runs, (T + 1,): their tokens, one behind each; count by run.
-
-    `[0, 1, 1, 0, 1, 0]` has the places `[0, 1, 1, 1, 1, 1]`, 3 of one run and 2 of the other.
-    """
-    places = maskable.copy()
-    places[1:] |= maskable[:-1]
-    ends = np.flatnonzero(~maskable[places]).tolist()
-    return places, [end - before for before, end in pairwise([-1, *ends])]
-
-
-def _arrange(
-    rooms: list[int], lengths: list[int], span_rooms: list[int], singles: int, rng: Generator
-) -> Kinds:
+def _arrange(rooms: Ints, lengths: Ints, span_rooms: Ints, singles: int, rng: Generator) -> Kinds:
     """Arrange spans and singles in the places of a row's runs, (sum of `rooms`,).
 
     A span of 3 and a single in 10 places: the tiles `2220 10 0 0 0 0` are shuffled, to
     `0 0 2220 0 10 0`, say. Singles that there is no room for are left out.
     """
+    runs = np.arange(len(rooms))
     spans = _share_out(len(lengths), span_rooms, _dither(rng))
-    sizes = iter(length + 1 for length in lengths)
-    left = [room - sum(islice(sizes, number)) for room, number in zip(rooms, spans, strict=True)]
-    halves = [room // 2 for room in left]
-    alone = _share_out(min(singles, sum(halves)), halves, _dither(rng))
-    kept = [room - 2 * number for room, number in zip(left, alone, strict=True)]
+    taken = np.bincount(runs.repeat(spans), lengths + 1, len(runs)).astype(np.int64)
+    halves = (rooms - taken) // 2
+    alone = _share_out(min(singles, halves.sum()), halves, _dither(rng))
 
-    tiles = np.array([spans, alone, kept], np.int64)  # (3, R)
-    kind = np.array([SPAN, SINGLE, KEPT] * len(rooms), np.int8).repeat(tiles.T.ravel())
+    tiles = np.array([spans, alone, rooms - taken - 2 * alone])  # (3, R)
+    kind = np.array([SPAN, SINGLE, KEPT] * len(runs), np.int8).repeat(tiles.T.ravel())
     size = 1 + (kind == SINGLE)
-    size[kind == SPAN] = np.array(lengths, np.int64) + 1
-    run = np.arange(len(rooms), dtype=np.float64).repeat(tiles.sum(0))
-    order = (run + rng.random(len(run))).argsort()
+    size[kind == SPAN] = lengths + 1
+    order = (runs.repeat(tiles.sum(0)) + rng.random(len(kind))).argsort()
     kind, size = kind[order], size[order]
     arranged = kind.repeat(size)
     arranged[size.cumsum() - 1] = KEPT  # the last place of a tile
@@ -311,21 +286,16 @@ class Corruption:
 
     def actions(self, masked: Bools, keys: Keys, epoch: int = 0) -> Kinds:
         """Draw what becomes of each token, (B, T): MASKED, RANDOM, UNCHANGED; 0 if not masked."""
-        to_mask, to_random, _ = self.shares
-        if to_mask == 1:
-            return masked.astype(np.int8)
         draws = self._draw(FOR_ACTIONS, keys, epoch, masked.shape[1])
-        chosen = np.digitize(draws, [to_mask, to_mask + to_random]) + MASKED
+        chosen = np.digitize(draws, np.cumsum(self.shares[:2])) + MASKED
         return np.where(masked, chosen, UNTOUCHED).astype(np.int8)
 
     def apply(self, input_ids: Ints, actions: Kinds, keys: Keys, epoch: int = 0) -> Ints:
         """Return the corrupted tokens, (B, T): `[7, 8, 9]`, actions `[0, 1, 3]`: `[7, mask, 9]`."""
-        corrupted = np.where(actions == MASKED, self.mask_token_id, input_ids)
-        if (actions == RANDOM).any():
-            draws = self._draw(FOR_TOKENS, keys, epoch, actions.shape[1])
-            others = self.ordinary_ids[(draws * len(self.ordinary_ids)).astype(np.int64)]
-            corrupted = np.where(actions == RANDOM, others, corrupted)
-        return corrupted
+        draws = self._draw(FOR_TOKENS, keys, epoch, actions.shape[1])
+        others = self.ordinary_ids[(draws * len(self.ordinary_ids)).astype(np.int64)]
+        corrupted = np.where(actions == RANDOM, others, input_ids)
+        return np.where(actions == MASKED, self.mask_token_id, corrupted)
 
     def _draw(self, purpose: int, keys: Keys, epoch: int, count: int) -> Floats:
         """Draw from [0, 1) for each window, (B, count)."""
@@ -360,8 +330,7 @@ def model_inputs(
     """
     import torch
 
-    keep = np.zeros(labels.shape, np.bool_)
-    keep[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+    keep = np.pad(labels[:, 1:] != IGNORE_INDEX, ((0, 0), (0, 1)))
     inputs = {"input_ids": input_ids, "labels": labels, "logits_to_keep": keep}
     if position_ids is not None:
         inputs["position_ids"] = position_ids
@@ -395,9 +364,11 @@ class MaskCollator:
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         keys, epoch = [window.key for window in windows], windows[0].epoch
-        masks = np.array([self._masks(window) for window in windows])[:, None]  # (B, 1)
+        masks: Bools | bool = self.objective == "masked"
+        if self.objective == "mixed":
+            masks = np.array([[masked_this_epoch(window.row, epoch)] for window in windows])
         masked = (self.kinds(windows) > KEPT) & masks
-        targets = masked | (self._maskable(windows) & ~masks)
+        targets = np.where(masks, masked, self._maskable(windows))
         labels = np.where(targets, input_ids, IGNORE_INDEX)
         actions = self.corruption.actions(masked, keys, epoch)
         corrupted = self.corruption.apply(input_ids, actions, keys, epoch)
@@ -407,21 +378,13 @@ class MaskCollator:
 
     def kinds(self, windows: Sequence[Window]) -> Kinds:
         """Draw the masks of windows of one epoch, (B, T), as `SpanMasker.kinds` gives them."""
-        words = None
-        if self.span_unit == "word":
-            words = padded([window.word_ids for window in windows], 0).astype(np.int32)
-        keys = [window.key for window in windows]
-        return self.masker.kinds(self._maskable(windows), keys, windows[0].epoch, words)
+        keys, epoch = [window.key for window in windows], windows[0].epoch
+        words = padded([window.word_ids for window in windows], 0).astype(np.int32)
+        by_words = self.span_unit == "word"
+        return self.masker.kinds(self._maskable(windows), keys, epoch, words if by_words else None)
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:
         """Mark what may be masked, (B, T): nothing predicts the first token of a chunk."""
-        special = list(self.special_ids)
-        rows = [
-            ~np.isin(window.input_ids, special) & (window.position_ids > 0) for window in windows
-        ]
-        return padded(rows, 0).astype(np.bool_)
-
-    def _masks(self, window: Window) -> bool:
-        if self.objective == "mixed":
-            return masked_this_epoch(window.row, window.epoch)
-        return self.objective == "masked"
+        input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
+        position_ids = padded([window.position_ids for window in windows], 0)
+        return ~np.isin(input_ids, list(self.special_ids)) & (position_ids > 0)

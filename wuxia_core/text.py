@@ -5,7 +5,6 @@ LaTeX: text from outside is never given to those. `codes` are a text's code poin
 `ngrams` the hashes of its runs of n characters. `Edit` is what a rule of cleaning proposes.
 """
 
-import functools
 import html
 import re
 import unicodedata
@@ -33,8 +32,7 @@ CJK_TEXT = re.compile(f"[{CJK}]")
 
 Edit = tuple[int, int, str]  # text[start:end] becomes this
 
-FACTOR = 0x9E3779B97F4A7C15  # of the rolling hash, odd, so that it has an inverse
-INVERSE = pow(FACTOR, -1, 1 << 64)
+BASE = 0xF1DE83E19937733D  # of the hash, odd; the inverse of 2^64 over the golden ratio
 MIX = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's
 
 Codes = npt.NDArray[np.uint32]  # code points
@@ -78,21 +76,15 @@ def without_spaces(text: str) -> tuple[Codes, npt.NDArray[np.int64]]:
     return characters[places], places
 
 
-def is_han(characters: Codes) -> npt.NDArray[np.bool_]:
-    """Flag CJK ideographs, (C,)."""
-    return (characters >= 0x3400) & (characters < 0xA000)
-
-
 def ngrams(characters: Codes, n: int) -> Hashes:
     """Hash every run of n characters: (C - n + 1,), empty where there are fewer.
 
-    A rolling hash (Karp & Rabin 1987) modulo 2^64, by differences of running sums.
+    A polynomial in `BASE` modulo 2^64 (Karp & Rabin 1987), its bits mixed.
     """
-    length = len(characters)
-    count = max(0, length - n + 1)
-    sums = np.zeros(length + 1, np.uint64)
-    np.cumsum(characters * _powers(INVERSE, length), out=sums[1:])
-    hashes = (sums[len(sums) - count :] - sums[:count]) * _powers(FACTOR, count)
+    if len(characters) < n:
+        return np.empty(0, np.uint64)
+    powers = np.array([pow(BASE, place, 1 << 64) for place in range(n)], np.uint64)
+    hashes = np.correlate(characters.astype(np.uint64), powers)
     hashes ^= hashes >> np.uint64(31)
     hashes *= MIX
     return np.asarray(hashes ^ (hashes >> np.uint64(29)))
@@ -103,18 +95,6 @@ def distinct(hashes: Hashes) -> Hashes:
     hashes.sort()
     new = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
     return np.asarray(hashes[new])
-
-
-def _powers(factor: int, length: int) -> Hashes:
-    """Powers of a factor from the 0th on, (length,)."""
-    return _power_table(factor, 1 << max(length, 4096).bit_length())[:length]
-
-
-@functools.cache
-def _power_table(factor: int, length: int) -> Hashes:
-    steps = np.full(length, factor, np.uint64)
-    steps[0] = 1
-    return np.cumprod(steps)
 
 
 def replace(

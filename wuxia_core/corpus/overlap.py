@@ -7,21 +7,20 @@ For leakage runs of 13 characters of any kind count, white space aside.
 """
 
 import functools
-import math
-import operator
 import re
 from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from scipy.sparse import csr_array
 
-from wuxia_core.text import CJK, FACTOR, Hashes, codes, distinct, is_han, ngrams, without_spaces
+from wuxia_core.text import BASE, CJK, Hashes, codes, distinct, ngrams, without_spaces
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -52,9 +51,9 @@ LONGER = 1.25  # a book so many times longer than the other holds more than it, 
 # Paragraphs.
 RUN = 8  # characters
 SKETCH, SAME_PARAGRAPH = 8, 6  # of the 8 smallest hashes 6 are shared
-KEPT_BITS = np.uint64(40)  # of a hash, so that a line's number and a hash are one key
-LOW = (np.uint64(1) << KEPT_BITS) - np.uint64(1)
-TO_ONE = np.array([pow(FACTOR, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
+KEPT_BITS = 40  # of a hash, so that a line's number and a hash are one key
+LOW = (1 << KEPT_BITS) - 1
+TO_ONE = np.array([pow(BASE, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)  # of a sketch
 FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
 
@@ -80,7 +79,7 @@ def to_simplified(text: str) -> str:
     `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`.
     """
     head = text[:SAMPLE]
-    changed = sum(map(operator.ne, head, _converter().convert(head)))
+    changed = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
     if changed <= TRADITIONAL * len(head):
         return text
     return ZHE.sub("着", _converter().convert(text))
@@ -104,6 +103,9 @@ class _BookSketch:
     paragraphs: int = 0  # lines that end as one, less those that do not
     noise: int = 0  # characters
 
+    def distinct(self) -> Hashes:
+        return distinct(np.frombuffer(self.hashes, np.uint64))
+
 
 class DuplicateIndex:
     """What is remembered of the documents seen, to find duplicates among them."""
@@ -111,8 +113,7 @@ class DuplicateIndex:
     def __init__(self) -> None:
         self._books: dict[str, _BookSketch] = {}
         self._documents = 0
-        self._paragraphs = array("Q")  # (P, 8), rows of sorted hashes
-        self._places = array("q")  # (P, 3), document, line and runs
+        self._paragraphs = array("q")  # (P, 11): document, line, runs, the 8 smallest hashes
 
     def add(self, original: str, title: str | None, heading: str | None = None) -> None:
         """Remember a document, of a book or of none; they count from 0 as they are added.
@@ -121,7 +122,7 @@ class DuplicateIndex:
         """
         text = to_simplified(original)
         characters = codes(text)
-        han = is_han(characters)
+        han = (characters >= 0x3400) & (characters < 0xA000)
         if title is not None:
             book = self._books.setdefault(title, _BookSketch())
             hashes = ngrams(characters[han], BOOK_RUN)
@@ -139,16 +140,13 @@ class DuplicateIndex:
         """Keep the smallest hashes of each long paragraph; runs across a border do not count."""
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]
         inside = first == last
-        keys = (first[inside].astype(np.uint64) << KEPT_BITS) | (hashes[inside] >> np.uint64(24))
+        keys = (first[inside] << KEPT_BITS) | (hashes[inside] >> np.uint64(24)).view(np.int64)
         keys.sort()
-        lines = (keys >> KEPT_BITS).astype(np.int64)
-        starts = np.flatnonzero(np.diff(lines, prepend=-1))
-        lengths = np.diff(np.append(starts, len(lines)))
-        long = starts[lengths >= LEAST_RUNS]
-        self._paragraphs.frombytes((keys[long[:, None] + np.arange(SKETCH)] & LOW).tobytes())
-        number = np.full(len(long), self._documents)
-        places = np.stack([number, lines[long], lengths[lengths >= LEAST_RUNS]], axis=1)
-        self._places.frombytes(places.tobytes())
+        lines = np.stack(np.unique(keys >> KEPT_BITS, return_index=True, return_counts=True))
+        number, start, runs = lines[:, lines[2] >= LEAST_RUNS]
+        smallest = keys[start[:, None] + np.arange(SKETCH)] & LOW
+        document = np.full(len(number), self._documents)
+        self._paragraphs.frombytes(np.column_stack([document, number, runs, smallest]).tobytes())
 
     def same_books(self) -> list[SameBook]:
         """List the books of which another holds at least half, and is not much shorter.
@@ -156,39 +154,38 @@ class DuplicateIndex:
         The better edition is kept: simplified, with more of its chapters and paragraphs found and
         less noise, longer.
         """
-        sketches = {
-            name: distinct(np.frombuffer(book.hashes, np.uint64))
-            for name, book in self._books.items()
-        }
-        names = sorted(sketches, key=lambda name: self._quality(name, len(sketches[name])))
-        sizes = np.array([len(sketches[name]) for name in names], np.int64)
-        hashes = np.concatenate([np.empty(0, np.uint64), *(sketches[name] for name in names)])
+        names = sorted(self._books, key=self._quality)
+        sketches = [self._books[name].distinct() for name in names]
+        sizes = np.array([len(sketch) for sketch in sketches], np.int64)
+        hashes = np.concatenate([np.empty(0, np.uint64), *sketches])
         found: dict[int, SameBook] = {}
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
             kept, other = sizes[pairs]
             same = (shared >= SAME_BOOK * other) & (other <= LONGER * kept)
-            same &= ~np.isin(pairs, list(found)).any(0)
             for kept, other, count in np.vstack([pairs, shared])[:, same].T.tolist():
                 if kept not in found and other not in found:
                     found[other] = SameBook(names[other], names[kept], count / int(sizes[other]))
         return list(found.values())
 
-    def _quality(self, name: str, size: int) -> tuple[bool, float, int, str]:
+    def _quality(self, name: str) -> tuple[bool, float, int, str]:
         """Give what sorts the better edition before the other."""
         book = self._books[name]
+        size = len(book.distinct())
         recurring = len(book.hashes) - size  # advertisements, mostly
         noise = (book.noise / int(BOOK_SHARE) + recurring) / max(1, size)
-        found = math.log2((1 + book.chapters) * max(1, book.paragraphs))
+        found = np.log2((1 + book.chapters) * max(1, book.paragraphs))
         return book.traditional > 0, round(WORTH * noise - found, 1), -book.characters, name
 
-    def same_paragraphs(self, leaving_out: Collection[int] = ()) -> pd.DataFrame:
+    def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
         """List the paragraphs that repeat another one, exactly or nearly: a row each.
 
         `document` and `line` are to be left out: `kept_document` and `kept_line` hold the same text
         and are longer, or as long and earlier. Documents in `leaving_out` are not looked at.
         """
-        places = np.frombuffer(self._places, np.int64).reshape(-1, 3)
-        rows = np.frombuffer(self._paragraphs, np.uint64).reshape(-1, SKETCH)
+        import pandas as pd
+
+        table = np.frombuffer(self._paragraphs, np.int64).reshape(-1, 3 + SKETCH)
+        places, rows = table[:, :3], table[:, 3:].view(np.uint64)
         looked_at = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
         ranked = looked_at[np.argsort(-places[looked_at, 2], kind="stable")]  # the longest first
         keys = (rows @ TO_ONE)[ranked]
@@ -197,21 +194,15 @@ class DuplicateIndex:
         first.sort()
         for pairs, _ in _pairs(rows[ranked[first], :FIRST].ravel(), np.repeat(first, FIRST)):
             near = pairs[:, (better[pairs] == pairs).all(0)]
-            same = near[:, _in_common(rows, ranked[near]) >= SAME_PARAGRAPH]
-            for keeper, other in same.T.tolist():
+            one, other = rows[ranked[near]]  # (E, 8)
+            alike = (one[:, :, None] == other[:, None]).any(1).sum(1) >= SAME_PARAGRAPH
+            for keeper, other in near[:, alike].T.tolist():
                 if better[keeper] == keeper and better[other] == other:
                     better[other] = keeper
         better = better[better]  # what has the sketch of one that is left out
         repeats = np.flatnonzero(better != np.arange(len(ranked)))
-        found = [places[ranked[repeats], :2], places[ranked[better[repeats]], :2]]
-        columns = ["document", "line", "kept_document", "kept_line"]
-        return pd.DataFrame(np.concatenate(found, axis=1), columns=columns)
-
-
-def _in_common(rows: Hashes, pairs: Integers) -> Integers:
-    """Count the hashes that two rows share: rows (P, 8), pairs (2, E) -> (E,)."""
-    one, other = (np.ascontiguousarray(rows[side].T) for side in pairs)  # (8, E), which is faster
-    return np.asarray(sum((one == hashes).any(0).astype(np.int64) for hashes in other))
+        found = np.hstack([places[ranked[repeats], :2], places[ranked[better[repeats]], :2]])
+        return pd.DataFrame(found, columns=["document", "line", "kept_document", "kept_line"])
 
 
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
@@ -220,23 +211,22 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     Some earlier ones at a time, so that memory does not grow with the pairs. Of more than 1,000
     owners of one hash each is paired with the first 1,000, so that time does not either.
     """
+    import pandas as pd
+    from scipy.sparse import csr_array, triu
+
     _, hash_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
-    order = np.argsort(hash_of, kind="stable")
-    order = order[sizes[hash_of[order]] > 1]
-    hash_of, owners = hash_of[order], owners[order]
-    sizes[sizes == 1] = 0
-    early = np.arange(len(order)) - (sizes.cumsum() - sizes)[hash_of] < FIRST_OWNERS
+    shared = sizes[hash_of] > 1
+    hash_of, owners = hash_of[shared], owners[shared]
+    early = pd.Series(owners).groupby(hash_of).cumcount().to_numpy() < FIRST_OWNERS
     shape = owners.max(initial=-1) + 1, len(sizes)
-    ones = np.ones(len(order), np.int32)
+    ones = np.ones(len(owners), np.int32)
     firsts = csr_array((ones[early], (owners[early], hash_of[early])), shape)
     every = csr_array((ones, (hash_of, owners)), shape[::-1])
-    work = np.bincount(owners[early], sizes[hash_of[early]], shape[0]).cumsum() // AT_ONCE
+    work = (firsts @ sizes).cumsum() // AT_ONCE
     starts = np.flatnonzero(np.diff(work, prepend=-1))
     for start, end in pairwise([*starts, shape[0]]):
-        pairs = (firsts[start:end] @ every).sorted_indices().tocoo()
-        later = pairs.col > pairs.row + start
-        rows = np.stack([pairs.row + start, pairs.col]).astype(np.int64)
-        yield rows[:, later], pairs.data[later]
+        pairs = triu((firsts[start:end] @ every).sorted_indices(), start + 1)
+        yield np.stack([pairs.row + start, pairs.col]), pairs.data
 
 
 @dataclass
@@ -266,10 +256,8 @@ class HeldOutNgrams:
     """The runs of held-out texts, and which of them training text has."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        hashes = array("Q", [np.iinfo(np.uint64).max])
-        for text in texts:
-            hashes.frombytes(_grams(text).tobytes())
-        self._known = distinct(np.frombuffer(hashes, np.uint64))
+        last = np.array([np.iinfo(np.uint64).max])
+        self._known = distinct(np.concatenate([last, *map(_grams, texts)]))
         self._seen = np.zeros(len(self._known), np.bool_)
 
     def update(self, text: str) -> None:
@@ -290,11 +278,8 @@ class HeldOutNgrams:
 
 def drop_sentences(text: str, shared: Flags) -> str:
     """Drop the sentences in which a flagged run has its middle."""
-    middles = without_spaces(text)[1][np.flatnonzero(shared) + GRAM // 2]
-    if not len(middles):
-        return text
-    spans = [match.span() for match in SENTENCE.finditer(text)]
-    starts = np.array([start for start, _ in spans])
-    dropped = set((np.searchsorted(starts, middles, side="right") - 1).tolist())
-    kept = "".join(text[a:b] for n, (a, b) in enumerate(spans) if n not in dropped)
+    places = without_spaces(text)[1]
+    middles = np.zeros(len(text), np.bool_)
+    middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
+    kept = SENTENCE.sub(lambda x: "" if middles[x.start() : x.end()].any() else x[0], text)
     return re.sub(r"\n+", "\n", kept).strip("\n")

@@ -5,18 +5,18 @@ The lexicon has the say in where words end: 使一招白鹤亮翅 -> 使, 一招
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from io import StringIO
-from itertools import chain
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from wuxia_core.errors import ConfigError
 from wuxia_core.text import HAN, codes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # From weak to strong: a token that covers several characters is of the strongest class among them.
 PUNCTUATION, FUNCTION, CONTENT, IDIOM = range(4)
@@ -31,17 +31,14 @@ FUNCTION_CHARACTERS = frozenset(
 )
 FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
-QUOTES = ("“”", "「」", "『』", "‘’", '""')
-QUOTED = re.compile("|".join(rf"{x[0]}(?:[^{x[1]}\n]*){x[1]}?" for x in QUOTES))
+QUOTED = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
 ONLY_HAN = re.compile(f"[{HAN}]+")
-NO_WORD = re.compile("[^\\w·・•‧'’-]")  # in a line of a lexicon
+WORD = re.compile("[\\w·・•‧'’-]{2,}")  # a line of a lexicon
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
 KIND = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
 MOVE = re.compile(f"{USE}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{KIND})")
 PRIOR = 1000.0  # strength of the prior, in words
-
-Classes = npt.NDArray[np.int8]
 
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
@@ -52,47 +49,27 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        The file cannot be read or holds no word; a line is blank, is not one word of two
-        characters or more, or is there twice.
+        The file cannot be read or holds no word; a line is blank, or is not one word of two
+        characters or more.
     """
-    lines: dict[str, int] = {}  # word → its line
-    for number, line in enumerate(StringIO(_read(path)), 1):
-        word = line.strip()
-        if word.startswith("#"):
-            continue
-        if fault := _fault(word, lines.get(word)):
-            raise ConfigError(f"data.lexicon {path}:{number}: {word or repr(word)} {fault}")
-        lines[word] = number
-    if not lines:
-        raise ConfigError(f"data.lexicon {path}: holds no word; write one a line or set it to null")
-    return tuple(lines)
-
-
-def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         why = f"cannot be read ({error.strerror}); correct it or set it to null"
         raise ConfigError(f"data.lexicon {path}: {why}") from None
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        why = f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"
-        raise ConfigError(f"data.lexicon {path}:{line}: {why}") from None
-
-
-def _fault(word: str, earlier: int | None) -> str | None:
-    """Say what is wrong with a word, or with a line that should be one; None where nothing is."""
-    if not word:
-        return "is no word; delete the blank line"
-    if len(word.split()) > 1:
-        return "holds a space; write one word a line and nothing behind it"
-    if mark := NO_WORD.search(word):
-        return f"holds {mark.group()!r}; write one word a line, with letters and ·, - or ’ alone"
-    if len(word) == 1:
-        return "is one character, which cannot be cut; write the whole word or delete the line"
-    if earlier:
-        return f"stands already on line {earlier}; delete one of them"
-    return None
+    words: list[str] = []
+    for number, line in enumerate(lines, 1):
+        word = line.strip()
+        if word.startswith("#"):
+            continue
+        if not WORD.fullmatch(word):
+            form = "one word a line, two characters or more, letters and ·, - or ’ alone, in UTF-8"
+            why = f"{word!r} is no word; write {form}, or delete the line"
+            raise ConfigError(f"data.lexicon {path}:{number}: {why}")
+        words.append(word)
+    if not words:
+        raise ConfigError(f"data.lexicon {path}: holds no word; write one a line or set it to null")
+    return tuple(words)
 
 
 class Segmenter:
@@ -122,40 +99,28 @@ class Segmenter:
         """Cut a text into words; joined, they are the text."""
         import rjieba
 
-        words: list[str] = []
-        behind = 0
-        for start, end in self._matches(text):
-            words += rjieba.cut(text[behind:start])
-            words.append(text[start:end])
-            behind = end
-        words += rjieba.cut(text[behind:])
-        return words
-
-    def _matches(self, text: str) -> Iterator[tuple[int, int]]:
-        """Find the words of the lexicon as spans [start, end), from left to right."""
         characters = codes(text)
         likely = self._opens[0, characters[:-1]] & self._opens[1, characters[1:]]
+        words: list[str] = []
         behind = 0
         for start in np.flatnonzero(likely).tolist():
             ends = (start + n for n in self._sizes if text[start : start + n] in self._words)
             if start >= behind and (end := next(ends, 0)):
-                yield start, end
+                words += [*rjieba.cut(text[behind:start]), text[start:end]]
                 behind = end
+        return words + rjieba.cut(text[behind:])
 
 
-def classes(text: str, segmenter: Segmenter) -> Classes:
+def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
     """Class of each character, (C,): an index of `CLASSES`.
 
     `他大惊失色。` gives 1 3 3 3 3 0. What is neither a word nor punctuation (digits, letters of
     other scripts) counts as content, white space as punctuation.
     """
-    found = np.empty(len(text), np.int8)
-    start = 0
+    found: list[int] = []
     for word in segmenter.cut(text):
-        end = start + len(word)
-        found[start:end] = IDIOM if FOUR.fullmatch(word) else [_class(c) for c in word]
-        start = end
-    return found
+        found += [IDIOM] * 4 if FOUR.fullmatch(word) else map(_class, word)
+    return np.array(found, np.int8)
 
 
 def _class(character: str) -> int:
@@ -168,8 +133,7 @@ def dialogue(text: str) -> npt.NDArray[np.bool_]:
     """Whether each character stands inside quotation marks, (C,); a paragraph ends a quotation."""
     inside = np.zeros(len(text), np.bool_)
     for match in QUOTED.finditer(text):
-        closed = match.group()[1:].endswith(("”", "」", "』", "’", '"'))
-        inside[match.start() + 1 : match.end() - closed] = True
+        inside[slice(*match.span(match.lastindex or 0))] = True
     return inside
 
 
@@ -177,26 +141,27 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
     """Count the words or the characters, Chinese ones only; rjieba finds the words."""
     import rjieba
 
-    parts = (rjieba.cut(text) if unit == "word" else text for text in texts)
-    counts = Counter(chain.from_iterable(parts))
+    cut = rjieba.cut if unit == "word" else list
+    counts = Counter(part for text in texts for part in cut(text))
     return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
 
 
-def typical(counts: "Counter[str]", reference: "Counter[str]") -> pd.DataFrame:
+def typical(counts: "Counter[str]", reference: "Counter[str]") -> "pd.DataFrame":
     """Rank words by how much more often they stand here than in the reference.
 
     Columns: `here` and `there` in uses per 10,000, and `z`, the log-odds ratio over its standard
     deviation under a Dirichlet prior from both texts (Monroe, Colaresi & Quinn 2008, "Fightin'
     Words", equations 15 to 22). Above 2 is more than chance.
     """
-    words = sorted(set(counts) | set(reference))
-    here, there = (np.array([c[word] for word in words], float) for c in (counts, reference))
-    prior = PRIOR * (here + there) / max(1.0, here.sum() + there.sum())
-    odds = [(n + prior) / (n.sum() + PRIOR - n - prior) for n in (here, there)]
-    deviation = np.sqrt(1 / (here + prior) + 1 / (there + prior))
-    table = pd.DataFrame({"here": here, "there": there}, words)
-    table *= 10_000 / table.sum().clip(lower=1.0)
-    table["z"] = (np.log(odds[0]) - np.log(odds[1])) / deviation
+    import pandas as pd
+
+    table = pd.DataFrame({"here": counts, "there": reference}, dtype=float).fillna(0).sort_index()
+    totals = table.sum()
+    with_prior = table.add(PRIOR * table.sum(axis=1) / max(1, totals.sum()), axis=0)
+    odds = with_prior / (totals + PRIOR - with_prior)
+    deviation = np.sqrt((1 / with_prior).sum(axis=1))
+    table *= 10_000 / totals.clip(lower=1)
+    table["z"] = np.log(odds["here"] / odds["there"]) / deviation
     return table.sort_values("z", ascending=False, kind="stable")
 
 
@@ -204,7 +169,7 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     """Count the words of four characters that jieba's dictionary has, most of them idioms."""
     import rjieba
 
-    words = chain.from_iterable(rjieba.cut(text, hmm=False) for text in texts)
+    words = (word for text in texts for word in rjieba.cut(text, hmm=False))
     return Counter(word for word in words if len(word) == 4 and ONLY_HAN.fullmatch(word))
 
 
