@@ -2,18 +2,17 @@
 
 The stages stand below in the order in which `_build` calls them. They share `texts`, which holds
 the documents' texts on disk, and the outline, a table with a row a document: reading fills in
-`source`, `book`, `chapter`, `characters` and `weight`; splitting `split`; tokenizing `start`,
-`tokens` and `copies`.
+`source`, `book`, `chapter`, `characters` and `weight`; splitting fills in `split`.
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +28,6 @@ from wuxia_core.model import base_path, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-TOKENS, WORD_STARTS, WINDOWS = "tokens.npy", "word_starts.npy", "windows.parquet"
-FILES = {store.MANIFEST, "preparation.json", TOKENS, WORD_STARTS, WINDOWS, store.DOCUMENTS}
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
 
@@ -47,7 +44,7 @@ class _Inputs:
 
     def are_built(self) -> bool:
         """Whether the folder holds the whole mixture of just these inputs."""
-        whole = all((self.folder / name).is_file() for name in FILES)
+        whole = all((self.folder / name).is_file() for name in store.FILES)
         return whole and store.read_manifest(self.folder) == self.manifest
 
 
@@ -121,7 +118,7 @@ def _find_inputs(config: Config) -> _Inputs:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
-    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - {"inputs.json"}:
+    if folder.is_file() or {path.name for path in folder.glob("*")} - store.FILES - {"inputs.json"}:
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
@@ -138,15 +135,14 @@ def _build(inputs: _Inputs, staging: Path) -> None:
         leakage = _remove_leakage(outline, texts)
         tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(inputs.lexicon))
-        chunks, budget = _tokenize(outline, texts, encode, config, staging)
-        packed, epochs = _make_windows(outline, chunks, budget, config)
-        packed.to_parquet(staging / WINDOWS)
+        packed, epochs = _make_windows(outline, texts, encode, config, staging)
+        packed.to_parquet(staging / store.WINDOWS)
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
         _write_documents(outline, texts, staging / store.DOCUMENTS)
     files = [_file_row(report) for report in reports]
     preparation = {"files": files, **duplicates, **leakage, "general_epochs": epochs}
-    for name, value in (("preparation.json", preparation), (store.MANIFEST, inputs.manifest)):
+    for name, value in ((store.PREPARATION, preparation), (store.MANIFEST, inputs.manifest)):
         text = json.dumps(value, ensure_ascii=False, indent=1)
         (staging / name).write_text(text, encoding="utf-8")
 
@@ -247,74 +243,35 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
     return {"shared_with_held_out": {"found": asdict(found), "left": asdict(left)}}
 
 
-def _tokenize(
+def _make_windows(
     outline: pd.DataFrame, texts: Texts, encode: windows.Encoder, config: Config, staging: Path
 ) -> tuple[pd.DataFrame, float]:
-    """Tokenize what the windows need, general training text last and only as far as it is needed.
+    """Tokenize what the windows need, write the tokens, and pack their chunks into windows.
 
-    Returns the chunks of all other text, and the tokens of general text that go with them.
+    General training text comes last and only as far as it is needed. Returns the windows, and how
+    many epochs of the general text the ratio takes.
     """
     settings, seed = config.data, config.training.seed
+    train = outline["split"] == TRAIN
     counts = windows.repeat_counts(outline["weight"].to_numpy(), seed)
-    outline["copies"] = np.where(outline["split"] == TRAIN, counts, 1)
-    is_general = _is_general(outline)
-    others = outline.index[outline["split"].isin([TRAIN, VALIDATION]) & ~is_general]
-    spans = np.zeros((len(outline), 2), np.int64)  # first token, tokens
+    documents = outline.assign(copies=np.where(train, counts, 1))
+    is_general = train & (outline["source"] == "general")
+    others = documents[(train | (outline["split"] == VALIDATION)) & ~is_general]
     with TemporaryFile(dir=staging) as tokens, TemporaryFile(dir=staging) as word_starts:
-        files = tokens, word_starts
-        for number, *span in _write_tokens(others, texts, encode, files):
-            spans[number] = span
-        outline[["start", "tokens"]] = spans
-        chunks = windows.chunk_documents(outline[~is_general], settings)
+        write = partial(windows.write_chunks, texts, encode, (tokens, word_starts), settings)
+        chunks, _ = write(others)
+        if not (chunks["split"] == TRAIN).any():
+            raise DataError("data.min_length, data.weights: they leave no training text")
         budget = windows.general_budget(chunks, settings.general_ratio)
-        general = store.shuffled(outline.index[is_general], seed) if budget else []
-        missing = budget + settings.max_length
-        for number, *span in _write_tokens(general, texts, encode, files):
-            spans[number] = span
-            counted = span[1] >= windows.shortest(settings)
-            missing -= outline.at[number, "copies"] * span[1] * counted
-            if missing < 0:
-                break
-        outline[["start", "tokens"]] = spans
-        np.save(staging / TOKENS, np.memmap(tokens, np.int32, mode="r"))
-        np.save(staging / WORD_STARTS, np.memmap(word_starts, np.bool_, mode="r"))
-    return chunks, budget
-
-
-def _is_general(outline: pd.DataFrame) -> pd.Series:
-    return (outline["source"] == "general") & (outline["split"] == TRAIN)
-
-
-def _write_tokens(
-    numbers: Sequence[int], texts: Texts, encode: windows.Encoder, files: tuple[BinaryIO, BinaryIO]
-) -> Iterator[tuple[int, int, int]]:
-    """Write tokens and word starts; give each document's number, first token and token count."""
-    encoded = encode(texts[number] for number in numbers)
-    bar = tqdm(numbers, "tokenizing", unit="document", leave=False)
-    for number, arrays in zip(bar, encoded, strict=True):
-        start = files[1].tell()  # a byte a token
-        for file, array in zip(files, arrays, strict=True):
-            file.write(array.tobytes())
-        yield number, start, len(arrays[0])
-
-
-def _make_windows(
-    outline: pd.DataFrame, chunks: pd.DataFrame, budget: float, config: Config
-) -> tuple[pd.DataFrame, float]:
-    """Add general text of `budget` tokens to the chunks and pack all into windows.
-
-    Returns the windows, and how many epochs of the general text the ratio takes.
-    """
-    settings = config.data
-    if not (chunks["split"] == TRAIN).any():
-        raise DataError("data.min_length, data.weights: they leave no training text")
-    rows = outline[_is_general(outline)]
-    general = windows.chunk_documents(rows, settings)
-    share = rows["characters"][rows["tokens"] > 0].sum() / max(1, rows["characters"].sum())
+        drawn = store.shuffled(outline.index[is_general], seed) if budget else []
+        general, count = write(documents.loc[drawn], budget + settings.max_length)
+        np.save(staging / store.TOKENS, np.memmap(tokens, np.int32, mode="r"))
+        np.save(staging / store.WORD_STARTS, np.memmap(word_starts, np.bool_, mode="r"))
+    characters = outline["characters"][drawn]
+    share = characters[:count].sum() / max(1, characters.sum())
     epochs = windows.general_epochs(general, budget, share, settings)
-    chosen = windows.choose_general(general, budget, config.training.seed)
-    chunks = pd.concat([chunks, chosen], ignore_index=True)
-    return windows.pack(chunks, settings.max_length), epochs
+    chosen = windows.choose_general(general, budget)
+    return windows.pack(pd.concat([chunks, chosen]), settings.max_length), epochs
 
 
 def _write_documents(outline: pd.DataFrame, texts: Texts, path: Path) -> None:

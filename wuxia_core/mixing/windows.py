@@ -7,24 +7,21 @@ columns `document`, `start` and `end` (offsets into the tokens), `source` and `s
 import bisect
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import chain, pairwise
 from math import ceil, floor, inf
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import File, Segmenter, gather
 from wuxia_core.errors import DataError
 from wuxia_core.masking import Window
-from wuxia_core.mixing.store import TRAIN, Flags, Tokens, hash_key, shuffled
+from wuxia_core.mixing.store import TRAIN, Flags, Texts, Tokens, hash_key
 from wuxia_core.model import document_start_id
-from wuxia_core.text import codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,15 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Integers = npt.NDArray[np.int64]
+Offsets = list[tuple[int, int]]
 
 BATCH = 200_000  # characters a call of the tokenizer
 PLAIN = {".txt", ".jsonl", ".md"}  # what is in such a file is about as long as the file
-UNKNOWN = {"wuxia": 0.0, "general": inf}  # bytes, where it is not: nothing is refused for it
-
-
-def shortest(data: DataConfig) -> int:
-    """Tokens of the shortest document that is used; one of them stands before the text."""
-    return max(1, data.min_length) + 1
 
 
 def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
@@ -52,22 +44,48 @@ def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
     return (np.floor(weights) + (np.array(keys) < np.mod(weights, 1))).astype(np.int64)
 
 
-def chunk_documents(documents: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Cut documents into chunks of a window's length at most.
+def write_chunks(
+    texts: Texts,
+    encode: "Encoder",
+    files: tuple[BinaryIO, BinaryIO],
+    data: DataConfig,
+    documents: pd.DataFrame,
+    enough: float = inf,
+) -> tuple[pd.DataFrame, int]:
+    """Tokenize documents, write their tokens and word starts into `files` and cut them into chunks.
 
-    The tail is kept, and nothing overlaps without a stride. `documents` has the columns `source`,
-    `split`, `start` and `tokens` (where its tokens stand, and how many) and `copies`; one that has
-    none, or too few tokens, gives no chunk.
+    It ends after `enough` tokens of training text. `documents` has the columns `source`, `split`
+    and `copies`. Returns the chunks, and how many documents were tokenized.
     """
-    size, step = data.max_length, data.stride or data.max_length
-    rows = []
-    for document in documents[documents["tokens"] >= shortest(data)].itertuples():
-        about = (document.source, document.split)
-        for start in range(0, max(1, document.tokens - size + step), step):
-            ends = document.start + start, document.start + min(start + size, document.tokens)
-            rows += [(document.Index, *ends, *about)] * document.copies
+    rows, count = [], 0
+    bar = tqdm(documents.itertuples(), "tokenizing", len(documents), unit="document", leave=False)
+    encoded = encode(texts[number] for number in documents.index)
+    for document, (ids, starts, _) in zip(bar, encoded, strict=True):
+        first, count = files[1].tell(), count + 1  # a byte a token
+        files[0].write(ids.tobytes())
+        files[1].write(starts.tobytes())
+        chunks = cut(len(ids), data)
+        for start, end in chunks:
+            row = document.Index, first + start, first + end, document.source, document.split
+            rows += [row] * document.copies
+        enough -= document.copies * len(ids) if chunks else 0
+        if enough < 0:
+            break
     types = {"document": np.int64, "start": np.int64, "end": np.int64, "source": str, "split": str}
-    return pd.DataFrame(rows, columns=list(types)).astype(types)
+    return pd.DataFrame(rows, columns=list(types)).astype(types), count
+
+
+def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
+    """Cut a document of so many tokens into chunks of a window's length at most.
+
+    The tail is kept, and nothing overlaps without a stride; one that is too short gives no chunk.
+    700 tokens in windows of 256 give `[(0, 256), (256, 512), (512, 700)]`.
+    """
+    if length <= max(1, data.min_length):  # one of the tokens stands before the text
+        return []
+    size, step = data.max_length, data.stride or data.max_length
+    starts = range(0, max(1, length - size + step), step)
+    return [(start, min(start + size, length)) for start in starts]
 
 
 def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
@@ -94,11 +112,11 @@ def check_sizes(files: Sequence[File], data: DataConfig) -> None:
     packed they tell nothing. Raises `DataError` where the general text is not even half of enough.
     """
     sizes = {"wuxia": 0.0, "general": 0.0}
-    for file in (file for file in files if file.source):
-        weight = data.weights.get(file.place.name, 1.0) if file.source == "wuxia" else 1.0
-        packed = file.path.suffix.lower() not in PLAIN
-        size = UNKNOWN[file.source] if packed else utf8_size(file.path)
-        sizes[file.source] += weight * size
+    for file in files:
+        if file.source and file.path.suffix.lower() in PLAIN:
+            sizes[file.source] += data.weights.get(file.place.name, 1.0) * utf8_size(file.path)
+        elif file.source == "general":
+            return
     _epochs(sizes["wuxia"], sizes["general"], data, margin=2.0)
 
 
@@ -107,15 +125,11 @@ def utf8_size(path: Path) -> float:
 
     Packed text (.epub, .docx, .zip) comes to about 2.4 times the size of its file.
     """
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(4096).decode("utf-8", errors="replace")
-    except OSError:
-        return 0.0  # the reader says what is wrong
-    if beginning.startswith("PK"):
-        return path.stat().st_size * 2.4
+    with path.open("rb") as file:
+        beginning = file.read(4096).decode("utf-8", errors="replace")
     utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1  # the last one may be cut
-    return path.stat().st_size * (1 if utf8 else 1.5)
+    times = 2.4 if beginning.startswith("PK") else 1.0 if utf8 else 1.5
+    return path.stat().st_size * times
 
 
 def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) -> float:
@@ -139,20 +153,19 @@ def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) 
     return epochs
 
 
-def choose_general(general: pd.DataFrame, budget: float, seed: int) -> pd.DataFrame:
-    """Keep chunks of `budget` tokens in all, whole documents in shuffled order.
+def choose_general(general: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Keep the first chunks, as they were drawn, of `budget` tokens in all; sort them by document.
 
     The last chunk is the one whose end is nearest. Where there is not enough, all is kept and
     repeated from the start.
     """
     if not len(general):
         return general
-    place = {number: n for n, number in enumerate(shuffled(general["document"].unique(), seed))}
-    order = np.argsort(general["document"].map(place).to_numpy(), kind="stable")
     lengths = (general["end"] - general["start"]).to_numpy()
-    rounds = np.tile(order, int(budget / lengths.sum()) + 1)
+    rounds = np.tile(np.arange(len(general)), int(budget / lengths.sum()) + 1)
     reached = np.concatenate([[0], np.cumsum(lengths[rounds])])
-    return general.iloc[np.sort(rounds[: int(np.abs(reached - budget).argmin())])]
+    chosen = general.iloc[rounds[: int(np.abs(reached - budget).argmin())]]
+    return chosen.sort_values(["document", "start"])
 
 
 def _tokens(chunks: pd.DataFrame) -> int:
@@ -194,69 +207,41 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
         tokenizer("", split_special_tokens=True)  # sets the backend so
-        self._backend = tokenizer.backend_tokenizer
-        self._start_id = np.int32(document_start_id(tokenizer))
-        sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
-        self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
+        self._backend, self._segmenter = tokenizer.backend_tokenizer, segmenter
+        self._start_id = document_start_id(tokenizer)
 
-    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags]]:
-        """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
-        encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
-        with ThreadPoolExecutor(1) as pool:
-            batches = chain(gather(texts, BATCH), [[]])
-            pending = ((batch, pool.submit(encode, batch)) for batch in batches)
-            for (batch, encodings), _ in pairwise(pending):
-                for text, encoding in zip(batch, encodings.result(), strict=True):
-                    ids = np.array([self._start_id, *encoding.ids], np.int32)
-                    starts = _word_starts(self._segmenter, text, self._ends(text, ids[1:]))
-                    yield ids, np.append(True, starts)
+    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags, Offsets]]:
+        """Give the tokens and flags of each text, (T + 1,), and where each token but the first is.
 
-    def _ends(self, text: str, ids: Tokens) -> Integers:
-        """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
-
-        In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
-        name. Where that does not add up, the vocabulary is of another kind and is asked.
+        A token stands at `[start, end)`, in characters; tokens of one character end together.
         """
-        ends = np.cumsum(self._sizes[ids])
-        if len(ends) and ends[-1] != len(text.encode()):
-            offsets = self._backend.encode(text, add_special_tokens=False).offsets
-            ends = _byte_offsets(text)[[end for _, end in offsets]]
-        return ends
+        for batch in gather(texts, BATCH):
+            encodings = self._backend.encode_batch(batch, add_special_tokens=False)
+            for text, encoding in zip(batch, encodings, strict=True):
+                starts = _word_starts(self._segmenter, text, [end for _, end in encoding.offsets])
+                ids = np.array([self._start_id, *encoding.ids], np.int32)
+                yield ids, np.append(True, starts), encoding.offsets
 
 
-def _byte_offsets(text: str) -> Integers:
-    """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
-    characters = codes(text)
-    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
-    return np.append(0, np.cumsum(sizes))
-
-
-def _word_starts(segmenter: Segmenter, text: str, ends: Integers) -> Flags:
-    """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
+def _word_starts(segmenter: Segmenter, text: str, ends: list[int]) -> Flags:
+    """Flag the tokens that begin a word, (T,), by the characters at which they end.
 
     A token that holds the end of one word and the start of the next counts as a start.
     """
     edges = np.cumsum([0, *map(len, segmenter.cut(text))])
-    starts = _byte_offsets(text)[edges[:-1]]
     flags = np.zeros(len(ends) + 1, np.bool_)
-    flags[np.searchsorted(ends, starts, side="right")] = True
+    flags[np.searchsorted(ends, edges[:-1], side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
 def encode_passage(
     text: str, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter
-) -> tuple[Window, list[tuple[int, int]]]:
+) -> tuple[Window, Offsets]:
     """Make a window of one text, as training has it, and say where each token stands in it.
 
     The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens behind it.
     """
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    ids = np.array([document_start_id(tokenizer), *encoded.input_ids], np.int32)
-    offsets = [(int(start), int(end)) for start, end in encoded.offset_mapping]
-    ends = _byte_offsets(text)[[end for _, end in offsets]]
-    words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
+    [(ids, starts, offsets)] = Encoder(tokenizer, segmenter)([text])
+    words = np.cumsum(starts, dtype=np.int32)
     return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), offsets
