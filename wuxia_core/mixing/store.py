@@ -16,20 +16,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.config import Config, locate
-from wuxia_core.corpus import File
+from wuxia_core.config import locate
 from wuxia_core.errors import DataError, raise_machine_error
-from wuxia_core.masking import Window
-from wuxia_core.model import base_path, tokenizer_files
+from wuxia_core.masking import Bools, Tokens, Window
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-Tokens = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
 FORMAT = 5  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
@@ -47,7 +42,7 @@ class Mixture:
     """
 
     tokens: Tokens
-    word_starts: Flags
+    word_starts: Bools
     windows: pd.DataFrame
     folder: Path
 
@@ -107,10 +102,8 @@ class Windows:
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
         self._spans = chunks[["start", "end"]].to_numpy()  # in order of windows
-        self._keys, first, counts = np.unique(
-            chunks["window"], return_index=True, return_counts=True
-        )
-        self._bounds = np.append(first, len(chunks))
+        self._keys, counts = np.unique(chunks["window"], return_counts=True)
+        self._bounds = np.append(0, np.cumsum(counts))
         self.packed = counts > 1
         self.characters = characters
 
@@ -120,11 +113,11 @@ class Windows:
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
         epoch, row = index if isinstance(index, tuple) else (0, index)
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
-        ids = np.concatenate([self._tokens[start:end] for start, end in spans])
-        starts = np.concatenate([self._word_starts[start:end] for start, end in spans])
-        positions = np.concatenate([np.arange(end - start) for start, end in spans])
-        words = np.cumsum(starts | (positions == 0), dtype=np.int32)
-        return Window(ids, words, positions.astype(np.int32), int(self._keys[row]), epoch, row)
+        places = np.concatenate([np.arange(start, end) for start, end in spans])
+        positions = np.concatenate([np.arange(end - start, dtype=np.int32) for start, end in spans])
+        words = np.cumsum(self._word_starts[places] | (positions == 0), dtype=np.int32)
+        key = int(self._keys[row])
+        return Window(self._tokens[places], words, positions, key, epoch, row)
 
 
 def open_mixture(folder: Path) -> Mixture:
@@ -151,7 +144,7 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     wanted = read_manifest(run, "mixture.json")
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
-    if read_manifest(folder) != wanted:
+    if not is_built(folder, wanted):
         again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {again}")
     return open_mixture(folder)
@@ -246,32 +239,10 @@ class Texts:
         return self._file.read(size).decode("utf-8")
 
 
-def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -> dict[str, Any]:
-    """Name everything that the content of a mixture depends on."""
-    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
-    tokenizer = tokenizer_files(base_path(config.model))
-    hashes = {path: _sha256(path) for path in {f.path for f in files if not f.left_out}}
-    content = {f: f.left_out or hashes[f.path] for f in files}
-    return {
-        "format": FORMAT,
-        "seed": config.training.seed,
-        "data": config.data.model_dump(exclude=paths),
-        "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
-        "tokenizer": {path.name: _sha256(path) for path in tokenizer},
-        "inputs": [
-            {"name": f.name, "source": f.source, "book": f.book, "sha256": content[f]}
-            for f in files
-        ],
-    }
-
-
-def _sha256(path: Path) -> str:
-    """Hash a file; one that cannot be read is left to the reader to complain of."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "unreadable"
+def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a folder holds the whole mixture that a manifest describes."""
+    whole = all((folder / name).is_file() for name in FILES)
+    return whole and read_manifest(folder) == manifest
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:

@@ -7,35 +7,35 @@ columns `document`, `start` and `end` (offsets into the tokens), `source` and `s
 import bisect
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, pairwise
 from math import ceil, floor, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import File, Segmenter, gather
 from wuxia_core.errors import DataError
-from wuxia_core.masking import Window
-from wuxia_core.mixing.store import TRAIN, Flags, Texts, Tokens, hash_key
+from wuxia_core.masking import Bools, Ints, Tokens, Window
+from wuxia_core.mixing.store import TRAIN, Texts, hash_key
 from wuxia_core.model import document_start_id
+from wuxia_core.text import codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-Integers = npt.NDArray[np.int64]
-Offsets = list[tuple[int, int]]
-
 BATCH = 200_000  # characters a call of the tokenizer
 PLAIN = {".txt", ".jsonl", ".md"}  # what is in such a file is about as long as the file
 
 
-def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
+def repeat_counts(weights: Sequence[float], seed: int) -> Ints:
     """Say how often each document is trained on, (documents,).
 
     A weight of 2.3 gives two copies of every document and a third of about 0.3 of them.
@@ -51,28 +51,29 @@ def write_chunks(
     data: DataConfig,
     documents: pd.DataFrame,
     enough: float = inf,
-) -> tuple[pd.DataFrame, int]:
+) -> tuple[pd.DataFrame, float]:
     """Tokenize documents, write their tokens and word starts into `files` and cut them into chunks.
 
-    It ends after `enough` tokens of training text. `documents` has the columns `source`, `split`
-    and `copies`. Returns the chunks, and how many documents were tokenized.
+    It ends after `enough` tokens of training text. `documents` has the columns `source`, `split`,
+    `characters` and `copies`. Returns the chunks, and which share of the characters they are.
     """
-    rows, count = [], 0
+    rows, characters = [], 0
     bar = tqdm(documents.itertuples(), "tokenizing", len(documents), unit="document", leave=False)
     encoded = encode(texts[number] for number in documents.index)
-    for document, (ids, starts, _) in zip(bar, encoded, strict=True):
-        first, count = files[1].tell(), count + 1  # a byte a token
+    for document, (ids, starts) in zip(bar, encoded, strict=True):
+        first = files[1].tell()  # a byte a token
         files[0].write(ids.tobytes())
         files[1].write(starts.tobytes())
         chunks = cut(len(ids), data)
         for start, end in chunks:
             row = document.Index, first + start, first + end, document.source, document.split
             rows += [row] * document.copies
+        characters += document.characters
         enough -= document.copies * len(ids) if chunks else 0
         if enough < 0:
             break
-    types = {"document": np.int64, "start": np.int64, "end": np.int64, "source": str, "split": str}
-    return pd.DataFrame(rows, columns=list(types)).astype(types), count
+    share = characters / max(1, documents["characters"].sum())
+    return pd.DataFrame(rows, columns=["document", "start", "end", "source", "split"]), share
 
 
 def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
@@ -98,8 +99,8 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
 
     Raises `DataError` where that is more than `max_general_epochs`.
     """
-    there = int(_tokens(chunks.drop_duplicates("start")) / share) if len(chunks) else 0
-    epochs = _epochs(budget * (1 / data.general_ratio - 1), there, data) if budget else 0.0
+    there = int(_tokens(chunks.drop_duplicates("start")) / share)
+    epochs = _epochs(budget * (1 / data.general_ratio - 1), there, data)
     if epochs > 1:
         logger.warning("general text is repeated: %.2f epochs of it in one of the novels", epochs)
     return epochs
@@ -141,13 +142,13 @@ def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) 
     epochs = ratio / (1 - ratio) * novels / there if there else 0.0
     if epochs > most * margin:
         safe = margin**0.5
-        reachable, lower = (n * most / (novels + n * most) for n in (there, there / safe))
+        reachable = there * most / (novels + there * most)
         by = ", by the files' sizes" if margin > 1 else ""
         raise DataError(
             f"data.general_ratio {ratio} takes more general text than there is{by}: it would come "
             f"out as {reachable:.3f}, or be read {epochs:.2f} times. Add general text "
             f"({epochs / most:.1f} times what is there), --set data.general_ratio="
-            f"{floor(1000 * lower) / 1000}, or repeat it: --set data.max_general_epochs="
+            f"{floor(1000 * reachable / safe) / 1000}, or repeat it: --set data.max_general_epochs="
             f"{ceil(100 * epochs * safe) / 100}"
         )
     return epochs
@@ -159,8 +160,6 @@ def choose_general(general: pd.DataFrame, budget: float) -> pd.DataFrame:
     The last chunk is the one whose end is nearest. Where there is not enough, all is kept and
     repeated from the start.
     """
-    if not len(general):
-        return general
     lengths = (general["end"] - general["start"]).to_numpy()
     rounds = np.tile(np.arange(len(general)), int(budget / lengths.sum()) + 1)
     reached = np.concatenate([[0], np.cumsum(lengths[rounds])])
@@ -188,7 +187,7 @@ def pack(chunks: pd.DataFrame, size: int) -> pd.DataFrame:
     return chunks.assign(window=numbers).sort_values("window", kind="stable", ignore_index=True)
 
 
-def _best_fit(lengths: Integers, size: int) -> Integers:
+def _best_fit(lengths: Ints, size: int) -> Ints:
     """Say for each chunk which chunk opened its window: `[5, 9, 4]` in 10 gives `[0, 1, 0]`."""
     opener = np.arange(len(lengths))
     room: list[tuple[int, int]] = []  # (tokens left, opener), sorted
@@ -207,41 +206,67 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
         tokenizer("", split_special_tokens=True)  # sets the backend so
-        self._backend, self._segmenter = tokenizer.backend_tokenizer, segmenter
-        self._start_id = document_start_id(tokenizer)
+        self._backend = tokenizer.backend_tokenizer
+        self._start_id = np.int32(document_start_id(tokenizer))
+        sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
+        self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
 
-    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags, Offsets]]:
-        """Give the tokens and flags of each text, (T + 1,), and where each token but the first is.
+    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Bools]]:
+        """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
+        encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
+        with ThreadPoolExecutor(1) as pool:
+            batches = chain(gather(texts, BATCH), [[]])
+            pending = ((batch, pool.submit(encode, batch)) for batch in batches)
+            for (batch, encodings), _ in pairwise(pending):
+                for text, encoding in zip(batch, encodings.result(), strict=True):
+                    ids = np.array([self._start_id, *encoding.ids], np.int32)
+                    starts = _word_starts(self._segmenter, text, self._ends(text, ids[1:]))
+                    yield ids, np.append(True, starts)
 
-        A token stands at `[start, end)`, in characters; tokens of one character end together.
+    def _ends(self, text: str, ids: Tokens) -> Ints:
+        """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
+
+        In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
+        name. Where that does not add up, the vocabulary is of another kind and is asked.
         """
-        for batch in gather(texts, BATCH):
-            encodings = self._backend.encode_batch(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                starts = _word_starts(self._segmenter, text, [end for _, end in encoding.offsets])
-                ids = np.array([self._start_id, *encoding.ids], np.int32)
-                yield ids, np.append(True, starts), encoding.offsets
+        ends = np.cumsum(self._sizes[ids])
+        if len(ends) and ends[-1] != len(text.encode()):
+            offsets = self._backend.encode(text, add_special_tokens=False).offsets
+            ends = _byte_offsets(text)[[end for _, end in offsets]]
+        return ends
 
 
-def _word_starts(segmenter: Segmenter, text: str, ends: list[int]) -> Flags:
-    """Flag the tokens that begin a word, (T,), by the characters at which they end.
+def _byte_offsets(text: str) -> Ints:
+    """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
+    characters = codes(text)
+    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
+    return np.append(0, np.cumsum(sizes))
+
+
+def _word_starts(segmenter: Segmenter, text: str, ends: Ints) -> Bools:
+    """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
 
     A token that holds the end of one word and the start of the next counts as a start.
     """
     edges = np.cumsum([0, *map(len, segmenter.cut(text))])
+    starts = _byte_offsets(text)[edges[:-1]]
     flags = np.zeros(len(ends) + 1, np.bool_)
-    flags[np.searchsorted(ends, edges[:-1], side="right")] = True
+    flags[np.searchsorted(ends, starts, side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
 def encode_passage(
     text: str, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter
-) -> tuple[Window, Offsets]:
+) -> tuple[Window, list[tuple[int, int]]]:
     """Make a window of one text, as training has it, and say where each token stands in it.
 
     The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens behind it.
     """
-    [(ids, starts, offsets)] = Encoder(tokenizer, segmenter)([text])
-    words = np.cumsum(starts, dtype=np.int32)
-    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), offsets
+    tokenizer("", split_special_tokens=True)  # sets the backend so
+    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids = np.array([document_start_id(tokenizer), *encoded.ids], np.int32)
+    ends = _byte_offsets(text)[[end for _, end in encoded.offsets]]
+    words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
+    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), encoded.offsets
