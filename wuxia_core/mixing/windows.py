@@ -226,34 +226,29 @@ class Encoder:
                     yield ids, np.append(True, starts)
 
     def _ends(self, text: str, ids: Tokens) -> Ints:
-        """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
+        """Tell the character at which each token ends, (T,); tokens of one character end together.
 
         In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
         name. Where that does not add up, the vocabulary is of another kind and is asked.
         """
+        characters = codes(text)
+        sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
+        offsets = np.append(0, np.cumsum(sizes))  # in UTF-8, (C + 1,)
         ends = np.cumsum(self._sizes[ids])
-        if len(ends) and ends[-1] != len(text.encode()):
-            offsets = self._backend.encode(text, add_special_tokens=False).offsets
-            ends = _byte_offsets(text)[[end for _, end in offsets]]
-        return ends
-
-
-def _byte_offsets(text: str) -> Ints:
-    """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
-    characters = codes(text)
-    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
-    return np.append(0, np.cumsum(sizes))
+        if len(ends) and ends[-1] != offsets[-1]:
+            spans = self._backend.encode(text, add_special_tokens=False).offsets
+            return np.array([end for _, end in spans])
+        return np.searchsorted(offsets, ends)
 
 
 def _word_starts(segmenter: Segmenter, text: str, ends: Ints) -> Bools:
-    """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
+    """Flag the tokens that begin a word, (T,), by the characters at which they end.
 
     A token that holds the end of one word and the start of the next counts as a start.
     """
     edges = np.cumsum([0, *map(len, segmenter.cut(text))])
-    starts = _byte_offsets(text)[edges[:-1]]
     flags = np.zeros(len(ends) + 1, np.bool_)
-    flags[np.searchsorted(ends, starts, side="right")] = True
+    flags[np.searchsorted(ends, edges[:-1], side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
@@ -267,6 +262,6 @@ def encode_passage(
     tokenizer("", split_special_tokens=True)  # sets the backend so
     encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     ids = np.array([document_start_id(tokenizer), *encoded.ids], np.int32)
-    ends = _byte_offsets(text)[[end for _, end in encoded.offsets]]
+    ends = np.array([end for _, end in encoded.offsets])
     words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
     return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), encoded.offsets
