@@ -521,7 +521,9 @@ def test_held_out_windows_come_from_held_out_documents(library, config):
     mixture = mix(config)
     held_out = held_out_windows(mixture, limit=3, seed=0)
     for source, windows in held_out.items():
-        rows = mixture.outline.loc[sorted(set(windows.documents))]
+        keys = [windows[row].key for row in range(len(windows))]
+        chunks = mixture.windows[mixture.windows["window"].isin(keys)]
+        rows = mixture.outline.loc[sorted(set(chunks["document"]))]
         assert set(rows["split"]) == {"validation"}
         assert set(rows["source"]) == {source}
         assert len(rows) <= 3

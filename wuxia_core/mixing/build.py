@@ -2,53 +2,35 @@
 
 The stages stand below in the order in which `_build` calls them. They share `texts`, which holds
 the documents' texts on disk, and the outline, a table with a row a document: reading fills in
-`source`, `book`, `chapter`, `characters` and `weight`; splitting `split`; tokenizing `start`,
-`tokens` and `copies`.
+`source`, `book`, `chapter`, `characters` and `weight`; splitting fills in `split`.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core import corpus
-from wuxia_core.config import Config, locate
+from wuxia_core.config import Config, DataConfig, locate
 from wuxia_core.errors import ConfigError, DataError
 from wuxia_core.mixing import store, windows
 from wuxia_core.mixing.holdout import describe_split, split, with_whole_folders
 from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION, Mixture, Texts
-from wuxia_core.model import base_path, load_tokenizer
+from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-TOKENS, WORD_STARTS, WINDOWS = "tokens.npy", "word_starts.npy", "windows.parquet"
-FILES = {store.MANIFEST, "preparation.json", TOKENS, WORD_STARTS, WINDOWS, store.DOCUMENTS}
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a mixture is built from, found and fingerprinted, and the folder it belongs in."""
-
-    config: Config
-    folder: Path
-    files: list[corpus.File]
-    lexicon: tuple[str, ...]
-    manifest: dict[str, Any]
-
-    def are_built(self) -> bool:
-        """Whether the folder holds the whole mixture of just these inputs."""
-        whole = all((self.folder / name).is_file() for name in FILES)
-        return whole and store.read_manifest(self.folder) == self.manifest
 
 
 def mix(config: Config) -> Mixture:
@@ -62,14 +44,15 @@ def mix(config: Config) -> Mixture:
         Where `data.processed_data_file` is a folder that is not a mixture, or a file that
         `data.encoding` or `data.weights` names does not exist.
     """
-    inputs = _find_inputs(config)
-    folder = inputs.folder
-    if not inputs.are_built():
+    files = find_texts(config)
+    manifest = _manifest(config, files)
+    folder = store.mixture_folder(config.data.processed_data_file)
+    if not store.is_built(folder, manifest):
         _refuse_strangers(folder)
         with store.locked(folder):
-            if not inputs.are_built():  # another launcher may have built it
+            if not store.is_built(folder, manifest):  # another launcher may have built it
                 with store.staged(folder) as staging:
-                    _build(inputs, staging)
+                    _build(config, files, manifest, staging)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
@@ -80,20 +63,21 @@ def mix(config: Config) -> Mixture:
 def current_mixture(config: Config) -> Mixture | None:
     """Open the mixture where it is there and nothing has changed, else None."""
     folder = store.mixture_folder(config.data.processed_data_file)
-    if store.read_manifest(folder) is None:
+    if not folder.exists():
         return None  # and no tokenizer is asked for
-    return store.open_mixture(folder) if _find_inputs(config).are_built() else None
+    return store.open_mixture(folder) if store.is_built(folder, manifest_of(config)) else None
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
     """Say what a mixture of the texts as they are now would be built from."""
-    return _find_inputs(config).manifest
+    return _manifest(config, find_texts(config))
 
 
 def find_texts(config: Config) -> list[corpus.File]:
     """Find the novels and the general text.
 
-    Raises `DataError` where one of them is not there, or the general text is far too short.
+    Raises `DataError` where one of them is not there, or the general text is far too short;
+    `ConfigError` where a file that `data.encoding` or `data.weights` names is not there.
     """
     settings = config.data
     named = (settings.general_file, settings.lexicon)
@@ -105,58 +89,82 @@ def find_texts(config: Config) -> list[corpus.File]:
     if novels:
         logger.info("%s is read as input in place of the novels in %s", old, data_dir)
     files = with_whole_folders(corpus.find_files(data_dir, general, novels, lexicon))
+    for key, names in (("encoding", settings.encoding), ("weights", settings.weights)):
+        if unknown := sorted(set(names) - {file.place.name for file in files}):
+            raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
     windows.check_sizes(files, settings)
     return files
 
 
-def _find_inputs(config: Config) -> _Inputs:
-    settings, files = config.data, find_texts(config)
-    for key, names in (("encoding", settings.encoding), ("weights", settings.weights)):
-        if unknown := sorted(set(names) - {file.place.name for file in files}):
-            raise ConfigError(f"data.{key}: no file is called {', '.join(unknown)}")
-    words = () if settings.lexicon is None else corpus.read_lexicon(locate(settings.lexicon))
-    folder = store.mixture_folder(settings.processed_data_file)
-    return _Inputs(config, folder, files, words, store.make_manifest(config, files, words))
+def _lexicon(config: Config) -> tuple[str, ...]:
+    path = config.data.lexicon
+    return () if path is None else corpus.read_lexicon(locate(path))
+
+
+def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
+    """Name everything that the content of a mixture depends on."""
+    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
+    lexicon = "\n".join(sorted(_lexicon(config)))
+    tokenizer = tokenizer_files(base_path(config.model))
+    hashes = {path: _sha256(path) for path in {f.path for f in files if not f.left_out}}
+    content = {f: f.left_out or hashes[f.path] for f in files}
+    return {
+        "format": store.FORMAT,
+        "seed": config.training.seed,
+        "data": config.data.model_dump(exclude=paths),
+        "lexicon": hashlib.sha256(lexicon.encode()).hexdigest(),
+        "tokenizer": {path.name: _sha256(path) for path in tokenizer},
+        "inputs": [
+            {"name": f.name, "source": f.source, "book": f.book, "sha256": content[f]}
+            for f in files
+        ],
+    }
+
+
+def _sha256(path: Path) -> str:
+    """Hash a file; one that cannot be read is left to the reader to complain of."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "unreadable"
 
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
-    if folder.is_file() or {path.name for path in folder.glob("*")} - FILES - {"inputs.json"}:
+    if folder.is_file() or {path.name for path in folder.glob("*")} - store.FILES - {"inputs.json"}:
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
         logger.info("%s: the texts or settings have changed, so it is built anew", folder)
 
 
-def _build(inputs: _Inputs, staging: Path) -> None:
-    """Write a mixture folder."""
-    config = inputs.config
-    with TemporaryFile(dir=staging) as file:
+def _build(config: Config, files: list[corpus.File], manifest: dict[str, Any], new: Path) -> None:
+    """Write a mixture into the folder `new`."""
+    reports = [corpus.FileReport(file) for file in files]
+    with TemporaryFile(dir=new) as file:
         texts = Texts(file)
-        outline, reports = _read(inputs, texts)
+        outline = _read(reports, texts, config.data)
         duplicates = _deduplicate(outline, texts, config)
         leakage = _remove_leakage(outline, texts)
         tokenizer = load_tokenizer(base_path(config.model))
-        encode = windows.Encoder(tokenizer, corpus.Segmenter(inputs.lexicon))
-        chunks, budget = _tokenize(outline, texts, encode, config, staging)
-        packed, epochs = _make_windows(outline, chunks, budget, config)
-        packed.to_parquet(staging / WINDOWS)
+        encode = windows.Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
+        packed, epochs = _make_windows(outline, texts, encode, config, new)
+        packed.to_parquet(new / store.WINDOWS)
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
-        _write_documents(outline, texts, staging / store.DOCUMENTS)
-    files = [_file_row(report) for report in reports]
-    preparation = {"files": files, **duplicates, **leakage, "general_epochs": epochs}
-    for name, value in (("preparation.json", preparation), (store.MANIFEST, inputs.manifest)):
+        _write_documents(outline, texts, new / store.DOCUMENTS)
+    rows = [_file_row(report) for report in reports]
+    preparation = {"files": rows, **duplicates, **leakage, "general_epochs": epochs}
+    for name, value in ((store.PREPARATION, preparation), (store.MANIFEST, manifest)):
         text = json.dumps(value, ensure_ascii=False, indent=1)
-        (staging / name).write_text(text, encoding="utf-8")
+        (new / name).write_text(text, encoding="utf-8")
 
 
-def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.FileReport]]:
-    """Read and clean all files; return the outline and what became of each file."""
-    settings = inputs.config.data
+def _read(reports: list[corpus.FileReport], texts: Texts, settings: DataConfig) -> pd.DataFrame:
+    """Read and clean all files; what became of each goes into its report."""
     skip = frozenset(settings.skip_cleaning)
     rows: list[tuple[Any, ...]] = []
-    reports = [corpus.FileReport(file) for file in inputs.files]
     for report in tqdm(reports, "reading", unit="file"):
         name = report.file.place.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
@@ -170,8 +178,7 @@ def _read(inputs: _Inputs, texts: Texts) -> tuple[pd.DataFrame, list[corpus.File
         if there and not any(report.documents for report in there):
             reasons = "\n".join(report.skip_reason for report in there)
             raise DataError(f"nothing is left to {what}:\n{reasons}")
-    columns = ["source", "book", "chapter", "characters", "weight"]
-    return pd.DataFrame(rows, columns=columns), reports
+    return pd.DataFrame(rows, columns=["source", "book", "chapter", "characters", "weight"])
 
 
 def _file_row(report: corpus.FileReport) -> dict[str, Any]:
@@ -187,8 +194,7 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
     index = corpus.DuplicateIndex()
     novels = outline["source"] == "wuxia"
     if config.data.deduplicate:
-        rows = outline.itertuples()
-        for row in tqdm(rows, "looking for duplicates", len(outline), unit="document", leave=False):
+        for row in tqdm(outline.itertuples(), "looking for duplicates", len(outline), leave=False):
             book = row.book if row.source == "wuxia" else None
             index.add(texts[row.Index], book, row.chapter)
     same_books = index.same_books()
@@ -247,73 +253,34 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
     return {"shared_with_held_out": {"found": asdict(found), "left": asdict(left)}}
 
 
-def _tokenize(
+def _make_windows(
     outline: pd.DataFrame, texts: Texts, encode: windows.Encoder, config: Config, staging: Path
 ) -> tuple[pd.DataFrame, float]:
-    """Tokenize what the windows need, general training text last and only as far as it is needed.
+    """Tokenize what the windows need, write the tokens, and pack their chunks into windows.
 
-    Returns the chunks of all other text, and the tokens of general text that go with them.
+    General training text comes last and only as far as it is needed. Returns the windows, and how
+    many epochs of the general text the ratio takes.
     """
     settings, seed = config.data, config.training.seed
+    train = outline["split"] == TRAIN
     counts = windows.repeat_counts(outline["weight"].to_numpy(), seed)
-    outline["copies"] = np.where(outline["split"] == TRAIN, counts, 1)
-    is_general = _is_general(outline)
-    others = outline.index[outline["split"].isin([TRAIN, VALIDATION]) & ~is_general]
-    spans = np.zeros((len(outline), 2), np.int64)  # first token, tokens
+    documents = outline.assign(copies=np.where(train, counts, 1))
+    is_general = train & (outline["source"] == "general")
+    others = documents[(train | (outline["split"] == VALIDATION)) & ~is_general]
     with TemporaryFile(dir=staging) as tokens, TemporaryFile(dir=staging) as word_starts:
-        files = tokens, word_starts
-        for number, *span in _write_tokens(others, texts, encode, files):
-            spans[number] = span
-        outline[["start", "tokens"]] = spans
-        chunks = windows.chunk_documents(outline[~is_general], settings)
+        write = partial(windows.write_chunks, texts, encode, (tokens, word_starts), settings)
+        chunks, _ = write(others)
+        if not (chunks["split"] == TRAIN).any():
+            raise DataError("data.min_length, data.weights: they leave no training text")
         budget = windows.general_budget(chunks, settings.general_ratio)
-        general = store.shuffled(outline.index[is_general], seed) if budget else []
-        missing = budget + settings.max_length
-        for number, *span in _write_tokens(general, texts, encode, files):
-            spans[number] = span
-            counted = span[1] >= windows.shortest(settings)
-            missing -= outline.at[number, "copies"] * span[1] * counted
-            if missing < 0:
-                break
-        outline[["start", "tokens"]] = spans
-        np.save(staging / TOKENS, np.memmap(tokens, np.int32, mode="r"))
-        np.save(staging / WORD_STARTS, np.memmap(word_starts, np.bool_, mode="r"))
-    return chunks, budget
-
-
-def _is_general(outline: pd.DataFrame) -> pd.Series:
-    return (outline["source"] == "general") & (outline["split"] == TRAIN)
-
-
-def _write_tokens(
-    numbers: Sequence[int], texts: Texts, encode: windows.Encoder, files: tuple[BinaryIO, BinaryIO]
-) -> Iterator[tuple[int, int, int]]:
-    """Write tokens and word starts; give each document's number, first token and token count."""
-    encoded = encode(texts[number] for number in numbers)
-    bar = tqdm(numbers, "tokenizing", unit="document", leave=False)
-    for number, arrays in zip(bar, encoded, strict=True):
-        start = files[1].tell()  # a byte a token
-        for file, array in zip(files, arrays, strict=True):
-            file.write(array.tobytes())
-        yield number, start, len(arrays[0])
-
-
-def _make_windows(
-    outline: pd.DataFrame, chunks: pd.DataFrame, budget: float, config: Config
-) -> tuple[pd.DataFrame, float]:
-    """Add general text of `budget` tokens to the chunks and pack all into windows.
-
-    Returns the windows, and how many epochs of the general text the ratio takes.
-    """
-    settings = config.data
-    if not (chunks["split"] == TRAIN).any():
-        raise DataError("data.min_length, data.weights: they leave no training text")
-    rows = outline[_is_general(outline)]
-    general = windows.chunk_documents(rows, settings)
-    share = rows["characters"][rows["tokens"] > 0].sum() / max(1, rows["characters"].sum())
-    epochs = windows.general_epochs(general, budget, share, settings)
-    chosen = windows.choose_general(general, budget, config.training.seed)
-    chunks = pd.concat([chunks, chosen], ignore_index=True)
+        drawn = store.shuffled(outline.index[is_general], seed) if budget else []
+        general, share = write(documents.loc[drawn], budget + settings.max_length)
+        np.save(staging / store.TOKENS, np.memmap(tokens, np.int32, mode="r"))
+        np.save(staging / store.WORD_STARTS, np.memmap(word_starts, np.bool_, mode="r"))
+    epochs = 0.0
+    if len(general):
+        epochs = windows.general_epochs(general, budget, share, settings)
+        chunks = pd.concat([chunks, windows.choose_general(general, budget)])
     return windows.pack(chunks, settings.max_length), epochs
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +16,20 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.config import Config, locate
-from wuxia_core.corpus import File
+from wuxia_core.config import locate
 from wuxia_core.errors import DataError, raise_machine_error
-from wuxia_core.masking import Window
-from wuxia_core.model import base_path, tokenizer_files
+from wuxia_core.masking import Bools, Tokens, Window
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-Tokens = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
 FORMAT = 5  # raise it when the folder's content changes, so that older ones are built again
-MANIFEST, DOCUMENTS = "manifest.json", "documents.parquet"
+MANIFEST, PREPARATION = "manifest.json", "preparation.json"
+DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
+TOKENS, WORD_STARTS = "tokens.npy", "word_starts.npy"
+FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Mixture:
     """
 
     tokens: Tokens
-    word_starts: Flags
+    word_starts: Bools
     windows: pd.DataFrame
     folder: Path
 
@@ -70,18 +67,14 @@ class Mixture:
         """Read all texts that are trained on, each behind its book and chapter."""
         from pyarrow import parquet
 
-        columns = ["book", "chapter", "split", "text"]
-        for batch in parquet.ParquetFile(self.folder / DOCUMENTS).iter_batches(
-            256, columns=columns
-        ):
-            for book, chapter, split, text in batch.to_pandas().itertuples(index=False):
-                if split == TRAIN:
-                    yield f"{book} {chapter}".strip(), text
+        for batch in parquet.ParquetFile(self.folder / DOCUMENTS).iter_batches(256):
+            for row in batch.to_pandas().query("split == @TRAIN").itertuples():
+                yield f"{row.book} {row.chapter}".strip(), row.text
 
     @functools.cached_property
     def preparation(self) -> dict[str, Any]:
         """What became of each file, what was there twice, what held-out text shared."""
-        return read_json(self.folder / "preparation.json") or {}
+        return read_json(self.folder / PREPARATION) or {}
 
     @property
     def report(self) -> pd.DataFrame:
@@ -100,8 +93,6 @@ class Windows:
 
     Attributes
     ----------
-    documents : (windows,)
-        The document of each window's first chunk.
     packed : (windows,) bool
         Whether a window holds more than one chunk.
     characters : int
@@ -110,13 +101,10 @@ class Windows:
 
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self._spans = chunks[["start", "end"]].to_numpy()
-        windows = chunks["window"].to_numpy()
-        first = np.flatnonzero(np.diff(windows, prepend=-1))  # chunks are in order of windows
-        self._keys = windows[first]
-        self._bounds = np.append(first, len(chunks))
-        self.documents = chunks["document"].to_numpy()[first]
-        self.packed = np.diff(self._bounds) > 1
+        self._spans = chunks[["start", "end"]].to_numpy()  # in order of windows
+        self._keys, counts = np.unique(chunks["window"], return_counts=True)
+        self._bounds = np.append(0, np.cumsum(counts))
+        self.packed = counts > 1
         self.characters = characters
 
     def __len__(self) -> int:
@@ -125,11 +113,11 @@ class Windows:
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
         epoch, row = index if isinstance(index, tuple) else (0, index)
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
-        ids = np.concatenate([self._tokens[start:end] for start, end in spans])
-        starts = np.concatenate([self._word_starts[start:end] for start, end in spans])
-        positions = np.concatenate([np.arange(end - start) for start, end in spans])
-        words = np.cumsum(starts | (positions == 0), dtype=np.int32)
-        return Window(ids, words, positions.astype(np.int32), int(self._keys[row]), epoch, row)
+        places = np.concatenate([np.arange(start, end) for start, end in spans])
+        positions = np.concatenate([np.arange(end - start, dtype=np.int32) for start, end in spans])
+        words = np.cumsum(self._word_starts[places] | (positions == 0), dtype=np.int32)
+        key = int(self._keys[row])
+        return Window(self._tokens[places], words, positions, key, epoch, row)
 
 
 def open_mixture(folder: Path) -> Mixture:
@@ -138,9 +126,9 @@ def open_mixture(folder: Path) -> Mixture:
     Raises `DataError` where the folder holds none, or a damaged one.
     """
     try:
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        word_starts = np.load(folder / "word_starts.npy", mmap_mode="r")
-        windows = pd.read_parquet(folder / "windows.parquet")
+        tokens = np.load(folder / TOKENS, mmap_mode="r")
+        word_starts = np.load(folder / WORD_STARTS, mmap_mode="r")
+        windows = pd.read_parquet(folder / WINDOWS)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
     return Mixture(tokens, word_starts, windows, folder)
@@ -156,7 +144,7 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     wanted = read_manifest(run, "mixture.json")
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
-    if read_manifest(folder) != wanted:
+    if not is_built(folder, wanted):
         again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {again}")
     return open_mixture(folder)
@@ -239,45 +227,22 @@ class Texts:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._offsets: array[int] = array("q")
-        self._sizes: array[int] = array("q")  # bytes
+        self._spans: list[tuple[int, int]] = []  # first byte, bytes
 
     def __setitem__(self, number: int, text: str) -> None:
-        place = slice(number, number + 1)  # one behind the last makes the list longer
-        self._offsets[place] = array("q", [self._file.seek(0, os.SEEK_END)])
-        self._sizes[place] = array("q", [self._file.write(text.encode("utf-8"))])
+        span = self._file.seek(0, os.SEEK_END), self._file.write(text.encode("utf-8"))
+        self._spans[number : number + 1] = [span]  # one behind the last makes the list longer
 
     def __getitem__(self, number: int) -> str:
-        self._file.seek(self._offsets[number])
-        return self._file.read(self._sizes[number]).decode("utf-8")
+        start, size = self._spans[number]
+        self._file.seek(start)
+        return self._file.read(size).decode("utf-8")
 
 
-def make_manifest(config: Config, files: list[File], lexicon: tuple[str, ...]) -> dict[str, Any]:
-    """Name everything that the content of a mixture depends on."""
-    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
-    tokenizer = tokenizer_files(base_path(config.model))
-    hashes = {path: _sha256(path) for path in {f.path for f in files if not f.left_out}}
-    return {
-        "format": FORMAT,
-        "seed": config.training.seed,
-        "data": config.data.model_dump(exclude=paths),
-        "lexicon": hashlib.sha256("\n".join(sorted(lexicon)).encode()).hexdigest(),
-        "tokenizer": {path.name: _sha256(path) for path in tokenizer},
-        "inputs": [
-            {"name": f.name, "source": f.source, "book": f.book, "sha256": content}
-            for f in files
-            if (content := f.left_out or hashes[f.path])
-        ],
-    }
-
-
-def _sha256(path: Path) -> str:
-    """Hash a file; one that cannot be read is left to the reader to complain of."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "unreadable"
+def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether a folder holds the whole mixture that a manifest describes."""
+    whole = all((folder / name).is_file() for name in FILES)
+    return whole and read_manifest(folder) == manifest
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:

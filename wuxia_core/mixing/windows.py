@@ -12,17 +12,17 @@ from functools import partial
 from itertools import chain, pairwise
 from math import ceil, floor, inf
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
 from wuxia_core.config import DataConfig
 from wuxia_core.corpus import File, Segmenter, gather
 from wuxia_core.errors import DataError
-from wuxia_core.masking import Window
-from wuxia_core.mixing.store import TRAIN, Flags, Tokens, hash_key, shuffled
+from wuxia_core.masking import Bools, Ints, Tokens, Window
+from wuxia_core.mixing.store import TRAIN, Texts, hash_key
 from wuxia_core.model import document_start_id
 from wuxia_core.text import codes
 
@@ -31,19 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Integers = npt.NDArray[np.int64]
-
 BATCH = 200_000  # characters a call of the tokenizer
 PLAIN = {".txt", ".jsonl", ".md"}  # what is in such a file is about as long as the file
-UNKNOWN = {"wuxia": 0.0, "general": inf}  # bytes, where it is not: nothing is refused for it
 
 
-def shortest(data: DataConfig) -> int:
-    """Tokens of the shortest document that is used; one of them stands before the text."""
-    return max(1, data.min_length) + 1
-
-
-def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
+def repeat_counts(weights: Sequence[float], seed: int) -> Ints:
     """Say how often each document is trained on, (documents,).
 
     A weight of 2.3 gives two copies of every document and a third of about 0.3 of them.
@@ -52,22 +44,49 @@ def repeat_counts(weights: Sequence[float], seed: int) -> Integers:
     return (np.floor(weights) + (np.array(keys) < np.mod(weights, 1))).astype(np.int64)
 
 
-def chunk_documents(documents: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
-    """Cut documents into chunks of a window's length at most.
+def write_chunks(
+    texts: Texts,
+    encode: "Encoder",
+    files: tuple[BinaryIO, BinaryIO],
+    data: DataConfig,
+    documents: pd.DataFrame,
+    enough: float = inf,
+) -> tuple[pd.DataFrame, float]:
+    """Tokenize documents, write their tokens and word starts into `files` and cut them into chunks.
 
-    The tail is kept, and nothing overlaps without a stride. `documents` has the columns `source`,
-    `split`, `start` and `tokens` (where its tokens stand, and how many) and `copies`; one that has
-    none, or too few tokens, gives no chunk.
+    It ends after `enough` tokens of training text. `documents` has the columns `source`, `split`,
+    `characters` and `copies`. Returns the chunks, and which share of the characters they are.
     """
+    rows, characters = [], 0
+    bar = tqdm(documents.itertuples(), "tokenizing", len(documents), unit="document", leave=False)
+    encoded = encode(texts[number] for number in documents.index)
+    for document, (ids, starts) in zip(bar, encoded, strict=True):
+        first = files[1].tell()  # a byte a token
+        files[0].write(ids.tobytes())
+        files[1].write(starts.tobytes())
+        chunks = cut(len(ids), data)
+        for start, end in chunks:
+            row = document.Index, first + start, first + end, document.source, document.split
+            rows += [row] * document.copies
+        characters += document.characters
+        enough -= document.copies * len(ids) if chunks else 0
+        if enough < 0:
+            break
+    share = characters / max(1, documents["characters"].sum())
+    return pd.DataFrame(rows, columns=["document", "start", "end", "source", "split"]), share
+
+
+def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
+    """Cut a document of so many tokens into chunks of a window's length at most.
+
+    The tail is kept, and nothing overlaps without a stride; one that is too short gives no chunk.
+    700 tokens in windows of 256 give `[(0, 256), (256, 512), (512, 700)]`.
+    """
+    if length <= max(1, data.min_length):  # one of the tokens stands before the text
+        return []
     size, step = data.max_length, data.stride or data.max_length
-    rows = []
-    for document in documents[documents["tokens"] >= shortest(data)].itertuples():
-        about = (document.source, document.split)
-        for start in range(0, max(1, document.tokens - size + step), step):
-            ends = document.start + start, document.start + min(start + size, document.tokens)
-            rows += [(document.Index, *ends, *about)] * document.copies
-    types = {"document": np.int64, "start": np.int64, "end": np.int64, "source": str, "split": str}
-    return pd.DataFrame(rows, columns=list(types)).astype(types)
+    starts = range(0, max(1, length - size + step), step)
+    return [(start, min(start + size, length)) for start in starts]
 
 
 def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
@@ -80,8 +99,8 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
 
     Raises `DataError` where that is more than `max_general_epochs`.
     """
-    there = int(_tokens(chunks.drop_duplicates("start")) / share) if len(chunks) else 0
-    epochs = _epochs(budget * (1 / data.general_ratio - 1), there, data) if budget else 0.0
+    there = int(_tokens(chunks.drop_duplicates("start")) / share)
+    epochs = _epochs(budget * (1 / data.general_ratio - 1), there, data)
     if epochs > 1:
         logger.warning("general text is repeated: %.2f epochs of it in one of the novels", epochs)
     return epochs
@@ -94,11 +113,11 @@ def check_sizes(files: Sequence[File], data: DataConfig) -> None:
     packed they tell nothing. Raises `DataError` where the general text is not even half of enough.
     """
     sizes = {"wuxia": 0.0, "general": 0.0}
-    for file in (file for file in files if file.source):
-        weight = data.weights.get(file.place.name, 1.0) if file.source == "wuxia" else 1.0
-        packed = file.path.suffix.lower() not in PLAIN
-        size = UNKNOWN[file.source] if packed else utf8_size(file.path)
-        sizes[file.source] += weight * size
+    for file in files:
+        if file.source and file.path.suffix.lower() in PLAIN:
+            sizes[file.source] += data.weights.get(file.place.name, 1.0) * utf8_size(file.path)
+        elif file.source == "general":
+            return
     _epochs(sizes["wuxia"], sizes["general"], data, margin=2.0)
 
 
@@ -107,15 +126,11 @@ def utf8_size(path: Path) -> float:
 
     Packed text (.epub, .docx, .zip) comes to about 2.4 times the size of its file.
     """
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(4096).decode("utf-8", errors="replace")
-    except OSError:
-        return 0.0  # the reader says what is wrong
-    if beginning.startswith("PK"):
-        return path.stat().st_size * 2.4
+    with path.open("rb") as file:
+        beginning = file.read(4096).decode("utf-8", errors="replace")
     utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1  # the last one may be cut
-    return path.stat().st_size * (1 if utf8 else 1.5)
+    times = 2.4 if beginning.startswith("PK") else 1.0 if utf8 else 1.5
+    return path.stat().st_size * times
 
 
 def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) -> float:
@@ -127,32 +142,29 @@ def _epochs(novels: float, there: float, data: DataConfig, margin: float = 1.0) 
     epochs = ratio / (1 - ratio) * novels / there if there else 0.0
     if epochs > most * margin:
         safe = margin**0.5
-        reachable, lower = (n * most / (novels + n * most) for n in (there, there / safe))
+        reachable = there * most / (novels + there * most)
         by = ", by the files' sizes" if margin > 1 else ""
         raise DataError(
             f"data.general_ratio {ratio} takes more general text than there is{by}: it would come "
             f"out as {reachable:.3f}, or be read {epochs:.2f} times. Add general text "
             f"({epochs / most:.1f} times what is there), --set data.general_ratio="
-            f"{floor(1000 * lower) / 1000}, or repeat it: --set data.max_general_epochs="
+            f"{floor(1000 * reachable / safe) / 1000}, or repeat it: --set data.max_general_epochs="
             f"{ceil(100 * epochs * safe) / 100}"
         )
     return epochs
 
 
-def choose_general(general: pd.DataFrame, budget: float, seed: int) -> pd.DataFrame:
-    """Keep chunks of `budget` tokens in all, whole documents in shuffled order.
+def choose_general(general: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Keep the first chunks, as they were drawn, of `budget` tokens in all; sort them by document.
 
     The last chunk is the one whose end is nearest. Where there is not enough, all is kept and
     repeated from the start.
     """
-    if not len(general):
-        return general
-    place = {number: n for n, number in enumerate(shuffled(general["document"].unique(), seed))}
-    order = np.argsort(general["document"].map(place).to_numpy(), kind="stable")
     lengths = (general["end"] - general["start"]).to_numpy()
-    rounds = np.tile(order, int(budget / lengths.sum()) + 1)
+    rounds = np.tile(np.arange(len(general)), int(budget / lengths.sum()) + 1)
     reached = np.concatenate([[0], np.cumsum(lengths[rounds])])
-    return general.iloc[np.sort(rounds[: int(np.abs(reached - budget).argmin())])]
+    chosen = general.iloc[rounds[: int(np.abs(reached - budget).argmin())]]
+    return chosen.sort_values(["document", "start"])
 
 
 def _tokens(chunks: pd.DataFrame) -> int:
@@ -175,7 +187,7 @@ def pack(chunks: pd.DataFrame, size: int) -> pd.DataFrame:
     return chunks.assign(window=numbers).sort_values("window", kind="stable", ignore_index=True)
 
 
-def _best_fit(lengths: Integers, size: int) -> Integers:
+def _best_fit(lengths: Ints, size: int) -> Ints:
     """Say for each chunk which chunk opened its window: `[5, 9, 4]` in 10 gives `[0, 1, 0]`."""
     opener = np.arange(len(lengths))
     room: list[tuple[int, int]] = []  # (tokens left, opener), sorted
@@ -201,7 +213,7 @@ class Encoder:
         sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
         self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
 
-    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Flags]]:
+    def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Bools]]:
         """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
         encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
         with ThreadPoolExecutor(1) as pool:
@@ -213,35 +225,30 @@ class Encoder:
                     starts = _word_starts(self._segmenter, text, self._ends(text, ids[1:]))
                     yield ids, np.append(True, starts)
 
-    def _ends(self, text: str, ids: Tokens) -> Integers:
-        """Where each token ends in the text's UTF-8, (T,); tokens of one character end together.
+    def _ends(self, text: str, ids: Tokens) -> Ints:
+        """Tell the character at which each token ends, (T,); tokens of one character end together.
 
         In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
         name. Where that does not add up, the vocabulary is of another kind and is asked.
         """
+        characters = codes(text)
+        sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
+        offsets = np.append(0, np.cumsum(sizes))  # in UTF-8, (C + 1,)
         ends = np.cumsum(self._sizes[ids])
-        if len(ends) and ends[-1] != len(text.encode()):
-            offsets = self._backend.encode(text, add_special_tokens=False).offsets
-            ends = _byte_offsets(text)[[end for _, end in offsets]]
-        return ends
+        if len(ends) and ends[-1] != offsets[-1]:
+            spans = self._backend.encode(text, add_special_tokens=False).offsets
+            return np.array([end for _, end in spans])
+        return np.searchsorted(offsets, ends)
 
 
-def _byte_offsets(text: str) -> Integers:
-    """Bytes of UTF-8 before each character, and of all: (C + 1,)."""
-    characters = codes(text)
-    sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
-    return np.append(0, np.cumsum(sizes))
-
-
-def _word_starts(segmenter: Segmenter, text: str, ends: Integers) -> Flags:
-    """Flag the tokens that begin a word, (T,), by where they end in the text's UTF-8.
+def _word_starts(segmenter: Segmenter, text: str, ends: Ints) -> Bools:
+    """Flag the tokens that begin a word, (T,), by the characters at which they end.
 
     A token that holds the end of one word and the start of the next counts as a start.
     """
     edges = np.cumsum([0, *map(len, segmenter.cut(text))])
-    starts = _byte_offsets(text)[edges[:-1]]
     flags = np.zeros(len(ends) + 1, np.bool_)
-    flags[np.searchsorted(ends, starts, side="right")] = True
+    flags[np.searchsorted(ends, edges[:-1], side="right")] = True
     return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
 
 
@@ -252,11 +259,9 @@ def encode_passage(
 
     The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens behind it.
     """
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    ids = np.array([document_start_id(tokenizer), *encoded.input_ids], np.int32)
-    offsets = [(int(start), int(end)) for start, end in encoded.offset_mapping]
-    ends = _byte_offsets(text)[[end for _, end in offsets]]
+    tokenizer("", split_special_tokens=True)  # sets the backend so
+    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    ids = np.array([document_start_id(tokenizer), *encoded.ids], np.int32)
+    ends = np.array([end for _, end in encoded.offsets])
     words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
-    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), offsets
+    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), encoded.offsets
