@@ -94,25 +94,23 @@ def train(options: argparse.Namespace, config: Config) -> None:
             run.check_unchanged(config, folder, start, processes.total, options.allow_changed)
         preflight.prepare_run(config, folder, processes, start)
         flags = ["--allow-changed"] if options.allow_changed else []
-        try:
-            torchrun.supervise(folder, processes, start, flags, options.max_restarts)
-        except torchrun.Ended as ended:
-            raise torchrun.with_next_step(ended, folder, here) from None
-        except Stopped as error:
-            raise Stopped(f"{error}; {torchrun.describe_saved(folder, here)}") from None
-        try:
-            if run.is_main_launcher(folder):
+        with mixing.in_use(folder, config.data.processed_data_file):
+            try:
+                torchrun.supervise(folder, processes, start, flags, options.max_restarts)
                 finish(folder)
-            else:
-                print("trained; the machine that started the first process evaluates")
-        except KeyboardInterrupt:
-            raise Stopped(torchrun.describe_saved(folder, here)) from None
+            except torchrun.Ended as ended:
+                raise torchrun.with_next_step(ended, folder, here) from None
+            except (Stopped, KeyboardInterrupt) as error:
+                raise Stopped(f"{error}; {torchrun.describe_saved(folder, here)}") from None
 
 
 def finish(folder: Path) -> None:
-    """Evaluate, write the report and say what came out."""
-    from wuxia_core import evaluate, report
+    """Evaluate, write the report and say what came out, on one machine."""
+    from wuxia_core import evaluate, report, run
 
+    if not run.is_main_launcher(folder):
+        print("trained; the machine that started the first process evaluates")
+        return
     print("evaluating base and tuned on held-out text")
     card = evaluate.evaluate(folder, echo=print)
     page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")

@@ -17,6 +17,7 @@ from wuxia_core.mixing.store import (
     Windows,
     hash_key,
     held_out_windows,
+    in_use,
     open_run_mixture,
     read_json,
     read_manifest,

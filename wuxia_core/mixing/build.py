@@ -41,8 +41,8 @@ def mix(config: Config) -> Mixture:
     DataError
         Where there is nothing to train on, or too little general text for the ratio.
     ConfigError
-        Where `data.processed_data_file` is a folder that is not a mixture, or a file that
-        `data.encoding` or `data.weights` names does not exist.
+        Where `data.processed_data_file` is a folder that is not a mixture, or one that a run uses,
+        or a file that `data.encoding` or `data.weights` names does not exist.
     """
     files = find_texts(config)
     manifest = _manifest(config, files)
@@ -51,7 +51,7 @@ def mix(config: Config) -> Mixture:
         _refuse_strangers(folder)
         with store.locked(folder):
             if not store.is_built(folder, manifest):  # another launcher may have built it
-                with store.staged(folder) as staging:
+                with store.replaceable(folder), store.staged(folder) as staging:
                     _build(config, files, manifest, staging)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
@@ -132,7 +132,8 @@ def _sha256(path: Path) -> str:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
-    if folder.is_file() or {path.name for path in folder.glob("*")} - store.FILES - {"inputs.json"}:
+    there = {path.name for path in folder.glob("*")} if not folder.is_file() else {""}
+    if there - store.FILES - {"inputs.json"} or there and store.read_manifest(folder) is None:
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():

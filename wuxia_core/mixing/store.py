@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from wuxia_core.config import locate
-from wuxia_core.errors import DataError, raise_machine_error
+from wuxia_core.errors import ConfigError, DataError, raise_machine_error
 from wuxia_core.masking import Bools, Tokens, Window
 
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
@@ -145,8 +145,9 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if not is_built(folder, wanted):
+        what = "not the mixture" if folder.exists() else "not there, the mixture"
         again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
-        raise DataError(f"{folder}: not the mixture that {run} was trained on; {again}")
+        raise DataError(f"{folder}: {what} that {run} was trained on; {again}")
     return open_mixture(folder)
 
 
@@ -188,11 +189,49 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `MachineError` where the lock cannot be written.
     """
+    with _open_beside(folder, "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
+    """Keep the mixture of a run from being replaced while the run needs it.
+
+    Raises `MachineError` where that cannot be noted beside the mixture.
+    """
+    with _open_beside(mixture_folder(processed_data_file), "users") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        print(run, file=file, flush=True)
+        yield
+
+
+@contextmanager
+def replaceable(folder: Path) -> Iterator[None]:
+    """Replace a mixture, which no run may begin to use meanwhile.
+
+    Raises `ConfigError` where one uses it, naming the runs that share it.
+    """
+    with _open_beside(folder, "users") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            runs = ", ".join(dict.fromkeys(file.read().splitlines()))
+            remedy = "wait for its end, or name another folder"
+            what = f"the mixture there is in use, by {runs}, and this one differs"
+            raise ConfigError(f"data.processed_data_file {folder}: {what}; {remedy}") from None
+        file.truncate(0)
+        yield
+
+
+@contextmanager
+def _open_beside(folder: Path, kind: str) -> Iterator[TextIO]:
     with raise_machine_error(f"data.processed_data_file {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        file = folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
+    with file:
+        yield file
 
 
 @contextmanager
