@@ -22,7 +22,6 @@ LONE = 20  # characters: a heading with less text behind it opens no chapter
 FEWEST = 3  # chapters whose numbers go on
 FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
 WINDOW = 40  # lines that look like headings may stand between two headings
-RARE = 15  # of so many headings one of another form may be a sentence
 NOTE = 100  # characters: a longer note of an author says what only authors do
 CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 TITLE = 40  # characters of a title behind a mere number
@@ -69,7 +68,6 @@ LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one l
     rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
     re.MULTILINE,
 )
-KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
 OPENING = re.compile(  # of a story, behind a title
     r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
 )
@@ -96,7 +94,7 @@ class _Line:
     number: float = math.nan
     title: str = ""  # its letters
     family: tuple[int | str, ...] = ()  # first its rank: chapters, sections, other numbers
-    style: tuple[str | bool, ...] = ()
+    form: tuple[str, ...] = ()
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
 
@@ -121,18 +119,17 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
     30,000 characters, is cut between paragraphs into parts of about 3,000, called `part 1`,
     `part 2` and so on. Joined by newlines the parts are the text.
     """
-    cuts = _cuts(text)
-    starts = [start for start, _ in cuts] or [0]
-    lengths = [end - start for start, end in pairwise([*starts, len(text)])]
-    if not cuts or (len(cuts) < FEWEST and max(*lengths, starts[0]) > LONGEST):
-        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
-    parts = [(0, _Line(0, 0))] if starts[0] > FRONT else []
-    parts += [(0 if n == 0 and not parts else start, line) for n, (start, line) in enumerate(cuts)]
-    ends = [start - 1 for start, _ in parts[1:]] + [len(text)]
-    return [
-        (text[line.start : line.end].strip(), text[start:end])
-        for (start, line), end in zip(parts, ends, strict=True)
+    found = _cuts(text)
+    cuts = [] if found and found[0][0] <= FRONT else [(0, _Line(0, 0))]
+    cuts += found
+    starts = [0, *(start for start, _ in cuts[1:]), len(text) + 1]
+    parts = [
+        (text[line.start : line.end].strip(), text[start : end - 1])
+        for (_, line), (start, end) in zip(cuts, pairwise(starts), strict=True)
     ]
+    if not found or (len(found) < FEWEST and max(len(part) for _, part in parts) > LONGEST):
+        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
+    return parts
 
 
 def _cuts(text: str) -> list[tuple[int, _Line]]:
@@ -174,12 +171,9 @@ def _lines(text: str) -> Iterator[_Line]:
         parts = unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())
         rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
         family = (rank, unit) if unit else (rank, word, *form)
-        bare = not match["before"] or bool(KNOWN.search(match["before"]))
-        trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
-        looks = [bool(title), glued and title[0] in RUNS_ON, digits[0] in "0０", sentence, bare]
-        style = (*form, *looks, re.search(r"\d", title) is not None)
+        trusted = match["unit"] in TRUSTED and not (glued or prose)
         letters = re.sub(r"[\W\d]", "", title)
-        yield _Line(match.start(), end, _number(digits), letters, family, style, trusted)
+        yield _Line(match.start(), end, _number(digits), letters, family, form, trusted)
 
 
 def _title_length(title: str) -> int:
@@ -207,8 +201,7 @@ def _series(lines: list[_Line], text: str) -> list[_Line]:
     best: tuple[bool, int | str, int, list[_Line]] = (True, 3, 0, [])
     families = Counter(line.family for line in lines)
     for family in (family for family, count in families.items() if count >= FEWEST):
-        others = len(family) == 2  # of another form may stand where a number is missing
-        members = [x for x in lines if x.family == family or (others and x.trusted)]
+        members = [x for x in lines if x.family == family or x.trusted]  # 第五回 behind 第四章
         chain = _chain(_with_text(members, text), family)
         steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
         if len(chain) < FEWEST or sum(step <= 1 for step in steps) * 2 < len(steps):
@@ -238,12 +231,12 @@ def _with_text(lines: list[_Line], text: str) -> list[_Line]:
 
 def _chain(lines: list[_Line], family: tuple[int | str, ...]) -> list[_Line]:
     """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines."""
-    styles = Counter(line.style for line in lines if line.family == family)
+    forms = Counter(line.form for line in lines if line.family == family)
     usual = max(1, lines[-1].start - lines[0].start) / len(lines)
     best: list[tuple[float, int]] = []  # score of the best chain that ends here, the line before
     for n, line in enumerate(lines):
-        common = styles[line.style] >= max(FEWEST, len(lines) / RARE)
-        weight = (2 if line.trusted else 0.3 if common else -1.2) if line.family == family else -1.2
+        likely = line.family == family and (line.trusted or forms[line.form] >= FEWEST)
+        weight = -1.2 if not likely else 2 if line.trusted else 0.3
         before = (
             (best[k][0] + _gain(lines[k], line, usual), k) for k in range(max(0, n - WINDOW), n)
         )
