@@ -42,10 +42,8 @@ BLOCK = 32_000_000  # bytes read at a time
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
 SHORTEST = 20  # less than that is no book
-LONGEST_LINE = 6000  # a longer one is cut at sentence ends
-LONG = re.compile(
-    rf"(.{{{LONGEST_LINE // 2},{LONGEST_LINE - 1}}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)"
-)
+LONG = re.compile("^.{6001,}", re.MULTILINE)  # lines that no window or tokenizer could hold
+PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")  # of one, up to a sentence's end
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,9 @@ def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
 
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text = _with_breaks(_cleaned(text, report, skip), report.file.place)
+    text, long = LONG.subn(lambda line: PIECE.sub(r"\1\n", line[0]), _cleaned(text, report, skip))
+    if long:
+        logger.warning("%s: %d lines are over 6000 characters, cut", report.file.place, long)
     if len(text) < SHORTEST:
         return []
     if report.file.source == "general":
@@ -243,14 +243,6 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
     parts = split_chapters(text)
     report.notes += chapter_notes(parts)
     return parts
-
-
-def _with_breaks(text: str, path: Path) -> str:
-    """Break lines that no window or tokenizer could hold, after a sentence's end."""
-    lines = text.split("\n")
-    if long := sum(len(line) > LONGEST_LINE for line in lines):
-        logger.warning("%s: %d lines are over %d characters, cut", path, long, LONGEST_LINE)
-    return "\n".join(LONG.sub(r"\1\n", x) if len(x) > LONGEST_LINE else x for x in lines)
 
 
 def _nothing_left(report: FileReport) -> str:
