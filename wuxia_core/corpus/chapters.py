@@ -34,7 +34,7 @@ CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則
 TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
 PARTS = CHAPTERS + SECTIONS
 ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯ—－]{{1,9}}+){BLANK}*"
-START = rf"^{BLANK}*+(?P<sign>[^\w\s，。！？；：…“”‘’\"']{{0,8}}){BLANK}*"
+START = rf"(?m)^{BLANK}*+(?P<sign>[^\w\s，。！？；：…“”‘’\"']{{0,8}}){BLANK}*"
 EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
 BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
 CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
@@ -52,18 +52,16 @@ HEADING = re.compile(  # but 第一回合, 第四回中 are part of a sentence
     rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{PARTS}{VOLUMES}]){CLOSE}"
     rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$"
     r"|(?![合轴軸课課程法的了中里裡上是])[^\n，。．；：]{1,30}$)"
-    rf"|{SPECIAL})",
-    re.MULTILINE,
+    rf"|{SPECIAL})"
 )
-NAMED = re.compile(START + SPECIAL, re.MULTILINE)
+NAMED = re.compile(START + SPECIAL)
 LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
     rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
     rf"(?P<unit>[{PARTS}]|(?!.{{0,40}}{EDGE}{ORDINAL}[{PARTS}])"
     rf"(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
     rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
     rf"(?P<number>{NUMERAL}+)(?:(?P<short>[{PARTS}])|(?![^\W_])))"
-    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
-    re.MULTILINE,
+    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$"
 )
 OPENING = re.compile(  # of a story, behind a title
     r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
@@ -76,9 +74,8 @@ RULED = re.compile(
     rf"\s*\n{BLANK}*[-=—─━＝*~]{{3,}}\s*\n{BLANK}*(?=[^\n，。！？：；“”]{{1,30}}$)", re.M
 )
 INLINE = re.compile(  # the title ends where there are two blanks
-    rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
-    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
-    re.MULTILINE,
+    rf"(?m)(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
+    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))"
 )
 
 
