@@ -63,6 +63,7 @@ LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one l
     rf"(?P<number>{NUMERAL}+)(?:(?P<short>[{PARTS}])|(?![^\W_])))"
     rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$"
 )
+KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
 OPENING = re.compile(  # of a story, behind a title
     r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
 )
@@ -164,7 +165,8 @@ def _lines(text: str) -> Iterator[_Line]:
         parts = unit in [*PARTS] or (word and word.isascii())
         rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
         family = (rank, unit) if unit else (rank, word, *form)
-        trusted = match["unit"] in TRUSTED and not (glued or prose)
+        bare = not match["before"] or bool(KNOWN.search(match["before"]))
+        trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
         title = re.sub(r"[\W\d]", "", title)
         yield _Line(match.start(), end, _number(digits), title, family, (*form, sentence), trusted)
 
