@@ -20,11 +20,8 @@ SECTION = 3000  # characters: length of a part where a book has no chapters
 LONGEST = 30_000  # characters: in a longer chapter some heading was hardly found
 LONE = 20  # characters: a heading with less text behind it opens no chapter
 FEWEST = 3  # chapters whose numbers go on
-FRONT = 100  # characters: less than that without a chapter of its own goes to the next one
+SHORT = 100  # characters: a longer front is a part; a longer note says what only authors do
 WINDOW = 40  # lines that look like headings may stand between two headings
-RARE = 15  # of so many headings one of another form may be a sentence
-NOTE = 100  # characters: a longer note of an author says what only authors do
-CONTENTS = 4  # more headings than that with nothing between them are a table of contents
 TITLE = 40  # characters of a title behind a mere number
 
 BLANK = r"[^\S\n]"
@@ -35,16 +32,13 @@ NUMERAL = f"[{DIGITS}]{{1,9}}"
 MISREAD = str.maketrans("两—－", "二一一")
 CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
 TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
-UNITS = [*CHAPTERS, *SECTIONS, *VOLUMES]
-PARTS = f"[{CHAPTERS}{SECTIONS}]"
+PARTS = CHAPTERS + SECTIONS
 ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯ—－]{{1,9}}+){BLANK}*"
-SIGN = r"[^\w\s，。！？；：…“”‘’\"']"
-START = rf"^{BLANK}*+(?P<sign>{SIGN}{{0,8}}){BLANK}*"
+START = rf"(?m)^{BLANK}*+(?P<sign>[^\w\s，。！？；：…“”‘’\"']{{0,8}}){BLANK}*"
 EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
 BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
 CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
 GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
-RUNS_ON = "合轴軸课課程法的了中里裡上是"  # 第一回合, 第四回中: these make it part of a sentence
 ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
 AUTHORS = re.compile(  # what only authors do
     "感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更|[请請]假(?![条條])|抱歉|作者|明[天日]"
@@ -54,20 +48,20 @@ SPECIAL = (
     r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
     rf"|特[别別]篇|{ASIDE}|(?P<volume>[上中下]卷|卷之?{NUMERAL})){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
 )
-HEADING = re.compile(
-    rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{CHAPTERS}{SECTIONS}{VOLUMES}]){CLOSE}"
-    rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$|(?![{RUNS_ON}])[^\n，。．；：]{{1,30}}$)"
-    rf"|{SPECIAL})",
-    re.MULTILINE,
+HEADING = re.compile(  # but 第一回合, 第四回中 are part of a sentence
+    rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{PARTS}{VOLUMES}]){CLOSE}"
+    rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$"
+    r"|(?![合轴軸课課程法的了中里裡上是])[^\n，。．；：]{1,30}$)"
+    rf"|{SPECIAL})"
 )
-NAMED = re.compile(START + SPECIAL, re.MULTILINE)
+NAMED = re.compile(START + SPECIAL)
 LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
     rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
-    rf"(?P<unit>{PARTS}|(?!.{{0,40}}{EDGE}{ORDINAL}{PARTS})(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
+    rf"(?P<unit>[{PARTS}]|(?!.{{0,40}}{EDGE}{ORDINAL}[{PARTS}])"
+    rf"(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
     rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
-    rf"(?P<number>{NUMERAL}+)(?:(?P<short>{PARTS})|(?![^\W_])))"
-    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$",
-    re.MULTILINE,
+    rf"(?P<number>{NUMERAL}+)(?:(?P<short>[{PARTS}])|(?![^\W_])))"
+    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$"
 )
 KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
 OPENING = re.compile(  # of a story, behind a title
@@ -81,9 +75,8 @@ RULED = re.compile(
     rf"\s*\n{BLANK}*[-=—─━＝*~]{{3,}}\s*\n{BLANK}*(?=[^\n，。！？：；“”]{{1,30}}$)", re.M
 )
 INLINE = re.compile(  # the title ends where there are two blanks
-    rf"(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
-    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))",
-    re.MULTILINE,
+    rf"(?m)(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
+    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))"
 )
 
 
@@ -95,7 +88,7 @@ class _Line:
     end: int  # of the title
     number: float = math.nan
     title: str = ""  # its letters
-    family: tuple[int | str, ...] = ()  # first its rank: chapters, sections, other numbers
+    family: tuple[int | str | bool, ...] = ()  # first its rank: chapters, sections, other numbers
     style: tuple[str | bool, ...] = ()
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
@@ -121,18 +114,17 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
     30,000 characters, is cut between paragraphs into parts of about 3,000, called `part 1`,
     `part 2` and so on. Joined by newlines the parts are the text.
     """
-    cuts = _cuts(text)
-    starts = [start for start, _ in cuts] or [0]
-    lengths = [end - start for start, end in pairwise([*starts, len(text)])]
-    if not cuts or (len(cuts) < FEWEST and max(*lengths, starts[0]) > LONGEST):
-        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
-    parts = [(0, _Line(0, 0))] if starts[0] > FRONT else []
-    parts += [(0 if n == 0 and not parts else start, line) for n, (start, line) in enumerate(cuts)]
-    ends = [start - 1 for start, _ in parts[1:]] + [len(text)]
-    return [
-        (text[line.start : line.end].strip(), text[start:end])
-        for (start, line), end in zip(parts, ends, strict=True)
+    found = _cuts(text)
+    cuts = [] if found and found[0][0] <= SHORT else [(0, _Line(0, 0))]
+    cuts += found
+    starts = [0, *(start for start, _ in cuts[1:]), len(text) + 1]
+    parts = [
+        (text[line.start : line.end].strip(), text[start : end - 1])
+        for (_, line), (start, end) in zip(cuts, pairwise(starts), strict=True)
     ]
+    if not found or (len(found) < FEWEST and max(len(part) for _, part in parts) > LONGEST):
+        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
+    return parts
 
 
 def _cuts(text: str) -> list[tuple[int, _Line]]:
@@ -148,7 +140,7 @@ def _cuts(text: str) -> list[tuple[int, _Line]]:
             opens = line in chosen or line.family[-1] in [*VOLUMES]
         else:  # 楔子, but not in a table of contents
             opens = line.trusted and not HEADING.match(text, line.end + 1)
-        if len(text[line.end : min(below, line.end + FRONT)].strip()) < LONE:
+        if len(text[line.end : min(below, line.end + SHORT)].strip()) < LONE:
             cuts[-1:] = [(start, after)] if cuts else []
         elif opens:
             same = line.number == after.number and after.title in line.title  # 第九回, 第九回 (2)
@@ -162,24 +154,21 @@ def _lines(text: str) -> Iterator[_Line]:
         unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
         end = match.start("title") + _title_length(match["title"])
         title = text[match.start("title") : end].strip()
-        known, glued = unit in UNITS, bool(title) and match["gap"] is None
+        known, glued = unit in [*PARTS, *VOLUMES], bool(title) and match["gap"] is None
         prose = bool(re.search("[。；]|[，：．﹒]$", title))
         sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
         nameless = not match["unit"] and (prose or len(title) > TITLE)
         if nameless or (glued and (sentence or not (known if unit else match["close"]))):
             continue
         digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
-        kind = "1" if digits.isdecimal() else "一"
-        form = (match["sign"][:1], kind, "glued" if glued else (match["gap"] or "").strip()[:1])
-        parts = unit in [*CHAPTERS, *SECTIONS] or (word and word.isascii())
+        form = (match["sign"][:1], digits.isdecimal(), glued or (match["gap"] or "").strip()[:1])
+        parts = unit in [*PARTS] or (word and word.isascii())
         rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
         family = (rank, unit) if unit else (rank, word, *form)
         bare = not match["before"] or bool(KNOWN.search(match["before"]))
         trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
-        looks = [bool(title), glued and title[0] in RUNS_ON, digits[0] in "0０", sentence, bare]
-        style = (*form, *looks, re.search(r"\d", title) is not None)
-        letters = re.sub(r"[\W\d]", "", title)
-        yield _Line(match.start(), end, _number(digits), letters, family, style, trusted)
+        title = re.sub(r"[\W\d]", "", title)
+        yield _Line(match.start(), end, _number(digits), title, family, (*form, sentence), trusted)
 
 
 def _title_length(title: str) -> int:
@@ -207,8 +196,7 @@ def _series(lines: list[_Line], text: str) -> list[_Line]:
     best: tuple[bool, int | str, int, list[_Line]] = (True, 3, 0, [])
     families = Counter(line.family for line in lines)
     for family in (family for family, count in families.items() if count >= FEWEST):
-        others = len(family) == 2  # of another form may stand where a number is missing
-        members = [x for x in lines if x.family == family or (others and x.trusted)]
+        members = [x for x in lines if x.family == family or x.trusted]  # 第五回 behind 第四章
         chain = _chain(_with_text(members, text), family)
         steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
         if len(chain) < FEWEST or sum(step <= 1 for step in steps) * 2 < len(steps):
@@ -236,24 +224,24 @@ def _with_text(lines: list[_Line], text: str) -> list[_Line]:
     return kept
 
 
-def _chain(lines: list[_Line], family: tuple[int | str, ...]) -> list[_Line]:
+def _chain(lines: list[_Line], family: tuple[int | str | bool, ...]) -> list[_Line]:
     """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines."""
     styles = Counter(line.style for line in lines if line.family == family)
     usual = max(1, lines[-1].start - lines[0].start) / len(lines)
-    best: list[tuple[float, int]] = []  # score of the best chain that ends here, the line before
+    score: dict[_Line, float] = {}  # of the best chain that ends there
+    before: dict[_Line, _Line] = {}  # in that chain
     for n, line in enumerate(lines):
-        common = styles[line.style] >= max(FEWEST, len(lines) / RARE)
-        weight = (2 if line.trusted else 0.3 if common else -1.2) if line.family == family else -1.2
-        before = (
-            (best[k][0] + _gain(lines[k], line, usual), k) for k in range(max(0, n - WINDOW), n)
-        )
-        score, k = max(before, default=(0, -1))
-        best.append((weight + max(score, 0), k if score > 0 else -1))
-    chain = []
-    n = max(range(len(lines)), key=lambda n: best[n][0])
-    while n >= 0:
-        chain.append(lines[n])
-        n = best[n][1]
+        likely = line.family == family and (line.trusted or styles[line.style] >= FEWEST)
+        score[line] = -1.2 if not likely else 2 if line.trusted else 0.3
+        near = reversed(lines[max(0, n - WINDOW) : n])
+        gains = {other: score[other] + _gain(other, line, usual) for other in near}
+        best = max(gains, key=gains.__getitem__, default=line)
+        if gains.get(best, 0) > 0:
+            score[line] += gains[best]
+            before[line] = best
+    chain = [max(lines, key=score.__getitem__)]
+    while chain[-1] in before:
+        chain.append(before[chain[-1]])
     return chain[::-1]
 
 
@@ -301,7 +289,7 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
-    """Tables of contents: headings that follow each other with nothing between, and come again."""
+    """Tables of contents: five headings or more with nothing between them, which come again."""
     matches = list(HEADING.finditer(text))
     texts = Counter(match.group().strip() for match in matches)
     run: list[re.Match[str]] = []
@@ -310,7 +298,7 @@ def table_of_contents(text: str) -> Iterator[Edit]:
         if after is None or text[match.end() : after.start()].strip():
             again = [x for x in run if texts[x.group().strip()] > 1 or texts[x["count"]]]
             front = again and run[0] is matches[0]
-            if len(run) > CONTENTS and (front or len(again) * 2 >= len(run)):
+            if len(run) >= 5 and (front or len(again) * 2 >= len(run)):
                 stays = text.find(match.group().strip(), match.end()) < 0  # opens the first one
                 yield run[0].start(), match.start() if stays else match.end(), ""
             run = []
@@ -320,8 +308,7 @@ def headings(text: str) -> Iterator[Edit]:
     """Headings get a line of their own, with their title and without a call for votes."""
     edits: list[Edit] = []
     for match in INLINE.finditer(text):
-        edits.append((*match.span("before"), "\n"))
-        edits += [(*match.span("after"), "\n")] if match["after"] else []
+        edits += [(*match.span(blanks), "\n") for blanks in ("before", "after") if match[blanks]]
     for _, line in _cuts(text):
         rest = re.compile(rf"{BLANK}*(?=\S)").match(text, line.end)
         if rest and text[line.end] != "\n":
@@ -341,7 +328,7 @@ def asides(text: str) -> Iterator[Edit]:
         for start, end in pairwise(sorted(starts)):
             heading = text[start:end].strip().partition("\n")[0]
             aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE
-            longest = SECTION if AUTHORS.search(text, start, end) else NOTE
+            longest = SECTION if AUTHORS.search(text, start, end) else SHORT
             if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
                 yield start, end, ""
 

@@ -22,6 +22,7 @@ from wuxia_core.errors import CorpusError, DataError
 from wuxia_core.text import visible
 
 logger = logging.getLogger(__name__)
+_warn = functools.cache(logger.warning)  # once: a launch looks at the folder again and again
 
 # Files.
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
@@ -41,10 +42,8 @@ BLOCK = 32_000_000  # bytes read at a time
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
 SHORTEST = 20  # less than that is no book
-LONGEST_LINE = 6000  # a longer one is cut at sentence ends
-LONG = re.compile(
-    rf"(.{{{LONGEST_LINE // 2},{LONGEST_LINE - 1}}}?[。！？!?]|.{{{LONGEST_LINE}}})(?=.)"
-)
+LONG = re.compile("^.{6001,}", re.MULTILINE)  # lines that no window or tokenizer could hold
+PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")  # of one, up to a sentence's end
 
 
 @dataclass(frozen=True)
@@ -89,15 +88,16 @@ def find_files(
     if novels:
         found = [file for file in found if file.source == "general"]
         found += _look_into(novels, data_dir, "wuxia", ".jsonl")
-    none = "no novel in it; put .txt files there"
-    _check(found, "wuxia", f"data.data_dir {data_dir}: {none}")
+    _check(found, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
     if general is not None:
         also = (data_dir, "general", ".jsonl", general.suffix.lower())
         paths = [general] if general.is_file() else _below(general)
         more = [file for path in paths for file in _look_into(path, *also)]
         _check(more, "general", f"data.general_file {general}: no .txt or .jsonl file there")
         found += more
-    return [file for source in ("wuxia", "general", "") for file in _named(found, source)]
+    found.sort(key=lambda file: file.place)
+    by_source = {x: [file for file in found if file.source == x] for x in ("wuxia", "general", "")}
+    return [*_named(by_source["wuxia"]), *_named(by_source["general"]), *by_source[""]]
 
 
 def _check(found: list[File], source: str, none: str) -> None:
@@ -113,28 +113,18 @@ def _check(found: list[File], source: str, none: str) -> None:
         _warn(f"left out: {reason}")
 
 
-@functools.cache
-def _warn(message: str) -> None:
-    """Warn once: a launch looks at the folder again and again."""
-    logger.warning(message)
-
-
-def _named(found: list[File], source: str) -> Iterator[File]:
-    """Give the files of a source, in order of their paths, with the names of their books."""
+def _named(files: list[File]) -> Iterator[File]:
+    """Give the files of a source the names of their books; one that is taken gets a number."""
     taken: set[str] = set()
-    for file in sorted((x for x in found if x.source == source), key=lambda x: x.place):
-        title = PurePath(file.place.name if source == "general" else file.name).with_suffix("")
-        yield replace(file, book=_unused(str(title), taken, file.place)) if source else file
-
-
-def _unused(title: str, taken: set[str], path: Path) -> str:
-    """Put a number behind a title that is taken, and remember what it has become."""
-    names = chain([title], (f"{title} ({number})" for number in count(2)))
-    name = next(name for name in names if name not in taken)
-    if name != title:
-        _warn(f"{path}: another file is called {title} too; this is {name}")
-    taken.add(name)
-    return name
+    for file in files:
+        path = PurePath(file.place.name if file.source == "general" else file.name)
+        title = str(path.with_suffix(""))
+        names = chain([title], (f"{title} ({number})" for number in count(2)))
+        book = next(name for name in names if name not in taken)
+        taken.add(book)
+        if book != title:
+            _warn(f"{file.place}: another file is called {title} too; this is {book}")
+        yield replace(file, book=book)
 
 
 def _below(folder: Path) -> list[Path]:
@@ -243,7 +233,9 @@ def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
 
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text = _with_breaks(_cleaned(text, report, skip), report.file.place)
+    text, long = LONG.subn(lambda line: PIECE.sub(r"\1\n", line[0]), _cleaned(text, report, skip))
+    if long:
+        logger.warning("%s: %d lines are over 6000 characters, cut", report.file.place, long)
     if len(text) < SHORTEST:
         return []
     if report.file.source == "general":
@@ -251,14 +243,6 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
     parts = split_chapters(text)
     report.notes += chapter_notes(parts)
     return parts
-
-
-def _with_breaks(text: str, path: Path) -> str:
-    """Break lines that no window or tokenizer could hold, after a sentence's end."""
-    lines = text.split("\n")
-    if long := sum(len(line) > LONGEST_LINE for line in lines):
-        logger.warning("%s: %d lines are over %d characters, cut", path, long, LONGEST_LINE)
-    return "\n".join(LONG.sub(r"\1\n", x) if len(x) > LONGEST_LINE else x for x in lines)
 
 
 def _nothing_left(report: FileReport) -> str:
