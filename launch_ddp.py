@@ -101,7 +101,8 @@ def train(options: argparse.Namespace, config: Config) -> None:
             except torchrun.Ended as ended:
                 raise torchrun.with_next_step(ended, folder, here) from None
             except (Stopped, KeyboardInterrupt) as error:
-                raise Stopped(f"{error}; {torchrun.describe_saved(folder, here)}") from None
+                why = str(error) or "by a signal"
+                raise Stopped(f"{why}; {torchrun.describe_saved(folder, here)}") from None
 
 
 def finish(folder: Path) -> None:

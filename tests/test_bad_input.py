@@ -1,7 +1,6 @@
 """Every command with what users mistype: one message, the promised status, never a traceback."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,8 @@ SETS = [
     "training.output_dir=file/x", "data.processed_data_file=file/x", "data.max_length=1e9",
     "data.processed_data_file=.", "data.processed_data_file=/", "training.seed=-1", "training=3",
     "model.model_name_or_path=file", "model.model_name_or_path=empty", "model=", "x", ".=", "a.b=1",
-    "model.model_name_or_path=https://me:secret@host/x", "data.max_length=2048", "training.max_steps=0100000000000000000000",
+    "model.model_name_or_path=https://me:secret@host/x", "data.max_length=2048",
+    "training.max_steps=0100000000000000000000",
 ]  # fmt: skip
 CASES = [
     *(("launch_ddp", ["--nproc", "1", "--set", pair]) for pair in SETS),
@@ -44,7 +44,8 @@ CASES = [
        "--resume --config absent", "--max-restarts -1", "--measure", "--unknown"]),
     *(("evaluate", [name]) for name in NO_RUN),
     *(("evaluate", [name, "--quick"]) for name in NO_RUN),
-    *(("evaluate", words.split()) for words in ["", "x --gate --quick", "x --harness", "absent --gate"]),
+    *(("evaluate", words.split()) for words in
+      ["", "x --gate --quick", "x --harness", "absent --gate"]),
     *(("blind", [name]) for name in NO_RUN),
     *(("blind", ["empty", name]) for name in NO_RUN),
     *(("write", [name, "夜"]) for name in NO_RUN),
@@ -58,7 +59,8 @@ CASES = [
     *(("report", ["01_explore_corpus", *words.split()]) for words in
       ["-p absent 1", "--out file", "-p", "--out"]),
     *(("pretrain", [name, "out"]) for name in NO_RUN if name not in {"/", "."}),
-    *(("pretrain", words.split()) for words in ["empty out --steps 0", "", "x", "empty out --lr x"]),
+    *(("pretrain", words.split()) for words in
+      ["empty out --steps 0", "", "x", "empty out --lr x"]),
 ]  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def _sha256(path: Path) -> str:
 def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a mixture."""
     there = {path.name for path in folder.glob("*")} if not folder.is_file() else {""}
-    if there - store.FILES - {"inputs.json"} or there and store.read_manifest(folder) is None:
+    if there - store.FILES - {"inputs.json"} or (there and store.read_manifest(folder) is None):
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
