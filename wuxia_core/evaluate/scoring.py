@@ -11,9 +11,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
+# Of N labelled tokens: numbers of their items (N,), logits (N, V) and the tokens (N,), tensors.
+Prediction = tuple[npt.NDArray[np.int64], Any, Any]
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
@@ -84,7 +87,7 @@ def document_bits(
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), start_id, batch_size)
+    nats = sequence_nll(model, rows, len(normal), batch_size)
     table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
@@ -101,28 +104,36 @@ def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
 
 
 def sequence_nll(
-    model: "PreTrainedModel", rows: Sequence[Scored], count: int, pad: int, batch_size: int
+    model: "PreTrainedModel", rows: Sequence[Scored], count: int, batch_size: int
 ) -> Floats:
     """Sum -log p of the labelled tokens of each item, (count,).
 
     A row is an item's number, tokens and labels; an item may have several.
     """
-    import torch
     import torch.nn.functional as F
 
     nats = np.zeros(count)
+    for numbers, logits, targets in predictions(model, rows, batch_size):
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        nats += np.bincount(numbers, losses.double().cpu(), minlength=count)
+    return nats
+
+
+def predictions(
+    model: "PreTrainedModel", rows: Sequence[Scored], batch_size: int
+) -> Iterator[Prediction]:
+    """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32."""
+    import torch
+
     for start in tqdm(range(0, len(rows), batch_size), "scoring", leave=False):
         numbers, ids, labelled = zip(*rows[start : start + batch_size], strict=True)
-        batch = model_inputs(padded(ids, pad), padded(labelled, IGNORE_INDEX))
+        batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = batch.pop("labels")
         chosen = targets != IGNORE_INDEX  # (B, T)
         with torch.inference_mode():
-            logits = model(**batch, use_cache=False).logits.float()  # (N, V)
-            losses = F.cross_entropy(logits, targets[chosen], reduction="none")
-        owners = np.repeat(numbers, chosen.sum(1).cpu())
-        nats += np.bincount(owners, losses.double().cpu(), minlength=count)
-    return nats
+            logits = model(**batch, use_cache=False).logits.float()
+        yield np.repeat(numbers, chosen.sum(1).cpu()), logits, targets[chosen]
 
 
 def score_bits(context: EvalContext) -> list[Row]:
@@ -208,7 +219,7 @@ def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.Da
         labels = [IGNORE_INDEX] * len(prompt) + option
         rows.append((number, np.array(prompt + option), np.array(labels)))
     rows.sort(key=lambda row: len(row[1]))  # little padding
-    nats = sequence_nll(context.model, rows, len(options), start_id, context.batch_size)
+    nats = sequence_nll(context.model, rows, len(options), context.batch_size)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
