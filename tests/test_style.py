@@ -51,7 +51,7 @@ def test_repetition_by_hand():
 
 def test_delta_by_hand():
     human = ["剑" * n + "\n" + "雨" * (2000 - n) for n in (800, 800, 1000, 1200, 1200)]
-    delta = BurrowsDelta(human, characters=2)  # mean 0.5 and 0.5, sd 0.1 and 0.1
+    delta = BurrowsDelta(human, [], characters=2)  # mean 0.5 and 0.5, sd 0.1 and 0.1
     counts = delta.counts(["剑" * 1000 + "雨 " * 300, "剑" * 400 + "雨" * 100 + "灯" * 200])
     assert counts.tolist() == [[1000, 300, 1300], [400, 100, 700]]
     # shares 0.7 and 0.2, z-scores 2 and -3
@@ -69,8 +69,8 @@ def test_the_target_is_where_delta_is_zero():
 
 def test_delta_needs_enough_text():
     with pytest.raises(DataError, match="fewer than 10,000"):
-        BurrowsDelta(["剑" * 9999])
-    delta = BurrowsDelta(["剑" * n + "雨" * (2000 - n) for n in range(800, 805)])
+        BurrowsDelta(["剑" * 9999], [])
+    delta = BurrowsDelta(["剑" * n + "雨" * (2000 - n) for n in range(800, 805)], [])
     with pytest.raises(DataError, match="1,999 characters in all, fewer than 2,000"):
         delta.delta([1000, 999, 1999])
 

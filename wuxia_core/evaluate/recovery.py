@@ -1,7 +1,6 @@
 """The mask X-ray: what the model answers where a token is hidden, base and tuned side by side."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,7 @@ from wuxia_core.model import mask_token_id
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MEAN = ratio("sum", "count")
 AROUND = 8  # characters shown on either side of a span
 STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
@@ -131,7 +131,7 @@ def _answers(predicted: Iterable[Prediction], name_of: Callable[[int], str]) -> 
     """Give loss in bits, whether the best guess was right, and guesses; a row a masked token."""
     parts = []
     for _, logits, targets in predicted:
-        log2 = logits.log_softmax(dim=-1) / math.log(2)  # (N, V)
+        log2 = logits.log_softmax(dim=-1) / np.log(2)  # (N, V)
         best = log2.topk(5, dim=-1)  # (N, 5)
         guesses = zip(best.indices.tolist(), best.values.exp2().tolist(), strict=True)
         answers = {
@@ -154,12 +154,13 @@ def recovery(context: EvalContext) -> list[Row]:
     rows = []
     for source in ("wuxia", "general"):
         tokens = _held_out_tokens(context, source)
-        nats = {f"{side}_nats": tokens[f"{side}_bits"] * math.log(2) for side in ("base", "tuned")}
-        loss, share = "nats/masked token", "share of masked tokens"
-        rows.append(_row(context, tokens.assign(**nats), "masked_loss", loss, source, "nats"))
+        nats = {f"{side}_nats": tokens[f"{side}_bits"] * np.log(2) for side in ("base", "tuned")}
+        loss = Metric("masked_loss", "nats/masked token", source, MEAN)
+        rows.append(_row(loss, "nats", tokens.assign(**nats), context.seed))
         for name in STRATA if source == "wuxia" else [""]:
             chosen = tokens[tokens["kind"].isin(STRATA[name])]
-            rows.append(_row(context, chosen, f"masked_accuracy{name}", share, source, "right"))
+            accuracy = Metric(f"masked_accuracy{name}", "share of masked tokens", source, MEAN)
+            rows.append(_row(accuracy, "right", chosen, context.seed))
     return rows
 
 
@@ -177,10 +178,8 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=RECOVERED)
 
 
-def _row(
-    context: EvalContext, tokens: pd.DataFrame, name: str, unit: str, source: str, value: str
-) -> Row:
+def _row(metric: Metric, value: str, tokens: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned by document."""
     documents = tokens.groupby("document")
     base, tuned = (documents[f"{side}_{value}"].agg(["sum", "count"]) for side in ("base", "tuned"))
-    return compare(Metric(name, unit, source, ratio("sum", "count")), base, tuned, context.seed)
+    return compare(metric, base, tuned, seed)

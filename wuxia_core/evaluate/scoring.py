@@ -6,7 +6,6 @@ is its answer, so that base models can be asked too.
 
 import functools
 import json
-import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
-from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
+from wuxia_core.masking import IGNORE_INDEX, Ints, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
 from wuxia_core.model import document_start_id
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
 # Of N labelled tokens: numbers of their items (N,), logits (N, V) and the tokens (N,), tensors.
-Prediction = tuple[npt.NDArray[np.int64], Any, Any]
+Prediction = tuple[Ints, Any, Any]
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
@@ -150,9 +148,8 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
-            sides = {"base": base, "tuned": tuned}
-            rates = {name: side["bits"].sum() / side["bytes"].sum() for name, side in sides.items()}
-            rows[-1]["bits_per_byte"] = rates
+            sums = {"base": base.sum(), "tuned": tuned.sum()}
+            rows[-1]["bits_per_byte"] = {side: n["bits"] / n["bytes"] for side, n in sums.items()}
     general, margin = rows[-1], context.config.evaluation.general_margin
     general |= {"verdict": "not measured", "margin": margin}
     if general["delta"] is not None:
@@ -167,14 +164,14 @@ def score_bits(context: EvalContext) -> list[Row]:
 
 def _bits(context: EvalContext, source: str, split: str) -> Tables:
     """Score documents with base and tuned, as `document_bits` does, and flag those `trained` on."""
-    window, documents = context.config.data.max_length, context.documents(source, split)
+    window = context.config.data.max_length
 
     def score(chosen: Sequence[int]) -> pd.DataFrame:
         texts = context.mixture.texts(chosen)
         bits = document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
         return bits.assign(trained=split == TRAIN)
 
-    chunks = context.within_budget("documents scored", documents, 8, 0.12)
+    chunks = context.within_budget("documents scored", context.documents(source, split), 8, 0.12)
     return context.measure_both(score, chunks)
 
 
@@ -249,7 +246,7 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
     row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
     row |= {"n": n, "margin": margin, "verdict": "worse" if high < -margin else "not shown"}
-    guessing = (1 + 2 * math.sqrt((OPTIONS - 1) / n)) / OPTIONS
+    guessing = (1 + 2 * np.sqrt((OPTIONS - 1) / n)) / OPTIONS
     if before <= guessing:
         reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {guessing:.3f}"
         return row | {"verdict": "cannot tell", "reason": reason}

@@ -69,9 +69,7 @@ class BurrowsDelta:
     genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
     """
 
-    def __init__(
-        self, target: Sequence[str], other: Sequence[str] = (), characters: int = 500
-    ) -> None:
+    def __init__(self, target: Sequence[str], other: Sequence[str], characters: int = 500) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
