@@ -182,7 +182,8 @@ def judge(folder: Path, name: str, ratio: float, seed: int) -> None:
     mixture = f"data.processed_data_file={folder / 'mixtures' / 'judged'}"
     config = settings(folder, share, mixture, f"data.data_dir={folder / 'all'}")
     context = EvalContext(*load_adapter(place), mix(config), config)
-    assert set(context.human_texts("wuxia", VALIDATION)["book"]) == {HELD_OUT_NOVEL}
+    held_out = context.mixture.outline.loc[context.documents("wuxia", VALIDATION), "book"]
+    assert set(held_out) == {HELD_OUT_NOVEL}
     written = score_generations(context, write_passages(context))["metrics"]
     (place / "writing.json").write_text(json.dumps(written, ensure_ascii=False), "utf-8")
 

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.writing import (
     BurrowsDelta,
     chunks,
     distinct_n,
-    held_out_logits,
     repetition,
     strip_whitespace,
     style_classifier,
@@ -51,7 +51,7 @@ def test_repetition_by_hand():
 
 def test_delta_by_hand():
     human = ["剑" * n + "\n" + "雨" * (2000 - n) for n in (800, 800, 1000, 1200, 1200)]
-    delta = BurrowsDelta(human, characters=2)  # mean 0.5 and 0.5, sd 0.1 and 0.1
+    delta = BurrowsDelta(human, [], characters=2)  # mean 0.5 and 0.5, sd 0.1 and 0.1
     counts = delta.counts(["剑" * 1000 + "雨 " * 300, "剑" * 400 + "雨" * 100 + "灯" * 200])
     assert counts.tolist() == [[1000, 300, 1300], [400, 100, 700]]
     # shares 0.7 and 0.2, z-scores 2 and -3
@@ -69,8 +69,8 @@ def test_the_target_is_where_delta_is_zero():
 
 def test_delta_needs_enough_text():
     with pytest.raises(DataError, match="fewer than 10,000"):
-        BurrowsDelta(["剑" * 9999])
-    delta = BurrowsDelta(["剑" * n + "雨" * (2000 - n) for n in range(800, 805)])
+        BurrowsDelta(["剑" * 9999], [])
+    delta = BurrowsDelta(["剑" * n + "雨" * (2000 - n) for n in range(800, 805)], [])
     with pytest.raises(DataError, match="1,999 characters in all, fewer than 2,000"):
         delta.delta([1000, 999, 1999])
 
@@ -95,43 +95,30 @@ def test_chunks_are_of_one_length():
     assert strip_whitespace(" 一\r\n二") == "一二"
 
 
+def held_out_auc(target, other, kept, books):
+    """Judge each text by a classifier of the same settings, fitted on other books."""
+    texts, flags = [*target, *other], [True] * len(target) + [False] * len(other)
+    how = {"cv": StratifiedGroupKFold(5), "method": "decision_function", "groups": books}
+    logits = cross_val_predict(style_classifier(target, other, kept), texts, flags, **how)
+    return roc_auc_score(flags, logits)
+
+
 def test_the_classifier_tells_two_kinds_apart():
-    texts, target = toy("剑", 30, 0) + toy("车", 30, 1), np.arange(60) < 30
-    model = style_classifier(texts, target, ALL)
+    model = style_classifier(toy("剑", 30, 0), toy("车", 30, 1), ALL)
     new = model.decision_function(toy("剑", 10, 2) + toy("车", 10, 3))
     assert new.shape == (20,) and roc_auc_score(np.arange(20) < 10, new) > 0.95
 
 
 def test_masked_it_sees_no_topic():
-    texts, target = toy("剑", 60, 0) + toy("车", 60, 1), np.arange(120) < 60
-    groups = [str(n % 20) for n in range(120)]
-    plain, hidden = (
-        held_out_logits(style_classifier(texts, target, kept), texts, target, groups)
-        for kept in (ALL, COMMON)
-    )
-    assert roc_auc_score(target, plain) > 0.95
-    assert 0.3 < roc_auc_score(target, hidden) < 0.7
+    kinds, books = (toy("剑", 60, 0), toy("车", 60, 1)), [n % 20 for n in range(120)]
+    assert held_out_auc(*kinds, ALL, books) > 0.95
+    assert 0.3 < held_out_auc(*kinds, COMMON, books) < 0.7
     assert top_characters(["之之之 乎乎", "者"], 2) == "之乎"
 
 
-def test_a_text_is_judged_by_a_classifier_that_saw_none_of_its_group():
-    texts, target = toy("剑", 25, 0) + toy("剑", 25, 0), np.arange(50) < 25
-    groups = [str(n % 25) for n in range(50)]  # each text stands in both kinds: nothing to learn
-    logits = held_out_logits(style_classifier(texts, target, ALL), texts, target, groups)
-    assert roc_auc_score(target, logits) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("texts", "groups", "message"),
-    [
-        (["剑" * 9] * 39, [str(n) for n in range(39)], "19 texts of a kind, fewer than 20"),
-        (["剑" * 9] * 40, ["a"] * 20 + ["b"] * 20, "1 book of a kind, fewer than 2"),
-    ],
-)
-def test_a_classifier_needs_enough(texts, groups, message):
-    target = np.arange(len(texts)) < 20
-    with pytest.raises(DataError, match=message):
-        held_out_logits(style_classifier(texts, target, ALL), texts, target, groups)
+def test_a_classifier_needs_enough():
+    with pytest.raises(DataError, match="19 texts of a kind, fewer than 20"):
+        style_classifier(["剑" * 9] * 20, ["车" * 9] * 19, ALL)
 
 
 # On real novels
@@ -157,17 +144,17 @@ def test_delta_finds_the_style_of_a_held_out_book(novels):
 
 
 def test_style_shows_in_common_characters_of_held_out_books(novels):
-    kinds = [read(novels / folder, 60_000) for folder in ("wuxia", "general")]
-    rows = [
-        (piece, kind == 0, book)
-        for kind, books in enumerate(kinds)
-        for book, text in books.items()
-        for piece in chunks(text, 200)[:: len(text) // 6000]
+    kinds = [
+        [
+            (book, piece)
+            for book, text in read(novels / folder, 60_000).items()
+            for piece in chunks(text, 200)[:: len(text) // 6000]
+        ]
+        for folder in ("wuxia", "general")
     ]
-    texts, target, groups = (list(column) for column in zip(*rows, strict=True))
-    classifier = style_classifier(texts, np.array(target), top_characters(texts))
-    logits = held_out_logits(classifier, texts, np.array(target), groups)
-    assert roc_auc_score(target, logits) >= 0.95
+    wuxia, general = ([piece for _, piece in kind] for kind in kinds)
+    books = [book for kind in kinds for book, _ in kind]
+    assert held_out_auc(wuxia, general, top_characters(wuxia + general), books) >= 0.95
 
 
 def test_people_hardly_repeat_themselves(novels):

@@ -60,12 +60,12 @@ class EvalContext(NamedTuple):
         drawn = sorted(there, key=lambda number: hash_key(self.seed, "held out", number))
         return drawn[: limit or self.config.evaluation.max_documents]
 
-    def human_texts(self, source: str, *splits: str) -> pd.DataFrame:
-        """Draw whole documents of about 300,000 characters: `book` and `text`, a row each."""
+    def human_texts(self, source: str, *splits: str) -> list[str]:
+        """Draw whole documents of about 300,000 characters in all."""
         outline = self.mixture.outline
-        drawn = outline.loc[self.documents(source, *splits, limit=len(outline))]
-        chosen = drawn[drawn["characters"].cumsum().shift(fill_value=0) < 300_000]
-        return chosen[["book"]].assign(text=self.mixture.texts(chosen.index.tolist()))
+        drawn = outline.loc[self.documents(source, *splits, limit=len(outline)), "characters"]
+        chosen = drawn[drawn.cumsum().shift(fill_value=0) < 300_000]
+        return self.mixture.texts(chosen.index.tolist())
 
     def within_budget(
         self, what: str, items: Sequence[T], size: int, share: float

@@ -126,7 +126,7 @@ def _drawn(context: EvalContext, split: str) -> Tables:
     def draw(chosen: Sequence[int]) -> pd.DataFrame:
         count = -(-PREFIXES * len(chosen) // len(documents))  # rounded up
         found = extraction(context, context.mixture.texts(chosen), count)
-        numbers = found["document"].map(dict(enumerate(chosen)))
+        numbers = found["document"].map(chosen.__getitem__)
         return found.assign(trained=split == TRAIN, document=numbers, prefixes=1)
 
     chunks = context.within_budget("documents drawn from", documents, 10, 0.05)
@@ -162,8 +162,7 @@ def extraction(context: EvalContext, documents: Sequence[str], count: int) -> pd
     prefixes = [[start_id, *stretch[:PREFIX]] for stretch in stretches]
     said = continued(context.model, tokenizer, prefixes, GREEDY) if places else []
     truths = [tokenizer.decode(stretch[PREFIX:], skip_special_tokens=True) for stretch in stretches]
-    similar = map(Levenshtein.normalized_similarity, truths, said)
-    near = [similarity >= NEAR for similarity in similar]
+    near = [likeness >= NEAR for likeness in map(Levenshtein.normalized_similarity, truths, said)]
     return pd.DataFrame({"document": [number for number, _ in places], "near": near})
 
 

@@ -1,27 +1,26 @@
 """The mask X-ray: what the model answers where a token is hidden, base and tuned side by side."""
 
 import functools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from wuxia_core import masking
 from wuxia_core.corpus import CLASSES, Segmenter, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
+from wuxia_core.evaluate.scoring import Prediction, Scored, predictions
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
-from wuxia_core.masking import SINGLE, SPAN, MaskCollator, SpanMasker, Window
+from wuxia_core.masking import IGNORE_INDEX, SINGLE, SPAN, Kinds, SpanMasker
 from wuxia_core.mixing import VALIDATION, encode_passage
 from wuxia_core.model import mask_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MEAN = ratio("sum", "count")
 AROUND = 8  # characters shown on either side of a span
 STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
@@ -85,50 +84,41 @@ def xray(
     it is no longer than a `window` of tokens; the next has the next key. `model` is in evaluation
     mode. Raises `DataError` where no token is masked.
     """
-    collate = _collator(model, tokenizer, masker or SpanMasker())
+    masker, mask_id = masker or SpanMasker(), _mask_id(model, tokenizer)
     tables: list[pd.DataFrame] = []
-    windows: list[Window] = []
+    rows: list[Scored] = []
     for number, text in enumerate(texts):
         whole, offsets = encode_passage(text, tokenizer, Segmenter())
-        chunks = list(_split(whole, window, key + len(windows)))
-        kinds = np.concatenate([collate.kinds([chunk])[0] for chunk in chunks])[1:]
-        tables.append(_masked_tokens(text, offsets, kinds).assign(text=number))
-        windows += chunks
+        drawn = []
+        for start in range(0, len(whole.input_ids), window):
+            ids = whole.input_ids[start : start + window]
+            kinds = masker.kinds(np.arange(len(ids))[None] > 0, [key + len(rows)])[0]
+            hidden, labels = np.where(kinds, mask_id, ids), np.where(kinds, ids, IGNORE_INDEX)
+            rows.append((number, hidden, labels))
+            drawn.append(kinds)
+        tables.append(_masked_tokens(text, offsets, np.concatenate(drawn)[1:]).assign(text=number))
     if not any(map(len, tables)):
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
     table = pd.concat(tables, ignore_index=True)
-    batches = [collate(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
     models = ("base", "tuned") if hasattr(model, "peft_config") else ("base",)
+    name_of = functools.cache(functools.partial(_name, tokenizer))
     for name in models:
         with model.disable_adapter() if name != models[-1] else nullcontext():
-            answers = _predict(model, tokenizer, tqdm(batches, f"X-ray, {name}", leave=False))
+            answers = _answers(predictions(model, rows, batch_size), name_of)
         table = table.join(answers.add_prefix(f"{name}_"))
     return XRay(tuple(texts), table, models)
 
 
-def _collator(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", masker: SpanMasker
-) -> MaskCollator:
+def _mask_id(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Choose the row of the mask token: the one that the adapter trained, if it trained one."""
     adapter = getattr(model, "peft_config", {}).get("default")
-    indices = getattr(adapter, "trainable_token_indices", None)
-    mask_id = indices[0] if indices else mask_token_id(tokenizer, model.config.vocab_size)
-    special = frozenset(tokenizer.all_special_ids)
-    corruption = masking.Corruption.of(tokenizer, mask_id, (1.0, 0.0, 0.0))
-    return MaskCollator(masker, corruption, 0, special)
+    trained = getattr(adapter, "trainable_token_indices", None)
+    return int(trained[0]) if trained else mask_token_id(tokenizer, model.config.vocab_size)
 
 
-def _split(whole: Window, size: int, key: int) -> Iterator[Window]:
-    """Split a text's window into windows of at most `size` tokens, each with a key of its own."""
-    for number, start in enumerate(range(0, len(whole.input_ids), size), key):
-        ids, words, places = (tokens[start : start + size] for tokens in whole[:3])
-        yield Window(ids, words, places - start, number, whole.epoch)
-
-
-def _masked_tokens(
-    text: str, offsets: Sequence[tuple[int, int]], kinds: masking.Kinds
-) -> pd.DataFrame:
+def _masked_tokens(text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds) -> pd.DataFrame:
     """Describe the masked tokens of a text, a row each, as in `XRay.tokens`."""
-    masked = kinds > masking.KEPT
+    masked = kinds > 0
     blocks = np.cumsum(np.diff(masked, prepend=False))  # odd inside a block
     table = pd.DataFrame(offsets, columns=["start", "end"]).assign(block=blocks, kind=kinds)[masked]
     spans = [slice(*span) for span in table[["start", "end"]].to_numpy()]
@@ -137,27 +127,17 @@ def _masked_tokens(
     return table.assign(**{"class": of, "dialogue": [speech[span].all() for span in spans]})
 
 
-def _predict(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batches: Iterable[Any]
-) -> pd.DataFrame:
+def _answers(predicted: Iterable[Prediction], name_of: Callable[[int], str]) -> pd.DataFrame:
     """Give loss in bits, whether the best guess was right, and guesses; a row a masked token."""
-    import torch
-
-    name = functools.cache(functools.partial(_name, tokenizer))
     parts = []
-    for batch in batches:
-        inputs = {key: tensor.to(model.device) for key, tensor in batch.items()}
-        labels = inputs.pop("labels")
-        targets = labels[labels != masking.IGNORE_INDEX]  # (N,)
-        with torch.inference_mode():
-            logits = model(**inputs, use_cache=False).logits.float()  # (N, V)
-            log2 = torch.log_softmax(logits, dim=-1) / math.log(2)
+    for _, logits, targets in predicted:
+        log2 = logits.log_softmax(dim=-1) / np.log(2)  # (N, V)
         best = log2.topk(5, dim=-1)  # (N, 5)
         guesses = zip(best.indices.tolist(), best.values.exp2().tolist(), strict=True)
         answers = {
             "bits": -log2.gather(1, targets[:, None])[:, 0].double().cpu().numpy(),
             "right": (best.indices[:, 0] == targets).cpu().numpy(),
-            "guesses": [[*zip(map(name, row), shares, strict=True)] for row, shares in guesses],
+            "guesses": [[*zip(map(name_of, row), shares, strict=True)] for row, shares in guesses],
         }
         parts.append(pd.DataFrame(answers))
     return pd.concat(parts, ignore_index=True)
@@ -174,12 +154,13 @@ def recovery(context: EvalContext) -> list[Row]:
     rows = []
     for source in ("wuxia", "general"):
         tokens = _held_out_tokens(context, source)
-        nats = {f"{side}_nats": tokens[f"{side}_bits"] * math.log(2) for side in ("base", "tuned")}
-        loss, share = "nats/masked token", "share of masked tokens"
-        rows.append(_row(context, tokens.assign(**nats), "masked_loss", loss, source, "nats"))
+        nats = {f"{side}_nats": tokens[f"{side}_bits"] * np.log(2) for side in ("base", "tuned")}
+        loss = Metric("masked_loss", "nats/masked token", source, MEAN)
+        rows.append(_row(loss, "nats", tokens.assign(**nats), context.seed))
         for name in STRATA if source == "wuxia" else [""]:
             chosen = tokens[tokens["kind"].isin(STRATA[name])]
-            rows.append(_row(context, chosen, f"masked_accuracy{name}", share, source, "right"))
+            accuracy = Metric(f"masked_accuracy{name}", "share of masked tokens", source, MEAN)
+            rows.append(_row(accuracy, "right", chosen, context.seed))
     return rows
 
 
@@ -197,10 +178,8 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=RECOVERED)
 
 
-def _row(
-    context: EvalContext, tokens: pd.DataFrame, name: str, unit: str, source: str, value: str
-) -> Row:
+def _row(metric: Metric, value: str, tokens: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned by document."""
     documents = tokens.groupby("document")
     base, tuned = (documents[f"{side}_{value}"].agg(["sum", "count"]) for side in ("base", "tuned"))
-    return compare(Metric(name, unit, source, ratio("sum", "count")), base, tuned, context.seed)
+    return compare(metric, base, tuned, seed)

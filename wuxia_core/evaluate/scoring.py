@@ -6,12 +6,11 @@ is its answer, so that base models can be asked too.
 
 import functools
 import json
-import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
-from wuxia_core.masking import IGNORE_INDEX, model_inputs, padded
+from wuxia_core.masking import IGNORE_INDEX, Ints, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
 from wuxia_core.model import document_start_id
 
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 
 Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
+# Of N labelled tokens: numbers of their items (N,), logits (N, V) and the tokens (N,), tensors.
+Prediction = tuple[Ints, Any, Any]
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OPTIONS = 4
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
@@ -84,7 +85,7 @@ def document_bits(
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), start_id, batch_size)
+    nats = sequence_nll(model, rows, len(normal), batch_size)
     table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
@@ -101,28 +102,36 @@ def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
 
 
 def sequence_nll(
-    model: "PreTrainedModel", rows: Sequence[Scored], count: int, pad: int, batch_size: int
+    model: "PreTrainedModel", rows: Sequence[Scored], count: int, batch_size: int
 ) -> Floats:
     """Sum -log p of the labelled tokens of each item, (count,).
 
     A row is an item's number, tokens and labels; an item may have several.
     """
-    import torch
     import torch.nn.functional as F
 
     nats = np.zeros(count)
+    for numbers, logits, targets in predictions(model, rows, batch_size):
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        nats += np.bincount(numbers, losses.double().cpu(), minlength=count)
+    return nats
+
+
+def predictions(
+    model: "PreTrainedModel", rows: Sequence[Scored], batch_size: int
+) -> Iterator[Prediction]:
+    """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32."""
+    import torch
+
     for start in tqdm(range(0, len(rows), batch_size), "scoring", leave=False):
         numbers, ids, labelled = zip(*rows[start : start + batch_size], strict=True)
-        batch = model_inputs(padded(ids, pad), padded(labelled, IGNORE_INDEX))
+        batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = batch.pop("labels")
         chosen = targets != IGNORE_INDEX  # (B, T)
         with torch.inference_mode():
-            logits = model(**batch, use_cache=False).logits.float()  # (N, V)
-            losses = F.cross_entropy(logits, targets[chosen], reduction="none")
-        owners = np.repeat(numbers, chosen.sum(1).cpu())
-        nats += np.bincount(owners, losses.double().cpu(), minlength=count)
-    return nats
+            logits = model(**batch, use_cache=False).logits.float()
+        yield np.repeat(numbers, chosen.sum(1).cpu()), logits, targets[chosen]
 
 
 def score_bits(context: EvalContext) -> list[Row]:
@@ -139,9 +148,8 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
-            sides = {"base": base, "tuned": tuned}
-            rates = {name: side["bits"].sum() / side["bytes"].sum() for name, side in sides.items()}
-            rows[-1]["bits_per_byte"] = rates
+            sums = {"base": base.sum(), "tuned": tuned.sum()}
+            rows[-1]["bits_per_byte"] = {side: n["bits"] / n["bytes"] for side, n in sums.items()}
     general, margin = rows[-1], context.config.evaluation.general_margin
     general |= {"verdict": "not measured", "margin": margin}
     if general["delta"] is not None:
@@ -156,14 +164,14 @@ def score_bits(context: EvalContext) -> list[Row]:
 
 def _bits(context: EvalContext, source: str, split: str) -> Tables:
     """Score documents with base and tuned, as `document_bits` does, and flag those `trained` on."""
-    window, documents = context.config.data.max_length, context.documents(source, split)
+    window = context.config.data.max_length
 
     def score(chosen: Sequence[int]) -> pd.DataFrame:
         texts = context.mixture.texts(chosen)
         bits = document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
         return bits.assign(trained=split == TRAIN)
 
-    chunks = context.within_budget("documents scored", documents, 8, 0.12)
+    chunks = context.within_budget("documents scored", context.documents(source, split), 8, 0.12)
     return context.measure_both(score, chunks)
 
 
@@ -208,7 +216,7 @@ def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.Da
         labels = [IGNORE_INDEX] * len(prompt) + option
         rows.append((number, np.array(prompt + option), np.array(labels)))
     rows.sort(key=lambda row: len(row[1]))  # little padding
-    nats = sequence_nll(context.model, rows, len(options), start_id, context.batch_size)
+    nats = sequence_nll(context.model, rows, len(options), context.batch_size)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)
@@ -238,7 +246,7 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
     row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
     row |= {"n": n, "margin": margin, "verdict": "worse" if high < -margin else "not shown"}
-    guessing = (1 + 2 * math.sqrt((OPTIONS - 1) / n)) / OPTIONS
+    guessing = (1 + 2 * np.sqrt((OPTIONS - 1) / n)) / OPTIONS
     if before <= guessing:
         reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {guessing:.3f}"
         return row | {"verdict": "cannot tell", "reason": reason}

@@ -39,7 +39,6 @@ POOL = 2000  # characters that shares are measured over, for Delta
 FEWEST_POOLS, FEWEST_TEXTS = 5, 20  # human pools for a standard deviation; texts of each kind
 HIDDEN = "■"  # stands for every character that a classifier shall not see
 
-Flags = npt.NDArray[np.bool_]
 # Makes of a writer's rows what the metric's statistic takes.
 Measure = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -70,9 +69,7 @@ class BurrowsDelta:
     genre. Raises `DataError` where `target` has fewer than 5 pools of 2,000 characters.
     """
 
-    def __init__(
-        self, target: Sequence[str], other: Sequence[str] = (), characters: int = 500
-    ) -> None:
+    def __init__(self, target: Sequence[str], other: Sequence[str], characters: int = 500) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         own, rest = chunks("".join(target), POOL), chunks("".join(other), POOL)
@@ -104,42 +101,25 @@ class BurrowsDelta:
         return np.asarray(np.abs(scores - self.centroid).mean(-1))
 
 
-def style_classifier(texts: Sequence[str], target: Flags, kept: str) -> "Pipeline":
+def style_classifier(target: Sequence[str], other: Sequence[str], kept: str) -> "Pipeline":
     """Tell two kinds of text apart: TF-IDF of runs of 1 to 3 characters, logistic regression.
 
-    Its `decision_function` gives the log-odds of the kind that `target` (N,) flags. It sees the
-    characters in `kept` only (those of `top_characters`), so that names and props (剑, 掌门) tell
-    nothing. Raises `DataError` where a kind has fewer than 20 texts.
+    Its `decision_function` gives the log-odds of the `target`. It sees the characters in `kept`
+    only (those of `top_characters`), so that names and props (剑, 掌门) tell nothing. Raises
+    `DataError` where a kind has fewer than 20 texts.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    fewest = min(np.sum(target), np.sum(~target))
+    fewest = min(len(target), len(other))
     if fewest < FEWEST_TEXTS:
         raise DataError(f"classifier: {fewest} texts of a kind, fewer than {FEWEST_TEXTS}")
     hide = functools.partial(re.compile(f"[^{re.escape(kept)}]").sub, HIDDEN)
     how = {"analyzer": "char", "ngram_range": (1, 3), "min_df": 2, "sublinear_tf": True}
     logistic = LogisticRegression(C=10, class_weight="balanced", max_iter=1000)
     classifier = make_pipeline(TfidfVectorizer(preprocessor=hide, **how), logistic)
-    return classifier.fit(texts, target)
-
-
-def held_out_logits(
-    classifier: "Pipeline", texts: Sequence[str], target: Flags, groups: Sequence[str]
-) -> Floats:
-    """Let a classifier of the same settings, fitted anew on other groups (books), judge each text.
-
-    Logits, (N,). Five folds, or as many as a kind has groups. Raises `DataError` where a kind has
-    fewer than two groups.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
-    fewest = min(len(np.unique(np.array(groups)[kind])) for kind in (target, ~target))
-    if fewest < 2:
-        raise DataError(f"classifier: {fewest} book of a kind, fewer than 2")
-    how = {"cv": StratifiedGroupKFold(min(5, fewest)), "method": "decision_function"}
-    return np.asarray(cross_val_predict(classifier, texts, target, groups=groups, **how))
+    return classifier.fit([*target, *other], [True] * len(target) + [False] * len(other))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
@@ -218,56 +198,46 @@ def score_generations(context: EvalContext, written: list[dict[str, Any]]) -> di
     -------
     `metrics`; `copied`, the longest runs that tuned passages copied, uncut; `texts`, a row a
     passage: its `writer`, `number` (of the passage in `written`; of people's, their own), longest
-    `copied` run and `style` logit; `classifier`, the share of people's chunks that it tells right
-    without having seen their book, or None.
+    `copied` run and `style` logit.
     """
     whole = [n for n, row in enumerate(written) if all(_cut(row[w]) for w in WRITERS)]
     rows = [(writer, n, _cut(written[n][writer])) for writer in WRITERS for n in whole]
-    held_out = _chunks(context.human_texts("wuxia", VALIDATION))["text"]
+    held_out = _chunks(context.human_texts("wuxia", VALIDATION))
     places = np.linspace(0, len(held_out) - 1, min(len(whole), len(held_out))).astype(int)
-    rows += [("human", n, text) for n, text in enumerate(held_out.iloc[places])]
+    rows += [("human", n, held_out[place]) for n, place in enumerate(places)]
     table = pd.DataFrame(rows, columns=["writer", "number", "text"])
     uncut = [row["tuned"] for row in written]
     shared = overlap([*table["text"], *uncut], context.mixture.training_texts)  # reads all: once
     people = _People(context)
-    table["copied"], table["style"], accuracy = shared["length"][: len(table)], None, None
+    table["copied"], table["style"] = shared["length"][: len(table)], None
     with suppress(DataError):  # said in the row of style_strength
         if whole:
             table["style"] = people.classifier.decision_function(table["text"])
-        accuracy = people.held_out_accuracy()
     return {
         "metrics": [_row(*each, table, context.seed) for each in _measures(people)],
         "copied": longest_runs(shared[len(table) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.drop(columns="text").to_dict("records"),
-        "classifier": accuracy,
     }
 
 
 class _People:
-    """People's writing, and what judges other texts by it; fitted when first needed.
+    """What judges texts by people's writing; fitted when first needed.
 
-    All raise `DataError` where there is too little to fit them on.
+    Both raise `DataError` where there is too little to fit them on.
     """
 
     def __init__(self, context: EvalContext) -> None:
         wuxia = context.human_texts("wuxia", TRAIN)
         self.human = wuxia, context.human_texts("general", TRAIN, UNUSED)
-        kinds = [_chunks(texts)[:1000] for texts in self.human]
-        self.texts, self.books = (pd.concat(kinds)[name].tolist() for name in ("text", "book"))
-        self.is_wuxia = np.arange(len(self.texts)) < len(kinds[0])
 
     @functools.cached_property
     def delta(self) -> BurrowsDelta:
-        return BurrowsDelta(*(texts["text"] for texts in self.human))
+        return BurrowsDelta(*self.human)
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
-        return style_classifier(self.texts, self.is_wuxia, top_characters(self.texts))
-
-    def held_out_accuracy(self) -> float:
-        """Judge the chunks of each book by a classifier fitted on the others."""
-        logits = held_out_logits(self.classifier, self.texts, self.is_wuxia, self.books)
-        return float(((logits > 0) == self.is_wuxia).mean())
+        wuxia, general = (_chunks(texts)[:1000] for texts in self.human)
+        return style_classifier(wuxia, general, top_characters(wuxia + general))
 
 
 def _measures(people: _People) -> list[tuple[Metric, Measure]]:
@@ -292,18 +262,18 @@ def _measures(people: _People) -> list[tuple[Metric, Measure]]:
 
 def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned; the controls' figures stand beside them."""
-    texts = dict(list(table.groupby("writer")))
-    n = len(texts.get("base", ()))
+    n = int((table["writer"] == "base").sum())
     if n < FEWEST:
         reason = f"{n} passages of {CHARACTERS} characters, fewer than {FEWEST}"
         return metric.row(n, reason=reason)
     try:
-        row = compare(metric, measure(texts["base"]), measure(texts["tuned"]), seed)
+        items = {writer: measure(rows) for writer, rows in table.groupby("writer")}
+        row = compare(metric, items["base"], items["tuned"], seed)
     except DataError as error:
         return metric.row(n, reason=str(error))
     for control in ("few_shot", "human"):
-        if len(texts.get(control, ())) == n:  # a figure of fewer texts would be another one
-            row[control] = float(metric.statistic(measure(texts[control]), np.ones((1, n)))[0])
+        if len(items.get(control, ())) == n:  # a figure of fewer texts would be another one
+            row[control] = float(metric.statistic(items[control], np.ones((1, n)))[0])
     return row
 
 
@@ -317,7 +287,6 @@ def _cut(text: str) -> str:
     return next(iter(chunks(text, CHARACTERS)), "")
 
 
-def _chunks(human: pd.DataFrame) -> pd.DataFrame:
-    """Cut human documents into chunks as long as a passage: `book` and `text`."""
-    cut = human.assign(text=[chunks(text, CHARACTERS) for text in human["text"]])
-    return cut.explode("text").dropna(subset="text")
+def _chunks(texts: Sequence[str]) -> list[str]:
+    """Cut human texts into chunks as long as a passage."""
+    return [chunk for text in texts for chunk in chunks(text, CHARACTERS)]
