@@ -31,7 +31,7 @@ def eight():
 @pytest.fixture(scope="module")
 def cards():
     """Two RTX 4090."""
-    return plan.planned_device(load_config(REAL), None)
+    return plan.planned_device("RTX 4090", 2)
 
 
 def text(tokens, windows):
@@ -182,7 +182,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, c
 
 def test_an_unknown_card_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"plan.card RTX 9999: not known; .*RTX 4090"):
-        plan.planned_device(load_config(REAL, ["plan.card=RTX 9999"]), None)
+        preflight.forecast(load_config(REAL, ["plan.card=RTX 9999"]), None)
 
 
 def test_the_real_recipe_is_planned_without_a_hub_a_card_or_a_mixture(tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,6 @@ import torch
 from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import Mixture, find_texts, likely_share, train_windows, utf8_size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Range = npt.NDArray[np.float64]  # (2,), at least and at most
 GIB = 2**30
@@ -83,8 +80,8 @@ def read_shape(config: ModelConfig) -> Shape | None:
         return None  # the tokenizer's loading says what is wrong
 
 
-def shape_of(base: "PreTrainedModel") -> Shape | None:
-    """Count the weights of a model; None as in `read_shape`."""
+def shape_of(base: Any) -> Shape | None:
+    """Count the weights of a transformers model; None as in `read_shape`."""
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
     others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
@@ -114,18 +111,12 @@ def this_device(processes: int) -> Device:
     return Device("process on the CPU", processes, memory, None, on_card=False)
 
 
-def planned_device(config: Config, processes: int | None) -> Device | None:
-    """Describe the cards that `plan.card` names, None where it names none.
-
-    Raises `ConfigError` where the card is not known.
-    """
-    name = config.plan.card
-    if name is None:
-        return None
+def planned_device(name: str, cards: int) -> Device:
+    """Describe cards of `CARDS`; raises `ConfigError` where the name is not known."""
     if name not in CARDS:
         raise ConfigError(f"plan.card {name}: not known; known are {', '.join(CARDS)}")
     gib, rate = CARDS[name]
-    return Device(name, processes or config.plan.cards, USABLE * gib * GIB, rate, on_card=True)
+    return Device(name, cards, USABLE * gib * GIB, rate, on_card=True)
 
 
 def known_rate(name: str) -> float | None:

@@ -45,11 +45,12 @@ def prepare_run(
 
 def forecast(config: Config, processes: int | None) -> str:
     """Say what a run needs; nothing is mixed, loaded or started."""
-    shape = check_model(config)
-    device = None if torch.cuda.is_available() else plan.planned_device(config, processes)
-    if device is None:
+    shape, card = check_model(config), config.plan.card
+    if card is None or torch.cuda.is_available():
         check_device(config)
         device = plan.this_device(process_count(processes))
+    else:
+        device = plan.planned_device(card, processes or config.plan.cards)
     mixture = current_mixture(config)
     text = plan.measured_text(mixture) if mixture else plan.estimated_text(config)
     return plan.describe_plan(config, shape, device, text)
