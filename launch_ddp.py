@@ -72,7 +72,6 @@ def doctor(options: argparse.Namespace, config: Config) -> int:
     """Check the machine; 5 where something is wrong."""
     from wuxia_core import preflight, torchrun
 
-    preflight.check_settings(config)
     processes = torchrun.Processes(preflight.process_count(options.nproc))
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
 from wuxia_core import trainer as loop
@@ -35,11 +35,6 @@ from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped,
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
-LESS_MEMORY = (
-    "what saves some, the least harmful first: training.gradient_checkpointing=true, half of "
-    "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
-    "model.quantization=8bit, a smaller data.max_length or model"
-)
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience"}
 
 
@@ -68,7 +63,6 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
         ddp_find_unused_parameters=False,
@@ -85,8 +79,8 @@ def train(options: Namespace) -> loop.SpanTrainer:
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
     args, stop = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
-    shown = [loop.Progress(), loop.FirstSteps(stop=options.measure)]
-    trainer = make_trainer(config, args, options, [stop, loop.StopOnNonFinite(), *shown])
+    callbacks = [stop, loop.StopOnNonFinite(), loop.FirstSteps(stop=options.measure)]
+    trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
         run.clear_staging(folder)
@@ -134,7 +128,6 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.facts = facts
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -170,7 +163,7 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
         return error
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
-        return MachineError(f"out of GPU memory ({first}); {LESS_MEMORY}")
+        return MachineError(f"out of GPU memory ({first}); {model.LESS_MEMORY}")
     if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
         return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):

@@ -1,8 +1,8 @@
 """transformers' `Trainer` with what it lacks, and the callbacks of a run.
 
 `SpanTrainer` has an epoch that travels with each window, checkpoints that are whole or not there,
-and an exact measurement of held-out text. The callbacks show and log the steps, time the first
-ones, keep the best adapter, and stop at a number that is not finite or at a signal.
+and an exact measurement of held-out text. The callbacks time the first steps, keep the best
+adapter, and stop at a number that is not finite or at a signal.
 """
 
 import math
@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from wuxia_core import run
 from wuxia_core.errors import MachineError, NonFiniteError
@@ -38,16 +38,6 @@ WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
 LOGITS = 2**28  # of a batch of held-out text all of whose tokens are targets; 1 GiB in float32
 Flags = npt.NDArray[np.bool_]
-
-
-class Progress(ProgressCallback):
-    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the losses of this row."""
-        if self.training_bar is not None:
-            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
-            self.training_bar.set_postfix(losses)
 
 
 class FirstSteps(TrainerCallback):
@@ -88,67 +78,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class AtomicTrainer(Trainer):
-    """Trainer whose checkpoints appear whole, under their name, or not at all.
-
-    All ranks write into a folder aside; the first adds the manifest and renames it. A rank that
-    cannot write tells the others; then older checkpoints make room, and all try once more.
-    """
-
-    facts: dict[str, Any]  # what a checkpoint's manifest says besides
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
-        if self.is_world_process_zero():
-            now = {"step": self.state.global_step, "time": time.time()}
-            run.append(Path(self.args.output_dir), now | row)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return f"{self.args.output_dir}/{run.STAGING}{self.state.global_step}"
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        save = super()._save_checkpoint
-        for _ in range(2):
-            problem = self._tried(save, model, trial) or self._tried(self._publish)
-            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
-            if not problem:
-                return self.note({"event": "checkpoint"})
-        raise MachineError(
-            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
-            f"written ({problem}); free some space and go on with --resume from the one before"
-        )
-
-    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
-        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
-        problem = None
-        try:
-            work(*arguments)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
-        return next(filter(None, gather_object([problem])), None)  # waits for all
-
-    def _make_room(self, kept: int) -> None:
-        if self.is_world_process_zero():
-            run.clear_staging(Path(self.args.output_dir))
-            run.prune(Path(self.args.output_dir), kept)
-
-    def _publish(self) -> None:
-        if self.is_world_process_zero():
-            step, ranks = self.state.global_step, self.args.world_size
-            staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
-            if len(list(staged.glob("rng_state*"))) < ranks:
-                raise OSError("not all ranks' files can be seen: do all machines share the folder?")
-            run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
-            run.publish(staged, staged.parents[1])
-
-
-def best_adapter(folder: Path) -> Path | None:
-    """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    return max(folder.glob("best-[1-9]*"), key=run.step_of, default=None)
-
-
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Keep this adapter as the best, in place of the one before; return its folder."""
+    """Keep this adapter as the best, `best-STEP`, in place of the one before; return its folder."""
     staged = folder / f"{run.STAGING}best" / f"best-{step}"
     staged.mkdir(parents=True)
     write_adapter(model, staged)
@@ -162,7 +93,7 @@ def save_best(model: Any, folder: Path, step: int) -> Path:
 
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    best = best_adapter(folder) or save_best(model, folder, step=0)
+    best = next(folder.glob("best-[1-9]*"), None) or save_best(model, folder, step=0)
     for path in (best / name for name in ADAPTER_FILES):
         if path.exists():  # one may have been moved before a crash
             path.replace(folder / path.name)
@@ -230,8 +161,7 @@ class KeepBest(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Forget a best adapter that is not there any more."""
-        kept = best_adapter(self._folder)
-        if kept is None or run.step_of(kept) != state.best_global_step:
+        if not (self._folder / f"best-{state.best_global_step}").exists():
             state.best_metric = None
 
     def on_evaluate(
@@ -288,10 +218,60 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
             yield self.epoch, row
 
 
-class SpanTrainer(AtomicTrainer):
-    """Trainer whose samples know their epoch, and which measures held-out text exactly."""
+class SpanTrainer(Trainer):
+    """Trainer whose samples know their epoch, and which measures held-out text exactly.
 
+    Its checkpoints appear whole, under their name, or not at all. All ranks write
+    into a folder aside; the first adds the manifest and renames it. A rank that cannot write tells
+    the others; then older checkpoints make room, and all try once more.
+    """
+
+    facts: dict[str, Any]  # what a checkpoint's manifest says besides
     _logged: tuple[float, int] | None = None
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
+        if self.is_world_process_zero():
+            now = {"step": self.state.global_step, "time": time.time()}
+            run.append(Path(self.args.output_dir), now | row)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return f"{self.args.output_dir}/{run.STAGING}{self.state.global_step}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        save = super()._save_checkpoint
+        for _ in range(2):
+            problem = self._tried(save, model, trial) or self._tried(self._publish)
+            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
+            if not problem:
+                return self.note({"event": "checkpoint"})
+        raise MachineError(
+            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
+            f"written ({problem}); free some space and go on with --resume from the one before"
+        )
+
+    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
+        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
+        problem = None
+        try:
+            work(*arguments)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        return next(filter(None, gather_object([problem])), None)  # waits for all
+
+    def _make_room(self, kept: int) -> None:
+        if self.is_world_process_zero():
+            run.clear_staging(Path(self.args.output_dir))
+            run.prune(Path(self.args.output_dir), kept)
+
+    def _publish(self) -> None:
+        if self.is_world_process_zero():
+            step, ranks = self.state.global_step, self.args.world_size
+            staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
+            if len(list(staged.glob("rng_state*"))) < ranks:
+                raise OSError("not all ranks' files can be seen: do all machines share the folder?")
+            run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
+            run.publish(staged, staged.parents[1])
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
         args = self.args
