@@ -68,7 +68,6 @@ def doctor(options: argparse.Namespace, config: Config) -> None:
     """Check the machine; `MachineError` where something is wrong."""
     from wuxia_core import preflight, torchrun
 
-    preflight.check_settings(config)
     processes = torchrun.Processes(preflight.process_count(options.nproc))
     with tempfile.TemporaryDirectory() as folder:
         config.save(Path(folder) / "config.yaml")

@@ -26,7 +26,7 @@ NONE_PACKED = np.zeros(50, bool)
 def test_the_order_depends_on_seed_and_epoch_and_carries_the_epoch():
     sampler = EpochSampler(NONE_PACKED, seed=1, batch=5, effective_batch=10)
     first = list(sampler)
-    sampler.set_epoch(3)
+    sampler.epoch = 3
     later = list(sampler)
     assert [epoch for epoch, _ in first] == [0] * 50
     assert [epoch for epoch, _ in later] == [3] * 50
@@ -55,7 +55,7 @@ def test_half_of_a_mixed_batch_is_masked(size):
     packed = np.arange(size) % 3 == 0
     sampler = EpochSampler(packed, 1, batch=4, effective_batch=8, by_turns=True)
     for epoch in (0, 1):
-        sampler.set_epoch(epoch)
+        sampler.epoch = epoch
         order = np.array(list(sampler)).reshape(-1, 4, 2)
         masked = np.vectorize(masked_this_epoch)(order[..., 1], order[..., 0]).sum(1)
         assert set(order[..., 1].flat) == set(range(size))

@@ -28,6 +28,11 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 MASK_ROW = "mask_row.safetensors"  # no other program takes it, and no prompt needs it
 # Weights last: once they are there, all is.
 ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+LESS_MEMORY = (
+    "what saves memory, the least harmful first: training.gradient_checkpointing=true, half of "
+    "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
+    "model.quantization=8bit or 4bit, a smaller data.max_length or model"
+)
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -108,8 +113,7 @@ def tokenizer_files(name: str) -> list[Path]:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        download = partial(snapshot_download, allow_patterns=TOKENIZER_FILES)
-        folder = Path(_fetch(name, download))
+        folder = Path(_fetch(name, partial(snapshot_download, allow_patterns=TOKENIZER_FILES)))
     return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
 
 

@@ -26,20 +26,15 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
+from wuxia_core import trainer as loop
 from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.trainer import JUDGED_BY, KeepBest, SpanTrainer, StopOnSignal, finish, run_callbacks
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
-LESS_MEMORY = (
-    "what saves some, the least harmful first: --set training.gradient_checkpointing=true, half of "
-    "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, --set "
-    "model.quantization=8bit, a smaller data.max_length, a smaller model"
-)
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience"}
 
 
@@ -68,14 +63,13 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
         ddp_find_unused_parameters=False,
     )
 
 
-def train(options: Namespace) -> SpanTrainer:
+def train(options: Namespace) -> loop.SpanTrainer:
     """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
     folder, start = options.folder, options.start
     run.hold_lock(folder)
@@ -83,9 +77,9 @@ def train(options: Namespace) -> SpanTrainer:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
         # accelerate gives the time-out to GPUs alone
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
-    args, stop = arguments(config, options), StopOnSignal()
+    args, stop = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
-    callbacks = [stop, *run_callbacks(measure=options.measure)]
+    callbacks = [stop, loop.StopOnNonFinite(), loop.FirstSteps(stop=options.measure)]
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
@@ -96,7 +90,7 @@ def train(options: Namespace) -> SpanTrainer:
     if stop.stopped_at:
         raise Stopped(f"by a signal at step {stop.stopped_at}")
     if not options.measure and trainer.is_world_process_zero():
-        finish(trainer.accelerator.unwrap_model(trainer.model), folder)
+        loop.finish(trainer.accelerator.unwrap_model(trainer.model), folder)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return trainer
@@ -104,7 +98,7 @@ def train(options: Namespace) -> SpanTrainer:
 
 def make_trainer(
     config: Config, args: TrainingArguments, options: Namespace, callbacks: list[TrainerCallback]
-) -> SpanTrainer:
+) -> loop.SpanTrainer:
     """Load base and mixture, and set up the loop.
 
     Raises `ConfigError` where the checkpoint to go on from is of another base model.
@@ -122,9 +116,9 @@ def make_trainer(
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
-        args.metric_for_best_model = JUDGED_BY
-        callbacks.append(KeepBest(folder, config.training.early_stopping_patience))
-    trainer = SpanTrainer(
+        args.metric_for_best_model = loop.JUDGED_BY
+        callbacks.append(loop.KeepBest(folder, config.training.early_stopping_patience))
+    trainer = loop.SpanTrainer(
         model=model.add_adapter(base, config.model, mask_id),
         args=args,
         data_collator=model.make_collator(config, tokenizer, mask_id, config.training.objective),
@@ -134,7 +128,6 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.facts = facts
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -170,7 +163,7 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
         return error
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
-        return MachineError(f"out of GPU memory ({first}); {LESS_MEMORY}")
+        return MachineError(f"out of GPU memory ({first}); {model.LESS_MEMORY}")
     if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
         return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):

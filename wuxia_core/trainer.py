@@ -1,8 +1,8 @@
 """transformers' `Trainer` with what it lacks, and the callbacks of a run.
 
 `SpanTrainer` has an epoch that travels with each window, checkpoints that are whole or not there,
-and an exact measurement of held-out text. The callbacks show and log the steps, time the first
-ones, keep the best adapter, and stop at a number that is not finite or at a signal.
+and an exact measurement of held-out text. The callbacks time the first steps, keep the best
+adapter, and stop at a number that is not finite or at a signal.
 """
 
 import math
@@ -10,11 +10,11 @@ import os
 import resource
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -26,28 +26,18 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from wuxia_core import run
 from wuxia_core.errors import MachineError, NonFiniteError
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
-from wuxia_core.model import ADAPTER_FILES, ADAPTER_WEIGHTS, write_adapter
+from wuxia_core.model import ADAPTER_FILES, write_adapter
 
 WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
 LOGITS = 2**28  # of a batch of held-out text all of whose tokens are targets; 1 GiB in float32
 Flags = npt.NDArray[np.bool_]
-
-
-class Progress(ProgressCallback):
-    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the losses of this row."""
-        if self.training_bar is not None:
-            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
-            self.training_bar.set_postfix(losses)
 
 
 class FirstSteps(TrainerCallback):
@@ -57,27 +47,25 @@ class FirstSteps(TrainerCallback):
     """
 
     def __init__(self, *, stop: bool) -> None:
-        self._stop, self._done, self._seconds, self._tokens = stop, 0, 0.0, 0
+        self._stop, self._began = stop, 0.0
+        self._seconds: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; between steps held-out text is measured and checkpoints are saved."""
-        if self._done == min(WARM_UP, state.max_steps - 1):
-            self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
-        self._seconds -= time.monotonic()
+        self._began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the clock; say what it shows after the twentieth step."""
-        self._seconds += time.monotonic()
-        self._done += 1
-        if self._done != min(TIMED_STEPS, state.max_steps):
+        self._seconds.append(time.monotonic() - self._began)
+        if len(self._seconds) != min(TIMED_STEPS, state.max_steps):
             return
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
-            timed = self._done - min(WARM_UP, state.max_steps - 1)
-            a_step = self._seconds / timed
-            tokens = (state.num_input_tokens_seen - self._tokens) / self._seconds
+            timed = self._seconds[WARM_UP:] or self._seconds[-1:]
+            a_step = mean(timed)
+            tokens = state.num_input_tokens_seen / state.global_step / a_step
             tqdm.write(
-                f"measured over {timed} steps: {a_step:.2f} s a step, {tokens:,.0f} "
+                f"measured over {len(timed)} steps: {a_step:.2f} s a step, {tokens:,.0f} "
                 f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
                 f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps"
             )
@@ -90,104 +78,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_callbacks(*, measure: bool) -> list[TrainerCallback]:
-    """Build the callbacks that show, time and check the steps of every run."""
-    return [StopOnNonFinite(), Progress(), FirstSteps(stop=measure)]
-
-
-class AtomicTrainer(Trainer):
-    """Trainer whose checkpoints appear whole, under their name, or not at all.
-
-    All ranks write into a folder aside; the first adds the manifest and renames it. A rank that
-    cannot write tells the others; then older checkpoints make room, and all try once more.
-    """
-
-    facts: dict[str, Any]  # what a checkpoint's manifest says besides
-    _staging: Path | None = None
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
-        if self.is_world_process_zero():
-            now = {"step": self.state.global_step, "time": time.time()}
-            run.append(Path(self.args.output_dir), now | row)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        for _ in range(2):
-            problem = self._tried(self._stage, model, trial) or self._tried(self._publish)
-            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
-            if not problem:
-                return self.note({"event": "checkpoint"})
-        raise MachineError(
-            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
-            f"written ({problem}); free some space and go on with --resume from the one before"
-        )
-
-    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
-        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
-        problem = None
-        try:
-            work(*arguments)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
-        return next(filter(None, gather_object([problem])), None)  # waits for all
-
-    def _make_room(self, kept: int) -> None:
-        if self.is_world_process_zero():
-            run.clear_staging(Path(self.args.output_dir))
-            run.prune(Path(self.args.output_dir), kept)
-
-    def _stage(self, model: Any, trial: Any) -> None:
-        self._staging = Path(self.args.output_dir) / f"{run.STAGING}{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-
-    def _publish(self) -> None:
-        if not self.is_world_process_zero():
-            return
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        ranks = self.args.world_size
-        staged = folder / f"{run.STAGING}{step}" / f"checkpoint-{step}"
-        if len(list(staged.glob("rng_state*"))) < ranks:
-            raise OSError("not all ranks' files can be seen: do all machines share the folder?")
-        run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
-        run.publish(staged, folder)
-
-
-def best_adapter(folder: Path) -> Path | None:
-    """Find the best adapter so far, in a folder named after its step; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"best-[1-9]*/{ADAPTER_WEIGHTS}")]
-    return max(whole, key=run.step_of, default=None)
-
-
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Keep this adapter as the best, in place of the one before; return its folder."""
-    best = folder / f"best-{step}"
-    best.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as staging:
-        write_adapter(model, Path(staging))
-        _move_adapter(Path(staging), best)
-    for path in set(folder.glob("best-[0-9]*")) - {best}:
-        shutil.rmtree(path)
-    return best
-
-
-def _move_adapter(source: Path, folder: Path) -> None:
-    """Move the adapter's files, the weights last; one may have been moved before a crash."""
-    for path in (source / name for name in ADAPTER_FILES if (source / name).exists()):
-        run.fsync(path)
-        path.replace(folder / path.name)
+    """Keep this adapter as the best, `best-STEP`, in place of the one before; return its folder."""
+    staged = folder / f"{run.STAGING}best" / f"best-{step}"
+    staged.mkdir(parents=True)
+    write_adapter(model, staged)
+    run.write_manifest(staged, {"step": step})
+    # Whoever crashes here goes on from a step before this one, and measures it again.
+    for older in folder.glob("best-*"):
+        shutil.rmtree(older)
+    run.publish(staged, folder)
+    return folder / staged.name
 
 
 def finish(model: Any, folder: Path) -> None:
     """Put the best adapter, or where none was measured this one, at the top of the run folder."""
-    _move_adapter(best_adapter(folder) or save_best(model, folder, step=0), folder)
-    for path in folder.glob("best-[0-9]*"):
-        shutil.rmtree(path)
+    best = next(folder.glob("best-[1-9]*"), None) or save_best(model, folder, step=0)
+    for path in (best / name for name in ADAPTER_FILES):
+        if path.exists():  # one may have been moved before a crash
+            path.replace(folder / path.name)
+    shutil.rmtree(best)
 
 
 class StopOnNonFinite(TrainerCallback):
@@ -251,8 +161,7 @@ class KeepBest(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Forget a best adapter that is not there any more."""
-        kept = best_adapter(self._folder)
-        if kept is None or run.step_of(kept) != state.best_global_step:
+        if not (self._folder / f"best-{state.best_global_step}").exists():
             state.best_metric = None
 
     def on_evaluate(
@@ -284,23 +193,19 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
         self, packed: Flags, seed: int, batch: int, effective_batch: int, by_turns: bool = False
     ) -> None:
         self._packed, self._seed, self._batch = torch.from_numpy(packed), seed, batch
-        self._by_turns, self._epoch = by_turns, 0
+        self._by_turns, self.epoch = by_turns, 0
         self.steps = -(-len(packed) // effective_batch)  # an epoch
         self._length = self.steps * effective_batch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; accelerate calls this."""
-        self._epoch = epoch
-
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Compute the epoch from the steps that are done."""
-        self.set_epoch(state.global_step // self.steps)
+        """Compute the epoch of the next iteration from the steps that are done."""
+        self.epoch = state.global_step // self.steps
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         size = len(self._packed)
         order = torch.randperm(size, generator=generator)
         order = order[torch.argsort(self._packed[order].int(), stable=True)]
@@ -310,13 +215,63 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
             order = order[(2 * turn + odd).argsort()]
         batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
-            yield self._epoch, row
+            yield self.epoch, row
 
 
-class SpanTrainer(AtomicTrainer):
-    """Trainer whose samples know their epoch, and which measures held-out text exactly."""
+class SpanTrainer(Trainer):
+    """Trainer whose samples know their epoch, and which measures held-out text exactly.
 
+    Its checkpoints appear whole, under their name, or not at all. All ranks write
+    into a folder aside; the first adds the manifest and renames it. A rank that cannot write tells
+    the others; then older checkpoints make room, and all try once more.
+    """
+
+    facts: dict[str, Any]  # what a checkpoint's manifest says besides
     _logged: tuple[float, int] | None = None
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
+        if self.is_world_process_zero():
+            now = {"step": self.state.global_step, "time": time.time()}
+            run.append(Path(self.args.output_dir), now | row)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return f"{self.args.output_dir}/{run.STAGING}{self.state.global_step}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        save = super()._save_checkpoint
+        for _ in range(2):
+            problem = self._tried(save, model, trial) or self._tried(self._publish)
+            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
+            if not problem:
+                return self.note({"event": "checkpoint"})
+        raise MachineError(
+            f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
+            f"written ({problem}); free some space and go on with --resume from the one before"
+        )
+
+    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
+        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
+        problem = None
+        try:
+            work(*arguments)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        return next(filter(None, gather_object([problem])), None)  # waits for all
+
+    def _make_room(self, kept: int) -> None:
+        if self.is_world_process_zero():
+            run.clear_staging(Path(self.args.output_dir))
+            run.prune(Path(self.args.output_dir), kept)
+
+    def _publish(self) -> None:
+        if self.is_world_process_zero():
+            step, ranks = self.state.global_step, self.args.world_size
+            staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
+            if len(list(staged.glob("rng_state*"))) < ranks:
+                raise OSError("not all ranks' files can be seen: do all machines share the folder?")
+            run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
+            run.publish(staged, staged.parents[1])
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
         args = self.args

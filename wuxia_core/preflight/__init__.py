@@ -1,3 +1,3 @@
 """What is checked and said before a run: the machine, the run folder, memory, time and cost."""
 
-from wuxia_core.preflight.prepare import check_settings, forecast, prepare_run, process_count
+from wuxia_core.preflight.prepare import forecast, prepare_run, process_count

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,7 @@ import torch
 from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError
 from wuxia_core.mixing import Mixture, find_texts, likely_share, train_windows, utf8_size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from wuxia_core.model import LESS_MEMORY
 
 Range = npt.NDArray[np.float64]  # (2,), at least and at most
 GIB = 2**30
@@ -83,8 +81,8 @@ def read_shape(config: ModelConfig) -> Shape | None:
         return None  # the tokenizer's loading says what is wrong
 
 
-def shape_of(base: "PreTrainedModel") -> Shape | None:
-    """Count the weights of a model; None as in `read_shape`."""
+def shape_of(base: Any) -> Shape | None:
+    """Count the weights of a transformers model; None as in `read_shape`."""
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
     others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
@@ -114,18 +112,12 @@ def this_device(processes: int) -> Device:
     return Device("process on the CPU", processes, memory, None, on_card=False)
 
 
-def planned_device(config: Config, processes: int | None) -> Device | None:
-    """Describe the cards that `plan.card` names, None where it names none.
-
-    Raises `ConfigError` where the card is not known.
-    """
-    name = config.plan.card
-    if name is None:
-        return None
+def planned_device(name: str, cards: int) -> Device:
+    """Describe cards of `CARDS`; raises `ConfigError` where the name is not known."""
     if name not in CARDS:
         raise ConfigError(f"plan.card {name}: not known; known are {', '.join(CARDS)}")
     gib, rate = CARDS[name]
-    return Device(name, processes or config.plan.cards, USABLE * gib * GIB, rate, on_card=True)
+    return Device(name, cards, USABLE * gib * GIB, rate, on_card=True)
 
 
 def known_rate(name: str) -> float | None:
@@ -188,39 +180,6 @@ def target_fraction(config: Config) -> float:
     return {"masked": masked, "clm": 1.0, "mixed": (1 + masked) / 2}[config.training.objective]
 
 
-def remedies(config: Config) -> Iterator[tuple[str, Config]]:
-    """Give changes that save memory, the least harmful first, each on top of those before it."""
-    changed = config.model_copy(deep=True)
-    model, data, training = changed.model, changed.data, changed.training
-    if not training.gradient_checkpointing:
-        training.gradient_checkpointing = True
-        yield "training.gradient_checkpointing=true", changed
-    even = 4 if training.objective == "mixed" else 2  # half of a mixed batch is masked
-    while training.per_device_train_batch_size % even == 0:
-        training.per_device_train_batch_size //= 2
-        training.gradient_accumulation_steps *= 2
-        keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        yield " ".join(f"training.{key}={getattr(training, key)}" for key in keys), changed
-    for bits in ("8bit", "4bit"):
-        if WEIGHT_BYTES[bits] < WEIGHT_BYTES.get(model.quantization, 2):
-            model.quantization = bits
-            yield f"model.quantization={bits}", changed
-    if data.max_length >= 512 and data.stride is None:
-        data.max_length //= 2
-        yield f"data.max_length={data.max_length}", changed
-
-
-def advice(config: Config, shape: Shape, device: Device) -> Iterator[str]:
-    """Say what saves memory, with what it comes to, up to what fits."""
-    for change, changed in remedies(config):
-        total = sum(memory(changed, shape, device).values())
-        fits = ", fits" if total <= device.memory else ""
-        yield f"  --set {change.replace(' ', ' --set ')}: {total / GIB:.2f} GiB{fits}"
-        if fits:
-            return
-    yield "  a smaller model, such as Qwen/Qwen3-4B"
-
-
 class Text(NamedTuple):
     """Training text of an epoch, at least and at most: the two are equal where it was counted."""
 
@@ -239,13 +198,12 @@ def estimated_text(config: Config) -> Text:
     Raises `DataError` where there is no novel.
     """
     data, files = config.data, find_texts(config)
-    sizes: dict[str, float] = {}  # of books
+    characters: dict[str, float] = {}  # by book; of three bytes each
     for file in {file.path: file for file in files if file.source == "wuxia"}.values():
-        sizes[file.book] = sizes.get(file.book, 0) + utf8_size(file.path)
-    characters = {book: size / 3 for book, size in sizes.items()}
+        characters[file.book] = characters.get(file.book, 0) + utf8_size(file.path) / 3
     held_out = likely_share(characters, data.val_ratio, config.training.seed)
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
-    size = sum(sizes.values()) * (1 - held_out) / (1 - general)
+    size = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
     tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
     return Text(tokens, tokens / data.max_length)
 
@@ -273,24 +231,23 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
     where = f"{device.processes} × {device.name}"
-    lines = [f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on {where}"]
-    lines += [*memory_lines(config, shape, device), *work_lines(config, shape, device, text)]
-    disk = checkpoint_bytes(config, shape) / GIB
-    return "\n  ".join([*lines, f"disk for checkpoints: {disk:.2f} GiB"])
+    lines = [
+        f"plan, arithmetic: {name}, {shape.parameters / 1e9:.3g} B parameters, on {where}",
+        *memory_lines(config, shape, device),
+        *work_lines(config, shape, device, text),
+        f"disk for checkpoints: {checkpoint_bytes(config, shape) / GIB:.2f} GiB",
+    ]
+    return "\n  ".join(lines)
 
 
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
-    """Write the memory of a process, and what to change where it does not fit."""
+    """Write the memory of a process, and what saves some where it does not fit."""
     parts = memory(config, shape, device)
     total = sum(parts.values())
-    fits = "fits" if total <= device.memory else "DOES NOT FIT"
+    fits = "fits" if total <= device.memory else f"DOES NOT FIT; {LESS_MEMORY}"
     yield "GiB a process"
-    for part, size in (parts | {"in all": total}).items():
-        end = f" of {device.memory / GIB:.1f}: {fits}" if part == "in all" else ""
-        yield f"  {part:44}{size / GIB:7.2f}{end}"
-    if total > device.memory:
-        yield "what to change, the least harmful first, each with those above it:"
-        yield from advice(config, shape, device)
+    yield from (f"  {part:44}{size / GIB:7.2f}" for part, size in parts.items())
+    yield f"  {'in all':44}{total / GIB:7.2f} of {device.memory / GIB:.1f}: {fits}"
 
 
 def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iterator[str]:

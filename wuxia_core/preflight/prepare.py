@@ -24,7 +24,8 @@ def prepare_run(
     `start` is the checkpoint that a run goes on from. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
-    shape = check_settings(config)
+    check_device(config)
+    shape = check_model(config)
     if shape:
         tokenizer = load_tokenizer(base_path(config.model))
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
@@ -32,11 +33,9 @@ def prepare_run(
     if (windows := len(train_windows(mixture))) < processes.total:
         what = f"{processes.total} processes for {windows} training windows"
         raise ConfigError(f"{what}: lower --nproc or data.max_length, or add text to data.data_dir")
-    print(summary(config, processes.total, mixture))
-    device = plan.this_device(processes.total)
-    print(plan.describe_plan(config, shape, device, plan.measured_text(mixture)))
-    for precaution in card_precautions():
-        print(precaution)
+    device, text = plan.this_device(processes.total), plan.measured_text(mixture)
+    needs = plan.describe_plan(config, shape, device, text)
+    print(summary(config, processes.total, mixture), needs, *card_precautions(), sep="\n")
     if shape:
         check_disk(folder, plan.checkpoint_bytes(config, shape))
     open_folder(config, mixture, folder)
@@ -45,11 +44,12 @@ def prepare_run(
 
 def forecast(config: Config, processes: int | None) -> str:
     """Say what a run needs; nothing is mixed, loaded or started."""
-    shape = check_model(config)
-    device = None if torch.cuda.is_available() else plan.planned_device(config, processes)
-    if device is None:
+    shape, card = check_model(config), config.plan.card
+    if card is None or torch.cuda.is_available():
         check_device(config)
         device = plan.this_device(process_count(processes))
+    else:
+        device = plan.planned_device(card, processes or config.plan.cards)
     mixture = current_mixture(config)
     text = plan.measured_text(mixture) if mixture else plan.estimated_text(config)
     return plan.describe_plan(config, shape, device, text)
@@ -66,17 +66,8 @@ def process_count(wanted: int | None) -> int:
     return wanted or cards or 2
 
 
-def check_settings(config: Config) -> plan.Shape | None:
-    """Refuse what the device or the model cannot do, before it is loaded; give the model's shape.
-
-    Raises `ConfigError` naming the key.
-    """
-    check_device(config)
-    return check_model(config)
-
-
 def check_device(config: Config) -> None:
-    """Refuse a precision that this machine has not got."""
+    """Refuse a precision that this machine has not got; raises `ConfigError` naming the key."""
     on_card = torch.cuda.is_available()
     if config.training.fp16 and not on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
@@ -86,7 +77,10 @@ def check_device(config: Config) -> None:
 
 
 def check_model(config: Config) -> plan.Shape | None:
-    """Refuse what no machine could do with this model; give its shape."""
+    """Refuse what no machine could do with this model, before it is loaded; give its shape.
+
+    Raises `ConfigError` naming the key.
+    """
     name, length = config.model.model_name_or_path, config.data.max_length
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
@@ -107,10 +101,9 @@ def check_trackers(names: list[str]) -> None:
     for name in set(names) - {"tensorboard"}:  # which is; to ask transformers takes seconds
         from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
 
-        if name not in KNOWN:
-            raise ConfigError(f"training.report_to {name}: not known; known are {', '.join(KNOWN)}")
-        if find_spec(name) is None:
-            raise ConfigError(f"training.report_to {name}: not installed; pip install {name}")
+        if name not in KNOWN or find_spec(name) is None:
+            remedy = f"pip install {name}, or name another of {', '.join(KNOWN)}"
+            raise ConfigError(f"training.report_to {name}: not installed, or not known; {remedy}")
 
 
 def check_disk(folder: Path, needed: float) -> None:
@@ -143,11 +136,11 @@ def card_precautions() -> list[str]:
 def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Describe the run in a few lines, the effective batch first."""
     training, rows = config.training, mixture.report.itertuples()
+    size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    batch = f"{size} a process × {accumulated} accumulated × {processes} in parallel"
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
     return (
-        f"effective batch {effective_batch(config, processes)} = "
-        f"{training.per_device_train_batch_size} a process "
-        f"× {training.gradient_accumulation_steps} accumulated × {processes} in parallel\n"
+        f"effective batch {effective_batch(config, processes)} = {batch}\n"
         f"training text: {shares}\n"
         f"held out: {mixture.preparation['held_out']}"
     )
