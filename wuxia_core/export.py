@@ -77,9 +77,9 @@ def export(
 ) -> str:
     """Write "merged", "gguf" or "gguf-adapter" into a folder, and say how well it was kept.
 
-    What was written is read again: a model gives text the log p that the adapter gives it, and an
-    adapter has its weights, or nothing is kept. `out` is by default `OUTPUT_DIR/export/` and `to`; `llama_cpp` is a copy of it;
-    `base_model` is for a base that has moved. A quantized base is loaded as it was before.
+    What was written is read again, or nothing is kept: a model gives text the log p that the
+    adapter gives it, and an adapter has its weights. `out` is by default `OUTPUT_DIR/export/` and
+    `to`; `llama_cpp` is a copy of it; `base_model` is for a base that has moved.
 
     Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
     `DataError` where there is no adapter of this base, or it cannot be converted, or the export
