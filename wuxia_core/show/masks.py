@@ -76,8 +76,7 @@ class MaskView(NamedTuple):
             f"{_html([Segment(name, style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
             for style, name, chosen in entries
         )
-        body = f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
-        return _with_legend(body, f"{counts} of {len(self.kinds)} tokens")
+        return in_columns([("", _html(self.segments))], f"{counts} of {len(self.kinds)} tokens")
 
 
 def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
@@ -85,10 +84,6 @@ def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
     drawn = [f'{head}<div style="{TEXT_STYLE}">{text}</div>' for head, text in columns]
     style = f"{COLUMN};width:{100 // len(drawn)}%;min-width:min(100%,17em)"
     body = "".join(f'<div style="{style}">{column}</div>' for column in drawn)
-    return _with_legend(body, legend)
-
-
-def _with_legend(body: str, legend: str) -> str:
     below = f'<p style="font-size:13px">{legend}</p>'
     return f'<div lang="zh-Hans" class="{NO_MATH}">{body}{below}</div>'
 
