@@ -215,28 +215,18 @@ def _write_adapter(model: "PeftModel", script: Path, new: Path) -> str:
 
 
 def _read_again(new: Path) -> "PreTrainedModel":
-    """Load the model that was written, in float32."""
-    from transformers import AutoModelForCausalLM
+    """Load the weights that were written, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    load = AutoModelForCausalLM.from_pretrained
+    settings: dict[str, Any] = {}
     try:
-        settings = _gguf_settings(new / "model.gguf") if (new / "model.gguf").exists() else {}
-        return load(new, dtype="float32", **settings).eval()
+        if (new / "model.gguf").exists():  # of its own, transformers takes any head size for 128
+            config = AutoConfig.from_pretrained(new.with_name("source"))
+            settings = {"gguf_file": "model.gguf", "config": config}
+        return AutoModelForCausalLM.from_pretrained(new, dtype="float32", **settings).eval()
     except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
-
-
-def _gguf_settings(path: Path) -> dict[str, Any]:
-    """Give what transformers reads a GGUF model with; it takes any head size for 128."""
-    from gguf import GGUFReader
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    for name, field in GGUFReader(path).fields.items():
-        if name.endswith(".attention.key_length"):
-            config.head_dim = field.contents()
-    return {"gguf_file": path.name, "config": config}
 
 
 def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
