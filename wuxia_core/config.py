@@ -305,7 +305,7 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0], places, str(path))) from None
     except ConfigError as error:  # of the masks, which name their own keys
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{places.get('masking', path)}: {error}") from None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -321,7 +321,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        problem = " ".join(str(error).split())
+        problem = " ".join(str(error).replace('"<unicode string>"', path.name).split())
         raise ConfigError(f"{path}: not valid YAML: {problem}") from None
     for section, keys in tree.items():
         if not isinstance(keys, dict | None):
