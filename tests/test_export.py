@@ -201,3 +201,7 @@ def test_llama_cpps_converters(run, capsys):
     assert lines[:2] == [f"FROM {BASE}", "ADAPTER ./adapter.gguf"]
     assert "PARAMETER temperature 0.9" in lines and "PARAMETER top_p 0.95" in lines
     assert (folder / "adapter.gguf").stat().st_size > 1_000_000
+    settings = json.loads((run / "adapter_config.json").read_text()) | {"use_rslora": True}
+    (run / "adapter_config.json").write_text(json.dumps(settings))
+    assert main([*options, "--to", "gguf-adapter", "--out", str(run / "other")]) == 3
+    assert "not the adapter's" in capsys.readouterr().err

@@ -124,10 +124,8 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check_stride(self) -> Self:
-        if self.stride is not None and self.stride > self.max_length:
-            raise ValueError(
-                f"stride {self.stride} exceeds max_length {self.max_length}: it skips text"
-            )
+        if self.stride and self.stride > self.max_length:
+            raise ValueError(f"stride {self.stride} skips text: max_length {self.max_length}")
         return self
 
 
@@ -151,11 +149,8 @@ class MaskingConfig(_Section):
     def _check_masks(self) -> Self:
         from wuxia_core.masking import SpanMasker, check_shares
 
-        try:
-            SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
-            check_shares(self.corruption)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+        SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
+        check_shares(self.corruption)
         return self
 
 
@@ -262,17 +257,7 @@ class Config(_Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `5e-5` as a number, and refuses what hides the value of a key.
-
-    A few lines of aliases can stand for more values than there is memory for.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            said = f"*{event.anchor} is an alias; write out its value"
-            raise yaml.MarkedYAMLError(problem=said, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+    """YAML that reads `5e-5` as a number."""
 
 
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
@@ -319,12 +304,15 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0], places, str(path))) from None
+    except ConfigError as error:  # of the masks, which name their own keys
+        raise ConfigError(f"{places.get('masking', path)}: {error}") from None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Parse the file; the second value maps `section.key` to `file:line`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        _refuse_aliases(text, path)
         root = yaml.compose(text, Loader=_Loader)
         places = _places(root, path) if root is not None else {}
         tree = yaml.load(text, Loader=_Loader) or {}
@@ -333,11 +321,20 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(problem).split())
-        raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
-    return {section: {} if keys is None else keys for section, keys in tree.items()}, places
+        problem = " ".join(str(error).replace('"<unicode string>"', path.name).split())
+        raise ConfigError(f"{path}: not valid YAML: {problem}") from None
+    for section, keys in tree.items():
+        if not isinstance(keys, dict | None):
+            raise ConfigError(f"{places[section]}: {section} must be a section with keys")
+    return {section: keys or {} for section, keys in tree.items()}, places
+
+
+def _refuse_aliases(text: str, path: Path) -> None:
+    """Refuse what hides a value: a few lines of it can stand for more than there is memory."""
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            place = f"{path}:{token.start_mark.line + 1}"
+            raise ConfigError(f"{place}: *{token.value} is an alias; write out its value")
 
 
 def _places(root: yaml.Node, path: Path) -> dict[str, str]:
@@ -364,19 +361,15 @@ def _apply(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
         parsed = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, ValueError):
         parsed = value  # a path, say, that YAML would read as something else
-    keys = tree.setdefault(section, {})
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{places[section]}: {section} must hold keys, not {keys!r}")
-    keys[key] = parsed
+    tree.setdefault(section, {})[key] = parsed
     places[name] = f"--set {override}"
 
 
 def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
     for name, instead in RETIRED.items():
-        section, key = name.split(".")
-        keys = tree.get(section)
-        if isinstance(keys, dict) and key in keys:
-            del keys[key]
+        if name in places:
+            section, key = name.split(".")
+            del tree[section][key]
             logger.warning("%s: %s has no effect: %s", places[name], name, instead)
 
 
@@ -387,16 +380,12 @@ def _explain(error: Any, places: dict[str, str], path: str) -> str:
         return f"{place}: unknown key {name}{_nearest(name)}"
     got = repr(error["input"])
     got = got if len(got) <= 60 else got[:57] + "..."
-    if error["type"] == "model_type":
-        return f"{place}: {name} must be a section with keys (got {got})"
     return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')} (got {got})"
 
 
 def _nearest(name: str) -> str:
-    """Suggest a valid key of nearly that name, in whichever section it belongs to."""
-    section, _, key = name.partition(".")
-    names = {section: section for section, _ in Config()}
-    if key:
-        names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
-    close = difflib.get_close_matches(key or section, names, n=1)
+    """Suggest a section, or a key of any section, that has nearly that name."""
+    names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
+    names |= {section: section for section, _ in Config()}
+    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=1)
     return f"; did you mean {names[close[0]]}?" if close else ""

@@ -77,9 +77,9 @@ def export(
 ) -> str:
     """Write "merged", "gguf" or "gguf-adapter" into a folder, and say how well it was kept.
 
-    What was written is read again and gives text the log p that the adapter gives it, or nothing is
-    kept. `out` is by default `OUTPUT_DIR/export/` and `to`; `llama_cpp` is a copy of it;
-    `base_model` is for a base that has moved. A quantized base is loaded as it was before.
+    What was written is read again, or nothing is kept: a model gives text the log p that the
+    adapter gives it, and an adapter has its weights. `out` is by default `OUTPUT_DIR/export/` and
+    `to`; `llama_cpp` is a copy of it; `base_model` is for a base that has moved.
 
     Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
     `DataError` where there is no adapter of this base, or it cannot be converted, or the export
@@ -94,15 +94,17 @@ def export(
     with raise_machine_error(f"--out {target}"), staged(target) as new:
         model, tokenizer = _load_plain(folder, base), models.load_tokenizer(base)
         config, mixture = _run_of(folder)
-        rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in _passages(mixture)]
-        before = _log_probs(model, rows)
-        dtype = models.weights_dtype(config) if config and to != "gguf-adapter" else "float32"
-        _write(model, tokenizer, to, dtype, new)
-        if script:
-            _convert(script, to, dtype, new.parent)
-        if to != "gguf-adapter":
+        if script and to == "gguf-adapter":
+            said = _write_adapter(model, script, new)
+        else:
+            texts = _passages(mixture)
+            rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in texts]
+            before, dtype = _log_probs(model, rows), models.weights_dtype(config or Config())
+            _write_merged(model, tokenizer, dtype, new.with_name("source") if script else new)
             model = None  # there may be no room for two
-        said = _compare(before, _log_probs(_read_again(model, to, new), rows), dtype)
+            if script:
+                _convert(script, new.parent, "new/model.gguf", "--outtype", TYPES[dtype])
+            said = _compare(before, _log_probs(_read_again(new), rows), dtype)
         start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
         _describe(folder, new, base, start, config, mixture)
     return f"{said}\nwritten: {target}"
@@ -152,20 +154,15 @@ def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Te
     return torch.cat(found)
 
 
-def _write(
-    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", to: str, dtype: str, new: Path
+def _write_merged(
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dtype: str, folder: Path
 ) -> None:
-    """Write what is exported, or what a converter takes, with all files of the tokenizer."""
+    """Write base and adapter as one model, with all files of the tokenizer."""
     import torch
 
-    folder = new if to == "merged" else new.with_name("base")
-    if to == "gguf-adapter":
-        model.config.save_pretrained(folder)
-        model.save_pretrained(new.with_name("adapter"), save_embedding_layers=False)
-    else:
-        merged = model.merge_and_unload().to(getattr(torch, dtype))
-        merged.config.use_cache = True  # off for the training only
-        merged.save_pretrained(folder)
+    merged = model.merge_and_unload().to(getattr(torch, dtype))
+    merged.config.use_cache = True  # off for the training only
+    merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for path in models.tokenizer_files(tokenizer.name_or_path):
         shutil.copy(path, folder)
@@ -183,13 +180,9 @@ def _converter(to: str, llama_cpp: str | Path | None) -> Path:
     return script
 
 
-def _convert(script: Path, to: str, dtype: str, work: Path) -> None:
+def _convert(script: Path, work: Path, out: str, *options: str) -> None:
     """Have llama.cpp make a GGUF file; `DataError` where it does not know such a model."""
-    arguments = {
-        "gguf": ["base", "--outfile", "new/model.gguf", "--outtype", TYPES[dtype]],
-        "gguf-adapter": ["adapter", "--outfile", "new/adapter.gguf", "--base", "base"],
-    }
-    command = [sys.executable, str(script), *arguments[to]]
+    command = [sys.executable, str(script), "source", "--outfile", out, *options]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
@@ -198,54 +191,42 @@ def _convert(script: Path, to: str, dtype: str, work: Path) -> None:
         raise DataError(f"llama.cpp's {script.name} cannot convert it: {last}")
 
 
-def _read_again(model: "PeftModel | None", to: str, new: Path) -> "PreTrainedModel | PeftModel":
-    """Load what was written, in float32; an adapter in the place of that of `model`."""
-    from transformers import AutoModelForCausalLM
+def _write_adapter(model: "PeftModel", script: Path, new: Path) -> str:
+    """Have llama.cpp write the adapter, and say that all of it is there, bit for bit.
 
+    `DataError` where it is not, or llama.cpp would scale a layer otherwise.
+    """
+    from gguf import GGUFReader
+    from peft.tuners.lora import LoraLayer
+
+    source = new.with_name("source")
+    model.config.save_pretrained(source)
+    model.save_pretrained(source, save_embedding_layers=False)
+    _convert(script, new.parent, "new/adapter.gguf", "--base", "source")
+    file = GGUFReader(new / "adapter.gguf")
+    alpha = file.fields["adapter.lora.alpha"].contents()
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    scaled = all(layer.scaling["default"] == alpha / layer.r["default"] for layer in layers)
+    weights = [weight for name, weight in model.state_dict().items() if "lora_" in name]
+    kept = sorted(tensor.data.tobytes() for tensor in file.tensors)
+    if not scaled or kept != sorted(weight.numpy().tobytes() for weight in weights):
+        raise DataError("not exported, for its weights or their scale are not the adapter's")
+    return "the file has the weights of the adapter, bit for bit"
+
+
+def _read_again(new: Path) -> "PreTrainedModel":
+    """Load the weights that were written, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings: dict[str, Any] = {}
     try:
-        if model is not None:
-            return _replace_lora(model, new / "adapter.gguf")
-        settings = _gguf_settings(new / "model.gguf") if to == "gguf" else {}
-        load = AutoModelForCausalLM.from_pretrained
-        return load(new, dtype="float32", **settings).eval()
+        if (new / "model.gguf").exists():  # of its own, transformers takes any head size for 128
+            config = AutoConfig.from_pretrained(new.with_name("source"))
+            settings = {"gguf_file": "model.gguf", "config": config}
+        return AutoModelForCausalLM.from_pretrained(new, dtype="float32", **settings).eval()
     except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
-
-
-def _gguf_settings(path: Path) -> dict[str, Any]:
-    """Give what transformers reads a GGUF model with; it takes any head size for 128."""
-    from gguf import GGUFReader
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    for name, field in GGUFReader(path).fields.items():
-        if name.endswith(".attention.key_length"):
-            config.head_dim = field.contents()
-    return {"gguf_file": path.name, "config": config}
-
-
-def _replace_lora(model: "PeftModel", path: Path) -> "PeftModel":
-    """Put a GGUF adapter in place of a model's, by llama.cpp's names of the layers."""
-    import torch
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
-    from peft.tuners.lora import LoraLayer
-
-    reader = GGUFReader(path)
-    kind = reader.fields["general.architecture"].contents()
-    (number,) = (number for number, name in MODEL_ARCH_NAMES.items() if name == kind)
-    names = get_tensor_name_map(number, model.config.num_hidden_layers)
-    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
-    for name, layer in model.base_model.model.named_modules():
-        if isinstance(layer, LoraLayer):
-            known = names.get_name(name)
-            layer.lora_A["default"].weight.data = tensors.pop(f"{known}.weight.lora_a")
-            layer.lora_B["default"].weight.data = tensors.pop(f"{known}.weight.lora_b")
-            alpha = reader.fields["adapter.lora.alpha"].contents()
-            layer.scaling["default"] = alpha / layer.r["default"]  # as llama.cpp has it
-    if tensors:
-        raise ValueError(f"the adapter has no {', '.join(tensors)}")
-    return model
 
 
 def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:

@@ -6,7 +6,6 @@ papermill accepts a misspelt parameter in silence, and pastes its name in as cod
 checked against the notebook first.
 """
 
-import argparse
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 
 from wuxia_core.config import PROJECT
-from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status
+from wuxia_core.errors import ConfigError, DataError, MachineError, command_line, exit_status
 from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -93,7 +92,7 @@ def _output_html(output: nbformat.NotebookNode) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = argparse.ArgumentParser("python -m wuxia_core.report", description=__doc__)
+    parser = command_line("wuxia_core.report", __doc__)
     parser.add_argument("notebook", help="stem of a file in notebooks/, such as 02_see_masks")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", type=Path, default="output/reports", help="folder (%(default)s)")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError, Stopped, WuxiaError
 from wuxia_core.masking import SpanMasker
-from wuxia_core.show.masks import COLUMN, TEXT_STYLE, show_masks
+from wuxia_core.show.masks import in_columns, show_masks
 from wuxia_core.show.tables import table
 from wuxia_core.text import NO_MATH, escape
 from wuxia_core.write import STRONGEST, Sampling, stream
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
 
-PROSE = "line-height:1.7;margin-bottom:1em"
 STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}
 SETTINGS = ("strength", "seed", "tokens", "temperature")
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
@@ -209,16 +208,11 @@ class WritingDesk(widgets.VBox):
 
     def _show(self, row: dict[str, Any]) -> None:
         """Draw a row as far as it is written."""
-        column = f"{COLUMN};width:{100 // len(self._writers)}%;min-width:min(100%,17em)"
-        columns = [
-            f'<div style="{column}"><b>{escape(name)}</b><div style="{TEXT_STYLE};{PROSE}">'
-            f"<b>{escape(row['prompt'])}</b>{escape(row[name])}</div></div>"
-            for name in self._writers
-            if name in row
-        ]
+        texts = {name: escape(row.get(name, "")) for name in self._writers}
+        begin = f"<b>{escape(row['prompt'])}</b>"
+        columns = [(f"<b>{escape(name)}</b>", begin + text) for name, text in texts.items()]
         settings = " · ".join(f"{name} {row[name]:g}" for name in SETTINGS)
-        body = f'<p style="font-size:13px;margin:.5em 0">{settings}</p>{"".join(columns)}'
-        self.view.value = f'<div lang="zh-Hans" class="{NO_MATH}">{body}</div>'
+        self.view.value = in_columns(columns, settings)
 
     def _repr_html_(self) -> str:
         start = f"{self.prompt.value}, strength {self.strength.value}, seed {self.seed.value}"

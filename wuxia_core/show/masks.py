@@ -6,7 +6,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from wuxia_core.config import TINY_BASE
 from wuxia_core.corpus import Segmenter
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
-UNMARKED = ("{}", "", "")  # `plain`, `style` and `tip` of a `Segment`
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
@@ -46,10 +44,13 @@ class Segment(NamedTuple):
         return self.plain.format(visible(self.text))
 
 
-def _segments(text: str, marks: Sequence[tuple[str, str, str]]) -> tuple[Segment, ...]:
-    """Put neighbours of the same mark together; `marks` has one a character, (C,)."""
-    runs = groupby(zip(text, marks, strict=True), key=itemgetter(1))
-    return tuple(Segment("".join(c for c, _ in run), *mark) for mark, run in runs)
+def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
+    """Cut a text where its look changes; of marks `(start, end, look)` the last one counts."""
+    looks = [Segment("")] * len(text)  # one a character
+    for start, end, look in marks:
+        looks[start:end] = [look] * (end - start)
+    runs = groupby(zip(text, looks, strict=True), key=itemgetter(1))
+    return tuple(look._replace(text="".join(c for c, _ in run)) for look, run in runs)
 
 
 class MaskView(NamedTuple):
@@ -75,11 +76,14 @@ class MaskView(NamedTuple):
             f"{_html([Segment(name, style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
             for style, name, chosen in entries
         )
-        body = f'<div style="{TEXT_STYLE}">{_html(self.segments)}</div>'
-        return _with_legend(body, f"{counts} of {len(self.kinds)} tokens")
+        return in_columns([("", _html(self.segments))], f"{counts} of {len(self.kinds)} tokens")
 
 
-def _with_legend(body: str, legend: str) -> str:
+def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
+    """Put texts beside each other, as far as there is room, below their heads; all are HTML."""
+    drawn = [f'{head}<div style="{TEXT_STYLE}">{text}</div>' for head, text in columns]
+    style = f"{COLUMN};width:{100 // len(drawn)}%;min-width:min(100%,17em)"
+    body = "".join(f'<div style="{style}">{column}</div>' for column in drawn)
     below = f'<p style="font-size:13px">{legend}</p>'
     return f'<div lang="zh-Hans" class="{NO_MATH}">{body}{below}</div>'
 
@@ -144,7 +148,7 @@ def mark_tokens(
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    marks = [UNMARKED] * len(text)
+    marks = []
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
@@ -152,10 +156,9 @@ def mark_tokens(
         size = f" of {len(tokens)} tokens" if kind == SPAN else ""
         tip = f"{NAMES[kind]}{size}: {', '.join(names[token] for token in tokens)}"
         for token in tokens:
-            start, end = offsets[token]
             plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])
-            mark = (plain, _mask_style(kind, actions[token]), tip)
-            marks[start:end] = [mark] * (end - start)
+            look = Segment("", plain, _mask_style(kind, actions[token]), tip)
+            marks.append((*offsets[token], look))
     return MaskView(_segments(text, marks), kinds, actions)
 
 
@@ -166,36 +169,25 @@ class XRayView(NamedTuple):
     text: int = 0  # its place in `xray.texts`
 
     def _repr_html_(self) -> str:
-        width = f"width:{100 // len(self.xray.models)}%;min-width:min(100%,17em)"
-        columns = "".join(
-            f'<div style="{COLUMN};{width}"><b>{model}</b>, {self._mean(model)}'
-            f'<div style="{TEXT_STYLE}">{_html(self._segments(model))}</div></div>'
-            for model in self.xray.models
-        )
         shown = [(f" {bits} ", bits, False) for bits in (0, 4, 8, 12, 16)] + [("right", 0, True)]
         legend = _html(Segment(n, style=_heat_style(bits, ok)) for n, bits, ok in shown)
-        return _with_legend(columns, f"bits {legend} · guesses are in the tooltips")
+        columns = map(self._column, self.xray.models)
+        return in_columns(columns, f"bits {legend} · guesses are in the tooltips")
 
-    def _answers(self, model: str) -> pd.DataFrame:
-        """Select the masked tokens of the text, with `bits`, `right` and `guesses` of a model."""
+    def _column(self, model: str) -> tuple[str, str]:
+        """Draw a model's losses; of tokens that share a character the first counts."""
         tokens = self.xray.tokens[self.xray.tokens["text"] == self.text]
-        return tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
-
-    def _mean(self, model: str) -> str:
-        bits, right = self._answers(model)[["bits", "right"]].astype(float).mean()
-        return f"{bits:.2f} bits a token, {right:.0%} right"
-
-    def _segments(self, model: str) -> tuple[Segment, ...]:
-        """Mark the masked tokens; of tokens that share a character the first counts."""
-        text = self.xray.texts[self.text]
-        marks = [UNMARKED] * len(text)
-        for row in self._answers(model)[::-1].itertuples():
+        tokens = tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
+        bits, hits = tokens[["bits", "right"]].astype(float).mean()
+        text, marks = self.xray.texts[self.text], []
+        for row in tokens[::-1].itertuples():
             token, right = text[row.start : row.end], "right" if row.right else "wrong"
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
             tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
-            mark = ("{}", _heat_style(row.bits, row.right), tip)
-            marks[row.start : row.end] = [mark] * len(token)
-        return _segments(text, marks)
+            look = Segment("", style=_heat_style(row.bits, row.right), tip=tip)
+            marks.append((row.start, row.end, look))
+        head = f"<b>{model}</b>, {bits:.2f} bits a token, {hits:.0%} right"
+        return head, _html(_segments(text, marks))
 
 
 def _heat_style(bits: float, right: bool) -> str:

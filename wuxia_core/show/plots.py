@@ -18,12 +18,8 @@ FONT = Path(__file__).parents[1] / "fonts" / "NotoSansSC-Regular-GBK.otf"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"  # Okabe & Ito 2008
 SKY, PINK, YELLOW = "#56B4E9", "#CC79A7", "#E69F00"
 LINES = ((ORANGE, BLUE, GREEN, GREY, PINK, YELLOW, SKY), ("-", "--", ":", "-."))
-COLOURS = {
-    **{"wuxia": ORANGE, "general": BLUE},
-    **{"train": ORANGE, "validation": BLUE, "unused": GREY, "duplicate": "#CCCCCC"},
-    **{"base": BLUE, "few_shot": SKY, "tuned": ORANGE, "human": GREEN},
-    "delta": "black",
-}
+COLOURS = {"wuxia": ORANGE, "general": BLUE, "train": ORANGE, "validation": BLUE}
+COLOURS |= {"duplicate": "#CCCCCC", "delta": "black"}  # all else is grey
 LEGEND = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 EVENTS = {"checkpoint": ("checkpoint", "k^", 0.02), "resumed": ("restart", "rv", 0.98)}
 BEST = "eval_wuxia_bits_per_char"  # what the adapter that is kept has the fewest of
@@ -64,8 +60,7 @@ def plot_lines(lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: Axes | None
     """Draw a line a column, its values over the index; what is missing is left out."""
     ax = axes(ax)
     for (label, values), colour, dash in zip(lines.items(), *map(cycle, LINES), strict=False):
-        there = values.dropna()
-        name = drawable(str(label))
+        there, name = values.dropna(), drawable(str(label))
         ax.plot(there.index, there, dash, color=colour, marker=".", label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend(**LEGEND)
@@ -151,9 +146,8 @@ def plot_scorecard(card: dict[str, Any], name: str, *, ax: Axes | None = None) -
     rows = rows[rows["name"].str.startswith(name)].dropna(subset="delta")
     strata = rows["source"] + rows["name"].str.removeprefix(name)
     xlabel = f"change of {name}, tuned − base, {', '.join(rows['unit'].unique())}; 95 % interval"
-    changes = rows[["delta", "low", "high"]].set_index(
-        strata + " (n = " + rows["n"].astype(str) + ")"
-    )
+    names = strata + " (n = " + rows["n"].astype(str) + ")"
+    changes = rows[["delta", "low", "high"]].set_index(names)
     ax = plot_intervals(changes, xlabel=xlabel, ax=ax)
     ax.axvline(0, color="black", linewidth=1)
     return ax
@@ -168,12 +162,9 @@ def plot_passages(
     """
     texts = pd.DataFrame(card["texts"], columns=["writer", column]).dropna()
     ax = axes(ax)
-    for place, (who, values) in enumerate(texts.groupby("writer", sort=False)[column]):
-        name = [f"{who} (n = {len(values)})"]
-        box = ax.boxplot(
-            values, positions=[place], widths=0.5, orientation="horizontal", tick_labels=name
-        )
-        plt.setp([*box["boxes"], *box["medians"]], color=COLOURS[who], linewidth=2)
+    groups = dict(list(texts.groupby("writer", sort=False)[column]))
+    names = [f"{who} (n = {len(values)})" for who, values in groups.items()]
+    ax.boxplot(list(groups.values()), widths=0.5, orientation="horizontal", tick_labels=names)
     ax.axvline(threshold, color="black", linestyle="--")
     ax.yaxis.set_inverted(True)
     ax.set_xlabel(xlabel)
