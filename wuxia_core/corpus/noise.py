@@ -8,7 +8,6 @@ call to the reader, an address beside it, a chapter's edge; never by one word.
 import functools
 import re
 import tomllib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
@@ -52,11 +51,7 @@ def _anywhere(*names: str) -> re.Pattern[str]:
     return re.compile("|".join(dict.fromkeys(word for word in words if word[0] not in "[%")))
 
 
-PLAIN: dict[int, int | str] = {
-    n: unicodedata.normalize("NFKC", chr(n))
-    for n in (*range(0x2460, 0x2469), *range(0x24B6, 0x24EA))
-}
-PLAIN |= str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
+PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
 PAIRS = dict(zip("（(【[〖《『〈<＜〔“「┏", "）)】]〗》』〉>＞〕”」┛", strict=True))
 LETTER, SENTENCE = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
 LINE = re.compile("[^\n]+$", re.MULTILINE)
@@ -97,7 +92,7 @@ def _is_story(line: str) -> bool:
 
 
 def ads(text: str) -> Iterator[Edit]:
-    """Advertisements and notices of sites and authors: whole lines."""
+    """Advertisements and notices of sites: whole lines."""
     for start, end in lines_with(_anywhere("mark", "site"), text):
         line = text[start:end].strip() if end - start <= LONGEST_AD else ""
         if line and not HEADING.match(line) and _is_ad(line):
@@ -269,11 +264,11 @@ def repeats(text: str) -> Iterator[Edit]:
         for match in LINE.finditer(text, first, edge + AROUND_EDGE):
             if not HEADING.match(match.group()):
                 found[match.start()] = match.group()
-    often = Counter(re.sub(r"[\s\d]+", "", line) for line in found.values())
+    often = Counter(re.sub(r"\s+", "", line) for line in found.values())
     enough = max(FEWEST_REPEATS, len(_headings(text)) / 8)
     keys = [key for key, count in often.items() if count >= enough and _may_recur(key)]
-    lines = "|".join(r"[\s\d]*".join(map(re.escape, key)) for key in keys)
-    again = rf"(?<=\n)[^\S\n]*(?:{lines})[\d]*[^\S\n]*(?:\n|\Z)"
+    lines = "|".join(r"[^\S\n]*".join(map(re.escape, key)) for key in keys)
+    again = rf"(?<=\n)[^\S\n]*(?:{lines})[^\S\n]*(?:\n|\Z)"
     return replace(again, "", text) if keys else iter(())
 
 
