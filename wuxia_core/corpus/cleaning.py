@@ -119,11 +119,9 @@ def stamps(text: str) -> Iterator[Edit]:
         match = pattern("stamp").search(text, start, end + 1)
         if not match:
             continue
-        before = match["before"]
-        if HEADING.match(text, match.start()) or before.endswith(SENTENCE_END):
-            yield *match.span("stamp"), ""
-        else:
-            yield match.start(), match.end(), ""
+        heading = HEADING.match(text, match.start())
+        is_story = heading or match["before"].endswith(SENTENCE_END)
+        yield *match.span("stamp" if is_story else 0), ""
 
 
 def page_marks(text: str) -> Iterator[Edit]:
@@ -157,11 +155,8 @@ def hard_wrap(text: str) -> Iterator[Edit]:
     if not full:
         return
     cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ended, strict=True)]
-    gaps = [then.start() - line.end() for line, then in pairwise(lines)]
-    gaps = [
-        gap + len(then[0]) - len(then[0].lstrip())
-        for gap, then in zip(gaps, lines[1:], strict=True)
-    ]
+    starts = [line.end() - len(line[0].lstrip()) for line in lines]
+    gaps = [start - line.end() for line, start in zip(lines, starts[1:], strict=False)]
     usual = mode(compress(gaps, cut))
     indented = sum(gap > usual for gap in gaps) > len(lines) / 20
     shortest = full if indented else mode(compress(widths, cut)) - 1
@@ -229,10 +224,9 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
         return text, Tally(name)
     pieces: list[str] = []
     done = 0
-    for start, end, new in edits:
+    for start, end, new in [*edits, (len(text), len(text), "")]:
         pieces += (text[done:start], new)
         done = end
-    pieces.append(text[done:])
     cleaned = "".join(pieces)
     inserted = sum(len(new) for _, _, new in edits)
     tally = Tally(name, len(edits), len(text) - len(cleaned) + inserted, inserted)
@@ -258,11 +252,11 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     stamps: False,
     noise.ads: False,
     noise.watermarks: True,
+    noise.repeats: True,
     noise.authors_notes: True,
     noise.inserts: True,
     noise.boilerplate: True,
     table_of_contents: True,
-    noise.repeats: True,
     noise.footnotes: True,
     hard_wrap: True,
     spaces: False,
