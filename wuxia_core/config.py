@@ -62,8 +62,10 @@ class ModelConfig(_Section):
     """The adapter's update is multiplied by lora_alpha / lora_r."""
     lora_dropout: Share = 0.05
     """Share of the adapter's inputs that is dropped in training."""
-    lora_target_modules: Annotated[list[str], Field(min_length=1)] = LINEAR_LAYERS
-    """Names of the layers that get an adapter."""
+    lora_target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = (
+        LINEAR_LAYERS
+    )
+    """Names of the layers that get an adapter, or all-linear."""
 
 
 class DataConfig(_Section):

@@ -23,7 +23,14 @@ import yaml
 
 from wuxia_core import model as models
 from wuxia_core.config import Config, load_config, locate
-from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, raise_machine_error
+from wuxia_core.errors import (
+    ConfigError,
+    DataError,
+    command_line,
+    exit_status,
+    raise_machine_error,
+    run_command,
+)
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture, staged
 from wuxia_core.text import visible
 from wuxia_core.write import Sampling, encode_prompt
@@ -278,4 +285,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

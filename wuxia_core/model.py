@@ -33,6 +33,7 @@ LESS_MEMORY = (
     "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
     "model.quantization=8bit or 4bit, a smaller data.max_length or model"
 )
+TRUST = {"trust_remote_code": False}  # said wherever transformers could ask
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
@@ -72,19 +73,24 @@ def load_base(
     With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized as they
     come, on this process's own device; embedding and head keep `dtype`.
 
-    Raises `MachineError` where the folder is missing and the hub cannot be reached.
+    Raises `MachineError` where the folder is missing and the hub cannot be reached, or a tensor is.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **TRUST}
     if quantization != "none":
         device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
         how = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
         bits = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
         settings |= {"quantization_config": bits, "device_map": {"": device}}
+    settings["output_loading_info"] = True
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
-    base: PreTrainedModel = _fetch(name, load)
+    base: PreTrainedModel
+    base, found = _fetch(name, load)
+    if missing := sorted(found["missing_keys"]):
+        what = f"{len(missing)} of its tensors are missing, such as {missing[0]}"
+        raise MachineError(f"the model {name} is not whole: {what}; get it anew")
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
     return base
@@ -98,7 +104,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _fetch(name, AutoTokenizer.from_pretrained)
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer = _fetch(name, partial(AutoTokenizer.from_pretrained, **TRUST))
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ConfigError(f"model.model_name_or_path {name}: no fast tokenizer with an end of text")
     return tokenizer
@@ -121,7 +128,9 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
     path = locate(name)
     try:
         return load(str(path))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if "out of memory" in str(error):
+            raise
         there = "present" if path.is_dir() else "missing"
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         first = str(error).strip().splitlines()[0]
@@ -131,6 +140,21 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
             "model.model_name_or_path, for an adapter --base-model or in its adapter_config.json; "
             "or set HF_ENDPOINT to a mirror you can reach."
         ) from None
+
+
+def check_base(config: Config, shape: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a base that has fewer rows than tokens, or reads fewer tokens than a window has.
+
+    `shape` has `vocab_size` and `max_position_embeddings`, as a model's config does. Raises
+    `ConfigError`.
+    """
+    name, length = config.model.model_name_or_path, config.data.max_length
+    most = getattr(shape, "max_position_embeddings", None)
+    if most and length > most:
+        raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
+    if (tokens := max(tokenizer.get_vocab().values()) + 1) > shape.vocab_size:
+        what = f"its table has {shape.vocab_size:,} rows, its tokenizer {tokens:,} tokens"
+        raise ConfigError(f"model.model_name_or_path {name}: {what}; get it anew")
 
 
 def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -198,7 +222,8 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         trainable_token_indices=[mask_id],
     )
     layers = "".join(f".{name} " for name, _ in base.named_modules())
-    missing = [name for name in config.lora_target_modules if f".{name} " not in layers]
+    named = config.lora_target_modules
+    missing = [] if named == "all-linear" else [name for name in named if f".{name} " not in layers]
     if missing:
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
@@ -296,8 +321,9 @@ def attach_adapter(
     """
     import peft
     from safetensors import safe_open
-    from safetensors.torch import load_file
 
+    adapter_settings(folder)
+    weights = _read_weights(folder)
     config, row = peft.PeftConfig.from_pretrained(str(folder)), None
     if not mask_row:
         config.trainable_token_indices = None
@@ -309,25 +335,49 @@ def attach_adapter(
         model = peft.get_peft_model(base, config)
         names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         rows = {name: row for name in names if "lora_" not in name and row is not None}
-        peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS) | rows)
-    except (RuntimeError, ValueError, SafetensorError) as error:
+        peft.set_peft_model_state_dict(model, weights | rows)
+    except (RuntimeError, ValueError) as error:
         shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
             f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
+    if missing := names.keys() - weights.keys() - rows.keys():
+        what = f"{len(missing)} of {len(names)} tensors are missing, such as {min(missing)}"
+        raise DataError(f"{folder / ADAPTER_WEIGHTS}: {what}; copy it anew, or train again")
     patch_trainable_tokens(model)
     return model.eval()
 
 
+def _read_weights(folder: Path) -> "dict[str, torch.Tensor]":
+    """Read an adapter's weights; `DataError` where they are damaged or not finite."""
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: damaged ({error}); copy it anew, or train again") from None
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise DataError(f"{path}: {name} is not finite; train again at a lower rate")
+    return weights
+
+
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """Read a run folder's `adapter_config.json`; `DataError` where it holds no whole adapter."""
+    """Read a folder's `adapter_config.json`; `DataError` where it holds no whole LoRA adapter."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(
             f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name a finished output_dir"
         )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error}); copy it anew") from None
+    if settings.get("peft_type") != "LORA" or not settings.get("base_model_name_or_path"):
+        raise DataError(f"{path}: not that of a LoRA adapter on a named base; name another folder")
+    return settings
 
 
 def masked_cross_entropy(

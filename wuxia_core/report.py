@@ -9,7 +9,6 @@ checked against the notebook first.
 import logging
 import os
 import re
-import sys
 from pathlib import Path
 from string import Template
 
@@ -20,7 +19,14 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 
 from wuxia_core.config import PROJECT
-from wuxia_core.errors import ConfigError, DataError, MachineError, command_line, exit_status
+from wuxia_core.errors import (
+    ConfigError,
+    DataError,
+    MachineError,
+    command_line,
+    exit_status,
+    run_command,
+)
 from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -102,4 +108,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

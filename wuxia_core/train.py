@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
@@ -26,12 +27,21 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
 from wuxia_core import trainer as loop
 from wuxia_core.config import Config, effective_batch, load_config
-from wuxia_core.errors import BUG, ConfigError, MachineError, RankLost, Stopped, WuxiaError
+from wuxia_core.errors import (
+    BUG,
+    ConfigError,
+    MachineError,
+    RankLost,
+    Stopped,
+    WuxiaError,
+    heeded_signals,
+    make_output_expendable,
+)
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
@@ -63,6 +73,7 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
+        disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
         ddp_find_unused_parameters=False,
@@ -77,9 +88,11 @@ def train(options: Namespace) -> loop.SpanTrainer:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
         # accelerate gives the time-out to GPUs alone
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
-    args, stop = arguments(config, options), loop.StopOnSignal()
+    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)  # of 5.24; 5.23 has
+    args, stop = arguments(config, options), loop.StopOnSignal()  # no other name for it
     set_seed(config.training.seed)
-    callbacks = [stop, loop.StopOnNonFinite(), loop.FirstSteps(stop=options.measure)]
+    callbacks = [stop, loop.Progress(), loop.StopOnNonFinite()]
+    callbacks.append(loop.FirstSteps(stop=options.measure))
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
@@ -110,6 +123,7 @@ def make_trainer(
     if start and not options.allow_changed and run.manifest(start)["base"] != facts["base"]:
         remedy = "put them back, or insist with --allow-changed"
         raise ConfigError(f"{start} was trained on other weights than {name} has; {remedy}")
+    model.check_base(config, base.config, tokenizer)
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
@@ -128,12 +142,15 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.facts = facts
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def main() -> None:
     """Train; a failure that is not a bug ends with its message and exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher says what stopped the run
+    for number in heeded_signals():
+        signal.signal(number, signal.SIG_DFL)  # the launcher says what stopped the run
+    make_output_expendable()
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
     kept = train(options)  # noqa: F841

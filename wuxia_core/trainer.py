@@ -26,10 +26,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from wuxia_core import run
-from wuxia_core.errors import MachineError, NonFiniteError
+from wuxia_core.errors import MachineError, NonFiniteError, heeded_signals
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, write_adapter
@@ -38,6 +38,16 @@ WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
 LOGITS = 2**28  # of a batch of held-out text all of whose tokens are targets; 1 GiB in float32
 Flags = npt.NDArray[np.bool_]
+
+
+class Progress(ProgressCallback):
+    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Show the losses of this row."""
+        if self.training_bar is not None:
+            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
+            self.training_bar.set_postfix(losses)
 
 
 class FirstSteps(TrainerCallback):
@@ -85,7 +95,7 @@ def save_best(model: Any, folder: Path, step: int) -> Path:
     write_adapter(model, staged)
     run.write_manifest(staged, {"step": step})
     # Whoever crashes here goes on from a step before this one, and measures it again.
-    for older in folder.glob("best-*"):
+    for older in folder.glob("best-[0-9]*"):
         shutil.rmtree(older)
     run.publish(staged, folder)
     return folder / staged.name
@@ -123,7 +133,7 @@ class StopOnNonFinite(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Save and stop at the end of a step in which any rank got SIGTERM or SIGINT.
+    """Save and stop at the end of a step in which any rank got a signal that asks for it.
 
     All ranks agree on it, so that all of them save. A launcher that is gone counts as a signal.
     """
@@ -131,7 +141,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self._signalled, self._launcher = False, os.getppid()
         self.stopped_at: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heeded_signals():
             signal.signal(number, self._note)
 
     def _note(self, *_: Any) -> None:

@@ -10,7 +10,6 @@ passages.
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -18,7 +17,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from wuxia_core.errors import ConfigError, DataError, command_line, exit_status
+from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, run_command
 from wuxia_core.model import document_start_id, load_adapter
 from wuxia_core.text import visible
 
@@ -198,4 +197,4 @@ def _write(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

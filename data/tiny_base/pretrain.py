@@ -15,7 +15,6 @@ folder to start over. One process, one device. It does not evaluate, and it know
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from transformers import (
 )
 
 from wuxia_core.corpus import clean, read_book
-from wuxia_core.errors import ConfigError, DataError, WuxiaError
+from wuxia_core.errors import ConfigError, DataError, exit_status, run_command
 
 log = logging.getLogger("pretrain")
 
@@ -159,6 +158,7 @@ def pretrain(options: argparse.Namespace) -> None:
     log.info("starting from %s", resume or "nothing")
     Trainer(model=model, args=arguments(options), train_dataset=windows).train(resume)
     model.to(torch.bfloat16).save_pretrained(out)
+    print(f"model and tokenizer  {out}")
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:
@@ -184,17 +184,9 @@ def parse(given: list[str] | None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> int:
     """Pretrain; a user's mistake gets one line, never a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     options = parse(given)
-    try:
-        pretrain(options)
-    except WuxiaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    print(f"model and tokenizer  {options.out_folder}")
-    return 0
+    return exit_status(lambda: pretrain(options))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

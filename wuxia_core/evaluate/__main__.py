@@ -6,12 +6,10 @@ How it is measured stands under `evaluation:` in the folder's config.yaml.
 import argparse
 import functools
 import importlib.util
-import logging
-import sys
 from pathlib import Path
 
 from wuxia_core.config import load_config
-from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status
+from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status, run_command
 from wuxia_core.evaluate import closing_words, evaluate
 from wuxia_core.evaluate.scorecard import gate_failures, predicted, quick_look
 from wuxia_core.model import load_adapter
@@ -80,5 +78,4 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    run_command(main)

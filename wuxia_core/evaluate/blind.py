@@ -8,14 +8,12 @@ A rater writes A, B or = (no telling) into the columns `style` (which is more li
 import argparse
 import functools
 import hashlib
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from wuxia_core.errors import DataError, exit_status, raise_machine_error
+from wuxia_core.errors import DataError, exit_status, raise_machine_error, run_command
 from wuxia_core.evaluate.scorecard import evaluate
 from wuxia_core.text import visible
 
@@ -113,5 +111,4 @@ def _sheets(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    run_command(main)

@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 
     def adapter_parameters(self, config: ModelConfig) -> int:
         """Count what is trained: LoRA's (r, in) and (out, r) a layer, and the mask token's row."""
-        ends = sum(sum(self.layers[name]) for name in config.lora_target_modules)
+        ends = sum(sum(self.layers[name]) for name in targets(config))
         return config.lora_r * self.num_hidden_layers * ends + self.hidden_size
 
 
@@ -59,6 +59,12 @@ SHIPPED = {  # the recipes' models, so that their plan needs no network and is q
     "Qwen/Qwen3-4B": qwen3(2560, 9728, 4_022_468_096),
     "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 596_049_920, heads=2048, layers=28),
 }
+
+
+def targets(config: ModelConfig) -> set[str]:
+    """Name the layers that get an adapter."""
+    named = config.lora_target_modules
+    return LAYERS if named == "all-linear" else set(named)
 
 
 def read_shape(config: ModelConfig) -> Shape | None:
@@ -162,11 +168,11 @@ def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
 
     Counted in what `torch.autograd.graph.saved_tensors_hooks` sees; a test compares.
     """
-    h, targets = shape.hidden_size, set(config.model.lora_target_modules)
+    h, adapted = shape.hidden_size, targets(config.model)
     q, k, m = (shape.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
-    wide = len(targets - {"o_proj", "down_proj"}) * h  # the hidden state, for each adapter
+    wide = len(adapted - {"o_proj", "down_proj"}) * h  # the hidden state, for each adapter
     dropout = config.model.lora_dropout > 0
-    dropped = wide + q * ("o_proj" in targets) + m * ("down_proj" in targets)
+    dropped = wide + q * ("o_proj" in adapted) + m * ("down_proj" in adapted)
     masks = dropped * (1 if on_card else 4) if dropout else 0
     if config.training.bf16 or config.training.fp16:  # norms in float32, the rest in half of it
         return 4 * (2 * h + q + k) + 2 * (wide + 3 * q + 2 * k + 4 * m) + masks

@@ -10,7 +10,7 @@ import torch
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
-from wuxia_core.model import base_path, load_tokenizer, mask_token_id
+from wuxia_core.model import base_path, check_base, load_tokenizer, mask_token_id
 from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder
 from wuxia_core.torchrun import Processes
@@ -28,6 +28,7 @@ def prepare_run(
     shape = check_model(config)
     if shape:
         tokenizer = load_tokenizer(base_path(config.model))
+        check_base(config, shape, tokenizer)
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
@@ -81,16 +82,13 @@ def check_model(config: Config) -> plan.Shape | None:
 
     Raises `ConfigError` naming the key.
     """
-    name, length = config.model.model_name_or_path, config.data.max_length
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
         remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
     check_trackers(config.training.report_to)
     shape = plan.read_shape(config.model)
-    if shape and length > (most := shape.max_position_embeddings):
-        raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
-    if shape and (others := set(config.model.lora_target_modules) - plan.LAYERS):
+    if shape and (others := plan.targets(config.model) - plan.LAYERS):
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
