@@ -142,19 +142,15 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
         ) from None
 
 
-def check_base(config: Config, shape: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a base that has fewer rows than tokens, or reads fewer tokens than a window has.
+def check_length(config: Config, base: Any) -> None:
+    """Refuse windows that are longer than a base reads; `ConfigError`.
 
-    `shape` has `vocab_size` and `max_position_embeddings`, as a model's config does. Raises
-    `ConfigError`.
+    `base` has `max_position_embeddings`, as most models' configs do.
     """
-    name, length = config.model.model_name_or_path, config.data.max_length
-    most = getattr(shape, "max_position_embeddings", None)
+    length, most = config.data.max_length, getattr(base, "max_position_embeddings", None)
     if most and length > most:
+        name = config.model.model_name_or_path
         raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
-    if (tokens := max(tokenizer.get_vocab().values()) + 1) > shape.vocab_size:
-        what = f"its table has {shape.vocab_size:,} rows, its tokenizer {tokens:,} tokens"
-        raise ConfigError(f"model.model_name_or_path {name}: {what}; get it anew")
 
 
 def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -174,11 +170,14 @@ def mask_token_id(
     Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
 
     Raises `ConfigError` where no token is called so, or it begins, ends or fills up texts, or the
-    table has no spare row.
+    table has no spare row, or fewer rows than there are tokens.
     """
+    known = tokenizer.get_vocab()
+    if (tokens := max(known.values()) + 1) > vocab_size:
+        what = f"its table has {vocab_size:,} rows for {tokens:,} tokens"
+        raise ConfigError(f"model.model_name_or_path: {what}; get the model anew")
     if name is None:
-        known = tokenizer.get_vocab()
-        mask_id = int(known.get("<|mask|>", max(known.values()) + 1))
+        mask_id = int(known.get("<|mask|>", tokens))
         if mask_id >= vocab_size:
             remedy = "name a token that the model can do without"
             raise ConfigError(f"masking.mask_token: the table has no spare row; {remedy}")

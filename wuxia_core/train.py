@@ -123,7 +123,7 @@ def make_trainer(
     if start and not options.allow_changed and run.manifest(start)["base"] != facts["base"]:
         remedy = "put them back, or insist with --allow-changed"
         raise ConfigError(f"{start} was trained on other weights than {name} has; {remedy}")
-    model.check_base(config, base.config, tokenizer)
+    model.check_length(config, base.config)
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)

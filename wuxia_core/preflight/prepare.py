@@ -10,7 +10,7 @@ import torch
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
-from wuxia_core.model import base_path, check_base, load_tokenizer, mask_token_id
+from wuxia_core.model import base_path, check_length, load_tokenizer, mask_token_id
 from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder
 from wuxia_core.torchrun import Processes
@@ -28,7 +28,6 @@ def prepare_run(
     shape = check_model(config)
     if shape:
         tokenizer = load_tokenizer(base_path(config.model))
-        check_base(config, shape, tokenizer)
         mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
@@ -88,6 +87,7 @@ def check_model(config: Config) -> plan.Shape | None:
         raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
     check_trackers(config.training.report_to)
     shape = plan.read_shape(config.model)
+    check_length(config, shape)
     if shape and (others := plan.targets(config.model) - plan.LAYERS):
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
