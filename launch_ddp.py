@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> None:
     """Do what the flags ask for."""
-    config = load_config(options.config or SAMPLE, options.set)
+    config = load_config(SAMPLE if options.config is None else options.config, options.set)
     if options.doctor:
         doctor(options, config)
         return

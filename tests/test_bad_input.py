@@ -23,7 +23,7 @@ ENTRIES = {
     "write": write, "export": export, "pretrain": load(PROJECT / "data/tiny_base/pretrain.py"),
 }  # fmt: skip
 DEEP = "[" * 3000
-NO_RUN = ["absent", "file", "empty", "~nobody/x", "run\0", "乙\x1b[2K", "truncated", "no_config",
+NO_RUN = ["absent", "file", "empty", "~nobody/x", "乙\x1b[2K", "truncated", "no_config",
           "brace", "list", "binary", "unknown", "no_weights", "/", "", "a" * 300, "."]  # fmt: skip
 SETS = [
     "data.data_dir=~nobody/x", 'data.data_dir="a\\0b"', "data.data_dir=novels #2", "data.data_dir=",
@@ -33,8 +33,7 @@ SETS = [
     "training.output_dir=file/x", "data.processed_data_file=file/x", "data.max_length=1e9",
     "data.processed_data_file=.", "data.processed_data_file=/", "training.seed=-1", "training=3",
     "model.model_name_or_path=file", "model.model_name_or_path=empty", "model=", "x", ".=", "a.b=1",
-    "model.model_name_or_path=https://me:secret@host/x", "data.max_length=2048",
-    "training.max_steps=0100000000000000000000",
+    "model.model_name_or_path=https://me:secret@host/x", "data.max_length=5000",
 ]  # fmt: skip
 CASES = [
     *(("launch_ddp", ["--nproc", "1", "--set", pair]) for pair in SETS),

@@ -76,7 +76,10 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("masking:\n  corruption: [.8, .1, .2]", ["masking.corruption [0.8, 0.1, 0.2]", "1"]),
         ("training:\n  fp16: true\n  bf16: true", ["fp16", "bf16"]),
         ("model:\n  use_lora: false", ["my.yaml:2", "model.use_lora"]),
-        ("training:\n  seed: 1\n  seed: 2", ["my.yaml:3", "training.seed is set twice"]),
+        ("training:\n  seed: 1\n  seed: 2", ["my.yaml, line 3", "seed is set twice"]),
+        ("data:\n  weights: {a.txt: 1, a.txt: 2}", ["my.yaml, line 2", "a.txt is set twice"]),
+        ("data:\n  weights: " + "[" * 3000, ["my.yaml: not valid YAML"]),
+        ('data:\n  data_dir: "a\\0b"', ["my.yaml:2", "data.data_dir", "NUL"]),
         ("training:\n\tseed: 1", ["not valid YAML"]),
         ("- a\n- b", ["sections"]),
         ("training:\n  max_steps: 0", ["my.yaml:1", "max_steps is 0"]),
@@ -184,6 +187,11 @@ def test_other_numbers_are_refused_with_their_place(read, written):
 def test_older_names_of_cleaning_rules_are_known(read):
     config = read("data:\n  skip_cleaning: [notices, furniture, contents, spaces]")
     assert config.data.skip_cleaning == ["ads", "boilerplate", "table_of_contents", "spaces"]
+
+
+def test_a_typed_text_stands_as_it_is(read):
+    data = read("", ["data.data_dir=novels #2", "data.general_file=null", "data.lexicon=2024"]).data
+    assert (data.data_dir, data.general_file, data.lexicon) == ("novels #2", None, "2024")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ class _Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL, which no name or path can")
+        return value
+
 
 class ModelConfig(_Section):
     """The base model and the adapter."""
@@ -259,7 +266,15 @@ class Config(_Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `5e-5` as a number."""
+    """YAML that reads `5e-5` as a number, and refuses a key that is set twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                said = f"{key.value} is set twice"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
@@ -322,6 +337,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: brackets in brackets without end") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:
         problem = " ".join(str(error).replace('"<unicode string>"', path.name).split())
         raise ConfigError(f"{path}: not valid YAML: {problem}") from None
@@ -347,10 +364,7 @@ def _places(root: yaml.Node, path: Path) -> dict[str, str]:
         inner = keys.value if isinstance(keys, yaml.MappingNode) else []
         named = [(f"{section.value}.{key.value}", key) for key, _ in inner]
         for name, node in [(str(section.value), section), *named]:
-            place = f"{path}:{node.start_mark.line + 1}"
-            if name in places:
-                raise ConfigError(f"{place}: {name} is set twice (first at {places[name]})")
-            places[name] = place
+            places[name] = f"{path}:{node.start_mark.line + 1}"
     return places
 
 
@@ -359,12 +373,21 @@ def _apply(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
     section, dot, key = name.partition(".")
     if not (equals and dot and key):
         raise ConfigError(f"--set {override}: must read section.key=value")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
-        parsed = value  # a path, say, that YAML would read as something else
-    tree.setdefault(section, {})[key] = parsed
+    sections = {name: type(part).model_fields for name, part in Config()}
+    field = sections.get(section, {}).get(key)
+    text = field is not None and field.annotation in (str, str | None)
+    tree.setdefault(section, {})[key] = read_value(value, text=text)
     places[name] = f"--set {override}"
+
+
+def read_value(value: str, *, text: bool) -> Any:
+    """Read a typed value: where text is wanted as it stands, else as YAML where it is any."""
+    if text:
+        return None if value == "null" else value
+    try:
+        return yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return value
 
 
 def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ The message of every one of these says what, where and what to do; no traceback 
 """
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -20,7 +21,7 @@ from wuxia_core.text import visible
 
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # each asks a run to stop
-SECRET = re.compile(r"(?<=://)[^/\s@]+(?=@)|\bhf_\w+")
+SECRET = re.compile(r"[^/\s:@]+:[^/\s@]+(?=@)|\bhf_\w+")
 
 
 class WuxiaError(Exception):
@@ -90,6 +91,11 @@ def exit_status(work: Callable[[], object]) -> int:
         kind = "stopped" if error.exit_status == STOPPED else "error"
         print(f"{kind}: {presentable(str(error))}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        print(f"error: {presentable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        usual = isinstance(error, (FileExistsError, NotADirectoryError))
+        mistyped = usual or error.errno == errno.ENAMETOOLONG
+        return ConfigError.exit_status if mistyped else MachineError.exit_status
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return STOPPED

@@ -319,17 +319,15 @@ def attach_adapter(
     Raises `DataError` where it does not fit.
     """
     import peft
-    from safetensors import safe_open
 
     adapter_settings(folder)
-    weights = _read_weights(folder)
+    weights, _ = _read_tensors(folder / ADAPTER_WEIGHTS)
     config, row = peft.PeftConfig.from_pretrained(str(folder)), None
     if not mask_row:
         config.trainable_token_indices = None
     elif (folder / MASK_ROW).is_file():
-        with safe_open(folder / MASK_ROW, "pt") as file:
-            config.trainable_token_indices = [int(file.metadata()["mask_id"])]
-            row = file.get_tensor("mask_row")  # (1, hidden)
+        tensors, facts = _read_tensors(folder / MASK_ROW)
+        row, config.trainable_token_indices = tensors["mask_row"], [int(facts["mask_id"])]
     try:
         model = peft.get_peft_model(base, config)
         names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -348,19 +346,20 @@ def attach_adapter(
     return model.eval()
 
 
-def _read_weights(folder: Path) -> "dict[str, torch.Tensor]":
-    """Read an adapter's weights; `DataError` where they are damaged or not finite."""
-    from safetensors.torch import load_file
+def _read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+    """Read tensors and the notes beside them; `DataError` where they are damaged or not finite."""
+    from safetensors import safe_open
 
-    path = folder / ADAPTER_WEIGHTS
     try:
-        weights: dict[str, torch.Tensor] = load_file(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = file.metadata()
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); copy it anew, or train again") from None
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
             raise DataError(f"{path}: {name} is not finite; train again at a lower rate")
-    return weights
+    return tensors, facts
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from string import Template
 import mistune
 import nbformat
 import papermill
-import yaml
 from nbclient.exceptions import DeadKernelError
 
-from wuxia_core.config import PROJECT
+from wuxia_core.config import PROJECT, read_value
 from wuxia_core.errors import (
     ConfigError,
     DataError,
@@ -36,19 +35,26 @@ PAGE = Path(__file__).with_suffix(".html")
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     """Execute `notebooks/NAME.ipynb` and write it and its HTML into a folder; return the HTML.
 
-    Raises `ConfigError` where the notebook or one of its parameters does not exist; `DataError`
-    where a cell fails, with its error; `MachineError` where its kernel dies.
+    What is typed is taken as text where the notebook has text, else read as YAML.
+
+    Raises `ConfigError` where the notebook or one of its parameters does not exist, or the folder
+    holds another notebook of that name; `DataError` where a cell fails, with its error;
+    `MachineError` where its kernel dies.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
-    _check_names(source, parameters)
+    values = _read(parameters, source)
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / source.name
+    if executed.exists() and "papermill" not in nbformat.read(executed, 4).metadata:
+        raise ConfigError(
+            f"--out {folder}: {executed.name} there is no report; name another folder"
+        )
     logging.getLogger("papermill").setLevel(logging.WARNING)
     # For the kernel: a page has no use for progress bars.
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     try:
-        papermill.execute_notebook(source, executed, parameters, **quiet)
+        papermill.execute_notebook(source, executed, values, **quiet)
     except papermill.PapermillExecutionError as error:
         raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
     except DeadKernelError:
@@ -56,14 +62,17 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     return export(executed)
 
 
-def _check_names(source: Path, parameters: dict[str, object]) -> None:
-    """Refuse a notebook or a parameter that does not exist, naming those that do."""
+def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
+    """Read a notebook's parameters; refuse what does not exist, naming what does."""
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
         raise ConfigError(f"no notebook {source.stem}; there are: {there}")
     known = papermill.inspect_notebook(source)
     for name in parameters.keys() - known.keys():
         raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
+    typed = {name: value for name, value in parameters.items() if isinstance(value, str)}
+    text = {name: known[name]["default"].startswith(('"', "'", "None")) for name in typed}
+    return parameters | {name: read_value(value, text=text[name]) for name, value in typed.items()}
 
 
 def export(executed: Path) -> Path:
@@ -103,8 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", type=Path, default="output/reports", help="folder (%(default)s)")
     options = parser.parse_args(arguments)
-    parameters = {name: yaml.safe_load(value) for name, value in options.p}
-    return exit_status(lambda: print(run(options.notebook, parameters, options.out)))
+    return exit_status(lambda: print(run(options.notebook, dict(options.p), options.out)))
 
 
 if __name__ == "__main__":

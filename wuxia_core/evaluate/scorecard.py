@@ -4,6 +4,7 @@ Each part is kept beside the run as soon as it is done, so that an evaluation th
 on with the next one; the parts go when the scorecard is written.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -155,14 +156,25 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(folder: Path, config: Config) -> str:
-    """Identify what a scorecard depends on; the limits of the gate are not among it."""
+    """Identify what a scorecard depends on; the limits of the gate are not among it.
+
+    A base from the hub is known by its name, one in a folder by what is in its files.
+    """
     evaluation = config.evaluation.model_dump(exclude={"max_copied", "max_extracted"})
     settings = [FORMAT, evaluation, config.training.seed, config.data.max_length]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    names = ("mixture.json", model.ADAPTER_WEIGHTS, model.MASK_ROW)
-    for path in (*(folder / name for name in names), QUESTIONS):
-        digest.update(path.read_bytes() if path.exists() else b"")
+    base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
+    paths = [folder / name for name in ("mixture.json", *model.ADAPTER_FILES)]
+    paths += sorted([*base.glob("*.json"), *base.glob("*.safetensors")])
+    for path in (*paths, QUESTIONS):
+        digest.update(_hash_file(path, path.stat().st_mtime_ns) if path.exists() else b"")
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _hash_file(path: Path, _changed: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
