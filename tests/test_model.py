@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -6,13 +7,15 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from safetensors.torch import load, load_file, save, save_file
+from transformers import GPT2Config, Qwen3Config, Qwen3ForCausalLM
 
 from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.model import (
     add_adapter,
     base_path,
+    check_length,
     load_adapter,
     load_base,
     load_tokenizer,
@@ -242,3 +245,68 @@ def test_a_quantized_base_learns_and_its_embedding_stays(quantization):
         optimizer.step()
         optimizer.zero_grad()
     assert model(input_ids=ids, labels=ids).loss < before
+
+
+def test_a_base_without_a_layer_is_refused(tmp_path):
+    shutil.copytree(PROJECT / "data/tiny_base", tmp_path / "base")
+    path = tmp_path / "base/model.safetensors"
+    weights = load_file(path)
+    kept = {name: weight for name, weight in weights.items() if "layers.3." not in name}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(MachineError, match=r"base is not whole: 11 .*: model\.layers\.3\."):
+        load_base(str(tmp_path / "base"), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [8140, 8192])
+def test_a_table_that_fits_neither_config_nor_tokenizer_is_refused(tmp_path, rows):
+    shutil.copytree(PROJECT / "data/tiny_base", tmp_path / "base")
+    path = tmp_path / "base/model.safetensors"
+    weights = load_file(path)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:8140].clone()
+    save_file(weights, path, {"format": "pt"})
+    settings = json.loads((tmp_path / "base/config.json").read_text()) | {"vocab_size": rows}
+    (tmp_path / "base/config.json").write_text(json.dumps(settings))
+    with pytest.raises((ConfigError, MachineError), match=r"8,?140"):
+        base = load_base(str(tmp_path / "base"), torch.float32)
+        mask_token_id(load_tokenizer(str(tmp_path / "base")), base.config.vocab_size)
+
+
+def test_windows_longer_than_any_architecture_reads_are_refused(config):
+    config.data.max_length = 128
+    with pytest.raises(ConfigError, match=r"data\.max_length 128: .* 64 tokens at most"):
+        check_length(config, GPT2Config(n_positions=64))
+    check_length(config, GPT2Config(n_positions=128))
+
+
+def harm(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("adapter_model.safetensors", lambda content: content[: len(content) // 2]),
+        ("adapter_model.safetensors", lambda content: b""),
+        ("adapter_model.safetensors", lambda content: save(half(load(content)))),
+        ("adapter_model.safetensors", lambda content: save(nothing(load(content)))),
+        ("mask_row.safetensors", lambda content: content[:40]),
+        ("adapter_config.json", lambda content: b"{"),
+        ("adapter_config.json", lambda content: content.replace(b'"LORA"', b'"WUXIA"')),
+    ],
+    ids=["truncated", "empty", "half", "NaN", "truncated row", "half JSON", "unknown type"],
+)
+def test_a_damaged_adapter_is_named_by_its_file(tmp_path, name, change):
+    model = add_adapter(load_base("data/tiny_base", torch.float32), ModelConfig(), mask_id=8191)
+    write_adapter(model, tmp_path)
+    harm(tmp_path, name, change)
+    with pytest.raises(DataError, match=name):
+        load_adapter(tmp_path)
+
+
+def half(tensors):
+    return {name: tensors[name] for name in sorted(tensors)[::2]}
+
+
+def nothing(tensors):
+    return {name: tensor * float("nan") for name, tensor in tensors.items()}

@@ -84,12 +84,12 @@ def load_base(
         how = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
         bits = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
         settings |= {"quantization_config": bits, "device_map": {"": device}}
-    settings["output_loading_info"] = True
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are named
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel
     base, found = _fetch(name, load)
-    if missing := sorted(found["missing_keys"]):
-        what = f"{len(missing)} of its tensors are missing, such as {missing[0]}"
+    if wrong := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
+        what = f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}"
         raise MachineError(f"the model {name} is not whole: {what}; get it anew")
     # With a cache, positions that restart are ignored. Generation has a setting of its own.
     base.config.use_cache = False
