@@ -21,6 +21,7 @@ from wuxia_core.mixing import (
     encode_passage,
     find_texts,
     held_out_windows,
+    in_use,
     open_run_mixture,
     train_windows,
 )
@@ -460,6 +461,16 @@ def test_a_run_refuses_another_mixture_than_its_own(library, config, tmp_path):
         open_run_mixture(run, place)
 
 
+def test_a_mixture_that_a_run_uses_is_not_replaced(library, config, tmp_path):
+    before = digest(mix(config).folder)
+    config.training.seed += 1
+    with in_use(tmp_path / "run A", config.data.processed_data_file):
+        with pytest.raises(ConfigError, match=r"processed_data_file .* in use, by .*run A"):
+            mix(config)
+        assert digest(tmp_path / "mixture") == before
+    assert digest(mix(config).folder) != before
+
+
 def test_where_the_mixture_is_made_from_does_not_matter(library, config, monkeypatch):
     one = mix(config)
     written = (one.folder / "tokens.npy").stat().st_mtime_ns
@@ -582,7 +593,7 @@ def test_a_lexicon_is_no_novel(library, config):
     assert set(mix(config).outline.query("source == 'wuxia'")["book"]) == {"长", "中", "短"}
 
 
-@pytest.mark.parametrize("words", ["剑光\n\n刀影\n", "剑光\n刀影\n剑光\n"])
+@pytest.mark.parametrize("words", ["剑光\n\n刀影\n", "刀影\n剑光，刀影\n"])
 def test_a_faulty_lexicon_is_refused_before_anything_is_read(library, config, tmp_path, words):
     config.data.lexicon = str(tmp_path / "招式.txt")
     (tmp_path / "招式.txt").write_text(words, encoding="utf-8")

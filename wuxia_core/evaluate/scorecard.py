@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -126,7 +127,8 @@ def _opened(folder: Path) -> Iterator[tuple[EvalContext, Path]]:
     parts = folder / PARTS / _digest(folder, config)
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:
-        yield EvalContext(*model.load_adapter(folder, device), mixture, config), parts
+        with mixing.in_use(folder, config.data.processed_data_file):
+            yield EvalContext(*model.load_adapter(folder, device), mixture, config), parts
     except torch.OutOfMemoryError:
         remedy = f"lower training.per_device_eval_batch_size in {folder / 'config.yaml'}"
         raise MachineError(f"out of GPU memory while evaluating; {remedy}") from None
@@ -148,7 +150,7 @@ def _kept(parts: Path, name: str, work: Callable[[], Any]) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a file in one step: it is whole, or it is not there."""
-    unfinished = path.with_suffix(".tmp")
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another may evaluate the same run
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")

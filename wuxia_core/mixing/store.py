@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -187,9 +187,9 @@ def shuffled(documents: Iterable[int], seed: int, *purpose: str) -> list[int]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other builds of a folder waiting; a process that dies lets go of the lock.
 
-    Raises `MachineError` where the lock cannot be written.
+    Raises `MachineError` where the lock, or what is built, cannot be written.
     """
-    with _open_beside(folder, "lock") as file:
+    with _may_fail(folder), _open_beside(folder, "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -225,9 +225,13 @@ def replaceable(folder: Path) -> Iterator[None]:
         yield
 
 
+def _may_fail(folder: Path) -> AbstractContextManager[None]:
+    return raise_machine_error(f"data.processed_data_file {folder}")
+
+
 @contextmanager
 def _open_beside(folder: Path, kind: str) -> Iterator[TextIO]:
-    with raise_machine_error(f"data.processed_data_file {folder}"):
+    with _may_fail(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
     with file:
