@@ -61,36 +61,47 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def launch_sample(root: Path, *settings: str) -> tuple[Path, str]:
-    """Launch the sample as a user does; its folder and what was printed."""
-    settings = (
-        f"training.output_dir={root / 'run'}",
-        f"data.processed_data_file={root / 'mixture'}",
-        *settings,
-    )
-    finished = subprocess.run(
-        [
-            *(sys.executable, str(PROJECT / "launch_ddp.py")),
-            *(word for setting in settings for word in ("--set", setting)),
-        ],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return root / "run", finished.stdout
+class Launched:
+    """The sample, launched as a user does; `.wait()` gives its folder and what was printed."""
+
+    def __init__(self, root: Path, *settings: str) -> None:
+        pairs = (
+            f"training.output_dir={root / 'run'}",
+            f"data.processed_data_file={root / 'mixture'}",
+            *settings,
+        )
+        command = [sys.executable, str(PROJECT / "launch_ddp.py")]
+        command += [word for pair in pairs for word in ("--set", pair)]
+        self._folder = root / "run"
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, cwd=root, **streams)
+
+    def wait(self) -> tuple[Path, str]:
+        printed, errors = self._process.communicate(timeout=900)
+        assert self._process.returncode == 0, errors[-3000:]
+        return self._folder, printed
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "short_run" in item.fixturenames)  # which takes a minute by then
+
+
+@pytest.fixture(scope="session", autouse=True)
+def launched_short(request, tmp_path_factory):
+    """Launch at once what is asked for at the end, since these tests leave a core idle."""
+    if any("short_run" in item.fixturenames for item in request.session.items):
+        settings = ["training.max_steps=12", "training.eval_steps=6", "training.save_steps=6"]
+        root = tmp_path_factory.mktemp("short")
+        return Launched(root, *settings, "evaluation.minutes=0.01")
 
 
 @pytest.fixture(scope="session")
-def short_run(tmp_path_factory):
+def short_run(launched_short):
     """The sample with few steps and small samples, for all that does not ask what was learned."""
-    settings = ["training.max_steps=12", "training.eval_steps=6", "training.save_steps=6"]
-    root = tmp_path_factory.mktemp("short")
-    return launch_sample(root, *settings, "evaluation.minutes=0.01")
+    return launched_short.wait()
 
 
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory):
     """The sample with all its steps; its tests are in the group `slow`."""
-    return launch_sample(tmp_path_factory.mktemp("launch"), "evaluation.minutes=0.5")
+    return Launched(tmp_path_factory.mktemp("launch"), "evaluation.minutes=0.5").wait()

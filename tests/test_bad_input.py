@@ -53,8 +53,7 @@ CASES = [
     *(("export", [name]) for name in NO_RUN),
     *(("export", ["absent", "--to", "x"]), ("export", ["absent", "--to", "gguf"])),
     *(("report", [name]) for name in NO_RUN),
-    *(("report", ["01_explore_corpus", "-p", "data_dir", value]) for value in
-      ["a: b: c", DEEP, "*x", "!!python/object:os.system {}"]),
+    ("report", ["01_explore_corpus", "-p", "data_dir", "a: b: c"]),
     *(("report", ["01_explore_corpus", *words.split()]) for words in
       ["-p absent 1", "--out file", "-p", "--out"]),
     *(("pretrain", [name, "out"]) for name in NO_RUN if name not in {"/", "."}),

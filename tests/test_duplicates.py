@@ -158,6 +158,7 @@ def test_every_two_of_many_that_share_a_passage_are_compared():
     assert set(found.same_paragraphs().query("document == 211")["line"]) == set(range(9))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_pairs():
     """Five thousand books of one passage are 12 million pairs."""
     shared, found = pieces("共", 1)[0], DuplicateIndex()
