@@ -1,3 +1,4 @@
+import pytest
 from nbformat import v4, write
 
 from wuxia_core.report import export
@@ -16,6 +17,17 @@ def test_markdown_keeps_tags_as_text_and_loses_links_that_run(tmp_path):
     assert "<script" not in page and "<img" not in page and "javascript:" not in page
     assert page.count("&lt;script&gt;") == 2 and "⟨U+202E⟩" in page
     assert '<a href="01_x.html">b</a>' in page
+
+
+@pytest.mark.parametrize("wrap", ["{}", "'{}'", "<td>{}</td>", "reading {}: 3 files", "x={}"])
+def test_a_page_names_no_folder_of_this_machine(tmp_path, wrap):
+    text = wrap.format("/home/me/rented_card/novels/雪.txt")
+    printed = f"{text} https://a.b/c/d.txt 1/2/3"
+    outputs = [v4.new_output("display_data", {"text/html": text})]
+    outputs.append(v4.new_output("stream", name="stdout", text=printed))
+    page = exported(tmp_path, v4.new_code_cell(text, outputs=outputs))
+    assert page.count("雪.txt") == 3 and "home" not in page and "rented" not in page
+    assert "https://a.b/c/d.txt 1/2/3" in page and page.count("</td>") == ("td" in wrap)
 
 
 def test_outputs_that_run_are_shown_as_text_or_not_at_all(tmp_path):

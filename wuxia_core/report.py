@@ -30,6 +30,7 @@ from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
 PAGE = Path(__file__).with_suffix(".html")
+ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
 
 
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
@@ -78,8 +79,8 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
 def export(executed: Path) -> Path:
     """Write HTML without scripts, under a policy that would refuse them; return its path.
 
-    Markdown keeps its tags as text, and loses links that run; one to a notebook becomes one to its
-    report.
+    Of an absolute path only the last name is shown, since a page may be sent around. Markdown keeps
+    its tags as text, and loses links that run; one to a notebook becomes one to its report.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
     body = ""
@@ -87,7 +88,8 @@ def export(executed: Path) -> Path:
         if cell.cell_type == "markdown":
             body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
         elif cell.cell_type == "code":
-            body += f"<pre>{escape(cell.source)}</pre>{''.join(map(_output_html, cell.outputs))}"
+            outputs = "".join(map(_output_html, cell.outputs))
+            body += f"<pre>{escape(ABOVE.sub('', cell.source))}</pre>{outputs}"
     page, template = executed.with_suffix(".html"), Template(PAGE.read_text(encoding="utf-8"))
     page.write_text(template.substitute(title=escape(executed.stem), body=body), encoding="utf-8")
     return page
@@ -97,12 +99,12 @@ def _output_html(output: nbformat.NotebookNode) -> str:
     """Draw an output as HTML, picture or text, the first of them that it has; nothing that runs."""
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "text/html" in data:
-        return f"<div>{data['text/html']}</div>"
+        return f"<div>{ABOVE.sub('', data['text/html'])}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
     # Of a progress bar only its last state.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre>{escape(ABOVE.sub('', text))}</pre>"
 
 
 def main(arguments: list[str] | None = None) -> int:
