@@ -281,3 +281,11 @@ def test_of_a_line_only_the_lost_clause_goes(lost):
 def test_zhe_of_taiwan_and_hong_kong(before, after):
     assert to_simplified(f"{TRADITIONAL}\n{before}").split("\n")[1] == after
     assert to_simplified(f"{PROSE * 9}\n{before}") == f"{PROSE * 9}\n{before}"
+
+
+def test_hz_is_decoded(tmp_path):
+    text = "“你来了。”他说。\n雪下得很大，他把刀收了起来。\n" * 20
+    (tmp_path / "hz.txt").write_bytes(text.encode("hz"))
+    assert read_book(tmp_path / "hz.txt").text == text
+    (tmp_path / "code.txt").write_text("if (~{a}) { b = ~{c}; }\n" * 20)
+    assert read_book(tmp_path / "code.txt").text.startswith("if (~{a})")

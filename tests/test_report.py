@@ -22,12 +22,14 @@ def test_markdown_keeps_tags_as_text_and_loses_links_that_run(tmp_path):
 @pytest.mark.parametrize("wrap", ["{}", "'{}'", "<td>{}</td>", "reading {}: 3 files", "x={}"])
 def test_a_page_names_no_folder_of_this_machine(tmp_path, wrap):
     text = wrap.format("/home/me/rented_card/novels/雪.txt")
-    printed = f"{text} https://a.b/c/d.txt 1/2/3"
+    printed = f"{text} https://a.b/c/d.txt 1/2/3 https://me:word@host hf_abc"
     outputs = [v4.new_output("display_data", {"text/html": text})]
     outputs.append(v4.new_output("stream", name="stdout", text=printed))
     page = exported(tmp_path, v4.new_code_cell(text, outputs=outputs))
     assert page.count("雪.txt") == 3 and "home" not in page and "rented" not in page
-    assert "https://a.b/c/d.txt 1/2/3" in page and page.count("</td>") == ("td" in wrap)
+    assert "https://a.b/c/d.txt 1/2/3 https://***@host ***" in page and page.count("</td>") == (
+        "td" in wrap
+    )
 
 
 def test_outputs_that_run_are_shown_as_text_or_not_at_all(tmp_path):

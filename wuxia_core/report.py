@@ -19,6 +19,7 @@ from nbclient.exceptions import DeadKernelError
 
 from wuxia_core.config import PROJECT, read_value
 from wuxia_core.errors import (
+    SECRET,
     ConfigError,
     DataError,
     MachineError,
@@ -79,8 +80,9 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
 def export(executed: Path) -> Path:
     """Write HTML without scripts, under a policy that would refuse them; return its path.
 
-    Of an absolute path only the last name is shown, since a page may be sent around. Markdown keeps
-    its tags as text, and loses links that run; one to a notebook becomes one to its report.
+    A page may be sent around: nothing secret is in it, and of an absolute path the last name alone.
+    Markdown keeps its tags as text, and loses links that run; one to a notebook becomes one to its
+    report.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
     body = ""
@@ -89,7 +91,7 @@ def export(executed: Path) -> Path:
             body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
         elif cell.cell_type == "code":
             outputs = "".join(map(_output_html, cell.outputs))
-            body += f"<pre>{escape(ABOVE.sub('', cell.source))}</pre>{outputs}"
+            body += f"<pre>{escape(_public(cell.source))}</pre>{outputs}"
     page, template = executed.with_suffix(".html"), Template(PAGE.read_text(encoding="utf-8"))
     page.write_text(template.substitute(title=escape(executed.stem), body=body), encoding="utf-8")
     return page
@@ -99,12 +101,17 @@ def _output_html(output: nbformat.NotebookNode) -> str:
     """Draw an output as HTML, picture or text, the first of them that it has; nothing that runs."""
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "text/html" in data:
-        return f"<div>{ABOVE.sub('', data['text/html'])}</div>"
+        return f"<div>{_public(data['text/html'])}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
     # Of a progress bar only its last state.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
-    return f"<pre>{escape(ABOVE.sub('', text))}</pre>"
+    return f"<pre>{escape(_public(text))}</pre>"
+
+
+def _public(text: str) -> str:
+    """Leave out secrets, and the folders of absolute paths."""
+    return ABOVE.sub("", SECRET.sub("***", text))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -221,6 +221,8 @@ codecs.register_error("nearest", _nearest)
 
 def _decode(data: bytes) -> tuple[str, str]:
     """Decode, line by line unless all is UTF-8 or UTF-16, and name the encodings that were used."""
+    if data.isascii() and b"~{" in data and not _broken(text := data.decode("hz", "replace")):
+        return text, "hz"  # of mail in the nineties: ~{4:O~~} is 春晓
     name = _ranked(data)[0]
     data = data.removeprefix(codecs.BOM_UTF8)
     text = _read(data, name)

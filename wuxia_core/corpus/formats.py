@@ -26,6 +26,11 @@ LARGEST = 256_000_000  # bytes of a member
 MOST = 100  # times its own size that an archive may unpack to; text comes to about 3
 DAMAGED = (BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError,
            ParserRejectedMarkup)  # fmt: skip
+NO_FILES = {
+    "a pipe": Path.is_fifo, "a socket": Path.is_socket, "a device": Path.is_char_device,
+    "a disk": Path.is_block_device, "a folder that cannot be read": Path.is_dir,
+    "a link that leads nowhere": Path.is_symlink, "gone": lambda _: True,
+}  # fmt: skip
 PACKED = "encrypted, or an archive in an archive; unpack it"
 DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew"
 
@@ -45,7 +50,7 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
     """List what is in a file: `(member, kind, what is wrong with it)`; "" is the file itself."""
     try:
         if not path.is_file():
-            return [("", "", "a link that leads nowhere, or a folder that cannot be read")]
+            return [("", "", next(word for word, is_one in NO_FILES.items() if is_one(path)))]
         with path.open("rb") as file:
             kind = _kind(path.name, file)
         if kind != ".zip":
