@@ -29,7 +29,7 @@ DAMAGED = (BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, 
 NO_FILES = {
     "a pipe": Path.is_fifo, "a socket": Path.is_socket, "a device": Path.is_char_device,
     "a disk": Path.is_block_device, "a folder that cannot be read": Path.is_dir,
-    "a link that leads nowhere": Path.is_symlink, "gone": lambda _: True,
+    "a link that leads nowhere": Path.is_symlink,
 }  # fmt: skip
 PACKED = "encrypted, or an archive in an archive; unpack it"
 DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew"
@@ -50,7 +50,8 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
     """List what is in a file: `(member, kind, what is wrong with it)`; "" is the file itself."""
     try:
         if not path.is_file():
-            return [("", "", next(word for word, is_one in NO_FILES.items() if is_one(path)))]
+            what = (word for word, is_one in NO_FILES.items() if is_one(path))
+            return [("", "", next(what, "gone"))]
         with path.open("rb") as file:
             kind = _kind(path.name, file)
         if kind != ".zip":

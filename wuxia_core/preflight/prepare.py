@@ -136,9 +136,12 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
     training, rows = config.training, mixture.report.itertuples()
     size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     batch = f"{size} a process × {accumulated} accumulated × {processes} in parallel"
+    wanted, there = effective_batch(config, processes), len(train_windows(mixture))
+    if wanted > there:
+        batch += f": each of {there} windows {wanted / there:.0f} times a step; lower it"
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
     return (
-        f"effective batch {effective_batch(config, processes)} = {batch}\n"
+        f"effective batch {wanted:,} = {batch}\n"
         f"training text: {shares}\n"
         f"held out: {mixture.preparation['held_out']}"
     )
