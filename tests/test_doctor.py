@@ -11,7 +11,6 @@ import torch.distributed as dist
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.preflight import doctor
 
-
 NO_NAME = ["unshare", "-u", "sh", "-c", 'hostname no-such-host-xyz; exec "$@"', "sh"]
 
 
