@@ -142,15 +142,16 @@ class _Expendable(io.FileIO):
 
     @classmethod
     def over(cls, stream: TextIO | None) -> TextIO:
-        """Take the place of a stream; what its encoding has not is replaced."""
+        """Take the place of a stream; what its encoding has not is replaced.
+
+        By line, so that messages and errors that go to one place are in order there.
+        """
         if stream is None:  # closed by the shell
             return io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
         stream.flush()
         raw = cls(stream.fileno(), "w", closefd=False)
         buffer = io.BufferedWriter(raw)
-        return io.TextIOWrapper(
-            buffer, stream.encoding, "replace", line_buffering=bool(stream.line_buffering)
-        )
+        return io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=True)
 
     def write(self, data: Any) -> int:
         """Write, or from now on to nowhere."""
