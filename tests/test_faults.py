@@ -207,9 +207,9 @@ def test_a_signal_saves_and_stops(launch, golden, whom, number):
 
 
 def check_saved(folder):
-    newest = folder / f"checkpoint-{steps(folder)[-1]}"
-    assert newest.name in ("checkpoint-6", "checkpoint-7")
-    assert run.find_damage(newest) is None
+    newest = steps(folder)[-1]
+    assert newest in range(6, STEPS)  # saved for the signal, at once or nearly
+    assert run.find_damage(folder / f"checkpoint-{newest}") is None
 
 
 def test_ctrl_c_where_what_reads_the_output_dies_first(launch):
