@@ -339,3 +339,11 @@ def test_no_advertisement_is_left_in_messy_novels(novels, name, paragraphs):
     assert len(text) - sum(t.removed - t.inserted for t in tallies) == len(cleaned)
     if paragraphs:  # indented openings, and headings
         assert cleaned.count("\n") + 1 == pytest.approx(paragraphs, rel=0.02)
+
+
+def test_lone_lines_of_one_width_are_no_hard_wrap():
+    story = ["　　" + "雪下得很大，他把刀收了起来，慢慢走进那家客栈" + "，门外有马" * (n % 9) + "。"
+             for n in range(200)]  # fmt: skip
+    for n in range(0, 200, 10):
+        story[n] = "　　收藏啊收藏，怎么又不涨了呢，哭"
+    assert "hard_wrap" not in {tally.rule for tally in clean("\n".join(story))[1]}

@@ -155,6 +155,9 @@ def hard_wrap(text: str) -> Iterator[Edit]:
     if not full:
         return
     cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ended, strict=True)]
+    wider = sum(width >= full + 2 * SLACK for width in widths)
+    if wider > 2 * sum(cut) and sum(a and b for a, b in pairwise(cut)) < sum(cut) / 4:
+        return  # lone lines among longer ones: of a notice, say
     starts = [line.end() - len(line[0].lstrip()) for line in lines]
     gaps = [start - line.end() for line, start in zip(lines, starts[1:], strict=False)]
     usual = mode(compress(gaps, cut))

@@ -196,12 +196,12 @@ def authors_notes(text: str) -> Iterator[Edit]:
     for start, end in pairwise(edges):
         last = max(start, end - BEFORE_EDGE)
         behind = text.rfind("\n", start, min(start + BEHIND_EDGE, last))
-        yield from _notes(text, start, max(start, behind))
-        yield from _notes(text, last, end)
+        yield from _notes(text, start, max(start, behind), at_the_end=False)
+        yield from _notes(text, last, end, at_the_end=True)
 
 
-def _notes(text: str, start: int, end: int) -> Iterator[Edit]:
-    """Find the notes between two places: by their words, and what stands behind 作者的话."""
+def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edit]:
+    """Find the notes between two places: by their words, and at the end what 作者的话 opens."""
     opened = near = False
     for match in pattern("line").finditer(text, start, end):
         line = match.group().strip()
@@ -215,7 +215,7 @@ def _notes(text: str, start: int, end: int) -> Iterator[Edit]:
         edge = EDGE * bool(around or pattern("jargon").search(line))
         if opens or (opened and not _is_story(line)) or (edge and _is_notice(line, around, edge)):
             yield match.start(), min(match.end() + 1, len(text)), ""
-            opened, near = opens or opened, True
+            opened, near = at_the_end and (opens or opened), True
         elif near and not pattern("boilerplate").match(text, match.start()):
             opened = near = False
 
