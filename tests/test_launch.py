@@ -188,6 +188,16 @@ def test_an_empty_folder_of_the_users_stays(launch, tmp_path):
     assert (tmp_path / "run").is_dir()
 
 
+def test_what_was_stopped_before_its_first_step_goes_on(tmp_path):
+    config = load_config(PROJECT / "configs" / "sample.yaml")
+    config.training.output_dir = str(tmp_path / "my run")
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "mixture.json").write_text('{"inputs": []}')
+    assert claim(config, resume=True, named=True) == tmp_path / "my run"
+    said = torchrun.describe_saved(tmp_path / "my run", 1)
+    assert f"--config '{tmp_path}/my run/config.yaml'" in said and "--resume" in said
+
+
 def claim(config, **how):
     with run.acquire(config, **({"named": False, "resume": False} | how)) as folder:
         return folder

@@ -92,14 +92,25 @@ def exit_status(work: Callable[[], object]) -> int:
         print(f"{kind}: {presentable(str(error))}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        print(f"error: {presentable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        print(f"error: {presentable(str(error))}", file=sys.stderr)
         usual = isinstance(error, (FileExistsError, NotADirectoryError))
         mistyped = usual or error.errno == errno.ENAMETOOLONG
         return ConfigError.exit_status if mistyped else MachineError.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print("error: out of memory; close other programs, or use a smaller model", file=sys.stderr)
+        return MachineError.exit_status
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return STOPPED
     return 0
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether Python, the allocator, CUDA or cuBLAS says that there is no more memory."""
+    said = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def run_command(main: Callable[[], int]) -> None:
@@ -119,7 +130,8 @@ def run_command(main: Callable[[], int]) -> None:
 
 def make_output_expendable() -> None:
     """Let this process go on where its terminal or pipe is gone, full, or has not a character."""
-    sys.stdout, sys.stderr = _Expendable.over(sys.stdout), _Expendable.over(sys.stderr)
+    sys.stdout = _Expendable.over(sys.stdout, 1)
+    sys.stderr = _Expendable.over(sys.stderr, 2)
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -141,17 +153,18 @@ class _Expendable(io.FileIO):
     """A terminal, pipe or file that may go or be full: then output is dropped, and no work lost."""
 
     @classmethod
-    def over(cls, stream: TextIO | None) -> TextIO:
+    def over(cls, stream: TextIO | None, number: int) -> TextIO:
         """Take the place of a stream; what its encoding has not is replaced.
 
         By line, so that messages and errors that go to one place are in order there.
         """
-        if stream is None:  # closed by the shell
-            return io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8")
-        stream.flush()
-        raw = cls(stream.fileno(), "w", closefd=False)
-        buffer = io.BufferedWriter(raw)
-        return io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=True)
+        if stream is None:  # closed by the shell; what is started from here needs one too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        else:
+            stream.flush()
+        buffer = io.BufferedWriter(cls(number, "w", closefd=False))
+        encoding = stream.encoding if stream else "utf-8"
+        return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=True)
 
     def write(self, data: Any) -> int:
         """Write, or from now on to nowhere."""
@@ -169,6 +182,6 @@ def raise_machine_error(what: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
-        raise MachineError(
-            f"{what}: cannot be written ({why}); free some space or name another folder"
-        ) from None
+        no_space = getattr(error, "errno", None) not in (errno.EACCES, errno.EEXIST, errno.EROFS)
+        remedy = "free some space or name another folder" if no_space else "name another folder"
+        raise MachineError(f"{what}: cannot be written ({why}); {remedy}") from None

@@ -114,6 +114,7 @@ def export(
             said = _compare(before, _log_probs(_read_again(new), rows), dtype)
         start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
         _describe(folder, new, base, start, config, mixture)
+        models.share(new, new / "README.md")
     return f"{said}\nwritten: {target}"
 
 
@@ -144,6 +145,8 @@ def _passages(mixture: Mixture | None) -> list[str]:
     if len(text) < PASSAGES * CHARACTERS:
         paths = sorted(locate("data/sample").glob("*.txt"))
         text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    if len(text) < CHARACTERS:
+        raise DataError("no held-out text to check an export on; go where the run was launched")
     starts = np.linspace(0, len(text) - CHARACTERS, PASSAGES, dtype=int)
     return [text[start : start + CHARACTERS] for start in starts]
 

@@ -281,6 +281,13 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
     config.target_modules = sorted(config.target_modules)  # not as a set happens to have them
     config.save_pretrained(str(folder))
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    share(folder, folder / ADAPTER_CONFIG)
+
+
+def share(folder: Path, like: Path) -> None:
+    """Let who may read one file read the weights too, which safetensors writes for us alone."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(like.stat().st_mode)
 
 
 def load_adapter(

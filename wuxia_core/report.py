@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 
 import mistune
 import nbformat
@@ -25,6 +26,7 @@ from wuxia_core.errors import (
     MachineError,
     command_line,
     exit_status,
+    raise_machine_error,
     run_command,
 )
 from wuxia_core.text import escape, visible
@@ -45,29 +47,34 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     values = _read(parameters, source)
-    folder.mkdir(parents=True, exist_ok=True)
     executed = folder / source.name
-    if executed.exists() and "papermill" not in nbformat.read(executed, 4).metadata:
-        raise ConfigError(
-            f"--out {folder}: {executed.name} there is no report; name another folder"
-        )
+    if executed.exists() and '"papermill"' not in executed.read_text("utf-8", "replace"):
+        raise ConfigError(f"--out {folder}: its {executed.name} is no report; name another")
     logging.getLogger("papermill").setLevel(logging.WARNING)
     # For the kernel: a page has no use for progress bars.
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
-    try:
-        papermill.execute_notebook(source, executed, values, **quiet)
-    except papermill.PapermillExecutionError as error:
-        raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
-    except DeadKernelError:
-        raise MachineError(f"{executed}: its kernel died, for want of memory?") from None
-    return export(executed)
+    with raise_machine_error(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as name:
+            staged = Path(name) / source.name
+            try:
+                papermill.execute_notebook(source, staged, values, progress_bar=False, **quiet)
+            except papermill.PapermillExecutionError as error:
+                staged.replace(executed)
+                raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
+            except DeadKernelError:
+                raise MachineError(f"{executed}: its kernel died, for want of memory?") from None
+            for path in (export(staged), staged):
+                path.replace(folder / path.name)
+    return executed.with_suffix(".html")
 
 
 def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
     """Read a notebook's parameters; refuse what does not exist, naming what does."""
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+        there = there or "none in an installed package; use a checkout (pip install -e .)"
         raise ConfigError(f"no notebook {source.stem}; there are: {there}")
     known = papermill.inspect_notebook(source)
     for name in parameters.keys() - known.keys():

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import count, takewhile
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from wuxia_core.config import PROJECT, Config, load_config
@@ -50,7 +51,7 @@ def acquire(
         remedy = "is never overwritten; go on with it (--resume), or name another folder"
         raise ConfigError(f"training.output_dir {folder}: the run there {remedy}")
     _refuse_strangers(folder)
-    if resume and not occupied(folder):
+    if resume and read_manifest(folder, RUN_MIXTURE) is None:
         raise ConfigError(f"--resume: no run in {folder}; name its folder or leave --resume out")
     new = not folder.exists()
     try:
@@ -295,7 +296,8 @@ def resume_point(folder: Path) -> Path | None:
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(
-            f"--resume: {folder} is finished; python -m wuxia_core.evaluate {folder} measures it"
+            f"--resume: {folder} is finished; "
+            f"python -m wuxia_core.evaluate {quote(str(folder))} measures it"
         )
     checkpoint = newest_whole(folder)
     if checkpoint is None:

@@ -10,6 +10,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from wuxia_core.errors import (
@@ -162,10 +163,12 @@ def _explain(process: Any) -> tuple[int, Ended]:
 def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run leaves behind, and the command that goes on."""
     if (folder / ADAPTER_WEIGHTS).exists():
-        return f"the adapter is done: python -m wuxia_core.evaluate {folder} measures it"
+        return (
+            f"the adapter is done: python -m wuxia_core.evaluate {quote(str(folder))} measures it"
+        )
     checkpoint = newest_whole(folder)
     left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
-    config = folder / "config.yaml"
+    config = quote(str(folder / "config.yaml"))
     return f"{left}; go on: python launch_ddp.py --config {config} --nproc {processes} --resume"
 
 

@@ -40,11 +40,11 @@ from wuxia_core.errors import (
     Stopped,
     WuxiaError,
     heeded_signals,
+    lacks_memory,
     make_output_expendable,
 )
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as the allocator, CUDA and cuBLAS say it
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience"}
 
 
@@ -179,8 +179,8 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
     if isinstance(error, WuxiaError):
         return error
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
-        return MachineError(f"out of GPU memory ({first}); {model.LESS_MEMORY}")
+    if isinstance(error, (MemoryError, RuntimeError)) and lacks_memory(error):
+        return MachineError(f"out of memory ({first}); {model.LESS_MEMORY}")
     if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
         return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):

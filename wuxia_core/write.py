@@ -10,6 +10,7 @@ passages.
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in vars(Sampling()).items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(value), default=value, help=f"({value:g})")
-    return exit_status(partial(_write, parser.parse_args(arguments)))
+    return exit_status(partial(_write, parser.parse_intermixed_args(arguments)))
 
 
 def _write(options: argparse.Namespace) -> None:
@@ -181,6 +182,8 @@ def _write(options: argparse.Namespace) -> None:
     echo = partial(print, end="", flush=True)
 
     def answer(prompt: str) -> None:
+        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise ConfigError("PROMPT: not UTF-8; set PYTHONUTF8=1, or the terminal's encoding")
         for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
             echo(f"{name}: " if options.base else "")
             echo("" if options.chat else visible(prompt))
@@ -191,6 +194,8 @@ def _write(options: argparse.Namespace) -> None:
         return answer(options.prompt)
     import readline  # noqa: F401  (input() gets a history by the arrow keys)
 
+    if sys.stdin is None:
+        raise ConfigError("PROMPT: none is given, and there is no terminal to ask for one")
     with suppress(EOFError):
         while prompt := input("prompt> ").strip():
             answer(prompt)

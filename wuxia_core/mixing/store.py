@@ -145,9 +145,11 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if not is_built(folder, wanted):
-        what = "not the mixture" if folder.exists() else "not there, the mixture"
-        again = f"mix the same texts again with the settings of {run / 'config.yaml'}"
-        raise DataError(f"{folder}: {what} that {run} was trained on; {again}")
+        what, again = f"the mixture that {run} was trained on", "mix the same texts again"
+        if not folder.exists():
+            again = f"not found from {Path.cwd()}; go where the run was launched, or {again}"
+            raise DataError(f"{folder}: {what} is {again}")
+        raise DataError(f"{folder}: not {what}; {again} with {run / 'config.yaml'}")
     return open_mixture(folder)
 
 

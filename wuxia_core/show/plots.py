@@ -164,7 +164,8 @@ def plot_passages(
     ax = axes(ax)
     groups = dict(list(texts.groupby("writer", sort=False)[column]))
     names = [f"{who} (n = {len(values)})" for who, values in groups.items()]
-    ax.boxplot(list(groups.values()), widths=0.5, orientation="horizontal", tick_labels=names)
+    if groups:  # else nothing was measured, for want of text
+        ax.boxplot(list(groups.values()), widths=0.5, orientation="horizontal", tick_labels=names)
     ax.axvline(threshold, color="black", linestyle="--")
     ax.yaxis.set_inverted(True)
     ax.set_xlabel(xlabel)

@@ -65,7 +65,7 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
     """Say what each rule does and did, in all files: places, characters removed and inserted."""
     rows = [
-        {"rule": name, "does": (RULES[name].__doc__ or "").strip(), **tally}
+        {"rule": name, "does": " ".join((RULES[name].__doc__ or "").split()), **tally}
         for file in mixture.preparation["files"]
         for name, tally in file["cleaning"].items()
     ]
