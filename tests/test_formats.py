@@ -387,9 +387,9 @@ PIECES += ["&", "[", "![](", "**", "#", "\n", " ", "第"]
 @pytest.mark.parametrize("name", ["a.html", "a.md"])
 def test_hostile_pages_take_no_time(tmp_path, name, piece):
     path = write(tmp_path, name, piece * (300_000 // len(piece)))
-    started = time.perf_counter()
+    started = time.process_time()
     list(formats.read(path, "", None, -1))
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_own_folders_links_and_readmes_are_named_and_junk_is_not(tmp_path, caplog, monkeypatch):

@@ -114,7 +114,6 @@ def export(
             said = _compare(before, _log_probs(_read_again(new), rows), dtype)
         start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
         _describe(folder, new, base, start, config, mixture)
-        models.share(new, new / "README.md")
     return f"{said}\nwritten: {target}"
 
 
@@ -270,6 +269,7 @@ def _describe(
         origin = adapter if path.name == "adapter.gguf" else f"FROM ./{path.name}"
         text = MODELFILE.format(origin=origin, start=start, **vars(Sampling()))
         (new / "Modelfile").write_text(text, encoding="utf-8")
+    models.share(new, new / "README.md")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,8 @@ TABLE = {
 # What became of bits per character, by source, and what to do about it.
 SENTENCES = {
     ("wuxia", "better"): "held-out 武侠 became easier to predict: {change}",
-    ("wuxia", "worse"): "held-out 武侠 became HARDER: {change}; train longer, or at a lower rate",
+    ("wuxia", "worse"): "held-out 武侠 became HARDER: {change}; raise training.max_steps, or "
+    "lower training.learning_rate",
     ("wuxia", "not shown"): "held-out 武侠: no sure change: {change}; train longer",
     ("wuxia", "not measured"): "held-out 武侠: {change}; raise data.val_ratio, or add novels",
     ("general", "kept"): "general text: no worse: {change}, margin {margin:g}",
