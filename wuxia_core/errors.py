@@ -116,7 +116,7 @@ def lacks_memory(error: BaseException) -> bool:
 def run_command(main: Callable[[], int]) -> None:
     """Be a command: log in plain lines, survive without a terminal, end with a status.
 
-    A signal that asks for a stop raises `KeyboardInterrupt`; one that is ignored stays so.
+    A signal that asks for a stop raises `KeyboardInterrupt`.
     """
     make_output_expendable()
     handler = logging.StreamHandler()
@@ -135,8 +135,12 @@ def make_output_expendable() -> None:
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """List the signals that stop a run; under `nohup` SIGHUP is ignored and stays so."""
-    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    """List the signals that stop a run; under `nohup` SIGHUP is ignored and stays so.
+
+    Others are heeded also where a shell that started us in the background ignores them.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 def presentable(text: str) -> str:
