@@ -17,6 +17,7 @@ import torch
 from tqdm import trange
 
 from wuxia_core.config import PROJECT, load_config
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.writing import AT_ONCE, generate, prompts, score_generations
 from wuxia_core.mixing import open_run_mixture
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 from wuxia_core import SpanMasker
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
 from wuxia_core.model import masked_cross_entropy
 
@@ -246,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

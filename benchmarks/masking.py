@@ -18,6 +18,7 @@ import torch
 
 from wuxia_core import SpanMasker, load_config, mix
 from wuxia_core.config import PROJECT
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import SPAN, coverage
 from wuxia_core.mixing import train_windows
 from wuxia_core.model import (
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

@@ -29,6 +29,7 @@ from transformers import TrainerCallback, set_seed
 
 from wuxia_core import mix, run, xray
 from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.scoring import document_bits
 from wuxia_core.evaluate.statistics import Metric, compare
@@ -342,4 +343,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from wuxia_core import show
-from wuxia_core.errors import DataError
+from wuxia_core.errors import DataError, exit_status, run_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +89,11 @@ def plot_objectives(
     return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print what general text costs at equal learning."""
     table = equal_learning(read_objectives(sys.argv[1] if len(sys.argv) > 1 else RESULTS))
     print(table.to_string(index=False, float_format="{:+.3f}".format))
+
+
+if __name__ == "__main__":
+    run_command(lambda: exit_status(main))

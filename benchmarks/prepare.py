@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from wuxia_core import load_config, mix, read_book
 from wuxia_core.config import PROJECT, Config
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.model import load_tokenizer
 
 WINDOW = 1024  # tokens
@@ -135,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

@@ -34,6 +34,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback
 
 from wuxia_core import SpanMasker
 from wuxia_core.config import LINEAR_LAYERS, TINY_BASE
+from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import Corruption, MaskCollator, Window
 from wuxia_core.model import load_tokenizer, masked_cross_entropy
 from wuxia_core.trainer import SpanTrainer
@@ -191,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: exit_status(main))

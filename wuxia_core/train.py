@@ -42,6 +42,7 @@ from wuxia_core.errors import (
     heeded_signals,
     lacks_memory,
     make_output_expendable,
+    presentable,
 )
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
@@ -168,6 +169,8 @@ def exit_with(error: BaseException, folder: Path) -> None:
     known = as_user_error(error, folder)
     if known:
         get_error_handler().record_exception(known)
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # no launcher says it
+            print(f"error: {presentable(str(known))}", file=sys.stderr)
     else:
         traceback.print_exception(error, file=sys.__stderr__)  # torch puts a buffer before it
     sys.stdout.flush()
