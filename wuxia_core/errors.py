@@ -163,7 +163,7 @@ class _Expendable(io.FileIO):
         By line, so that messages and errors that go to one place are in order there.
         """
         if stream is None:  # closed by the shell; what is started from here needs one too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            _to_nowhere(number)
         else:
             stream.flush()
         buffer = io.BufferedWriter(cls(number, "w", closefd=False))
@@ -175,8 +175,17 @@ class _Expendable(io.FileIO):
         try:
             return super().write(data)
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            _to_nowhere(self.fileno())
             return len(data)
+
+
+def _to_nowhere(number: int) -> None:
+    """Point a file descriptor at the null device, for what is started from here too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:  # a closed one is the first that is free
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    os.set_inheritable(number, True)
 
 
 @contextmanager

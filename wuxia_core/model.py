@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from wuxia_core.config import Config, ModelConfig, load_config, locate
-from wuxia_core.errors import ConfigError, DataError, MachineError
+from wuxia_core.errors import ConfigError, DataError, MachineError, lacks_memory
 from wuxia_core.masking import IGNORE_INDEX, Corruption, MaskCollator, SpanMasker
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
     try:
         return load(str(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        if "out of memory" in str(error):
+        if lacks_memory(error):
             raise
         there = "present" if path.is_dir() else "missing"
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

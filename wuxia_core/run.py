@@ -111,8 +111,8 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
             staging = Path(name)
             shutil.copyfile(mixture.folder / "manifest.json", staging / RUN_MIXTURE)
             config.save(staging / "config.yaml")
-            for name in (RUN_MIXTURE, "config.yaml"):
-                (staging / name).replace(folder / name)
+            for written in (RUN_MIXTURE, "config.yaml"):
+                (staging / written).replace(folder / written)
 
 
 def is_main_launcher(folder: Path) -> bool:
@@ -289,16 +289,18 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
+def how_to_measure(folder: Path) -> str:
+    """Name the command that measures a finished run."""
+    return f"python -m wuxia_core.evaluate {quote(str(folder))} measures it"
+
+
 def resume_point(folder: Path) -> Path | None:
     """Find the checkpoint that a stopped run goes on from; None where it has to start again.
 
     Raises `ConfigError` where the run is finished.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
-        raise ConfigError(
-            f"--resume: {folder} is finished; "
-            f"python -m wuxia_core.evaluate {quote(str(folder))} measures it"
-        )
+        raise ConfigError(f"--resume: {folder} is finished; {how_to_measure(folder)}")
     checkpoint = newest_whole(folder)
     if checkpoint is None:
         logger.warning("--resume: no whole checkpoint in %s, so it starts again", folder)

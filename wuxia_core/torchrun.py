@@ -25,7 +25,7 @@ from wuxia_core.errors import (
     heeded_signals,
 )
 from wuxia_core.model import ADAPTER_WEIGHTS
-from wuxia_core.run import newest_whole
+from wuxia_core.run import how_to_measure, newest_whole
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 JOIN = 120  # seconds that machines wait for each other
@@ -163,9 +163,7 @@ def _explain(process: Any) -> tuple[int, Ended]:
 def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run leaves behind, and the command that goes on."""
     if (folder / ADAPTER_WEIGHTS).exists():
-        return (
-            f"the adapter is done: python -m wuxia_core.evaluate {quote(str(folder))} measures it"
-        )
+        return f"the adapter is done: {how_to_measure(folder)}"
     checkpoint = newest_whole(folder)
     left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
     config = quote(str(folder / "config.yaml"))

@@ -89,8 +89,9 @@ def train(options: Namespace) -> loop.SpanTrainer:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
         # accelerate gives the time-out to GPUs alone
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
-    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)  # of 5.24; 5.23 has
-    args, stop = arguments(config, options), loop.StopOnSignal()  # no other name for it
+    # transformers 5.24 has a new name for it, which 5.23 does not know.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+    args, stop = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
     callbacks = [stop, loop.Progress(), loop.StopOnNonFinite()]
     callbacks.append(loop.FirstSteps(stop=options.measure))
