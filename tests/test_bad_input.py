@@ -1,6 +1,8 @@
 """Every command with what users mistype: one message, the promised status, never a traceback."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -81,3 +83,19 @@ def test_a_mistake_gets_one_message(entry, arguments, place, monkeypatch, capsys
     said = capsys.readouterr().err
     assert status in (2, 3, 5) and said.strip(), said
     assert "\x1b" not in said and "secret" not in said and "bug" not in said
+
+
+CHILD = "import sys; sys.exit(sys.stdout is None or sys.stderr is None)"
+CLOSED = f"""
+import subprocess, sys
+from wuxia_core.errors import make_output_expendable
+
+make_output_expendable()
+sys.exit(subprocess.run([sys.executable, "-c", {CHILD!r}]).returncode)
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_what_is_started_without_a_terminal_has_one_to_write_to(closed):
+    command = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, "-c", CLOSED]
+    assert subprocess.run(command, cwd=PROJECT).returncode == 0
