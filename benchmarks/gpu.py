@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be in
 from wuxia_core import SpanMasker
 from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.model import masked_cross_entropy
+from wuxia_core.trainer import masked_cross_entropy
 
 CARD = 23.5  # GiB usable of 24
 BARS = {"bf16": 20.5, "8bit": 14.0}  # GiB reserved, ours on such a card

@@ -21,14 +21,8 @@ from wuxia_core.config import PROJECT
 from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import SPAN, coverage
 from wuxia_core.mixing import train_windows
-from wuxia_core.model import (
-    add_adapter,
-    load_base,
-    load_tokenizer,
-    make_collator,
-    mask_token_id,
-    masked_cross_entropy,
-)
+from wuxia_core.model import add_adapter, load_base, load_tokenizer, make_collator, mask_token_id
+from wuxia_core.trainer import masked_cross_entropy
 
 BATCH = 32  # rows
 SECONDS = 1.0  # a measurement

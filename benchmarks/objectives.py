@@ -37,8 +37,9 @@ from wuxia_core.evaluate.statistics import ratio as ratio_of
 from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.masking import SpanMasker
 from wuxia_core.mixing.store import VALIDATION
-from wuxia_core.model import load_adapter, load_tokenizer, masked_cross_entropy, write_adapter
+from wuxia_core.model import load_adapter, load_tokenizer, write_adapter
 from wuxia_core.train import arguments, make_trainer
+from wuxia_core.trainer import masked_cross_entropy
 
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 NOVELS = ("三侠五义", "七剑十三侠", "续小五义")

@@ -36,8 +36,8 @@ from wuxia_core import SpanMasker
 from wuxia_core.config import LINEAR_LAYERS, TINY_BASE
 from wuxia_core.errors import exit_status, run_command
 from wuxia_core.masking import Corruption, MaskCollator, Window
-from wuxia_core.model import load_tokenizer, masked_cross_entropy
-from wuxia_core.trainer import SpanTrainer
+from wuxia_core.model import load_tokenizer
+from wuxia_core.trainer import SpanTrainer, masked_cross_entropy
 
 VOCABULARY, MASK_ID, ORDINARY = 151_936, 151_669, 151_643
 SHAPES = {  # windows, tokens a window, timed steps, rounds, what is wanted

@@ -356,16 +356,23 @@ def test_first_token_padding_and_special_tokens_are_never_targets():
     ids = np.arange(10, 74)
     ids[[20, 21, 40]] = PAD, MASK, PAD
     windows = [window(ids, key) for key in range(60)] + [window(ids[:9], 60)]
-    for objective in ("masked", "clm"):
+    for objective in ("masked", "meap", "clm"):
         targets = collate(windows, objective, mask_ratio=0.5)["labels"] != IGNORE_INDEX
         assert not targets[:, [0, 20, 21, 40]].any()
         assert not targets[60, 9:].any()
 
 
-def test_the_three_objectives():
-    """masked: 15 % are masked and targets; clm: all are targets, none masked; mixed: half each."""
+def test_the_four_objectives():
+    """masked: 15 % are masked and targets; clm: all are targets, none masked; mixed: half each.
+
+    meap: the input of masked, the targets of clm.
+    """
     windows = [window(range(10, 74), key) for key in range(4)]
-    masked, clm, mixed = (collate(windows, name) for name in ("masked", "clm", "mixed"))
+    masked, clm, mixed, meap = (
+        collate(windows, name) for name in ("masked", "clm", "mixed", "meap")
+    )
+    assert np.array_equal(meap["input_ids"], masked["input_ids"])
+    assert all(np.array_equal(meap[name], clm[name]) for name in ("labels", "logits_to_keep"))
     assert ((masked["labels"] != IGNORE_INDEX) == (masked["input_ids"] == MASK)).all()
     assert np.all(clm["input_ids"] >= 10)
     assert (clm["labels"][:, 1:] != IGNORE_INDEX).all()

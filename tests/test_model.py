@@ -162,7 +162,8 @@ def test_a_local_folder_with_qwens_vocabulary_trains(novels, tmp_path, config):
     """A tiny random Qwen3 with the real 151,936 rows: spare mask row, windows, loss, adapter."""
     from wuxia_core.masking import IGNORE_INDEX
     from wuxia_core.mixing import mix, train_windows
-    from wuxia_core.model import make_collator, masked_cross_entropy
+    from wuxia_core.model import make_collator
+    from wuxia_core.trainer import masked_cross_entropy
 
     base = _qwen_folder(novels, tmp_path)
     tokenizer = load_tokenizer(base)

@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from wuxia_core import trainer
 from wuxia_core.config import ModelConfig
 from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.model import add_adapter, load_base, masked_cross_entropy
+from wuxia_core.model import add_adapter, load_base
+from wuxia_core.trainer import masked_cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,21 @@ def test_a_batch_without_targets_has_a_zero_gradient(model, items):
     assert loss.item() == 0
     assert gradients and all(not gradient.any() for gradient in gradients)
     model.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_written_over_the_logits_is_the_usual_one(dtype, monkeypatch):
+    monkeypatch.setattr(trainer, "LOSS_LOGITS", 3 * 50)  # three rows at a time
+    torch.manual_seed(0)
+    logits, labels = 4 * torch.randn(8, 50), torch.tensor([[IGNORE_INDEX, *range(8)]])
+    usual = logits.clone().to(dtype).requires_grad_()
+    loss = F.cross_entropy(usual.float(), labels[0, 1:], reduction="sum") / 20
+    (3 * loss).backward()
+    leaf = logits.clone().to(dtype).requires_grad_()
+    outputs = SimpleNamespace(logits=leaf * 1)
+    ours = masked_cross_entropy(outputs, labels, torch.tensor(20))
+    (3 * ours).backward()
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(leaf.grad, usual.grad)
+    assert outputs.logits.data_ptr() != leaf.data_ptr()
+    assert not outputs.logits.isclose(usual).all()  # no second table

@@ -347,10 +347,10 @@ class MaskCollator:
     """Make a batch of windows into model inputs, for any objective.
 
     `masked` masks tokens, which are the targets; `clm` masks nothing, and every token is a target;
-    `mixed` does the one or the other by turns, window by window and epoch by epoch, after MEAP-SFT
-    (arXiv 2502.07490); the sampler sees to it that a batch has as many of both. Tokens in
-    `special_ids` are never masked and never targets. With `span_unit` "word" spans cover whole
-    words.
+    `meap` masks tokens, and every token is a target (arXiv 2502.07490); `mixed` does as `masked` or
+    as `clm` by turns, window by window and epoch by epoch, and the sampler sees to it that a batch
+    has as many of both. Tokens in `special_ids` are never masked and never targets. With
+    `span_unit` "word" spans cover whole words.
     """
 
     masker: SpanMasker
@@ -364,11 +364,12 @@ class MaskCollator:
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         keys, epoch = [window.key for window in windows], windows[0].epoch
-        masks: Bools | bool = self.objective == "masked"
+        masks: Bools | bool = self.objective in {"masked", "meap"}
         if self.objective == "mixed":
             masks = np.array([[masked_this_epoch(window.row, epoch)] for window in windows])
         masked = (self.kinds(windows) > KEPT) & masks
-        targets = np.where(masks, masked, self._maskable(windows))
+        only_masked = masks & (self.objective != "meap")
+        targets = np.where(only_masked, masked, self._maskable(windows))
         labels = np.where(targets, input_ids, IGNORE_INDEX)
         actions = self.corruption.actions(masked, keys, epoch)
         corrupted = self.corruption.apply(input_ids, actions, keys, epoch)

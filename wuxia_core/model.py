@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from wuxia_core.config import Config, ModelConfig, load_config, locate
 from wuxia_core.errors import ConfigError, DataError, MachineError, lacks_memory
-from wuxia_core.masking import IGNORE_INDEX, Corruption, MaskCollator, SpanMasker
+from wuxia_core.masking import Corruption, MaskCollator, SpanMasker
 
 if TYPE_CHECKING:
     import torch
@@ -383,30 +383,3 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     if settings.get("peft_type") != "LORA" or not settings.get("base_model_name_or_path"):
         raise DataError(f"{path}: not that of a LoRA adapter on a named base; name another folder")
     return settings
-
-
-def masked_cross_entropy(
-    outputs: Any, labels: "torch.Tensor", num_items_in_batch: "torch.Tensor"
-) -> "torch.Tensor":
-    """Sum the cross-entropy at the target positions and divide by their number in the step.
-
-    Parameters
-    ----------
-    outputs : CausalLMOutput
-        `.logits` is (N, V): one row for each target, because the collator's `logits_to_keep`
-        keeps position i - 1 for token i before the vocabulary projection.
-    labels : (B, T) int64
-        Token ids at the N target positions, -100 elsewhere and in column 0.
-    num_items_in_batch : scalar
-        Targets over all accumulation steps and all ranks. `Trainer` counts them, and multiplies
-        the loss by the number of ranks, since DDP averages gradients.
-
-    Returns
-    -------
-    Scalar, nats per target once summed over accumulation steps and ranks.
-    """
-    import torch.nn.functional as F
-
-    targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
-    total = F.cross_entropy(outputs.logits.float(), targets, reduction="sum")
-    return total / num_items_in_batch.clamp(min=1)  # a step may have no targets

@@ -140,7 +140,7 @@ def make_trainer(
         data_collator=model.make_collator(config, tokenizer, mask_id, config.training.objective),
         train_dataset=train_windows(mixture),
         eval_dataset=held_out or None,
-        compute_loss_func=model.masked_cross_entropy,
+        compute_loss_func=loop.masked_cross_entropy,
         callbacks=callbacks,
     )
     trainer.facts = facts

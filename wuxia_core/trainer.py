@@ -37,6 +37,7 @@ from wuxia_core.model import ADAPTER_FILES, write_adapter
 WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
 LOGITS = 2**28  # of a batch of held-out text all of whose tokens are targets; 1 GiB in float32
+LOSS_LOGITS = 2**25  # that are in float32 at a time
 Flags = npt.NDArray[np.bool_]
 
 
@@ -341,3 +342,54 @@ class SpanTrainer(Trainer):
             rows.append(self.accelerator.gather_for_metrics(sums))
         nats_sum, targets_sum = torch.cat(rows).double().sum(0).tolist()
         return nats_sum, targets_sum
+
+
+def masked_cross_entropy(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor
+) -> torch.Tensor:
+    """Sum the cross-entropy at the target positions and divide by their number in the step.
+
+    Parameters
+    ----------
+    outputs : CausalLMOutput
+        `.logits` is (N, V): one row for each target, because the collator's `logits_to_keep`
+        keeps position i - 1 for token i before the vocabulary projection. Overwritten.
+    labels : (B, T) int64
+        Token ids at the N target positions, -100 elsewhere and in column 0.
+    num_items_in_batch : scalar
+        Targets over all accumulation steps and all ranks. `Trainer` counts them, and multiplies
+        the loss by the number of ranks, since DDP averages gradients.
+
+    Returns
+    -------
+    Scalar, nats per target once summed over accumulation steps and ranks.
+    """
+    targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
+    total: torch.Tensor = SummedCrossEntropy.apply(outputs.logits, targets)
+    return total / num_items_in_batch.clamp(min=1)  # a step may have no targets
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy that writes its gradient over the logits, some rows at a time.
+
+    Where every token of 4 x 1,024 is a target, the usual one holds four tables of the logits' size,
+    two of them in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum the nats of `targets` (N,), and make `logits` (N, V) softmax less one-hot."""
+        rows = max(1, LOSS_LOGITS // logits.shape[1])
+        nats = []
+        for part, ids in zip(logits.split(rows), targets.split(rows), strict=True):
+            log_p = F.log_softmax(part, -1, dtype=torch.float32)
+            chosen = ids[:, None]
+            nats.append(-log_p.gather(1, chosen).sum())
+            part.copy_(log_p.exp_().scatter_add_(1, chosen, log_p.new_full(chosen.shape, -1)))
+        ctx.save_for_backward(logits)
+        return torch.stack(nats).sum()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Scale the gradient, (N, V)."""
+        return ctx.saved_tensors[0].mul_(scale), None

@@ -183,7 +183,7 @@ def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
 def target_fraction(config: Config) -> float:
     """Share of the tokens whose logits are needed."""
     masked = config.masking.mask_ratio
-    return {"masked": masked, "clm": 1.0, "mixed": (1 + masked) / 2}[config.training.objective]
+    return {"masked": masked, "mixed": (1 + masked) / 2}.get(config.training.objective, 1.0)
 
 
 class Text(NamedTuple):
