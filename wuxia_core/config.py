@@ -169,7 +169,7 @@ class TrainingConfig(_Section):
     output_dir: str = "./output/wuxia_lora"
     """The run folder."""
     objective: Literal["masked", "mixed", "meap", "clm"] = "masked"
-    """masked: masked tokens; clm: every token; mixed: half of each; meap: every token, masks too."""
+    """masked: masked tokens; clm: all tokens; mixed: half of each; meap: all tokens, with masks."""
     num_train_epochs: Positive = 3.0
     """Passes over the training text."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
