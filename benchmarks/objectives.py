@@ -2,12 +2,13 @@
 
     python benchmarks/objectives.py [FOLDER]
 
-Nine conditions × three seeds of 300 steps of 8 × 256 tokens on the bundled tiny model, then shares
-of general text for `masked` and for the winner. Trained on 三侠五义, 七剑十三侠 and 续小五义 with
-10 % general text; judged every 30 steps on openings of 绿牡丹's chapters and of encyclopaedia
-articles, none of them trained on. Two runs at a time, a core each. What is done lies in FOLDER
-(default output/objectives) and is not done again; the tables come from there. The texts are
-`wuxia/` and `general/` of the folder `WUXIA_CORPUS`, else of `../shared/corpus`.
+Twelve conditions × three seeds of 300 steps of 8 × 256 tokens on the bundled tiny model, six of
+them without general text too. Trained on 三侠五义, 七剑十三侠 and 续小五义 with 10 % general text;
+judged every 30 steps on openings of 绿牡丹's chapters and of encyclopaedia articles, none of them
+trained on. At a half and a quarter of the rate, each with its own schedule, what learns more ends
+where the recipe does: there forgetting is compared. Two runs at a time, a core each. What is done
+lies in FOLDER (default output/objectives) and is not done again; the tables come from there. The
+texts are `wuxia/` and `general/` of the folder `WUXIA_CORPUS`, else of `../shared/corpus`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from plot_objectives import equal_learning, since_start
 from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
 
@@ -47,20 +49,25 @@ HELD_OUT_NOVEL, HELD_OUT_GENERAL = "绿牡丹", "zhwiki_cmrc2018_trial"
 STEPS, EVERY, WINDOW, BATCH = 300, 30, 256, 8
 PASSAGES, CHARACTERS = 48, 240  # of each source; an opening fits a window
 SEEDS = (0, 1, 2)
-BERT = "masking.corruption=[0.8, 0.1, 0.1]"  # hidden, random, left
-WAYS = {
+RATE = 5e-4  # of the sample's recipe
+CLM, MIXED = "training.objective=clm", "training.objective=mixed"
+HALF, QUARTER = (f"training.learning_rate={RATE / n}" for n in (2, 4))
+CONDITIONS: dict[str, tuple[str, ...]] = {
     "masked": (),
     "masked, words": ("masking.span_unit=word",),
     "masked, single": ("masking.span_ratio=0",),
-    "mixed": ("training.objective=mixed",),
+    "masked, single, 30 %": ("masking.span_ratio=0", "masking.mask_ratio=0.3"),
+    "masked, single, 50 %": ("masking.span_ratio=0", "masking.mask_ratio=0.5"),
+    "meap": ("training.objective=meap",),
+    "mixed": (MIXED,),
+    "mixed, 1/2 rate": (MIXED, HALF),
+    "mixed, 1/4 rate": (MIXED, QUARTER),
+    "clm": (CLM,),
+    "clm, 1/2 rate": (CLM, HALF),
+    "clm, 1/4 rate": (CLM, QUARTER),
 }
-CONDITIONS: dict[str, tuple[str, ...]] = {
-    **WAYS,
-    **{f"{name}, 80/10/10": (*sets, BERT) for name, sets in WAYS.items()},
-    "clm": ("training.objective=clm",),
-}
-RATIOS = (0.0, 0.05, 0.2)  # besides the 0.1 of the others
-WRITING = ["masked", "masked, words", "mixed", "clm"]
+WITHOUT_GENERAL = ["masked", "meap", "mixed", "clm", "clm, 1/2 rate", "clm, 1/4 rate"]
+WRITING = ["masked", "masked, words", "meap", "mixed", "clm"]
 HELD_OUT_SHARE = 0.16  # of the four novels, which holds the shortest, 绿牡丹, and no other
 RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 Job = tuple[str, float, int]  # condition, share of general text, seed
@@ -195,21 +202,26 @@ def run_place(folder: Path, name: str, ratio: float, seed: int) -> Path:
     return folder / "runs" / f"{name.replace('/', '-')}, {ratio:.0%} general, seed {seed}"
 
 
-def run_all(folder: Path, work: str, result: str, jobs: Iterable[Job]) -> None:
-    """Do what is not done, two at a time, each in a process with a core of its own."""
-    left = [job for job in jobs if not (run_place(folder, *job) / result).exists()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", __file__, str(folder)]
+def run_all(script: str, folder: Path, jobs: Iterable[tuple[object, ...]]) -> None:
+    """Do jobs, two at a time, each in a process with a core of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", script, str(folder)]
 
-    def one(job: Job) -> None:
+    def one(job: tuple[object, ...]) -> None:
         said = subprocess.run(
-            [*command, "--worker", work, *map(str, job)], capture_output=True, text=True,
+            [*command, "--worker", *map(str, job)], capture_output=True, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         if said.returncode:
             raise RuntimeError(f"{job} failed:\n{said.stderr[-3000:]}")
 
+    left = list(jobs)
     with ThreadPoolExecutor(2) as pool:
-        list(tqdm(pool.map(one, left), total=len(left), desc=work))
+        list(tqdm(pool.map(one, left), total=len(left), desc=Path(script).stem))
+
+
+def undone(folder: Path, work: str, result: str, jobs: list[Job]) -> list[tuple[object, ...]]:
+    """List the jobs whose result is not there, as `run_all` takes them."""
+    return [(work, *job) for job in jobs if not (run_place(folder, *job) / result).exists()]
 
 
 def curves(folder: Path, jobs: Iterable[Job]) -> pd.DataFrame:
@@ -256,17 +268,16 @@ def recovered(folder: Path, jobs: list[Job], documents: pd.DataFrame) -> str:
     return f"{share['base_right']:.1%} → {share['tuned_right']:.1%}"
 
 
-def report(folder: Path, done: pd.DataFrame, held_out: pd.DataFrame) -> str:
-    """Make the table of conditions at 10 % general text; return the name of the best."""
+def report(folder: Path, done: pd.DataFrame, held_out: pd.DataFrame) -> None:
+    """Print the table of conditions at 10 % general text."""
     ten = done[done["ratio"] == 0.1]
     masked = ten[(ten["condition"] == "masked") & (ten["step"] == STEPS)]
     asked, seconds = masked["asked"].mean(), masked["seconds"].mean()
-    rows, level = {}, {}
+    rows = {}
     for name in CONDITIONS:
         runs = ten[ten["condition"] == name]
         last = runs[(runs["step"] == STEPS) & (runs["source"] == "wuxia")]
         by_seed = last.groupby("seed")[["bits", "chars"]].sum()
-        level[name] = by_seed["bits"].sum() / by_seed["chars"].sum()
         tokens, supervised, time_ = (
             change(runs, column, value)
             for column, value in (("step", STEPS), ("asked", asked), ("seconds", seconds))
@@ -282,20 +293,20 @@ def report(folder: Path, done: pd.DataFrame, held_out: pd.DataFrame) -> str:
         }  # fmt: skip
     print(f"\nchange of bits per character, {PASSAGES} passages of each source, {len(SEEDS)} seeds")
     print(pd.DataFrame(rows).T.to_string())
-    return min((name for name in level if name != "masked"), key=level.get)
 
 
-def report_ratios(done: pd.DataFrame, names: list[str]) -> None:
-    """Print the table of shares of general text, one seed."""
-    rows = {
-        (name, f"{ratio:.0%}"): change(runs, "step", STEPS)
-        for (name, ratio), runs in done[done["seed"] == 0].groupby(
-            ["condition", "ratio"], sort=False
-        )
-        if name in names
-    }
-    print("\nby share of general text, one seed")
-    print(pd.DataFrame(rows).T.sort_index().to_string())
+def report_equal(done: pd.DataFrame) -> None:
+    """Print what general text costs where each has learned as much as `masked` at its end."""
+    keys = ["condition", "ratio", "seed", "step", "asked", "seconds", "source"]
+    sums = done.groupby(keys, as_index=False)[["bits", "chars"]].sum()
+    rows = []
+    for row in equal_learning(since_start(sums)).itertuples():
+        runs = done[(done["condition"] == row.condition) & (done["ratio"] == row.ratio)]
+        rows.append((f"{row.ratio:.0%}", row.condition, row.step))
+        rows[-1] += tuple(change(runs, "step", row.step)[side] for side in ("wuxia", "general"))
+    print("\nat equal learning, by share of general text; a step below the last is on the way")
+    columns = ["general text", "condition", "step", "武侠", "general"]
+    print(pd.DataFrame(rows, columns=columns).to_string(index=False))
 
 
 def report_writing(folder: Path, names: list[str]) -> None:
@@ -328,14 +339,14 @@ def main() -> None:
     began = time.monotonic()
     gather_texts(folder)
     held_out = passages(folder)
-    jobs = [(name, 0.1, seed) for seed in SEEDS for name in CONDITIONS]
-    run_all(folder, "train", "curve.parquet", jobs)
-    names = ["masked", report(folder, curves(folder, jobs), held_out)]
-    more = [(name, ratio, 0) for name in names for ratio in RATIOS]
-    run_all(folder, "train", "curve.parquet", more)
-    done = curves(folder, [*jobs, *more])
-    report_ratios(done, names)
-    run_all(folder, "judge", "writing.json", [(name, 0.1, 0) for name in WRITING])
+    ten = [(name, 0.1, seed) for seed in SEEDS for name in CONDITIONS]
+    none = [(name, 0.0, seed) for seed in SEEDS for name in WITHOUT_GENERAL]
+    run_all(__file__, folder, undone(folder, "train", "curve.parquet", [*ten, *none]))
+    done = curves(folder, [*ten, *none])
+    report(folder, done, held_out)
+    report_equal(done)
+    writers = [(name, 0.1, 0) for name in WRITING]
+    run_all(__file__, folder, undone(folder, "judge", "writing.json", writers))
     report_writing(folder, WRITING)
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes, less what was there already")
     keys = ["condition", "ratio", "seed", "step", "source"]

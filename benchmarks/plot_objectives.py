@@ -35,14 +35,18 @@ def read_objectives(path: str | Path) -> pd.DataFrame:
     `wuxia` and `general` are in bits per character, changes since step 0. Raises `DataError` where
     the file is missing or holds something else.
     """
-    keys, doses = ["condition", "ratio", "seed"], ["step", "asked", "seconds"]
     try:
-        table = pd.read_csv(path)
-        table["bits"] /= table["chars"]
-        wide = table.pivot(index=[*keys, *doses], columns="source", values="bits")
-        curves = wide[["wuxia", "general"]].reset_index(doses)
+        return since_start(pd.read_csv(path))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run benchmarks/objectives.py") from None
+
+
+def since_start(sums: pd.DataFrame) -> pd.DataFrame:
+    """Turn sums of bits and characters into changes of bits per character since step 0."""
+    keys, doses = ["condition", "ratio", "seed"], ["step", "asked", "seconds"]
+    table = sums.assign(bits=sums["bits"] / sums["chars"])
+    wide = table.pivot(index=[*keys, *doses], columns="source", values="bits")
+    curves = wide[["wuxia", "general"]].reset_index(doses)
     curves[["wuxia", "general"]] -= curves.groupby(keys)[["wuxia", "general"]].transform("first")
     return curves.reset_index()
 

@@ -1,0 +1,125 @@
+"""Few books, many passes: which objective learns most from one novel, or three, before it recites.
+
+    python benchmarks/few_books.py [FOLDER]
+
+Five objectives on the bundled tiny model, on 七剑十三侠 for 1, 3, 10 and 30 passes and on three
+novels for 1 and 3, each with a schedule of its own and 10 % general text. The scorecard of each
+says what it learned of 绿牡丹, which is held out, what it forgot of general text, and what it
+repeats of its training text. Two runs at a time, a core each, about three hours with one seed; what
+is done lies in FOLDER (default output/few_books) and is not done again.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import objectives as shared
+import pandas as pd
+from objectives import CLM, HELD_OUT_NOVEL, NOVELS
+
+from wuxia_core import mix, run
+from wuxia_core.config import PROJECT
+from wuxia_core.errors import exit_status, run_command
+from wuxia_core.evaluate import evaluate
+from wuxia_core.model import write_adapter
+from wuxia_core.train import arguments, make_trainer
+
+MEAP = "training.objective=meap"
+CONDITIONS = {
+    "masked": (),
+    "meap": (MEAP,),
+    "random tokens": (MEAP, "masking.corruption=[0, 1, 0]"),
+    "clm": (CLM,),
+    "clm, regularized": (CLM, "model.lora_dropout=0.1", "training.weight_decay=0.1"),
+}
+BOOKS = {1: ("七剑十三侠",), 3: NOVELS}
+HELD_OUT_SHARE = {1: 0.27, 3: 0.12}  # of all characters, by books: 绿牡丹 and no other
+DOSES = [(1, 1), (1, 3), (3, 1), (1, 10), (3, 3), (1, 30)]  # books and passes, the shortest first
+FIGURES = {  # of the scorecard
+    "武侠": ("bits_per_char", "wuxia"),
+    "general": ("bits_per_char", "general"),
+    "memorisation": ("memorisation", "wuxia"),
+    "near extraction": ("extraction_near", "training"),
+    "longest copied run": ("copied_length", "training"),
+    "style strength": ("style_strength", "wuxia"),
+}
+RESULTS = Path(__file__).parent / "results" / "few_books.csv"
+
+
+def run_place(folder: Path, name: str, books: int, passes: int, seed: int) -> Path:
+    """Name the folder of a run."""
+    return folder / "runs" / f"{name}, {books} books, {passes} passes, seed {seed}"
+
+
+def work(folder: Path, name: str, books: int, passes: int, seed: int) -> None:
+    """Train one condition in this process, and write its scorecard."""
+    place = run_place(folder, name, books, passes, seed)
+    sets = (
+        f"data.data_dir={folder / str(books)}", f"data.val_ratio={HELD_OUT_SHARE[books]}",
+        f"data.processed_data_file={folder / 'mixtures' / str(books)}",
+        f"training.num_train_epochs={passes}", f"training.seed={seed}", "training.max_steps=-1",
+        "evaluation.max_documents=48",
+    )  # fmt: skip
+    config = shared.settings(folder, *sets, *CONDITIONS[name])
+    mixture = mix(config)
+    novels = mixture.outline[mixture.outline["source"] == "wuxia"]
+    assert set(novels["book"][novels["split"] == "validation"]) == {HELD_OUT_NOVEL}
+    shutil.rmtree(place, ignore_errors=True)
+    run.open_folder(config, mixture, place)
+    options = argparse.Namespace(folder=place, measure=False, start=None, allow_changed=False)
+    args = arguments(config, options)
+    args.save_strategy, args.report_to = "no", []
+    trainer = make_trainer(config, args, options, [])
+    trainer.args.eval_strategy, trainer.args.eval_on_start = "no", False
+    trainer.train()
+    write_adapter(trainer.model, place)
+    evaluate(place)
+
+
+def table(folder: Path, jobs: list[tuple[str, int, int, int]]) -> pd.DataFrame:
+    """Put the changes that the scorecards show in a table, a row a run that is done."""
+    rows = []
+    for job in jobs:
+        card = run_place(folder, *job) / "scorecard.json"
+        if card.exists():
+            metrics = json.loads(card.read_text("utf-8"))["metrics"]
+            found = {(row["name"], row["source"]): row for row in metrics}
+            row = dict(zip(("condition", "books", "passes", "seed"), job, strict=True))
+            for title, key in FIGURES.items():
+                row |= {title: found[key]["delta"], f"{title}, low": found[key]["low"]}
+                row |= {f"{title}, high": found[key]["high"]}
+            rows.append(row)
+    return pd.DataFrame(rows).round(4)
+
+
+def main() -> None:
+    """Do what is not done yet, and write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=PROJECT / "output" / "few_books", type=Path)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each condition")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.folder
+    if options.worker:
+        name, *numbers = options.worker
+        work(folder, name, *map(int, numbers))
+        return
+    shared.gather_texts(folder)
+    for books, names in BOOKS.items():
+        (folder / str(books)).mkdir(exist_ok=True)
+        for name in (*names, HELD_OUT_NOVEL):
+            novel = shared.CORPUS / "wuxia" / f"{name}.txt"
+            shutil.copyfile(novel, folder / str(books) / novel.name)
+    jobs = [(name, *dose, seed) for seed in range(options.seeds) for dose in DOSES
+            for name in CONDITIONS]  # fmt: skip
+    left = [job for job in jobs if not (run_place(folder, *job) / "scorecard.json").exists()]
+    shared.run_all(__file__, folder, left)
+    done = table(folder, jobs)
+    done.to_csv(RESULTS, index=False)
+    figures = [column for column in done if not column.endswith((", low", ", high"))]
+    print(done[figures].to_string(index=False))
+
+
+if __name__ == "__main__":
+    run_command(lambda: exit_status(main))
