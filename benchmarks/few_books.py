@@ -5,14 +5,15 @@
 Five objectives on the bundled tiny model, on 七剑十三侠 for 1, 3, 10 and 30 passes and on three
 novels for 1 and 3, each with a schedule of its own and 10 % general text. The scorecard of each
 says what it learned of 绿牡丹, which is held out, what it forgot of general text, and what it
-repeats of its training text. Two runs at a time, a core each, about three hours with one seed; what
-is done lies in FOLDER (default output/few_books) and is not done again.
+repeats of its training text. Two runs at a time, a core each, about three hours with one seed.
+A run that is done has a row in results/few_books.csv and is not done again; FOLDER (default
+output/few_books) holds texts and runs.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import objectives as shared
 import pandas as pd
@@ -44,6 +45,7 @@ FIGURES = {  # of the scorecard
     "longest copied run": ("copied_length", "training"),
     "style strength": ("style_strength", "wuxia"),
 }
+RUN = ["condition", "books", "passes", "seed"]
 RESULTS = Path(__file__).parent / "results" / "few_books.csv"
 
 
@@ -74,23 +76,17 @@ def work(folder: Path, name: str, books: int, passes: int, seed: int) -> None:
     trainer.args.eval_strategy, trainer.args.eval_on_start = "no", False
     trainer.train()
     write_adapter(trainer.model, place)
-    evaluate(place)
+    row = dict(zip(RUN, (name, books, passes, seed), strict=True)) | figures(evaluate(place))
+    pd.DataFrame([row]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
 
 
-def table(folder: Path, jobs: list[tuple[str, int, int, int]]) -> pd.DataFrame:
-    """Put the changes that the scorecards show in a table, a row a run that is done."""
-    rows = []
-    for job in jobs:
-        card = run_place(folder, *job) / "scorecard.json"
-        if card.exists():
-            metrics = json.loads(card.read_text("utf-8"))["metrics"]
-            found = {(row["name"], row["source"]): row for row in metrics}
-            row = dict(zip(("condition", "books", "passes", "seed"), job, strict=True))
-            for title, key in FIGURES.items():
-                row |= {title: found[key]["delta"], f"{title}, low": found[key]["low"]}
-                row |= {f"{title}, high": found[key]["high"]}
-            rows.append(row)
-    return pd.DataFrame(rows).round(4)
+def figures(card: dict[str, Any]) -> dict[str, float]:
+    """Take the changes and their intervals from a scorecard."""
+    rows = {(row["name"], row["source"]): row for row in card["metrics"]}
+    changes = {title: rows[key]["delta"] for title, key in FIGURES.items()}
+    for title, key in FIGURES.items():
+        changes |= {f"{title}, {end}": rows[key][end] for end in ("low", "high")}
+    return changes
 
 
 def main() -> None:
@@ -111,14 +107,12 @@ def main() -> None:
         for name in (*names, HELD_OUT_NOVEL):
             novel = shared.CORPUS / "wuxia" / f"{name}.txt"
             shutil.copyfile(novel, folder / str(books) / novel.name)
+    done = set(pd.read_csv(RESULTS)[RUN].itertuples(index=False)) if RESULTS.exists() else set()
     jobs = [(name, *dose, seed) for seed in range(options.seeds) for dose in DOSES
             for name in CONDITIONS]  # fmt: skip
-    left = [job for job in jobs if not (run_place(folder, *job) / "scorecard.json").exists()]
-    shared.run_all(__file__, folder, left)
-    done = table(folder, jobs)
-    done.to_csv(RESULTS, index=False)
-    figures = [column for column in done if not column.endswith((", low", ", high"))]
-    print(done[figures].to_string(index=False))
+    shared.run_all(__file__, folder, [job for job in jobs if job not in done])
+    rows = pd.read_csv(RESULTS).sort_values([*RUN[1:], RUN[0]])
+    print(rows[[*RUN, *FIGURES]].to_string(index=False, float_format="{:+.3f}".format))
 
 
 if __name__ == "__main__":
