@@ -376,6 +376,44 @@ def test_an_unchanged_mixture_is_used_again_and_a_changed_one_built_anew(library
     assert lengths.max() == 128
 
 
+def test_what_was_read_is_kept_for_the_next_try(library, config, caplog, tmp_path):
+    caplog.set_level("INFO")
+    kept = tmp_path / ".mixture-texts"
+    config.data.general_ratio, config.data.weights = 0.62, {"中.txt": 0.5}
+    with pytest.raises(DataError, match="general_ratio"):
+        mix(config)
+    assert kept.is_dir() and not (tmp_path / "mixture").exists()
+    assert "held out" in caplog.text and "taken from" not in caplog.text
+    caplog.clear()
+    config.data.general_ratio, config.data.max_length, config.data.min_length = 0.1, 96, 20
+    one = digest(mix(config).folder)
+    assert f"taken from {kept}" in caplog.text and "held out" not in caplog.text  # nor read
+    assert not kept.exists()
+    config.data.processed_data_file = str(tmp_path / "anew")
+    assert digest(mix(config).folder) == one
+
+
+@pytest.mark.parametrize("change", ["text", "settings", "killed"])
+def test_what_was_read_of_other_texts_is_not_used(library, config, tmp_path, change):
+    config.data.general_ratio = 0.6
+    with pytest.raises(DataError, match="general_ratio"):
+        mix(config)
+    (kept,) = tmp_path.glob(".*-texts")
+    if change == "text":
+        with (library / "长.txt").open("a", encoding="utf-8") as file:
+            file.write("\n从此江湖上再没有人见过他。")
+    if change == "settings":
+        config.data.val_ratio = 0.4
+    if change == "killed":  # before it was whole
+        (kept / "manifest.json").unlink()
+        (kept / "texts").write_bytes(b"")
+    config.data.general_ratio = 0.1
+    mixture = mix(config)
+    config.data.processed_data_file = str(tmp_path / "anew")
+    assert digest(mixture.folder) == digest(mix(config).folder)
+    assert not list(tmp_path.glob(".*-texts*"))
+
+
 @pytest.mark.slow
 def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, config):
     config.save(library / "config.yaml")

@@ -8,6 +8,7 @@ the documents' texts on disk, and the outline, a table with a row a document: re
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
@@ -30,6 +31,8 @@ from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
 logger = logging.getLogger(__name__)
 
 ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
+# Settings that say nothing of the texts, but of how they are cut and mixed.
+LATER = {"general_ratio", "max_general_epochs", "max_length", "min_length", "stride"}
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
 
 
@@ -51,8 +54,11 @@ def mix(config: Config) -> Mixture:
         _refuse_strangers(folder)
         with store.locked(folder):
             if not store.is_built(folder, manifest):  # another launcher may have built it
-                with store.replaceable(folder), store.staged(folder) as staging:
-                    _build(config, files, manifest, staging)
+                with store.replaceable(folder):
+                    kept = _read_once(config, files, manifest, folder)
+                    with store.staged(folder) as new:
+                        _build(config, manifest, kept, new)
+                    shutil.rmtree(kept)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
@@ -140,14 +146,41 @@ def _refuse_strangers(folder: Path) -> None:
         logger.info("%s: the texts or settings have changed, so it is built anew", folder)
 
 
-def _build(config: Config, files: list[corpus.File], manifest: dict[str, Any], new: Path) -> None:
-    """Write a mixture into the folder `new`."""
+def _read_once(
+    config: Config, files: list[corpus.File], manifest: dict[str, Any], folder: Path
+) -> Path:
+    """Write what is read of the texts into a folder beside the mixture's, and return it.
+
+    It is kept until there is a mixture: what comes later may fail, and is then tried again.
+    """
+    kept = folder.with_name(f".{folder.name}-texts")
+    data = {key: value for key, value in manifest["data"].items() if key not in LATER}
+    wanted = {**manifest, "data": data, "tokenizer": None, "lexicon": None}
+    if store.read_manifest(kept) == wanted:
+        logger.info("the texts are taken from %s, as they were read last time", kept)
+        return kept
     reports = [corpus.FileReport(file) for file in files]
-    with TemporaryFile(dir=new) as file:
+    with store.staged(kept) as new, (new / store.TEXTS).open("w+b") as file:
         texts = Texts(file)
         outline = _read(reports, texts, config.data)
-        duplicates = _deduplicate(outline, texts, config)
-        leakage = _remove_leakage(outline, texts)
+        found = _deduplicate(outline, texts, config) | _remove_leakage(outline, texts)
+        outline.assign(span=texts.spans).to_parquet(new / store.DOCUMENTS)
+        rows = [_file_row(report) for report in reports]
+        _write_json(new / store.PREPARATION, {"files": rows, **found})
+        _write_json(new / store.MANIFEST, wanted)
+    logger.info("what was read is kept in %s until it is mixed", kept)
+    return kept
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _build(config: Config, manifest: dict[str, Any], kept: Path, new: Path) -> None:
+    """Write a mixture of texts that were read into the folder `new`."""
+    outline = pd.read_parquet(kept / store.DOCUMENTS)
+    with (kept / store.TEXTS).open("rb") as file:
+        texts = Texts(file, outline["span"])
         tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
         packed, epochs = _make_windows(outline, texts, encode, config, new)
@@ -155,11 +188,9 @@ def _build(config: Config, files: list[corpus.File], manifest: dict[str, Any], n
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
         _write_documents(outline, texts, new / store.DOCUMENTS)
-    rows = [_file_row(report) for report in reports]
-    preparation = {"files": rows, **duplicates, **leakage, "general_epochs": epochs}
-    for name, value in ((store.PREPARATION, preparation), (store.MANIFEST, manifest)):
-        text = json.dumps(value, ensure_ascii=False, indent=1)
-        (new / name).write_text(text, encoding="utf-8")
+    found = store.read_json(kept / store.PREPARATION) or {}
+    _write_json(new / store.PREPARATION, found | {"general_epochs": epochs})
+    _write_json(new / store.MANIFEST, manifest)
 
 
 def _read(reports: list[corpus.FileReport], texts: Texts, settings: DataConfig) -> pd.DataFrame:

@@ -29,6 +29,7 @@ FORMAT = 5  # raise it when the folder's content changes, so that older ones are
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
 TOKENS, WORD_STARTS = "tokens.npy", "word_starts.npy"
+TEXTS = "texts"  # of a folder that becomes a mixture
 FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}
 
 
@@ -270,16 +271,16 @@ def _mend(folder: Path, staging: Path) -> None:
 class Texts:
     """A list of texts in a file; `texts[3] = text` writes it at the end, also to replace one."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], spans: Iterable[tuple[int, int]] = ()) -> None:
         self._file = file
-        self._spans: list[tuple[int, int]] = []  # first byte, bytes
+        self.spans = list(spans)  # first byte, bytes
 
     def __setitem__(self, number: int, text: str) -> None:
         span = self._file.seek(0, os.SEEK_END), self._file.write(text.encode("utf-8"))
-        self._spans[number : number + 1] = [span]  # one behind the last makes the list longer
+        self.spans[number : number + 1] = [span]  # one behind the last makes the list longer
 
     def __getitem__(self, number: int) -> str:
-        start, size = self._spans[number]
+        start, size = self.spans[number]
         self._file.seek(start)
         return self._file.read(size).decode("utf-8")
 
