@@ -18,14 +18,13 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.evaluate.statistics import FEWEST
 from wuxia_core.mixing import (
-    encode_passage,
+    Encoder,
     find_texts,
     held_out_windows,
     in_use,
     open_run_mixture,
     train_windows,
 )
-from wuxia_core.mixing.windows import Encoder
 from wuxia_core.preflight.plan import estimated_text
 from wuxia_core.run import open_folder
 
@@ -421,8 +420,8 @@ def test_a_build_that_was_killed_is_done_again_and_leaves_nothing(library, confi
         "import os, signal, sys\n"
         "from wuxia_core import mix\n"
         "from wuxia_core.config import load_config\n"
-        "import numpy\n"
-        "numpy.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from wuxia_core.mixing import windows\n"
+        "windows.write_headers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "mix(load_config(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(library / "config.yaml")]
@@ -456,7 +455,7 @@ def test_a_build_keeps_the_old_mixture_until_the_new_one_is_in_its_place(
     command = [sys.executable, "-c", code, str(library / "config.yaml"), str(folder)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     with monkeypatch.context() as patch, pytest.raises(MachineError):
-        patch.setattr(np, "save", full)
+        patch.setattr("numpy.lib.format.write_array_header_1_0", full)
         mix(config)
     assert digest(folder) == before
     assert mix(config).folder == folder and digest(folder) != before
@@ -467,7 +466,7 @@ def test_a_full_disk_leaves_no_half_of_a_mixture(library, config, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr("numpy.lib.format.write_array_header_1_0", full)
     with pytest.raises(MachineError, match=r"cannot be written .No space left.*free some space"):
         mix(config)
     folder = Path(config.data.processed_data_file)
@@ -593,20 +592,21 @@ def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tok
 def test_letters_of_a_special_token_in_a_passage_stay_letters(tokenizer, token):
     text = f"他说{token}便走了，{token}"
     tokenizer(token)  # leaves the tokenizer set to find them
-    window, offsets = encode_passage(text, tokenizer, Segmenter())
+    window, offsets = Encoder(tokenizer, Segmenter()).passage(text)
     assert not set(window.input_ids[1:]) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(window.input_ids[1:]) == text
     assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
 
 
-def test_words_are_found_alike_by_bytes_and_by_offsets(tokenizer):
+def test_words_are_found_where_they_begin_and_in_a_passage_alike(tokenizer):
     texts = ["他使一招白鹤亮翅，𠮷野家的Ｗindows 98说：「🗡️剑光一闪」。\n", "", "剑", "a b  c"]
     encoder = Encoder(tokenizer, Segmenter())
-    by_bytes = list(encoder(texts))
-    encoder._sizes[:] = 0
-    for (ids, flags), (same_ids, same_flags) in zip(by_bytes, encoder(texts), strict=True):
-        assert np.array_equal(ids, same_ids) and np.array_equal(flags, same_flags)
-    ids, flags = by_bytes[0]
+    encoded = list(encoder(texts))
+    for text, (ids, flags) in zip(texts, encoded, strict=True):
+        window, _ = encoder.passage(text)
+        assert np.array_equal(ids, window.input_ids)
+        assert np.array_equal(np.cumsum(flags), window.word_ids)
+    ids, flags = encoded[0]
     words = np.split(ids, np.flatnonzero(flags))[2:]
     assert tokenizer.decode(np.concatenate(words)) == texts[0]
     assert tokenizer.decode(words[0]) in ("他", "他使")

@@ -14,7 +14,7 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.scoring import Prediction, Scored, predictions
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
 from wuxia_core.masking import IGNORE_INDEX, SINGLE, SPAN, Kinds, SpanMasker
-from wuxia_core.mixing import VALIDATION, encode_passage
+from wuxia_core.mixing import VALIDATION, Encoder
 from wuxia_core.model import mask_token_id
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def xray(
     tables: list[pd.DataFrame] = []
     rows: list[Scored] = []
     for number, text in enumerate(texts):
-        whole, offsets = encode_passage(text, tokenizer, Segmenter())
+        whole, offsets = Encoder(tokenizer, Segmenter()).passage(text)
         drawn = []
         for start in range(0, len(whole.input_ids), window):
             ids = whole.input_ids[start : start + window]

@@ -24,4 +24,4 @@ from wuxia_core.mixing.store import (
     staged,
     train_windows,
 )
-from wuxia_core.mixing.windows import encode_passage, utf8_size
+from wuxia_core.mixing.windows import Encoder, utf8_size

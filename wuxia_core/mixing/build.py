@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -299,7 +298,11 @@ def _make_windows(
     documents = outline.assign(copies=np.where(train, counts, 1))
     is_general = train & (outline["source"] == "general")
     others = documents[(train | (outline["split"] == VALIDATION)) & ~is_general]
-    with TemporaryFile(dir=staging) as tokens, TemporaryFile(dir=staging) as word_starts:
+    with (
+        (staging / store.TOKENS).open("wb") as tokens,
+        (staging / store.WORD_STARTS).open("wb") as word_starts,
+    ):
+        windows.write_headers(tokens, word_starts)
         write = partial(windows.write_chunks, texts, encode, (tokens, word_starts), settings)
         chunks, _ = write(others)
         if not (chunks["split"] == TRAIN).any():
@@ -307,8 +310,7 @@ def _make_windows(
         budget = windows.general_budget(chunks, settings.general_ratio)
         drawn = store.shuffled(outline.index[is_general], seed) if budget else []
         general, share = write(documents.loc[drawn], budget + settings.max_length)
-        np.save(staging / store.TOKENS, np.memmap(tokens, np.int32, mode="r"))
-        np.save(staging / store.WORD_STARTS, np.memmap(word_starts, np.bool_, mode="r"))
+        windows.write_headers(tokens, word_starts)
     epochs = 0.0
     if len(general):
         epochs = windows.general_epochs(general, budget, share, settings)

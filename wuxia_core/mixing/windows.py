@@ -24,14 +24,15 @@ from wuxia_core.errors import DataError
 from wuxia_core.masking import Bools, Ints, Tokens, Window
 from wuxia_core.mixing.store import TRAIN, Texts, hash_key
 from wuxia_core.model import document_start_id
-from wuxia_core.text import codes
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 BATCH = 200_000  # characters a call of the tokenizer
+HEADER = 128  # bytes of an .npy file before its numbers
 PLAIN = {".txt", ".jsonl", ".md"}  # what is in such a file is about as long as the file
 
 
@@ -61,7 +62,7 @@ def write_chunks(
     bar = tqdm(documents.itertuples(), "tokenizing", len(documents), unit="document", leave=False)
     encoded = encode(texts[number] for number in documents.index)
     for document, (ids, starts) in zip(bar, encoded, strict=True):
-        first = files[1].tell()  # a byte a token
+        first = files[1].tell() - HEADER  # a byte a token
         files[0].write(ids.tobytes())
         files[1].write(starts.tobytes())
         chunks = cut(len(ids), data)
@@ -74,6 +75,15 @@ def write_chunks(
             break
     share = characters / max(1, documents["characters"].sum())
     return pd.DataFrame(rows, columns=["document", "start", "end", "source", "split"]), share
+
+
+def write_headers(tokens: BinaryIO, word_starts: BinaryIO) -> None:
+    """Say in .npy files how many tokens they hold; numbers go behind it, and it is said again."""
+    length = max(0, word_starts.tell() - HEADER)
+    for file, kind in ((tokens, "<i4"), (word_starts, "|b1")):
+        file.seek(0)
+        facts = {"descr": kind, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, facts)
 
 
 def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
@@ -209,59 +219,38 @@ class Encoder:
         self._segmenter = segmenter
         tokenizer("", split_special_tokens=True)  # sets the backend so
         self._backend = tokenizer.backend_tokenizer
-        self._start_id = np.int32(document_start_id(tokenizer))
-        sizes = {number: len(name) for name, number in tokenizer.get_vocab().items()}
-        self._sizes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)])
+        self._start_id = document_start_id(tokenizer)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Bools]]:
         """Give the tokens and flags of each text, (T + 1,), encoding one batch ahead."""
-        encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
+        encode = partial(self._backend.encode_batch, add_special_tokens=False)
         with ThreadPoolExecutor(1) as pool:
             batches = chain(gather(texts, BATCH), [[]])
             pending = ((batch, pool.submit(encode, batch)) for batch in batches)
             for (batch, encodings), _ in pairwise(pending):
                 for text, encoding in zip(batch, encodings.result(), strict=True):
-                    ids = np.array([self._start_id, *encoding.ids], np.int32)
-                    starts = _word_starts(self._segmenter, text, self._ends(text, ids[1:]))
-                    yield ids, np.append(True, starts)
+                    yield self._flagged(text, encoding)
 
-    def _ends(self, text: str, ids: Tokens) -> Ints:
-        """Tell the character at which each token ends, (T,); tokens of one character end together.
+    def passage(self, text: str) -> tuple[Window, list[tuple[int, int]]]:
+        """Make a window of one text, as training has it, and say where each token stands in it.
 
-        In a byte-level vocabulary, such as Qwen's, a token has as many bytes as characters in its
-        name. Where that does not add up, the vocabulary is of another kind and is asked.
+        The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens
+        behind it.
         """
-        characters = codes(text)
-        sizes = 1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000)
-        offsets = np.append(0, np.cumsum(sizes))  # in UTF-8, (C + 1,)
-        ends = np.cumsum(self._sizes[ids])
-        if len(ends) and ends[-1] != offsets[-1]:
-            spans = self._backend.encode(text, add_special_tokens=False).offsets
-            return np.array([end for _, end in spans])
-        return np.searchsorted(offsets, ends)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids, starts = self._flagged(text, encoding)
+        words, positions = np.cumsum(starts, dtype=np.int32), np.arange(len(ids), dtype=np.int32)
+        return Window(ids, words, positions, key=0, epoch=0), encoding.offsets
 
+    def _flagged(self, text: str, encoding: "Encoding") -> tuple[Tokens, Bools]:
+        """Flag what begins a word, as a token with the end of one and the start of the next does.
 
-def _word_starts(segmenter: Segmenter, text: str, ends: Ints) -> Bools:
-    """Flag the tokens that begin a word, (T,), by the characters at which they end.
-
-    A token that holds the end of one word and the start of the next counts as a start.
-    """
-    edges = np.cumsum([0, *map(len, segmenter.cut(text))])
-    flags = np.zeros(len(ends) + 1, np.bool_)
-    flags[np.searchsorted(ends, edges[:-1], side="right")] = True
-    return flags[:-1]  # characters behind the last token, which its normalizer dropped, are none
-
-
-def encode_passage(
-    text: str, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter
-) -> tuple[Window, list[tuple[int, int]]]:
-    """Make a window of one text, as training has it, and say where each token stands in it.
-
-    The window begins with `<|endoftext|>`; the offsets, in characters, are of the tokens behind it.
-    """
-    tokenizer("", split_special_tokens=True)  # sets the backend so
-    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    ids = np.array([document_start_id(tokenizer), *encoded.ids], np.int32)
-    ends = np.array([end for _, end in encoded.offsets])
-    words = np.cumsum(np.append(True, _word_starts(segmenter, text, ends)), dtype=np.int32)
-    return Window(ids, words, np.arange(len(ids), dtype=np.int32), key=0, epoch=0), encoded.offsets
+        Tokens of one character all end with it.
+        """
+        ends = np.array([end for _, end in encoding.offsets], np.int64)
+        edges = np.cumsum([0, *map(len, self._segmenter.cut(text))])
+        flags = np.zeros(len(ends) + 1, np.bool_)
+        flags[np.searchsorted(ends, edges[:-1], side="right")] = True
+        ids = np.array([self._start_id, *encoding.ids], np.int32)
+        # Characters behind the last token, which its normalizer dropped, begin none.
+        return ids, np.append(True, flags[:-1])

@@ -12,7 +12,7 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import XRay
 from wuxia_core.masking import KEPT, MASKED, RANDOM, SINGLE, SPAN, UNCHANGED, Kinds, SpanMasker
-from wuxia_core.mixing import encode_passage
+from wuxia_core.mixing import Encoder
 from wuxia_core.model import load_tokenizer
 from wuxia_core.text import NO_MATH, escape, visible
 
@@ -124,7 +124,7 @@ def show_masks(
         Where the text has no token.
     """
     tokenizer = tokenizer or load_tokenizer(str(TINY_BASE))
-    window, offsets = encode_passage(text, tokenizer, segmenter or Segmenter())
+    window, offsets = Encoder(tokenizer, segmenter or Segmenter()).passage(text)
     if not offsets:
         raise DataError("show_masks: the text is empty")
     words = None if segmenter is None else window.word_ids[None]
