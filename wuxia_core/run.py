@@ -206,10 +206,10 @@ def fsync(path: Path) -> None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """Find what keeps a checkpoint from being used; None where it is whole."""
-    files = _files(checkpoint)
-    if files is None:
+    whole = manifest(checkpoint)
+    if not whole:
         return f"{MANIFEST} is missing or damaged"
-    for name, written in files.items():
+    for name, written in whole["files"].items():
         try:
             now = _describe(checkpoint / name)
         except OSError as error:
@@ -219,12 +219,10 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def _files(checkpoint: Path) -> dict[str, Any] | None:
-    """Read from a checkpoint's manifest which files it has; None where that is not whole."""
-    manifest = read_json(checkpoint / MANIFEST)
-    if manifest is None or manifest.pop("sha256", None) != _hash(manifest):
-        return None
-    return dict(manifest["files"])
+def manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself; nothing where that is missing or damaged."""
+    found = read_json(checkpoint / MANIFEST) or {}
+    return found if found.pop("sha256", None) == _hash(found) else {}
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -267,7 +265,7 @@ def prune(folder: Path, limit: int) -> None:
     whole = 0
     for checkpoint in reversed(checkpoints(folder)):
         if whole >= max(limit, FEWEST):
-            if _files(checkpoint) is not None:
+            if manifest(checkpoint):
                 shutil.rmtree(checkpoint)
         else:
             whole += find_damage(checkpoint) is None
@@ -277,11 +275,6 @@ def clear_staging(folder: Path) -> None:
     """Delete what a save that was cut off left behind."""
     for staging in folder.glob(f"{STAGING}*"):
         shutil.rmtree(staging)
-
-
-def manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read what a whole checkpoint says of itself."""
-    return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
 
 
 def versions() -> dict[str, str]:

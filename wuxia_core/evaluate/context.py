@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import pandas as pd
 
 from wuxia_core.config import Config
-from wuxia_core.mixing import Mixture, hash_key
+from wuxia_core.mixing import Mixture, shuffled
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,8 +57,8 @@ class EvalContext(NamedTuple):
         """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
         outline = self.mixture.outline
         there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
-        drawn = sorted(there, key=lambda number: hash_key(self.seed, "held out", number))
-        return drawn[: limit or self.config.evaluation.max_documents]
+        most = limit or self.config.evaluation.max_documents
+        return shuffled(there, self.seed, "held out")[:most]
 
     def human_texts(self, source: str, *splits: str) -> list[str]:
         """Draw whole documents of about 300,000 characters in all."""

@@ -21,6 +21,7 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     read_json,
     read_manifest,
+    shuffled,
     staged,
     train_windows,
 )

@@ -232,13 +232,10 @@ def _may_fail(folder: Path) -> AbstractContextManager[None]:
     return raise_machine_error(f"data.processed_data_file {folder}")
 
 
-@contextmanager
-def _open_beside(folder: Path, kind: str) -> Iterator[TextIO]:
+def _open_beside(folder: Path, kind: str) -> TextIO:
     with _may_fail(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
-    with file:
-        yield file
+        return folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
 
 
 @contextmanager
