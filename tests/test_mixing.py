@@ -327,7 +327,7 @@ def test_a_repeated_book_is_left_out_and_a_repeated_paragraph_too(library, confi
     splits = mixture.outline.groupby("book")["split"].unique().map(list)
     assert splits["长（精校版）"] == ["duplicate"]
     assert mixture.preparation["same_books"][0]["kept"] == "长"
-    assert "长（精校版） is left out: 100 % of it is in 长" in caplog.text
+    assert "长（精校版） is left out: 100% of it is in 长" in caplog.text
     assert mixture.preparation["repeated_paragraphs"]["count"] >= 1
     used = mixture.documents.query("split != 'duplicate'")["text"]
     assert sum(text.count(once) for text in used) == 1

@@ -252,8 +252,7 @@ def newest_whole(folder: Path) -> Path | None:
         damage = find_damage(checkpoint)
         if damage is None:
             return checkpoint
-        names = _numbered(checkpoint.with_name(f"{checkpoint.name}.broken"))
-        aside = next(path for path in names if not path.exists())
+        aside = _first_free(checkpoint.with_name(f"{checkpoint.name}.broken"))
         with suppress(FileNotFoundError):  # another machine's launcher was faster
             checkpoint.rename(aside)
             logger.warning("%s: %s; set aside as %s", checkpoint, damage, aside.name)

@@ -230,8 +230,7 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
             index.add(texts[row.Index], book, row.chapter)
     same_books = index.same_books()
     for same in same_books:
-        percent = 100 * same.share
-        logger.warning("%s is left out: %.0f %% of it is in %s", same.book, percent, same.kept)
+        logger.warning(f"{same.book} is left out: {same.share:.0%} of it is in {same.kept}")
     left_out = novels & outline["book"].isin([same.book for same in same_books])
     repeats = _drop_repeats(index.same_paragraphs(outline.index[left_out]), outline, texts)
     left_out |= outline["characters"] == 0
@@ -280,7 +279,7 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
         left.add(shared)
     if found.shared:
         share = found.shared / found.runs
-        logger.info("%.2f %% of held-out text stands in training text: left out", 100 * share)
+        logger.info(f"{share:.2%} of held-out text stands in training text: left out")
     return {"shared_with_held_out": {"found": asdict(found), "left": asdict(left)}}
 
 
