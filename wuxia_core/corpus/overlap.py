@@ -58,6 +58,7 @@ FIRST = SKETCH - SAME_PARAGRAPH + 1  # so one of each paragraph's 3 smallest is
 LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
 
 # Pairs.
+LAST = np.uint64(np.iinfo(np.uint64).max)
 FIRST_OWNERS = 1000  # of a hash that more have, each is compared with the first so many
 AT_ONCE = 100_000  # pairs of a hash looked at together
 
@@ -205,6 +206,12 @@ class DuplicateIndex:
         return pd.DataFrame(found, columns=["document", "line", "kept_document", "kept_line"])
 
 
+def _find(known: Hashes, hashes: Hashes) -> tuple[Flags, Integers]:
+    """Say which hashes are known, and where; the last entry, `LAST`, stands in for none."""
+    places = np.searchsorted(known[:-1], hashes)
+    return known[places] == hashes, places
+
+
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Pair the owners of a hash: (earlier, later) (2, E), sorted, and how many they share (E,).
 
@@ -214,9 +221,12 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     import pandas as pd
     from scipy.sparse import csr_array, triu
 
-    _, hash_of, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
-    shared = sizes[hash_of] > 1
+    ordered = np.sort(hashes)
+    twice = np.append(distinct(ordered[1:][ordered[1:] == ordered[:-1]]), LAST)
+    del ordered  # most stand there once: what is left is small
+    shared, hash_of = _find(twice, hashes)
     hash_of, owners = hash_of[shared], owners[shared]
+    sizes = np.bincount(hash_of, minlength=len(twice))
     early = pd.Series(owners).groupby(hash_of).cumcount().to_numpy() < FIRST_OWNERS
     shape = owners.max(initial=-1) + 1, len(sizes)
     ones = np.ones(len(owners), np.int32)
@@ -256,24 +266,20 @@ class HeldOutNgrams:
     """The runs of held-out texts, and which of them training text has."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        last = np.array([np.iinfo(np.uint64).max])
-        self._known = distinct(np.concatenate([last, *map(_grams, texts)]))
+        self._known = distinct(np.concatenate([[LAST], *map(_grams, texts)]))
         self._seen = np.zeros(len(self._known), np.bool_)
 
     def update(self, text: str) -> None:
         """Note the runs of a training text."""
-        known, places = self._find(distinct(_grams(text)))  # sorted: found three times faster
+        known, places = _find(
+            self._known, distinct(_grams(text))
+        )  # sorted: found three times faster
         self._seen[places[known]] = True
 
     def shared(self, text: str) -> Flags:
         """Flag the runs of a text that stand in held-out and in training text."""
-        known, places = self._find(_grams(text))
+        known, places = _find(self._known, _grams(text))
         return known & self._seen[places]
-
-    def _find(self, hashes: Hashes) -> tuple[Flags, Integers]:
-        """Say which hashes are held-out text's, and where; the last entry stands in for none."""
-        places = np.searchsorted(self._known[:-1], hashes)
-        return self._known[places] == hashes, places
 
 
 def drop_sentences(text: str, shared: Flags) -> str:
