@@ -19,8 +19,8 @@ from tqdm import tqdm
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
-from wuxia_core.masking import IGNORE_INDEX, Ints, model_inputs, padded
-from wuxia_core.mixing import TRAIN, VALIDATION, Tokens, hash_key
+from wuxia_core.masking import IGNORE_INDEX, Ints, Tokens, model_inputs, padded
+from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
 from wuxia_core.model import document_start_id
 
 if TYPE_CHECKING:

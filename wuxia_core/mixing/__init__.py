@@ -13,7 +13,6 @@ from wuxia_core.mixing.store import (
     UNUSED,
     VALIDATION,
     Mixture,
-    Tokens,
     Windows,
     hash_key,
     held_out_windows,

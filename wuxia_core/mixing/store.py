@@ -146,11 +146,10 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     if wanted is None:
         raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
     if not is_built(folder, wanted):
-        what, again = f"the mixture that {run} was trained on", "mix the same texts again"
-        if not folder.exists():
-            again = f"not found from {Path.cwd()}; go where the run was launched, or {again}"
-            raise DataError(f"{folder}: {what} is {again}")
-        raise DataError(f"{folder}: not {what}; {again} with {run / 'config.yaml'}")
+        where = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
+        remedy = f"mix the same texts again with {run / 'config.yaml'}"
+        remedy = remedy if folder.exists() else where + remedy
+        raise DataError(f"{folder}: not the mixture that {run} was trained on; {remedy}")
     return open_mixture(folder)
 
 
