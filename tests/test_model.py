@@ -1,4 +1,6 @@
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
-from transformers import GPT2Config, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Config, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import ConfigError, DataError, MachineError
 from wuxia_core.model import (
     add_adapter,
+    attach_adapter,
     base_path,
+    best_device,
+    cards,
     check_length,
+    compile_layers,
     load_adapter,
     load_base,
     load_tokenizer,
@@ -311,3 +317,145 @@ def half(tensors):
 
 def nothing(tensors):
     return {name: tensor * float("nan") for name, tensor in tensors.items()}
+
+
+def half_precision_step(casts):
+    """Loss and gradients of a training step under autocast; `casts` says whether PEFT casts."""
+    base = load_base("data/tiny_base", torch.bfloat16)
+    torch.manual_seed(0)
+    model = add_adapter(base, ModelConfig(lora_dropout=0), mask_id=1)
+    into = set()
+    for name, layer in model.named_modules():
+        if casts:
+            layer.cast_input_dtype_enabled = True
+        if name.endswith("lora_A.default"):
+            layer.register_forward_pre_hook(lambda _, inputs: into.add(inputs[0].dtype))
+        if name.endswith("lora_B.default"):
+            layer.weight.data.normal_(std=0.05)
+    ids = torch.randint(2, 1000, (2, 40))
+    ids[:, 0] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train()(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return into, [loss, *(w.grad for w in model.parameters() if w.requires_grad)]
+
+
+def test_in_training_autocast_alone_casts_and_the_numbers_are_the_same():
+    into, ours = half_precision_step(casts=False)
+    assert into == {torch.bfloat16}
+    into, pefts = half_precision_step(casts=True)
+    assert into == {torch.float32}
+    assert all(map(torch.equal, ours, pefts))
+
+
+def test_what_is_loaded_computes_without_autocast_too(tmp_path):
+    """In half precision PEFT has to cast there."""
+    model = add_adapter(load_base("data/tiny_base", torch.bfloat16), ModelConfig(), mask_id=1)
+    write_adapter(model, tmp_path)
+    loaded = attach_adapter(load_base("data/tiny_base", torch.bfloat16), tmp_path, "tiny")
+    assert loaded(torch.tensor([[2, 3]])).logits.isfinite().all()
+
+
+def test_a_checkpoint_of_a_base_from_the_hub_asks_no_hub(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *where, **_: asked.append(where))
+    monkeypatch.setattr("socket.socket.connect", lambda _, where: asked.append(where))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    model = add_adapter(load_base("data/tiny_base", torch.float32), ModelConfig(), mask_id=1)
+    model.peft_config["default"].base_model_name_or_path = "Qwen/Qwen3-8B"
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    Trainer(model, arguments).save_model(str(tmp_path))
+    assert (tmp_path / "adapter_model.safetensors").exists() and not asked
+
+
+NVIDIA_SMI = """#!/bin/sh
+test "$1" = --query-gpu=driver_version,name || exit 2
+echo "{driver}, NVIDIA GeForce RTX 4090"
+exit {status}
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Put the program that knows the cards on the path, for a machine whose torch sees none."""
+    if torch.cuda.is_available():
+        pytest.skip("torch sees the cards")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def nvidia_smi(driver, status=0):
+        path = tmp_path / "nvidia-smi"
+        path.write_text(NVIDIA_SMI.format(driver=driver, status=status))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return nvidia_smi
+
+
+@pytest.mark.parametrize(("driver", "wheels"), [("550.54.14", "cu126"), ("580.65.06", "cu130")])
+def test_cards_that_torch_cannot_use_are_named_with_the_torch_to_install(
+    nvidia_smi, driver, wheels
+):
+    nvidia_smi(driver)
+    with pytest.raises(MachineError) as error:
+        best_device()
+    said = ("RTX 4090", f"driver {driver}", f"torch {torch.__version__.partition('+')[0]}", wheels)
+    assert all(words in str(error.value) for words in said)
+    assert error.value.exit_status == 5
+
+
+def test_cards_that_are_hidden_or_not_there_are_done_without(nvidia_smi, monkeypatch):
+    nvidia_smi("580.65.06", status=9)  # "couldn't communicate with the NVIDIA driver"
+    assert best_device() == "cpu"
+    nvidia_smi("580.65.06")
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert best_device() == "cpu"
+
+
+TWO_CARDS = """
+class cuda:
+    device_count = lambda: 2
+    class get_device_properties:
+        total_memory, major = 25_282_281_472, 8
+        def __init__(self, number):
+            self.name = f"card {number}"
+"""
+
+
+def test_cards_are_described_by_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(TWO_CARDS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cards.cache_clear()
+    try:
+        assert cards() == [(f"card {number}", 25_282_281_472, True) for number in (0, 1)]
+    finally:
+        cards.cache_clear()
+
+
+@pytest.mark.long
+def test_compiled_layers_drop_out_alike_when_they_are_computed_again():
+    """Checkpointed, the backward pass must draw the dropout of the forward pass once more."""
+    random, results = torch.Generator().manual_seed(0), {}
+    ids = torch.randint(2, 1000, (2, 40), generator=random)
+    for compiled, dropout, again in itertools.product((False, True), (0, 0.5), (False, True)):
+        torch.manual_seed(0)
+        chosen = ModelConfig(lora_dropout=dropout, lora_target_modules=["v_proj"])
+        model = add_adapter(load_base("data/tiny_base", torch.float32), chosen, mask_id=1).train()
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.05)
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            compile_layers(model)
+        torch.manual_seed(1)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        grads = [w.grad.norm() for w in model.parameters() if w.requires_grad]
+        results[compiled, dropout, again] = torch.stack([loss.detach(), *grads])
+    for compiled, dropout in itertools.product((False, True), (0, 0.5)):
+        once, twice = (results[compiled, dropout, again] for again in (False, True))
+        assert torch.allclose(once, twice, rtol=1e-4)
+    assert torch.allclose(results[False, 0, False], results[True, 0, False], rtol=1e-4)
+    assert not torch.allclose(results[True, 0, False], results[True, 0.5, False], rtol=1e-4)

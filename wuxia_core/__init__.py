@@ -6,8 +6,14 @@ The public names load what they need when they are first used.
 import importlib
 import logging
 import os
+import sys
 import warnings
+from importlib.util import find_spec
 from typing import Any
+
+if find_spec("fcntl") is None:
+    print("error: Windows: run this in WSL2, which is a Linux (wsl --install)", file=sys.stderr)
+    sys.exit(5)
 
 # Torch's threads else wait for each other at full speed: where two processes share the cores, or
 # anything else is at work, that takes ten times as long. To be set before torch is loaded.

@@ -76,6 +76,10 @@ class MachineError(WuxiaError):
     exit_status = 5
 
 
+class DeviceLost(MachineError):
+    """A card, or the link between cards, failed; a fresh start may help."""
+
+
 def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
     """Make the parser of `python -m MODULE`, which shows its docstring as it is written."""
     as_written = argparse.RawDescriptionHelpFormatter

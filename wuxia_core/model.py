@@ -6,10 +6,13 @@ torch, transformers and peft are loaded when first used.
 import copy
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +36,52 @@ LESS_MEMORY = (
     "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
     "model.quantization=8bit or 4bit, a smaller data.max_length or model"
 )
+MODERN_DRIVER = 580  # the first for CUDA 13, which torch from PyPI is built for
 TRUST = {"trust_remote_code": False}  # said wherever transformers could ask
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
+
+
+ASK_CARDS = """import json, torch
+cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+print(json.dumps([(card.name, card.total_memory, card.major >= 8) for card in cards]))"""
+
+
+def best_device() -> str:
+    """Choose where to compute: "cuda" where torch sees a card, else "cpu".
+
+    Raises `MachineError` where cards are there that torch cannot use, and nobody hid them.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not (command := which("nvidia-smi")):
+        return "cpu"
+    query = [command, "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    asked = subprocess.run(query, capture_output=True, text=True)
+    if asked.returncode or not asked.stdout.strip():
+        return "cpu"
+    driver, _, name = asked.stdout.splitlines()[0].partition(", ")
+    modern = int(driver.partition(".")[0]) >= MODERN_DRIVER
+    wheels = f"https://download.pytorch.org/whl/{'cu130' if modern else 'cu126'}"
+    number, built = torch.__version__.partition("+")[0], torch.version.cuda or "no CUDA at all"
+    raise MachineError(
+        f"{name}: torch {number}, built for {built}, cannot use it with driver {driver}; pip "
+        f"install --force-reinstall torch=={number} --index-url {wheels}, or install driver "
+        f"{MODERN_DRIVER} or later; CUDA_VISIBLE_DEVICES=-1 goes on without cards"
+    )
+
+
+@cache
+def cards() -> list[tuple[str, int, bool]]:
+    """Give the name of each card of this machine, its bytes, and whether it has bfloat16.
+
+    Asked in a process of its own, which takes the memory on a card that asking costs with it.
+    """
+    command = [sys.executable, "-c", ASK_CARDS]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [(name, size, bf16) for name, size, bf16 in json.loads(asked.stdout)]
 
 
 def weights_dtype(config: Config) -> str:
@@ -208,6 +255,9 @@ def make_collator(
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
     """Put LoRA on the base, and train the embedding row of the mask token with it.
 
+    Under autocast LoRA's inputs keep their precision: PEFT would make them float32 first, for
+    autocast to make them half of that again. Saving asks no hub for the base's vocabulary.
+
     Raises `ConfigError` where `lora_target_modules` names no layer of the model.
     """
     from peft import LoraConfig, get_peft_model
@@ -227,7 +277,19 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
     patch_trainable_tokens(model)
+    for layer in model.modules():
+        layer.cast_input_dtype_enabled = False
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
+
+
+def compile_layers(model: "torch.nn.Module") -> None:
+    """Compile each decoder layer; what is recomputed in the backward pass is compiled too."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile()
 
 
 def patch_trainable_tokens(model: "PeftModel") -> None:

@@ -18,13 +18,14 @@ from wuxia_core.errors import (
     SIGNALS,
     STOPPED,
     ConfigError,
+    DeviceLost,
     MachineError,
     RankLost,
     Stopped,
     WuxiaError,
     heeded_signals,
 )
-from wuxia_core.model import ADAPTER_WEIGHTS
+from wuxia_core.model import ADAPTER_WEIGHTS, best_device
 from wuxia_core.run import how_to_measure, newest_whole
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
@@ -42,10 +43,12 @@ class Processes:
     rendezvous: str | None = None  # HOST:PORT
 
     def __post_init__(self) -> None:
-        """Refuse an address that is none, before anything is prepared.
+        """Refuse what cannot be started, before anything is prepared.
 
-        Raises `ConfigError` where it is not HOST:PORT, `MachineError` where no such host is known.
+        Raises `ConfigError` where the address is not HOST:PORT, `MachineError` where no such host
+        is known, or the machine's cards cannot be used.
         """
+        best_device()
         if self.rendezvous is None:
             return
         flag = f"--rdzv-endpoint {self.rendezvous}"
@@ -97,6 +100,8 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.here)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     if processes.rendezvous:
@@ -151,12 +156,13 @@ def _explain(process: Any) -> tuple[int, Ended]:
     told = process.message if isinstance(process.message, dict) else {"message": ""}
     kind, _, words = told["message"].partition(": ")
     if process.exitcode < 0:
-        why = ", for want of memory?" if process.exitcode == -signal.SIGKILL else ""
+        wants = {-signal.SIGKILL: "memory", -signal.SIGBUS: "/dev/shm (docker: --shm-size=1g)"}
+        why = f", for want of {what}?" if (what := wants.get(process.exitcode)) else ""
         return 1, Ended(f"{process.message}{why}", MachineError.exit_status, crashed=True)
     if kind == RankLost.__name__:
         return 2, Ended(words, MachineError.exit_status, crashed=True)
     if process.exitcode > BUG and words:
-        return 0, Ended(words, process.exitcode, crashed=False)
+        return 0, Ended(words, process.exitcode, crashed=kind == DeviceLost.__name__)
     return 3, Ended("this is a bug; the failed process's traceback is above", BUG, crashed=True)
 
 

@@ -10,8 +10,10 @@ loaded, and a failure becomes an exit status.
 import atexit
 import hashlib
 import json
+import math
 import os
 import platform
+import re
 import signal
 import socket
 import sys
@@ -35,6 +37,7 @@ from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.errors import (
     BUG,
     ConfigError,
+    DeviceLost,
     MachineError,
     RankLost,
     Stopped,
@@ -46,7 +49,10 @@ from wuxia_core.errors import (
 )
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
-NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience"}
+NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_steps", "compile"}
+SAVE_STEPS = 500  # between checkpoints, at most, where none are set
+
+NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")  # not ncclRemoteError
 
 
 def parse() -> Namespace:
@@ -61,7 +67,7 @@ def parse() -> Namespace:
 
 def arguments(config: Config, options: Namespace) -> TrainingArguments:
     """Translate the config for `Trainer`."""
-    folder, on_gpu = options.folder, torch.cuda.is_available()
+    folder, on_gpu = options.folder, model.best_device() == "cuda"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     return TrainingArguments(
         output_dir=str(folder),
@@ -71,7 +77,6 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
         save_strategy="no" if options.measure else "steps",
         lr_scheduler_type="cosine",
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        include_num_input_tokens_seen="all",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         disable_tqdm=True,  # Progress draws the bar
@@ -132,13 +137,17 @@ def make_trainer(
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
-        args.metric_for_best_model = loop.JUDGED_BY
         callbacks.append(loop.KeepBest(folder, config.training.early_stopping_patience))
+    windows = train_windows(mixture)
+    args.save_steps = config.training.save_steps or default_save_steps(config, len(windows), args)
+    adapted = model.add_adapter(base, config.model, mask_id)
+    if config.training.compile:
+        model.compile_layers(adapted)
     trainer = loop.SpanTrainer(
-        model=model.add_adapter(base, config.model, mask_id),
+        model=adapted,
         args=args,
         data_collator=model.make_collator(config, tokenizer, mask_id, config.training.objective),
-        train_dataset=train_windows(mixture),
+        train_dataset=windows,
         eval_dataset=held_out or None,
         compute_loss_func=loop.masked_cross_entropy,
         callbacks=callbacks,
@@ -146,6 +155,13 @@ def make_trainer(
     trainer.facts = facts
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def default_save_steps(config: Config, windows: int, args: TrainingArguments) -> int:
+    """Give the steps between checkpoints where none are set: a tenth of the run, 500 at most."""
+    epoch = math.ceil(windows / effective_batch(config, args.world_size))
+    steps = args.max_steps if args.max_steps > 0 else epoch * args.num_train_epochs
+    return min(SAVE_STEPS, math.ceil(steps / 10))
 
 
 def main() -> None:
@@ -182,9 +198,15 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
     """Say what a failure means to the user; None for a bug."""
     if isinstance(error, WuxiaError):
         return error
-    first = (str(error).splitlines() or [""])[0]
+    first, *_, last = (str(error).splitlines() or [""]) * 2
     if isinstance(error, (MemoryError, RuntimeError)) and lacks_memory(error):
         return MachineError(f"out of memory ({first}); {model.LESS_MEMORY}")
+    if "/dev/shm" in str(error):
+        return MachineError(f"/dev/shm is too small ({last}); docker run --shm-size=1g")
+    if NCCL_FAILED.search(str(error)):
+        return DeviceLost(f"the cards cannot talk to each other ({last}); --doctor looks at them")
+    if isinstance(error, torch.AcceleratorError):
+        return DeviceLost(f"a card failed ({first}); dmesg may name an Xid")
     if isinstance(error, (OSError, SafetensorError)) or "PytorchStreamWriter" in first:
         return MachineError(f"{folder}: reading or writing failed ({first}); is the disk full?")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in first):

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -86,7 +87,8 @@ def peak_memory() -> int:
     """Bytes this process had at most: on a card what the allocator reserved, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
@@ -150,21 +152,40 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop where any rank has to; the last step ends the run anyway."""
+        if self._any_rank(args) and state.global_step < state.max_steps:
+            self._stop(state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Cut a measurement off where any rank has to stop; before step 1 that ends the run."""
+        if self._any_rank(args):
+            control.should_epoch_stop = True
+            self._stop(state, control)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Make up for a measurement that was cut off, so that the same adapter is found best."""
+        step, last = state.global_step, (state.log_history or [{}])[-1]
+        due = step % state.eval_steps == 0 or step == state.max_steps
+        if step and due and args.eval_strategy != "no":
+            args.eval_on_start = not any(name.startswith("eval") for name in last)
+
+    def _any_rank(self, args: Any) -> bool:
         here = self._signalled or os.getppid() != self._launcher
         anywhere = torch.tensor(int(here), device=args.device)
         if dist.is_initialized():
             dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-        if anywhere and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-            self.stopped_at = state.global_step
+        return bool(anywhere)
+
+    def _stop(self, state: Any, control: Any) -> None:
+        control.should_save = control.should_training_stop = True
+        self.stopped_at = state.global_step
 
 
 class KeepBest(TrainerCallback):
     """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    Which one that is, `Trainer` notes in its state, and so in each checkpoint. `patience` is a
-    number of measurements, None for no early stop. A run that resumes before the step of the kept
-    adapter judges anew from there on.
+    Which one that is stands in `Trainer`'s state, and so in each checkpoint; the untrained one is
+    none. `patience` is a number of measurements, None for no early stop. A run that resumes before
+    the step of the kept adapter judges anew from there on.
     """
 
     def __init__(self, folder: Path, patience: int | None) -> None:
@@ -180,11 +201,14 @@ class KeepBest(TrainerCallback):
     ) -> None:
         """Save the adapter where it is the best so far; stop after `patience` that were not."""
         step = state.global_step
+        if not step:
+            return
         if state.best_metric is None or metrics[JUDGED_BY] < state.best_metric:
-            if step and state.is_world_process_zero:
+            state.best_metric, state.best_global_step = metrics[JUDGED_BY], step
+            if state.is_world_process_zero:
                 save_best(model, self._folder, step)
         elif self._patience:
-            since = (step - (state.best_global_step or 0)) / state.eval_steps
+            since = (step - state.best_global_step) / state.eval_steps
             control.should_training_stop |= since >= self._patience
 
 
@@ -293,6 +317,14 @@ class SpanTrainer(Trainer):
         self.add_callback(sampler)
         return sampler
 
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """Take a step's batches, and count their tokens on all ranks."""
+        batches, items = super().get_batch_samples(*arguments)
+        tokens = torch.tensor([batch["input_ids"].numel() for batch in batches]).sum()
+        tokens = self.accelerator.reduce(tokens.to(self.args.device))
+        self.state.num_input_tokens_seen += int(tokens)
+        return batches, items
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the throughput since the last row, and the peak of memory."""
         now, seen = time.monotonic(), self.state.num_input_tokens_seen
@@ -322,6 +354,8 @@ class SpanTrainer(Trainer):
             fits = LOGITS // (longest * self.model.config.vocab_size)
             bits = self._nats(windows, plain, max(1, min(batch, fits)))[0] / math.log(2)
             metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
+        if self.control.should_epoch_stop:  # a signal cut it off
+            return {}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._logged = time.monotonic(), self.state.num_input_tokens_seen
@@ -340,6 +374,9 @@ class SpanTrainer(Trainer):
             nats[targets] = F.cross_entropy(logits, labels[targets], reduction="none")
             sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
             rows.append(self.accelerator.gather_for_metrics(sums))
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            if self.control.should_epoch_stop:
+                break
         nats_sum, targets_sum = torch.cat(rows).double().sum(0).tolist()
         return nats_sum, targets_sum
 

@@ -19,7 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, run_command
-from wuxia_core.model import document_start_id, load_adapter
+from wuxia_core.model import best_device, document_start_id, load_adapter
 from wuxia_core.text import visible
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def stream(
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
-    with ONE_AT_A_TIME, torch.random.fork_rng(), scaled:
+    card = [model.device] if model.device.type == "cuda" else []
+    with ONE_AT_A_TIME, torch.random.fork_rng(card), scaled:
         torch.manual_seed(sampling.seed)
         (text,) = continued(model, tokenizer, [ids], how)
     return text.rstrip(HALF)
@@ -153,7 +154,7 @@ def open_writer(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     model, tokenizer = load_adapter(output_dir, device, base_model)
     if device == "cuda" and model.dtype == torch.float32:
         model = model.bfloat16()

@@ -12,7 +12,7 @@ from wuxia_core.config import load_config
 from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status, run_command
 from wuxia_core.evaluate import closing_words, evaluate
 from wuxia_core.evaluate.scorecard import gate_failures, predicted, quick_look
-from wuxia_core.model import load_adapter
+from wuxia_core.model import best_device, load_adapter
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,12 +57,11 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
-    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.utils import make_table
 
-    model, tokenizer = load_adapter(output_dir, "cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_adapter(output_dir, best_device())
     model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
     try:

@@ -124,7 +124,7 @@ def _opened(folder: Path) -> Iterator[tuple[EvalContext, Path]]:
 
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = model.best_device()
     parts = folder / PARTS / _digest(folder, config)
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:

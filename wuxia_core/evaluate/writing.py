@@ -160,7 +160,8 @@ def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[st
     rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
     sampling = Sampling()
     settings = sampling.settings() | {"min_new_tokens": sampling.tokens}
-    with torch.random.fork_rng():
+    device = context.model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return continued(context.model, context.tokenizer, rows, settings)
 

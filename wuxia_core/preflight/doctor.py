@@ -8,6 +8,7 @@ failed. Memory and disk are the plan's and `prepare_run`'s to check.
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from wuxia_core.config import TINY_BASE, Config, ModelConfig, load_config
 from wuxia_core.errors import MachineError, exit_status
-from wuxia_core.model import add_adapter, load_base
+from wuxia_core.model import add_adapter, best_device, load_base
 from wuxia_core.preflight.prepare import card_precautions
 
 WAIT = timedelta(seconds=60)  # for the other ranks, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
 NUMBERS = 1_000_000  # summed over the ranks, copied between cards
+SHARED = 2**28  # bytes of /dev/shm that NCCL may want; a container has 64 MiB unless told
 PROBE_SECONDS = 30.0  # for cards to copy, before that counts as a hang
 
 
@@ -72,6 +74,16 @@ def copy() -> None:
         sent = torch.rand(NUMBERS, device=f"cuda:{a}")
         if not torch.equal(sent.cpu(), sent.to(f"cuda:{b}").cpu()):
             sys.exit(f"wrong from card {a} to card {b}")
+
+
+def check_shared_memory(_: Config) -> str:
+    """See that there is room in /dev/shm, through which NCCL passes what goes from card to card."""
+    if torch.cuda.device_count() < 2:
+        raise Skipped("needs two GPUs")
+    free = shutil.disk_usage("/dev/shm").free
+    if free < SHARED:
+        raise RuntimeError(f"/dev/shm has {free / 2**20:,.0f} MiB free")
+    return f"/dev/shm has {free / 2**20:,.0f} MiB free"
 
 
 def check_bf16(config: Config) -> str:
@@ -146,13 +158,14 @@ def compute_loss(model: Any, input_ids: torch.Tensor, items: int) -> Any:
 
 def device() -> torch.device:
     """Where this rank computes."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(best_device())
 
 
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
 CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do where one fails
     "all_reduce": (check_all_reduce, LINK),
     "copies between cards": (check_copies, "set NCCL_P2P_DISABLE=1; dmesg may name an Xid"),
+    "shared memory": (check_shared_memory, "docker run --shm-size=1g"),
     "bfloat16": (check_bf16, "set training.bf16=false"),
     "lora_B": (check_lora_updates, "install torch and peft anew; is learning_rate too small?"),
     "gradients": (check_gradients, "do not train in several processes here: --nproc 1"),
@@ -176,9 +189,9 @@ def init_process_group() -> None:
     card_precautions()
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
     try:
-        if torch.cuda.is_available():
+        if device().type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
+        dist.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=WAIT)
     except RuntimeError as error:
         raise MachineError(f"{str(error).splitlines()[0]} → {LINK}") from None
 
