@@ -40,7 +40,7 @@ def test_a_sound_machine_passes_every_check_without_a_name(tmp_path):
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]
     found = rows(finished)
     assert list(found) == list(doctor.CHECKS)
-    idle = set() if torch.cuda.device_count() > 1 else {"copies between cards"}
+    idle = set() if torch.cuda.device_count() > 1 else {"copies between cards", "shared memory"}
     assert all(mark == "ok" for name, mark in found.items() if name not in idle)
 
 
@@ -153,3 +153,13 @@ def test_what_the_cards_send_is_judged_as_a_run_sends_it(
     judged, found = doctor.run_check("copies between cards", alone)
     assert judged == mark and said in found
     assert ("lifts" in found) == said.endswith("precaution")
+
+
+def test_too_little_shared_memory_is_found(alone, monkeypatch):
+    if torch.cuda.device_count() < 2:
+        assert doctor.run_check("shared memory", alone) == ("–", "needs two GPUs")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(doctor, "SHARED", 1)
+    assert doctor.run_check("shared memory", alone)[0] == "ok"
+    monkeypatch.setattr(doctor, "SHARED", 2**60)
+    assert "MiB free → docker run --shm-size=1g" in failed("shared memory", alone)

@@ -127,13 +127,19 @@ def steps(folder):
     return [run.step_of(path) for path in run.checkpoints(folder)]
 
 
-def check_goes_on(launch, golden):
+def check_goes_on(launch, golden, **settings):
     """Go on, and get what a run gets to which nothing happened."""
-    launched = launch("--resume")
+    launched = launch("--resume", **settings)
     launched.trained()
     assert same_adapter(launched.folder, golden), launched.said()[-3000:]
+    assert tokens_seen(launched.folder) == tokens_seen(golden)
     assert not list(launched.folder.glob(f"{run.STAGING}*"))
     assert not (launched.folder / run.LOCK).exists()
+
+
+def tokens_seen(folder):
+    state = run.read_json(run.checkpoints(folder)[-1] / "trainer_state.json")
+    return state["num_input_tokens_seen"]
 
 
 def same_adapter(folder, golden):
@@ -204,6 +210,29 @@ def test_a_signal_saves_and_stops(launch, golden, whom, number):
     assert "is whole; go on" in said
     if whom == "launcher":
         check_goes_on(launch, golden)
+
+
+OFTEN = {"training__eval_steps": 8}
+
+
+@pytest.fixture(scope="session")
+def measured_golden(tmp_path_factory, mixture):
+    """Run to the end with a measurement on the way."""
+    launched = Launch(tmp_path_factory.mktemp("measured") / "run", mixture, **OFTEN)
+    launched.trained()
+    return launched.folder
+
+
+@pytest.mark.parametrize(("step", "saved"), [(0, 1), (8, 8), (STEPS, STEPS)])
+def test_a_signal_while_held_out_text_is_measured(launch, measured_golden, step, saved):
+    """The measurement is cut off, and made when the run goes on."""
+    launched = launch(fault=f"signal while measuring {step}", **OFTEN)
+    status, said = launched.end()
+    assert status == 75 and f"checkpoint-{saved} is whole" in said
+    assert steps(launched.folder)[-1] == saved
+    check_goes_on(launch, measured_golden, **OFTEN)
+    rows = [row for row in read_rows(launched.folder) if "eval_wuxia_loss" in row]
+    assert [row["step"] for row in rows if row["step"]] == [8, STEPS]
 
 
 def check_saved(folder):

@@ -1,8 +1,11 @@
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -311,3 +314,59 @@ def test_an_old_config_with_a_local_model_trains_on_novels_in_data(tmp_path):
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "output/wuxia_lora/adapter_model.safetensors").is_file()
     assert "nothing protects" in finished.stderr
+
+
+@pytest.mark.parametrize("command", [["launch_ddp.py"], ["-m", "wuxia_core.write", "output/x"]])
+def test_windows_is_told_of_wsl2_in_one_line(command):
+    """There is no fcntl there, nor is SIGHUP."""
+    blocked = "import sys, runpy; sys.modules['fcntl'] = sys.modules['resource'] = None; "
+    start = "run_path('launch_ddp.py'" if command[0] != "-m" else f"run_module({command[1]!r}"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{blocked}runpy.{start}, run_name='__main__')"],
+        cwd=PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 5
+    assert finished.stderr.count("\n") == 1 and "WSL2" in finished.stderr
+
+
+TELL = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], "said").write_text(str(os.environ.get("PYTORCH_ALLOC_CONF")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("set_before", "told"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None"),
+    ],
+)
+def test_the_allocator_of_cards_may_grow_its_segments(tmp_path, set_before, told):
+    (tmp_path / "tell.py").write_text(TELL)
+    start = "from wuxia_core.torchrun import Path, Processes, launch"
+    start += "; launch(Path('.'), Processes(1), module='tell')"
+    paths = f"{tmp_path}:{PROJECT}"
+    subprocess.run(
+        [sys.executable, "-c", start], cwd=tmp_path, check=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": paths, **set_before},
+    )  # fmt: skip
+    assert (tmp_path / "said").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "crashed", "exit_status", "said"),
+    [
+        (5, "DeviceLost: a card failed (Xid 79)", True, 5, "a card failed (Xid 79)"),
+        (5, "MachineError: the disk is full", False, 5, "the disk is full"),
+        (-signal.SIGBUS, "Signal 7 (SIGBUS)", True, 5, "SIGBUS), for want of /dev/shm"),
+    ],
+)
+def test_what_a_card_failed_of_may_start_again(status, message, crashed, exit_status, said):
+    told = {"message": message} if status > 0 else message
+    process = SimpleNamespace(exitcode=status, message=told, timestamp=0)
+    ended = torchrun.read_failure(SimpleNamespace(failures={0: process}))
+    assert (ended.crashed, ended.exit_status) == (crashed, exit_status)
+    assert said in str(ended)

@@ -19,7 +19,6 @@ from wuxia_core.model import (
     attach_adapter,
     base_path,
     best_device,
-    cards,
     check_length,
     compile_layers,
     load_adapter,
@@ -411,26 +410,6 @@ def test_cards_that_are_hidden_or_not_there_are_done_without(nvidia_smi, monkeyp
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert best_device() == "cpu"
-
-
-TWO_CARDS = """
-class cuda:
-    device_count = lambda: 2
-    class get_device_properties:
-        total_memory, major = 25_282_281_472, 8
-        def __init__(self, number):
-            self.name = f"card {number}"
-"""
-
-
-def test_cards_are_described_by_a_process_of_its_own(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text(TWO_CARDS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    cards.cache_clear()
-    try:
-        assert cards() == [(f"card {number}", 25_282_281_472, True) for number in (0, 1)]
-    finally:
-        cards.cache_clear()
 
 
 @pytest.mark.long

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 
 from wuxia_core import run
 from wuxia_core import train as stage
 from wuxia_core.config import PROJECT
-from wuxia_core.errors import NonFiniteError
+from wuxia_core.errors import DeviceLost, MachineError, NonFiniteError, RankLost
 from wuxia_core.masking import masked_this_epoch
 from wuxia_core.mixing import mix
 from wuxia_core.run import append, read_rows
@@ -114,6 +115,11 @@ def test_two_processes_train_what_one_does_on_the_same_batches(short, tmp_path):
     assert one.keys() == two.keys()
     for name, weights in one.items():
         assert torch.allclose(weights, two[name], atol=1e-5, rtol=0), name
+    seen = [
+        json.loads((tmp_path / name / "checkpoint-5" / "trainer_state.json").read_text())
+        for name in ("one", "two")
+    ]
+    assert seen[0]["num_input_tokens_seen"] == seen[1]["num_input_tokens_seen"] > 5 * 64
     steps = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("one", "two")
@@ -145,6 +151,50 @@ def test_out_of_gpu_memory_ends_with_5_and_what_to_change(tmp_path):
     assert "training.gradient_checkpointing=true" in str(known)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (
+            dist.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\n"
+                "ncclSystemError: System call (e.g. socket, malloc) failed.\nLast error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888), "
+                "error: No space left on device (28)"
+            ),
+            MachineError,
+            "(size 9637888), error: No space left on device (28)); docker run --shm-size=1g",
+        ),
+        (
+            dist.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error\n"
+                "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+                "Cuda failure 999 'unknown error'"
+            ),
+            DeviceLost,
+            "Cuda failure 999 'unknown error'",
+        ),
+        (
+            torch.AcceleratorError(
+                "CUDA error: an illegal memory access was encountered\nSearch for it", 700
+            ),
+            DeviceLost,
+            "CUDA error: an illegal memory access was encountered",
+        ),
+        (
+            dist.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited\n"
+                "ncclRemoteError: A call failed possibly due to a remote process exiting."
+            ),
+            RankLost,
+            "another process is gone",
+        ),
+    ],
+)
+def test_failures_of_cards_keep_their_name(tmp_path, error, kind, said):
+    known = stage.as_user_error(error, tmp_path)
+    assert type(known) is kind and said in str(known)
+
+
 def measured(folder, patience=None, state=None, **at):
     """Tell of measurements by step, 10 apart, as `Trainer` does.
 
@@ -152,18 +202,14 @@ def measured(folder, patience=None, state=None, **at):
     """
     kept = KeepBest(folder, patience)
     state = state or TrainerState(is_world_process_zero=False)
-    args = SimpleNamespace(
-        metric_for_best_model=JUDGED_BY, greater_is_better=None, save_strategy="steps"
-    )
-    trainer, state.eval_steps = SimpleNamespace(args=args, state=state), 10
-    kept.on_train_begin(args, state, None)
+    state.eval_steps = 10
+    kept.on_train_begin(None, state, None)
     best, stops = [], []
     for name, bits in at.items():
         state.global_step, metrics = int(name[2:]), {JUDGED_BY: bits}
         control = SimpleNamespace(should_training_stop=False)
-        kept.on_evaluate(args, state, control, None, metrics)
-        if state.global_step and Trainer._determine_best_metric(trainer, metrics, None):
-            best.append(state.global_step)
+        kept.on_evaluate(None, state, control, None, metrics)
+        best += [state.global_step] * (state.global_step == state.best_global_step)
         stops += [state.global_step] * control.should_training_stop
     return state, best, stops
 

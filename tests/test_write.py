@@ -2,12 +2,16 @@ import io
 import json
 import shutil
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from wuxia_core.config import ModelConfig
 from wuxia_core.errors import ConfigError, DataError
-from wuxia_core.model import document_start_id, load_tokenizer
+from wuxia_core.evaluate.writing import generate
+from wuxia_core.model import add_adapter, document_start_id, load_base, load_tokenizer
 from wuxia_core.write import Sampling, encode_prompt, main, open_writer, stream
 
 
@@ -137,3 +141,17 @@ def test_settings_out_of_range_are_refused():
             Sampling(**wrong)
     with pytest.raises((ConfigError, DataError)):
         Sampling(tokens=-3)
+
+
+def test_on_two_cards_the_generators_are_kept_without_a_warning(monkeypatch):
+    """Only those of the model's own card, and of the CPU, are used."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    base, tokenizer = load_base("data/tiny_base", torch.float32), load_tokenizer("data/tiny_base")
+    model = add_adapter(base, ModelConfig(), mask_id=1).eval()
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "CUDA reports")
+        stream(model, tokenizer, "夜雨", Sampling(tokens=2), str)
+        generate(SimpleNamespace(model=model, tokenizer=tokenizer), ["夜雨"], seed=1)
+    assert torch.equal(torch.get_rng_state(), before)

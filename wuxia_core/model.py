@@ -6,13 +6,11 @@ torch, transformers and peft are loaded when first used.
 import copy
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
+from subprocess import getstatusoutput
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +34,10 @@ LESS_MEMORY = (
     "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
     "model.quantization=8bit or 4bit, a smaller data.max_length or model"
 )
+ASK_DRIVER = "nvidia-smi --query-gpu=driver_version,name --format=csv,noheader"
 MODERN_DRIVER = 580  # the first for CUDA 13, which torch from PyPI is built for
 TRUST = {"trust_remote_code": False}  # said wherever transformers could ask
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
-
-
-ASK_CARDS = """import json, torch
-cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-print(json.dumps([(card.name, card.total_memory, card.major >= 8) for card in cards]))"""
 
 
 def best_device() -> str:
@@ -55,33 +49,17 @@ def best_device() -> str:
 
     if torch.cuda.is_available():
         return "cuda"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not (command := which("nvidia-smi")):
+    failed, told = getstatusoutput(ASK_DRIVER)
+    if failed or not told or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "cpu"
-    query = [command, "--query-gpu=driver_version,name", "--format=csv,noheader"]
-    asked = subprocess.run(query, capture_output=True, text=True)
-    if asked.returncode or not asked.stdout.strip():
-        return "cpu"
-    driver, _, name = asked.stdout.splitlines()[0].partition(", ")
-    modern = int(driver.partition(".")[0]) >= MODERN_DRIVER
-    wheels = f"https://download.pytorch.org/whl/{'cu130' if modern else 'cu126'}"
-    number, built = torch.__version__.partition("+")[0], torch.version.cuda or "no CUDA at all"
+    driver, _, name = told.splitlines()[0].partition(", ")
+    wheels = "cu130" if int(driver.partition(".")[0]) >= MODERN_DRIVER else "cu126"
+    number = torch.__version__.partition("+")[0]
     raise MachineError(
-        f"{name}: torch {number}, built for {built}, cannot use it with driver {driver}; pip "
-        f"install --force-reinstall torch=={number} --index-url {wheels}, or install driver "
-        f"{MODERN_DRIVER} or later; CUDA_VISIBLE_DEVICES=-1 goes on without cards"
+        f"{name}: driver {driver} cannot run torch {number} for CUDA {torch.version.cuda}; pip "
+        f"install --force-reinstall torch=={number} --index-url https://download.pytorch.org/whl/"
+        f"{wheels}, or driver {MODERN_DRIVER}; CUDA_VISIBLE_DEVICES=-1 does without the card"
     )
-
-
-@cache
-def cards() -> list[tuple[str, int, bool]]:
-    """Give the name of each card of this machine, its bytes, and whether it has bfloat16.
-
-    Asked in a process of its own, which takes the memory on a card that asking costs with it.
-    """
-    command = [sys.executable, "-c", ASK_CARDS]
-    asked = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [(name, size, bf16) for name, size, bf16 in json.loads(asked.stdout)]
 
 
 def weights_dtype(config: Config) -> str:

@@ -50,7 +50,6 @@ from wuxia_core.errors import (
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_steps", "compile"}
-SAVE_STEPS = 500  # between checkpoints, at most, where none are set
 
 NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")  # not ncclRemoteError
 
@@ -160,8 +159,9 @@ def make_trainer(
 def default_save_steps(config: Config, windows: int, args: TrainingArguments) -> int:
     """Give the steps between checkpoints where none are set: a tenth of the run, 500 at most."""
     epoch = math.ceil(windows / effective_batch(config, args.world_size))
-    steps = args.max_steps if args.max_steps > 0 else epoch * args.num_train_epochs
-    return min(SAVE_STEPS, math.ceil(steps / 10))
+    training = config.training
+    steps = training.max_steps if training.max_steps > 0 else epoch * training.num_train_epochs
+    return min(500, math.ceil(steps / 10))
 
 
 def main() -> None:

@@ -150,17 +150,6 @@ class StopOnSignal(TrainerCallback):
     def _note(self, *_: Any) -> None:
         self._signalled = True
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop where any rank has to; the last step ends the run anyway."""
-        if self._any_rank(args) and state.global_step < state.max_steps:
-            self._stop(state, control)
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Cut a measurement off where any rank has to stop; before step 1 that ends the run."""
-        if self._any_rank(args):
-            control.should_epoch_stop = True
-            self._stop(state, control)
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Make up for a measurement that was cut off, so that the same adapter is found best."""
         step, last = state.global_step, (state.log_history or [{}])[-1]
@@ -168,16 +157,20 @@ class StopOnSignal(TrainerCallback):
         if step and due and args.eval_strategy != "no":
             args.eval_on_start = not any(name.startswith("eval") for name in last)
 
-    def _any_rank(self, args: Any) -> bool:
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        """Stop where any rank has to; the last step ends the run anyway."""
+        if state.global_step < state.max_steps:
+            self.on_prediction_step(args, state, control, **named)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop where any rank has to; a measurement is cut off, the first one for a step's sake."""
         here = self._signalled or os.getppid() != self._launcher
         anywhere = torch.tensor(int(here), device=args.device)
         if dist.is_initialized():
             dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-        return bool(anywhere)
-
-    def _stop(self, state: Any, control: Any) -> None:
-        control.should_save = control.should_training_stop = True
-        self.stopped_at = state.global_step
+        if anywhere:
+            control.should_save = control.should_training_stop = control.should_epoch_stop = True
+            self.stopped_at = state.global_step
 
 
 class KeepBest(TrainerCallback):
@@ -320,9 +313,9 @@ class SpanTrainer(Trainer):
     def get_batch_samples(self, *arguments: Any) -> Any:
         """Take a step's batches, and count their tokens on all ranks."""
         batches, items = super().get_batch_samples(*arguments)
-        tokens = torch.tensor([batch["input_ids"].numel() for batch in batches]).sum()
-        tokens = self.accelerator.reduce(tokens.to(self.args.device))
-        self.state.num_input_tokens_seen += int(tokens)
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        everywhere = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
+        self.state.num_input_tokens_seen += int(everywhere)
         return batches, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -355,6 +348,7 @@ class SpanTrainer(Trainer):
             bits = self._nats(windows, plain, max(1, min(batch, fits)))[0] / math.log(2)
             metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
         if self.control.should_epoch_stop:  # a signal cut it off
+            self.control.should_evaluate = False
             return {}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -23,6 +23,18 @@ if fault == "killed while saving" and rank == "0":
 
     run.write_manifest = write_manifest
 
+if fault and fault.startswith("signal while measuring") and rank == "1":
+    from wuxia_core.trainer import StopOnSignal
+
+    look = StopOnSignal.on_prediction_step
+
+    def on_prediction_step(self, args, state, control, **named):
+        if state.global_step == int(fault.split()[-1]):
+            os.kill(os.getpid(), signal.SIGTERM)
+        look(self, args, state, control, **named)
+
+    StopOnSignal.on_prediction_step = on_prediction_step
+
 if fault == "not a number" and rank == "1":
     from wuxia_core import trainer
 

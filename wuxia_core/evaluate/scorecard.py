@@ -124,12 +124,12 @@ def _opened(folder: Path) -> Iterator[tuple[EvalContext, Path]]:
 
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
-    device = model.best_device()
     parts = folder / PARTS / _digest(folder, config)
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:
         with mixing.in_use(folder, config.data.processed_data_file):
-            yield EvalContext(*model.load_adapter(folder, device), mixture, config), parts
+            loaded = model.load_adapter(folder, model.best_device())
+            yield EvalContext(*loaded, mixture, config), parts
     except torch.OutOfMemoryError:
         remedy = f"lower training.per_device_eval_batch_size in {folder / 'config.yaml'}"
         raise MachineError(f"out of GPU memory while evaluating; {remedy}") from None
