@@ -61,6 +61,31 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+NVIDIA_SMI = """#!/bin/sh
+test "$1" = --query-gpu=driver_version,name || exit 2
+echo "{driver}, NVIDIA GeForce RTX 4090"
+exit {status}
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Put the program that knows the cards on the path, for a machine whose torch sees none."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch sees the cards")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def nvidia_smi(driver, status=0):
+        path = tmp_path / "nvidia-smi"
+        path.write_text(NVIDIA_SMI.format(driver=driver, status=status))
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return nvidia_smi
+
+
 class Launched:
     """The sample, launched as a user does; `.wait()` gives its folder and what was printed."""
 

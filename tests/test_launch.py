@@ -370,3 +370,14 @@ def test_what_a_card_failed_of_may_start_again(status, message, crashed, exit_st
     ended = torchrun.read_failure(SimpleNamespace(failures={0: process}))
     assert (ended.crashed, ended.exit_status) == (crashed, exit_status)
     assert said in str(ended)
+
+
+@pytest.mark.parametrize("flags", [[], ["--doctor"], ["--plan", "--measure"]])
+def test_nothing_starts_on_the_cpu_beside_cards_that_torch_cannot_use(
+    launch, nvidia_smi, tmp_path, flags
+):
+    nvidia_smi("550.54.14")
+    output = settings("training.output_dir=run", "data.processed_data_file=mixture")
+    status, error = launch(*flags, *output)
+    assert status == 5 and "driver 550.54.14" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists() and not (tmp_path / "mixture").exists()

@@ -1,6 +1,5 @@
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -366,29 +365,6 @@ def test_a_checkpoint_of_a_base_from_the_hub_asks_no_hub(tmp_path, monkeypatch):
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
     Trainer(model, arguments).save_model(str(tmp_path))
     assert (tmp_path / "adapter_model.safetensors").exists() and not asked
-
-
-NVIDIA_SMI = """#!/bin/sh
-test "$1" = --query-gpu=driver_version,name || exit 2
-echo "{driver}, NVIDIA GeForce RTX 4090"
-exit {status}
-"""
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """Put the program that knows the cards on the path, for a machine whose torch sees none."""
-    if torch.cuda.is_available():
-        pytest.skip("torch sees the cards")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def nvidia_smi(driver, status=0):
-        path = tmp_path / "nvidia-smi"
-        path.write_text(NVIDIA_SMI.format(driver=driver, status=status))
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    return nvidia_smi
 
 
 @pytest.mark.parametrize(("driver", "wheels"), [("550.54.14", "cu126"), ("580.65.06", "cu130")])

@@ -195,6 +195,17 @@ def test_failures_of_cards_keep_their_name(tmp_path, error, kind, said):
     assert type(known) is kind and said in str(known)
 
 
+@pytest.mark.parametrize(
+    ("windows", "max_steps", "steps"), [(31 * 64, -1, 10), (10**6, -1, 500), (99, 25, 3), (1, 1, 1)]
+)
+def test_a_run_saves_about_ten_times_where_nothing_else_is_set(config, windows, max_steps, steps):
+    config.training.max_steps, config.training.num_train_epochs = max_steps, 3.0
+    config.training.gradient_accumulation_steps, config.training.save_steps = 8, None
+    config.training.per_device_train_batch_size = 4
+    args = SimpleNamespace(world_size=2)
+    assert stage.default_save_steps(config, windows, args) == steps
+
+
 def measured(folder, patience=None, state=None, **at):
     """Tell of measurements by step, 10 apart, as `Trainer` does.
 
