@@ -366,8 +366,12 @@ def test_the_allocator_of_cards_may_grow_its_segments(tmp_path, set_before, told
 )
 def test_what_a_card_failed_of_may_start_again(status, message, crashed, exit_status, said):
     told = {"message": message} if status > 0 else message
-    process = SimpleNamespace(exitcode=status, message=told, timestamp=0)
-    ended = torchrun.read_failure(SimpleNamespace(failures={0: process}))
+    alone = {"message": "RankLost: another process is gone"}
+    processes = [
+        SimpleNamespace(exitcode=75, message=alone, timestamp=0),
+        SimpleNamespace(exitcode=status, message=told, timestamp=1),
+    ]
+    ended = torchrun.read_failure(SimpleNamespace(failures=dict(enumerate(processes))))
     assert (ended.crashed, ended.exit_status) == (crashed, exit_status)
     assert said in str(ended)
 

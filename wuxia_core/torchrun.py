@@ -151,7 +151,7 @@ def read_failure(error: Any) -> Ended:
 def _explain(process: Any) -> tuple[int, Ended]:
     """Say how a process ended; the lower the number before it, the nearer that is to the cause.
 
-    0: it said why; 1: it was killed; 2: it missed another process; 3: a bug.
+    0: it said why; 1: it was killed, or its card failed; 2: it missed another process; 3: a bug.
     """
     told = process.message if isinstance(process.message, dict) else {"message": ""}
     kind, _, words = told["message"].partition(": ")
@@ -159,10 +159,10 @@ def _explain(process: Any) -> tuple[int, Ended]:
         wants = {-signal.SIGKILL: "memory", -signal.SIGBUS: "/dev/shm (docker: --shm-size=1g)"}
         why = f", for want of {what}?" if (what := wants.get(process.exitcode)) else ""
         return 1, Ended(f"{process.message}{why}", MachineError.exit_status, crashed=True)
-    if kind == RankLost.__name__:
-        return 2, Ended(words, MachineError.exit_status, crashed=True)
+    if kind in (marks := {DeviceLost.__name__: 1, RankLost.__name__: 2}):
+        return marks[kind], Ended(words, MachineError.exit_status, crashed=True)
     if process.exitcode > BUG and words:
-        return 0, Ended(words, process.exitcode, crashed=kind == DeviceLost.__name__)
+        return 0, Ended(words, process.exitcode, crashed=False)
     return 3, Ended("this is a bug; the failed process's traceback is above", BUG, crashed=True)
 
 

@@ -201,7 +201,7 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
     first, *_, last = (str(error).splitlines() or [""]) * 2
     if isinstance(error, (MemoryError, RuntimeError)) and lacks_memory(error):
         return MachineError(f"out of memory ({first}); {model.LESS_MEMORY}")
-    if "/dev/shm" in str(error):
+    if isinstance(error, dist.DistError) and "/dev/shm" in str(error):
         return MachineError(f"/dev/shm is too small ({last}); docker run --shm-size=1g")
     if NCCL_FAILED.search(str(error)):
         return DeviceLost(f"the cards cannot talk to each other ({last}); --doctor looks at them")
