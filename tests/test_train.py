@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,14 @@ from wuxia_core.errors import DeviceLost, MachineError, NonFiniteError, RankLost
 from wuxia_core.masking import masked_this_epoch
 from wuxia_core.mixing import mix
 from wuxia_core.run import append, read_rows
-from wuxia_core.trainer import JUDGED_BY, EpochSampler, KeepBest, StopOnNonFinite, StopOnSignal
+from wuxia_core.trainer import (
+    JUDGED_BY,
+    EpochSampler,
+    KeepBest,
+    StopOnNonFinite,
+    StopOnSignal,
+    peak_memory,
+)
 
 NONE_PACKED = np.zeros(50, bool)
 
@@ -300,3 +308,12 @@ def test_a_bug_shows_its_traceback_also_where_torch_holds_back_what_is_printed()
 sys.stderr = io.StringIO(); exit_with(KeyError("bug"), Path("."))"""
     finished = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
     assert finished.returncode == 1 and "KeyError: 'bug'" in finished.stderr
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_resident_memory_is_in_bytes_on_a_mac_too(monkeypatch, system, unit):
+    if torch.cuda.is_available():
+        pytest.skip("a card's memory is asked for")
+    monkeypatch.setattr(sys, "platform", system)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    assert most <= peak_memory() < 2 * most

@@ -7,7 +7,6 @@ adapter, and stop at a number that is not finite or at a signal.
 
 import math
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import mean
 from typing import Any
 
@@ -87,8 +87,7 @@ def peak_memory() -> int:
     """Bytes this process had at most: on a card what the allocator reserved, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
