@@ -395,7 +395,8 @@ def masked_cross_entropy(
     Scalar, nats per target once summed over accumulation steps and ranks.
     """
     targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
-    total: torch.Tensor = SummedCrossEntropy.apply(outputs.logits, targets)
+    summed: Any = SummedCrossEntropy.apply
+    total: torch.Tensor = summed(outputs.logits, targets)
     return total / num_items_in_batch.clamp(min=1)  # a step may have no targets
 
 
