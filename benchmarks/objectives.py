@@ -151,7 +151,7 @@ class Curve(TrainerCallback):
     def _score(self, model: Any, step: int) -> None:
         model.eval()
         texts = self._held_out["text"]
-        bits = document_bits(model, self._tokenizer, texts, WINDOW, 2 * BATCH)
+        bits = document_bits(model, self._tokenizer, texts, WINDOW)
         model.train()
         of = {"step": step, "seconds": self._seconds, "asked": self._asked}
         self._rows.append(bits.assign(source=self._held_out["source"], **of))
@@ -176,9 +176,7 @@ def train(folder: Path, name: str, ratio: float, seed: int) -> None:
     trainer.compute_loss_func = curve.loss
     trainer.train()
     write_adapter(trainer.model, place)
-    seen = xray(
-        trainer.model.eval(), tokenizer, list(held_out["text"]), SpanMasker(), batch_size=16
-    )
+    seen = xray(trainer.model.eval(), tokenizer, list(held_out["text"]), SpanMasker())
     tokens = seen.tokens[["text", "kind", "base_right", "tuned_right"]]
     tokens.to_parquet(place / "masks.parquet")
     curve.table().to_parquet(place / "curve.parquet")

@@ -3,13 +3,13 @@ import json
 import shutil
 import sys
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from wuxia_core.config import ModelConfig
 from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.writing import generate
 from wuxia_core.model import add_adapter, document_start_id, load_base, load_tokenizer
 from wuxia_core.write import Sampling, encode_prompt, main, open_writer, stream
@@ -153,5 +153,5 @@ def test_on_two_cards_the_generators_are_kept_without_a_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "CUDA reports")
         stream(model, tokenizer, "夜雨", Sampling(tokens=2), str)
-        generate(SimpleNamespace(model=model, tokenizer=tokenizer), ["夜雨"], seed=1)
+        generate(EvalContext(model, tokenizer, None, None), ["夜雨"], seed=1)
     assert torch.equal(torch.get_rng_state(), before)

@@ -229,7 +229,7 @@ class EvaluationConfig(_Section):
     max_documents: Count = 40
     """Held-out documents of a source that are measured, at most."""
     minutes: Positive | None = None
-    """Time for the scorecard, about; null: all is measured."""
+    """Time for the scorecard, about; null: a tenth of the training's, 20 at least."""
     wits_margin: Annotated[float, Field(gt=0, lt=1)] = 0.06
     """Accuracy on the questions that may go, as a share."""
     general_margin: Annotated[float, Field(ge=0)] = 0.02

@@ -63,7 +63,7 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
 
     model, tokenizer = load_adapter(output_dir, best_device())
     model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)  # so that all fit
     try:
         with model.disable_adapter():
             base = simple_evaluate(wrapped, tasks=tasks)

@@ -4,14 +4,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pandas as pd
 
 from wuxia_core.config import Config
 from wuxia_core.mixing import Mixture, shuffled
+from wuxia_core.model import LOGITS
+from wuxia_core.write import continued
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +22,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 logger = logging.getLogger(__name__)
+
+
+def training_precision(model: "PeftModel") -> "torch.autocast":
+    """Compute as in training in here: in half precision where the base is.
+
+    From now on PEFT leaves casts to it, instead of making float32 of each adapter's input before.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    return torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
 
 
 class EvalContext(NamedTuple):
@@ -33,11 +50,6 @@ class EvalContext(NamedTuple):
     def seed(self) -> int:
         """Seed of the run; everything random depends only on it."""
         return self.config.training.seed
-
-    @property
-    def batch_size(self) -> int:
-        """Windows a forward pass."""
-        return self.config.training.per_device_eval_batch_size
 
     def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
         """Do something with the base, then with the tuned model."""
@@ -66,6 +78,18 @@ class EvalContext(NamedTuple):
         drawn = outline.loc[self.documents(source, *splits, limit=len(outline)), "characters"]
         chosen = drawn[drawn.cumsum().shift(fill_value=0) < 300_000]
         return self.mixture.texts(chosen.index.tolist())
+
+    def continue_rows(self, rows: Sequence[list[int]], settings: dict[str, Any]) -> list[str]:
+        """Continue rows of tokens, as many at once as keep keys and values as small as logits.
+
+        Of held-out text in training, that is.
+        """
+        layers = self.model.named_modules()
+        kept = [layer for name, layer in layers if name.endswith(("k_proj", "v_proj"))]
+        tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]
+        fits = max(1, LOGITS // (tokens * max(1, sum(layer.out_features for layer in kept))))
+        go_on = partial(continued, self.model, self.tokenizer, settings=settings)
+        return [text for n in range(0, len(rows), fits) for text in go_on(rows[n : n + fits])]
 
     def within_budget(
         self, what: str, items: Sequence[T], size: int, share: float

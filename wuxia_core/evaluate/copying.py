@@ -7,25 +7,27 @@ training text is read a document at a time, so it may be far larger than memory.
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from wuxia_core.evaluate.context import EvalContext, Tables
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
 from wuxia_core.mixing import TRAIN, VALIDATION
 from wuxia_core.model import document_start_id
-from wuxia_core.write import continued
 
 # Characters. 14,853 chunks of 200 characters of six old novels share 6 or 7 with the other five
 # (median), 99 % at most 11, and none over 19 but a poem that two of them quote.
 FLAGGED = 30
 SEEDS = (8, 4, 1)  # characters
-AROUND = 20  # characters shown on either side of a passage
+AROUND = 20  # characters shown on either side of a run
 PREFIX, STRETCH = 50, 100  # tokens; of a stretch all but the prefix are to be said
 NEAR = 0.9  # normalised Levenshtein similarity
 PREFIXES = 50  # of each kind
+Stretch = tuple[bool, int, list[int]]  # trained on, number of its document, tokens
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": PREFIX}
 
 
@@ -57,8 +59,8 @@ def overlap(
                 for number, start in index.get(document[at : at + n], ()):
                     size = _longer_run(squeezed[number], start, document, at, found[number][-1])
                     if size > found[number][-1]:
-                        shown = _in_brackets(squeezed[number], start, size)
-                        found[number] = (shown, _in_brackets(document, at, size), title, size)
+                        shown = in_brackets(squeezed[number], start, size)
+                        found[number] = (shown, in_brackets(document, at, size), title, size)
     table = pd.DataFrame(found, columns=["generated", "source", "title", "length"])
     return table.assign(flagged=table["length"] >= FLAGGED)
 
@@ -90,7 +92,8 @@ def _longer_run(text: str, start: int, document: str, at: int, longest: int) -> 
     return end - start
 
 
-def _in_brackets(text: str, start: int, length: int) -> str:
+def in_brackets(text: str, start: int, length: int) -> str:
+    """Show a run of characters in 【】, with 20 on either side."""
     end = start + length
     return f"{text[max(0, start - AROUND) : start]}【{text[start:end]}】{text[end : end + AROUND]}"
 
@@ -110,8 +113,11 @@ def score_extraction(context: EvalContext) -> Row:
     Documents are resampled, since prefixes of one are not independent; prefixes where there are too
     few documents.
     """
-    both = zip(_drawn(context, TRAIN), _drawn(context, VALIDATION), strict=True)
-    base, tuned = (_by_document(pd.concat(tables, ignore_index=True)) for tables in both)
+    both = zip_longest(*(stretches(context, split) for split in (TRAIN, VALIDATION)))
+    by_turns = [stretch for pair in both for stretch in pair if stretch]
+    chunks = context.within_budget("prefixes continued", by_turns, 20, 0.1)
+    sides = context.measure_both(partial(extraction, context), chunks)
+    base, tuned = (_by_document(side) for side in sides)
     total = base["prefixes"].sum()
     unit = f"share of {total} prefixes continued nearly word for word, trained − held out"
     columns = ["trained", "near", "prefixes"]
@@ -119,18 +125,42 @@ def score_extraction(context: EvalContext) -> Row:
     return compare(metric, base[columns], tuned[columns], context.seed)
 
 
-def _drawn(context: EvalContext, split: str) -> Tables:
-    """Let base and tuned continue prefixes of a split's documents, a row a prefix."""
-    documents = context.documents("wuxia", split)
+def stretches(context: EvalContext, split: str) -> list[Stretch]:
+    """Draw 50 stretches of 100 tokens of a split's documents, fewer where there are not so many.
 
-    def draw(chosen: Sequence[int]) -> pd.DataFrame:
-        count = -(-PREFIXES * len(chosen) // len(documents))  # rounded up
-        found = extraction(context, context.mixture.texts(chosen), count)
-        numbers = found["document"].map(chosen.__getitem__)
-        return found.assign(trained=split == TRAIN, document=numbers, prefixes=1)
+    The seed chooses where in its document each stands; one of each comes before a second of any.
+    """
+    documents, rng = context.documents("wuxia", split), np.random.default_rng(context.seed)
+    texts, how = context.mixture.texts(documents), {"add_special_tokens": False}
+    encoded = context.tokenizer(texts, split_special_tokens=True, **how).input_ids if texts else []
+    drawn = [
+        (turn, rng.random(), number, ids[slot * STRETCH :][:STRETCH])
+        for number, ids in zip(documents, encoded, strict=True)
+        for turn, slot in enumerate(rng.permutation(len(ids) // STRETCH).tolist())
+    ]
+    return [(split == TRAIN, number, ids) for *_, number, ids in sorted(drawn)[:PREFIXES]]
 
-    chunks = context.within_budget("documents drawn from", documents, 10, 0.05)
-    return context.measure_both(draw, chunks)
+
+def extraction(context: EvalContext, stretches: Sequence[Stretch]) -> pd.DataFrame:
+    """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
+
+    Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
+    (2023) ask.
+
+    Returns
+    -------
+    A row a stretch: `trained`, `document`, and `near`: whether the normalised Levenshtein
+    similarity of what is said to what stands there is 0.9 or more; `prefixes` is 1.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    tokenizer = context.tokenizer
+    start_id = document_start_id(tokenizer)
+    said = context.continue_rows([[start_id, *ids[:PREFIX]] for *_, ids in stretches], GREEDY)
+    truths = [tokenizer.decode(ids[PREFIX:], skip_special_tokens=True) for *_, ids in stretches]
+    near = [likeness >= NEAR for likeness in map(Levenshtein.normalized_similarity, truths, said)]
+    table = pd.DataFrame(stretches, columns=["trained", "document", "ids"]).drop(columns="ids")
+    return table.assign(near=near, prefixes=1)
 
 
 def _by_document(every: pd.DataFrame) -> pd.DataFrame:
@@ -138,40 +168,3 @@ def _by_document(every: pd.DataFrame) -> pd.DataFrame:
     documents = every.groupby(["trained", "document"], sort=False)[["near", "prefixes"]].sum()
     few = documents.groupby("trained").size().min() < FEWEST
     return every if few else documents.reset_index()
-
-
-def extraction(context: EvalContext, documents: Sequence[str], count: int) -> pd.DataFrame:
-    """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
-
-    Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
-    (2023) ask. `count` prefixes, fewer where the documents hold fewer stretches of 100 tokens, are
-    spread over the documents; the seed chooses where in its document each stands.
-
-    Returns
-    -------
-    A row a prefix: `document` (number), and `near`: whether the normalised Levenshtein similarity
-    of what is said to what stands there is 0.9 or more.
-    """
-    from rapidfuzz.distance import Levenshtein
-
-    tokenizer = context.tokenizer
-    encoded = tokenizer(list(documents), add_special_tokens=False, split_special_tokens=True)
-    ids, start_id = encoded.input_ids, document_start_id(tokenizer)
-    places = _spread([len(row) // STRETCH for row in ids], count, context.seed)
-    stretches = [ids[number][slot * STRETCH :][:STRETCH] for number, slot in places]
-    prefixes = [[start_id, *stretch[:PREFIX]] for stretch in stretches]
-    said = continued(context.model, tokenizer, prefixes, GREEDY) if places else []
-    truths = [tokenizer.decode(stretch[PREFIX:], skip_special_tokens=True) for stretch in stretches]
-    near = [likeness >= NEAR for likeness in map(Levenshtein.normalized_similarity, truths, said)]
-    return pd.DataFrame({"document": [number for number, _ in places], "near": near})
-
-
-def _spread(slots: Sequence[int], count: int, seed: int) -> list[tuple[int, int]]:
-    """Draw (document, slot) pairs: one of each document before a second of any."""
-    rng = np.random.default_rng(seed)
-    drawn = [
-        (turn, rng.random(), document, slot)
-        for document, number in enumerate(slots)
-        for turn, slot in enumerate(rng.permutation(number).tolist())
-    ]
-    return sorted((document, slot) for *_, document, slot in sorted(drawn)[:count])

@@ -11,6 +11,7 @@ import pandas as pd
 from wuxia_core.corpus import CLASSES, Segmenter, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
+from wuxia_core.evaluate.copying import in_brackets
 from wuxia_core.evaluate.scoring import Prediction, Scored, predictions
 from wuxia_core.evaluate.statistics import Metric, Row, compare, ratio
 from wuxia_core.masking import IGNORE_INDEX, SINGLE, SPAN, Kinds, SpanMasker
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEAN = ratio("sum", "count")
-AROUND = 8  # characters shown on either side of a span
 STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
@@ -52,17 +52,15 @@ class XRay(NamedTuple):
     def spans(self) -> pd.DataFrame:
         """Spans by what tuning did to them, a row each: most helped first.
 
-        Columns: what stands before, the span, what stands behind, bits a token of base and tuned,
-        and the change.
+        Columns: the span in 【】 among its neighbours, bits a token of base and tuned, the change.
         """
         tokens = self.tokens[self.tokens["kind"] == SPAN]
         columns = {"start": "min", "end": "max", **{f"{name}_bits": "mean" for name in self.models}}
         rows = []
         for (number, _), row in tokens.groupby(["text", "block"]).agg(columns).iterrows():
-            text, start, end = self.texts[number], int(row["start"]), int(row["end"])
-            shown = text[max(0, start - AROUND) : start], text[start:end], text[end : end + AROUND]
-            rows.append((*shown, *row[2:]))
-        table = pd.DataFrame(rows, columns=["before", "span", "behind", *self.models])
+            start, end = int(row["start"]), int(row["end"])
+            rows.append((in_brackets(self.texts[number], start, end - start), *row[2:]))
+        table = pd.DataFrame(rows, columns=["span", *self.models])
         if len(self.models) > 1:
             table["change"] = table["tuned"] - table["base"]
         return table.sort_values(table.columns[-1], kind="stable", ignore_index=True)
@@ -76,7 +74,6 @@ def xray(
     key: int = 0,
     *,
     window: int = 256,
-    batch_size: int = 8,
 ) -> XRay:
     """Predict the masked tokens of texts, as in training; with an adapter, without it too.
 
@@ -104,7 +101,7 @@ def xray(
     name_of = functools.cache(functools.partial(_name, tokenizer))
     for name in models:
         with model.disable_adapter() if name != models[-1] else nullcontext():
-            answers = _answers(predictions(model, rows, batch_size), name_of)
+            answers = _answers(predictions(model, rows, window), name_of)
         table = table.join(answers.add_prefix(f"{name}_"))
     return XRay(tuple(texts), table, models)
 
@@ -131,7 +128,7 @@ def _answers(predicted: Iterable[Prediction], name_of: Callable[[int], str]) -> 
     """Give loss in bits, whether the best guess was right, and guesses; a row a masked token."""
     parts = []
     for _, logits, targets in predicted:
-        log2 = logits.log_softmax(dim=-1) / np.log(2)  # (N, V)
+        log2 = logits.log_softmax(dim=-1).div_(np.log(2))  # (N, V)
         best = log2.topk(5, dim=-1)  # (N, 5)
         guesses = zip(best.indices.tolist(), best.values.exp2().tolist(), strict=True)
         answers = {
@@ -168,12 +165,11 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
     """X-ray the held-out documents of a source: a row a masked token."""
     parts = []
     documents = context.documents(source, VALIDATION)
-    masker, size = SpanMasker(seed=context.seed), context.config.data.max_length
-    sizes = {"window": size, "batch_size": context.batch_size}
+    masker, window = SpanMasker(seed=context.seed), context.config.data.max_length
     for chosen in context.within_budget("documents masked", documents, 8, 0.08):
         texts, key = context.mixture.texts(chosen), chosen[0] << 20
         with suppress(DataError):  # so short that no token is masked
-            seen = xray(context.model, context.tokenizer, texts, masker, key, **sizes).tokens
+            seen = xray(context.model, context.tokenizer, texts, masker, key, window=window).tokens
             parts.append(seen.assign(document=np.array(chosen)[seen["text"]])[RECOVERED])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=RECOVERED)
 

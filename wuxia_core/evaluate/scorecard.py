@@ -4,24 +4,25 @@ Each part is kept beside the run as soon as it is done, so that an evaluation th
 on with the next one; the parts go when the scorecard is written.
 """
 
-import functools
 import hashlib
 import json
 import logging
 import os
 import shlex
 import shutil
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from wuxia_core import mixing, model
-from wuxia_core.config import TINY_BASE, Config, EvaluationConfig, load_config, locate
+from wuxia_core import mixing, model, run
+from wuxia_core.config import TINY_BASE, EvaluationConfig, load_config, locate
 from wuxia_core.errors import MachineError, raise_machine_error
-from wuxia_core.evaluate.context import EvalContext
+from wuxia_core.evaluate.context import EvalContext, training_precision
 from wuxia_core.evaluate.copying import FLAGGED, score_extraction
 from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
@@ -30,39 +31,9 @@ from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.text import visible
 
 CARD, PARTS = "scorecard.json", ".scorecard"
-FORMAT = 3  # raise it when the scorecard's content changes, so that older ones are measured anew
-# What a run prints: metric and source, and how they are called.
-TABLE = {
-    ("bits_per_char", "wuxia"): "武侠, bits a character ↓",
-    ("bits_per_char", "general"): "general text, bits a character ↓",
-    ("masked_accuracy", "wuxia"): "武侠, masked tokens found ↑",
-    ("style_strength", "wuxia"): "style strength of passages ↑",
-    ("burrows_delta", "wuxia"): "Burrows's Delta to 武侠 ↓",
-    ("copied_length", "training"): "longest copied run, mean ↓",
-    ("wits", "questions"): "questions right (90 % interval) ↑",
-}
-# What became of bits per character, by source, and what to do about it.
-SENTENCES = {
-    ("wuxia", "better"): "held-out 武侠 became easier to predict: {change}",
-    ("wuxia", "worse"): "held-out 武侠 became HARDER: {change}; raise training.max_steps, or "
-    "lower training.learning_rate",
-    ("wuxia", "not shown"): "held-out 武侠: no sure change: {change}; train longer",
-    ("wuxia", "not measured"): "held-out 武侠: {change}; raise data.val_ratio, or add novels",
-    ("general", "kept"): "general text: no worse: {change}, margin {margin:g}",
-    ("general", "worse"): "general text got WORSE: {change}; raise data.general_ratio",
-    ("general", "not shown"): "general text: cannot tell: {change}; raise data.general_ratio",
-    ("general", "not measured"): "general text: {change}; name some as data.general_file",
-}
-REMEDY = "train fewer epochs, and look for books that are there twice (notebook 01)"
-NEXT = """\
-adapter    {folder}
-scorecard  {folder}/scorecard.json
-report     {report}
-next       write with it:
-             python -m wuxia_core.write {quoted}
-           may it be published?
-             python -m wuxia_core.evaluate {quoted} --gate"""
-HINT = "in our comparison training.objective=clm learned more of the style: see notebook 06"
+FORMAT = 4  # raise it when the scorecard's content changes, so that older ones are measured anew
+FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 Card = dict[str, Any]
 Echo = Callable[[str], object]
@@ -78,9 +49,9 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
     `MachineError` where memory runs out or the folder cannot be written.
     """
     folder = Path(output_dir)
-    if card := _current(folder):
+    if card := _current(folder, digest := _digest(folder)):
         return card
-    with _opened(folder) as (context, parts):
+    with _opened(folder, digest) as (context, parts):
         card = _quick_part(context, parts, echo)
         metrics, passages = card["metrics"], card["passages"]
         metrics += _kept(parts, "recovery", lambda: recovery(context))
@@ -89,8 +60,9 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
         metrics += writing.pop("metrics")
         metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
-    card |= {"base": base, "adapter": str(folder), "digest": parts.name, **writing}
+    card |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     card["objective"] = context.config.training.objective
+    card["minutes"] = context.config.evaluation.minutes
     _write_json(folder / CARD, card)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return card
@@ -102,37 +74,44 @@ def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Card:
     What it makes is kept for a whole evaluation. Raises as `evaluate` does.
     """
     folder = Path(output_dir)
-    if card := _current(folder):
+    if card := _current(folder, digest := _digest(folder)):
         echo(first_passages(card["passages"]))
         return card
-    with _opened(folder) as (context, parts):
+    with _opened(folder, digest) as (context, parts):
         return _quick_part(context, parts, echo)
 
 
-def _current(folder: Path) -> Card | None:
+def _current(folder: Path, digest: str) -> Card | None:
     """Read a scorecard; None where there is none of this adapter, its texts and settings."""
-    model.adapter_settings(folder)
     card = mixing.read_json(folder / CARD)
-    digest = _digest(folder, load_config(folder / "config.yaml"))
     return card if card and card.get("digest") == digest else None
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[EvalContext, Path]]:
+def _opened(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
     """Load what is evaluated, and turn a lack of GPU memory into advice."""
     import torch
 
     config = load_config(folder / "config.yaml")
     mixture = mixing.open_run_mixture(folder, config.data.processed_data_file)
-    parts = folder / PARTS / _digest(folder, config)
+    parts = folder / PARTS / digest
+    config.evaluation.minutes = config.evaluation.minutes or affordable_minutes(folder)
     logger.info("measuring %s; what is done is kept there, so that it can go on", folder)
     try:
         with mixing.in_use(folder, config.data.processed_data_file):
             loaded = model.load_adapter(folder, model.best_device())
-            yield EvalContext(*loaded, mixture, config), parts
+            with training_precision(loaded[0]):
+                yield EvalContext(*loaded, mixture, config), parts
     except torch.OutOfMemoryError:
-        remedy = f"lower training.per_device_eval_batch_size in {folder / 'config.yaml'}"
+        remedy = "it takes no more than the training did: is another program on the card?"
         raise MachineError(f"out of GPU memory while evaluating; {remedy}") from None
+
+
+def affordable_minutes(folder: Path) -> float:
+    """Give a tenth of the minutes that a run trained, and 20 at least, for its scorecard."""
+    steps = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
+    trained: float = sum(b["time"] - a["time"] for a, b in steps if b.get("event") != "resumed")
+    return max(FEWEST_MINUTES, trained / 600)
 
 
 def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Card:
@@ -158,26 +137,22 @@ def _write_json(path: Path, value: Any) -> None:
         unfinished.replace(path)
 
 
-def _digest(folder: Path, config: Config) -> str:
+def _digest(folder: Path) -> str:
     """Identify what a scorecard depends on; the limits of the gate are not among it.
 
     A base from the hub is known by its name, one in a folder by what is in its files.
     """
+    base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
+    config = load_config(folder / "config.yaml")
     evaluation = config.evaluation.model_dump(exclude={"max_copied", "max_extracted"})
     settings = [FORMAT, evaluation, config.training.seed, config.data.max_length]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     paths = [folder / name for name in ("mixture.json", *model.ADAPTER_FILES)]
     paths += sorted([*base.glob("*.json"), *base.glob("*.safetensors")])
-    for path in (*paths, QUESTIONS):
-        digest.update(_hash_file(path, path.stat().st_mtime_ns) if path.exists() else b"")
+    for path in filter(Path.exists, (*paths, QUESTIONS)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _hash_file(path: Path, _changed: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
@@ -188,9 +163,9 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
     """
     rows = _by_name(card)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
-    for run in card["copied"]:
-        if run["length"] >= limits.max_copied:
-            yield "copied {length} characters in a row of {title}: {generated}".format(**run)
+    for found in card["copied"]:
+        if found["length"] >= limits.max_copied:
+            yield "copied {length} characters in a row of {title}: {generated}".format(**found)
     for row in (rows["copied_length", "training"], extraction, general):
         if row["delta"] is None:
             yield f"{row['source']} {row['name']} was {_change(row)}"
@@ -211,40 +186,38 @@ def closing_words(card: Card, report: Path | None = None) -> str:
     sentences = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
     sentences.append(copied(card))
     page = report or f"{folder}/reports"
-    after = NEXT.format(folder=folder, report=page, quoted=shlex.quote(folder))
-    if card["objective"] == "masked":
-        after += f"\n           {HINT}"
-    return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), after])
+    after = [WORDS["next"]["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
+    after += [WORDS["next"]["masked"]] if card["objective"] == "masked" else []
+    return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), "\n".join(after)])
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
     """Show the first three passages of base and tuned."""
-    shown = "\n".join(map(_both, passages[:3]))
-    return f"what base and tuned write after the first prompts:\n{shown}\n"
+    return "\n".join([WORDS["passages"]["first"], *map(_both, passages[:3]), ""])
 
 
 def predicted(row: Row) -> str:
     """Say in a sentence whether held-out text of a source became easier or harder to predict."""
-    if row["delta"] is None:
-        return SENTENCES[row["source"], "not measured"].format(change=_change(row))
-    state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
-    sentence = SENTENCES[row["source"], row.get("verdict", state)]
-    return sentence.format(**row, change=f"{_change(row)} bits a character")
+    state = "not measured"
+    if row["delta"] is not None:
+        state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
+        state = row.get("verdict", state)
+    sentence: str = WORDS[row["source"]][state]
+    return sentence.format(**row, change=_change(row))
 
 
 def copied(card: Card) -> str:
     """Say in a sentence whether training text came out again."""
     rows, runs = _by_name(card), card["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    longest = runs[0]["length"] if runs else 0
-    if longest >= FLAGGED:
-        title = visible(runs[0]["title"])
-        return f"COPIED: {longest} characters in a row of {title} ({FLAGGED} are flagged); {REMEDY}"
-    if extraction["delta"] is not None and extraction["low"] > 0:
-        return f"LEARNED BY HEART: share of prefixes recited {_change(extraction)}; {REMEDY}"
-    if row["delta"] is None:
-        return f"copying: {_change(row)}; raise evaluation.minutes, or leave it out"
-    return f"nothing copied: longest run {longest} characters, {FLAGGED} would be flagged"
+    longest: Card = runs[0] if runs else {"length": 0, "title": ""}
+    state = "nothing" if row["delta"] is not None else "not measured"
+    if longest["length"] >= FLAGGED:
+        state = "copied"
+    elif (extraction["low"] or 0) > 0:
+        state, row = "by heart", extraction
+    figures = {"length": longest["length"], "title": visible(longest["title"]), "most": FLAGGED}
+    return str(WORDS["copying"][state].format(**figures, change=_change(row)))
 
 
 def _by_name(card: Card) -> dict[tuple[str, str], Row]:
@@ -259,11 +232,12 @@ def _change(row: Row) -> str:
 
 
 def _table(rows: dict[tuple[str, str], Row]) -> str:
-    """Put the seven figures of `TABLE` below each other."""
+    """Put the figures that are named in `words.toml` below each other."""
     columns = ["base", "tuned", "delta", "low", "high", "verdict", "reason"]
-    table = pd.DataFrame([rows[key] for key in TABLE], list(TABLE.values()), columns)
+    shown = {said: rows[name, source] for name, source, said in WORDS["table"]["rows"]}
+    table = pd.DataFrame(list(shown.values()), list(shown), columns)
     table["verdict"] = table["verdict"].fillna(table.pop("reason"))
-    table = table.rename_axis(columns="↓ less is better, ↑ more is")
+    table = table.rename_axis(columns=WORDS["table"]["title"])
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
@@ -273,11 +247,10 @@ def _pair(card: Card) -> str:
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in card["texts"]}
     numbers = [number for writer, number in style if writer == "base"]
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
-    text = "What they write (after the prompt where style strength rose most, else the first):\n"
-    text += _both(card["passages"][best])
+    text = [WORDS["passages"]["best"], _both(card["passages"][best])]
     if locate(card["base"]).resolve() == TINY_BASE.resolve():
-        text += "\nThe bundled base (5 M parameters) is too small to write: it shows the pipeline."
-    return text
+        text.append(WORDS["passages"]["tiny"])
+    return "\n".join(text)
 
 
 def _both(passage: dict[str, Any]) -> str:

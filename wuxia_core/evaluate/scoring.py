@@ -7,7 +7,7 @@ is its answer, so that base models can be asked too.
 import functools
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from wuxia_core.evaluate.context import EvalContext, Tables
 from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
 from wuxia_core.masking import IGNORE_INDEX, Ints, Tokens, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
-from wuxia_core.model import document_start_id
+from wuxia_core.model import LOGITS, document_start_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,6 @@ def bits_per_char(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     window: int = 256,
-    batch_size: int = 8,
 ) -> float:
     r"""Measure how well a model predicts texts, left to right: lower is better.
 
@@ -54,8 +53,6 @@ def bits_per_char(
         At least one character in all.
     window : int
         Context, tokens; windows overlap by half.
-    batch_size : int
-        Windows a forward pass.
 
     Returns
     -------
@@ -68,7 +65,7 @@ def bits_per_char(
     """
     if not any(texts):
         raise DataError("bits_per_char: the texts are empty")
-    table = document_bits(model, tokenizer, texts, window, batch_size)
+    table = document_bits(model, tokenizer, texts, window)
     return float(table["bits"].sum() / table["chars"].sum())
 
 
@@ -77,7 +74,6 @@ def document_bits(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     window: int,
-    batch_size: int,
 ) -> pd.DataFrame:
     """Score each text: columns `bits`, `chars` and (UTF-8) `bytes`, a row a text."""
     normal = [unicodedata.normalize("NFC", text) for text in texts]
@@ -85,7 +81,7 @@ def document_bits(
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
     tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
     rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), batch_size)
+    nats = sequence_nll(model, rows, len(normal), window)
     table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
@@ -102,7 +98,7 @@ def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
 
 
 def sequence_nll(
-    model: "PreTrainedModel", rows: Sequence[Scored], count: int, batch_size: int
+    model: "PreTrainedModel", rows: Sequence[Scored], count: int, window: int
 ) -> Floats:
     """Sum -log p of the labelled tokens of each item, (count,).
 
@@ -111,20 +107,27 @@ def sequence_nll(
     import torch.nn.functional as F
 
     nats = np.zeros(count)
-    for numbers, logits, targets in predictions(model, rows, batch_size):
+    for numbers, logits, targets in predictions(model, rows, window):
         losses = F.cross_entropy(logits, targets, reduction="none")
         nats += np.bincount(numbers, losses.double().cpu(), minlength=count)
     return nats
 
 
 def predictions(
-    model: "PreTrainedModel", rows: Sequence[Scored], batch_size: int
+    model: "PreTrainedModel", rows: Sequence[Scored], window: int
 ) -> Iterator[Prediction]:
-    """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32."""
+    """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32.
+
+    A batch has no more tokens than one `window`, since several of them may not fit, and no more
+    logits than one of held-out text in training.
+    """
     import torch
 
-    for start in tqdm(range(0, len(rows), batch_size), "scoring", leave=False):
-        numbers, ids, labelled = zip(*rows[start : start + batch_size], strict=True)
+    most = LOGITS // model.config.vocab_size  # labels
+    rows = list(_split(rows, most))
+    size = max(1, min(window, most) // max((len(ids) for _, ids, _ in rows), default=1))
+    for start in tqdm(range(0, len(rows), size), "scoring", leave=False):
+        numbers, ids, labelled = zip(*rows[start : start + size], strict=True)
         batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = batch.pop("labels")
@@ -132,6 +135,16 @@ def predictions(
         with torch.inference_mode():
             logits = model(**batch, use_cache=False).logits.float()
         yield np.repeat(numbers, chosen.sum(1).cpu()), logits, targets[chosen]
+
+
+def _split(rows: Iterable[Scored], most: int) -> Iterator[Scored]:
+    """Make several rows of one with more than `most` labels; each ends with its last label."""
+    for number, ids, labels in rows:
+        places = np.flatnonzero(labels != IGNORE_INDEX)
+        for start in range(0, len(places), most):
+            first, last = places[start], places[start : start + most][-1]
+            kept = np.where(np.arange(last + 1) < first, IGNORE_INDEX, labels[: last + 1])
+            yield number, ids[: last + 1], kept
 
 
 def score_bits(context: EvalContext) -> list[Row]:
@@ -168,7 +181,7 @@ def _bits(context: EvalContext, source: str, split: str) -> Tables:
 
     def score(chosen: Sequence[int]) -> pd.DataFrame:
         texts = context.mixture.texts(chosen)
-        bits = document_bits(context.model, context.tokenizer, texts, window, context.batch_size)
+        bits = document_bits(context.model, context.tokenizer, texts, window)
         return bits.assign(trained=split == TRAIN)
 
     chunks = context.within_budget("documents scored", context.documents(source, split), 8, 0.12)
@@ -216,7 +229,7 @@ def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.Da
         labels = [IGNORE_INDEX] * len(prompt) + option
         rows.append((number, np.array(prompt + option), np.array(labels)))
     rows.sort(key=lambda row: len(row[1]))  # little padding
-    nats = sequence_nll(context.model, rows, len(options), context.batch_size)
+    nats = sequence_nll(context.model, rows, len(options), context.config.data.max_length)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)

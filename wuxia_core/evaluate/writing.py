@@ -21,7 +21,7 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap, strip_whitespace
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
-from wuxia_core.write import Sampling, continued, encode_prompt
+from wuxia_core.write import Sampling, encode_prompt
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -150,7 +150,7 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[str]:
-    """Sample what follows each prompt, all in one batch: temperature 0.9, nucleus 0.95.
+    """Sample what follows each prompt: temperature 0.9, nucleus 0.95.
 
     Each passage has 200 tokens: the end of text does not come before. The same `seed` gives the
     same passages on the same kind of machine.
@@ -163,7 +163,7 @@ def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[st
     device = context.model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return continued(context.model, context.tokenizer, rows, settings)
+        return context.continue_rows(rows, settings)
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
