@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,9 @@ from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.scorecard import PARTS, affordable_minutes, gate_failures
 from wuxia_core.evaluate.scoring import document_bits, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Metric, compare, group_difference, interval, ratio
+from wuxia_core.evaluate.strength import DOCUMENTS, best_strength, frontier
 from wuxia_core.evaluate.writing import generate
+from wuxia_core.mixing import VALIDATION
 from wuxia_core.model import add_adapter, load_base
 
 TEXT = "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。"
@@ -385,6 +388,29 @@ def test_the_time_of_a_scorecard_is_a_tenth_of_the_trainings(tmp_path):
     for event, step, time in [*rows, (None, 20, 900_000 + 36_000)]:
         run.append(tmp_path, {"event": event, "step": step, "time": time})
     assert affordable_minutes(tmp_path) == 120  # neither the pause nor what was done again counts
+
+
+def test_strength_0_is_the_base_and_1_the_adapter(adapted, tokenizer, config):
+    run_of = EvalContext(adapted(torch.float32), tokenizer, mix(config), config)
+    rows = frontier(run_of)
+    assert [row["strength"] for row in rows] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+    for source in ("wuxia", "general"):
+        texts = run_of.human_texts(source, VALIDATION)[:DOCUMENTS]
+        plain = partial(bits_per_char, run_of.model, tokenizer, texts, config.data.max_length)
+        found = [row[source] for row in rows]
+        assert found[::4] == pytest.approx(run_of.base_and_tuned(plain))
+        assert len(set(found)) == len(found)
+    assert all(row["copied"] > 0 for row in rows)
+
+
+def test_best_strength_learns_most_with_general_text_kept_and_nothing_copied():
+    columns = ("strength", "wuxia", "general", "copied")
+    figures = [(0, 7, 8, 5), (0.5, 6.5, 8.01, 6), (1, 6, 8.05, 6), (1.5, 5.5, 7.9, 40)]
+    rows = [dict(zip(columns, row, strict=True)) for row in figures]
+    assert best_strength(rows, margin=0.02, most_copied=30) == 0.5
+    assert best_strength(rows, margin=0.1, most_copied=30) == 1
+    assert best_strength(rows, margin=0.1, most_copied=50) == 1.5
+    assert best_strength([], margin=0.1, most_copied=50) is None
 
 
 def test_a_budget_of_time_cuts_the_samples(config, caplog):

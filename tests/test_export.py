@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.export import export, main
-from wuxia_core.model import add_adapter, load_adapter, load_base, write_adapter
+from wuxia_core.model import add_adapter, load_adapter, load_base, load_tokenizer, write_adapter
 
 BASE = str(PROJECT / "data" / "tiny_base")
 LLAMA_CPP = os.environ.get("LLAMA_CPP")  # a copy of it, to try its own converters
@@ -205,3 +206,13 @@ def test_llama_cpps_converters(run, capsys):
     (run / "adapter_config.json").write_text(json.dumps(settings))
     assert main([*options, "--to", "gguf-adapter", "--out", str(run / "other")]) == 3
     assert "not the adapter's" in capsys.readouterr().err
+
+
+def test_a_merged_model_has_the_strength_that_was_asked_for(run, tmp_path):
+    assert main([str(run), "--out", str(tmp_path / "half"), "--strength", "0.5"]) == 0
+    models = load_base(str(tmp_path / "half"), torch.float32).eval(), load_adapter(run)[0]
+    ids = load_tokenizer(BASE)("剑光一闪，那人已到了门外。", return_tensors="pt").input_ids
+    with torch.inference_mode(), rescale_adapter_scale(models[1], 0.5):
+        half, scaled = (model(ids).logits[..., 2:] for model in models)  # no mask token
+    torch.testing.assert_close(half, scaled, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(half, load_base(BASE, "float32")(ids).logits[..., 2:], atol=0.1)

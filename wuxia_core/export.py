@@ -81,12 +81,14 @@ def export(
     out: str | Path | None = None,
     llama_cpp: str | Path | None = None,
     base_model: str | None = None,
+    strength: float = 1.0,
 ) -> str:
     """Write "merged", "gguf" or "gguf-adapter" into a folder, and say how well it was kept.
 
     What was written is read again, or nothing is kept: a model gives text the log p that the
     adapter gives it, and an adapter has its weights. `out` is by default `OUTPUT_DIR/export/` and
-    `to`; `llama_cpp` is a copy of it; `base_model` is for a base that has moved.
+    `to`; `llama_cpp` is a copy of it; `base_model` is for a base that has moved; `strength` scales
+    the adapter, 1 is as trained.
 
     Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
     `DataError` where there is no adapter of this base, or it cannot be converted, or the export
@@ -99,7 +101,7 @@ def export(
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
     script = _converter(to, llama_cpp) if to in CONVERTERS else None
     with raise_machine_error(f"--out {target}"), staged(target) as new:
-        model, tokenizer = _load_plain(folder, base), models.load_tokenizer(base)
+        model, tokenizer = _load_plain(folder, base, strength), models.load_tokenizer(base)
         config, mixture = _run_of(folder)
         if script and to == "gguf-adapter":
             said = _write_adapter(model, script, new)
@@ -117,11 +119,12 @@ def export(
     return f"{said}\nwritten: {target}"
 
 
-def _load_plain(folder: Path, base: str) -> "PeftModel":
+def _load_plain(folder: Path, base: str, strength: float) -> "PeftModel":
     """Load an adapter without the row of the mask token, its base not quantized."""
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
         raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
-    return models.attach_adapter(models.load_base(base, "float32"), folder, base, mask_row=False)
+    loaded = models.load_base(base, "float32")
+    return models.attach_adapter(loaded, folder, base, mask_row=False, strength=strength)
 
 
 def _run_of(folder: Path) -> tuple[Config | None, Mixture | None]:
@@ -215,7 +218,7 @@ def _write_adapter(model: "PeftModel", script: Path, new: Path) -> str:
     file = GGUFReader(new / "adapter.gguf")
     alpha = file.fields["adapter.lora.alpha"].contents()
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    scaled = all(layer.scaling["default"] == alpha / layer.r["default"] for layer in layers)
+    scaled = np.allclose([x.scaling["default"] * x.r["default"] for x in layers], alpha)
     weights = [weight for name, weight in model.state_dict().items() if "lora_" in name]
     kept = sorted(tensor.data.tobytes() for tensor in file.tensors)
     if not scaled or kept != sorted(weight.numpy().tobytes() for weight in weights):
@@ -280,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/ and --to)")
     parser.add_argument("--llama-cpp", metavar="FOLDER", help="copy of llama.cpp, to make GGUF")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the adapter (1)")
     options = vars(parser.parse_args(arguments))
     from transformers.utils.logging import disable_progress_bar
 

@@ -360,9 +360,11 @@ def load_adapter(
 
 
 def attach_adapter(
-    base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True
+    base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True, strength: float = 1.0
 ) -> "PeftModel":
     """Put a folder's adapter on its base, called `name`, with the mask token's row or without.
+
+    `strength` scales it.
 
     Raises `DataError` where it does not fit.
     """
@@ -371,6 +373,8 @@ def attach_adapter(
     adapter_settings(folder)
     weights, _ = _read_tensors(folder / ADAPTER_WEIGHTS)
     config, row = peft.PeftConfig.from_pretrained(str(folder)), None
+    config.lora_alpha *= strength
+    config.alpha_pattern = {key: strength * alpha for key, alpha in config.alpha_pattern.items()}
     if not mask_row:
         config.trainable_token_indices = None
     elif (folder / MASK_ROW).is_file():

@@ -27,11 +27,12 @@ from wuxia_core.evaluate.copying import FLAGGED, score_extraction
 from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Row
+from wuxia_core.evaluate.strength import best_strength, frontier
 from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.text import visible
 
 CARD, PARTS = "scorecard.json", ".scorecard"
-FORMAT = 4  # raise it when the scorecard's content changes, so that older ones are measured anew
+FORMAT = 5  # raise it when the scorecard's content changes, so that older ones are measured anew
 FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
 WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
@@ -59,9 +60,12 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
         writing = _kept(parts, "writing", lambda: score_generations(context, passages))
         metrics += writing.pop("metrics")
         metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
+        card["strengths"] = _kept(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
     card |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     card["objective"] = context.config.training.objective
+    margin, most = context.config.evaluation.general_margin, context.config.evaluation.max_copied
+    card["best_strength"] = best_strength(card["strengths"], margin, most)
     card["minutes"] = context.config.evaluation.minutes
     _write_json(folder / CARD, card)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -187,6 +191,8 @@ def closing_words(card: Card, report: Path | None = None) -> str:
     sentences.append(copied(card))
     page = report or f"{folder}/reports"
     after = [WORDS["next"]["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
+    if (best := card.get("best_strength")) not in (None, 1):
+        after.append(WORDS["next"]["strength"].format(best=best))
     after += [WORDS["next"]["masked"]] if card["objective"] == "masked" else []
     return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), "\n".join(after)])
 

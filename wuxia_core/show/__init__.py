@@ -11,6 +11,7 @@ from wuxia_core.show.plots import (
     plot_metric,
     plot_passages,
     plot_scorecard,
+    plot_strengths,
     plot_typical,
 )
 from wuxia_core.show.tables import (

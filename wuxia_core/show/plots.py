@@ -24,6 +24,8 @@ LEGEND = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 EVENTS = {"checkpoint": ("checkpoint", "k^", 0.02), "resumed": ("restart", "rv", 0.98)}
 BEST = "eval_wuxia_bits_per_char"  # what the adapter that is kept has the fewest of
 GENERAL = "eval_general_bits_per_char"
+FORGETTING = "general text, bits per character: to the right is forgetting"
+LEARNING = "武侠: down is learning"
 
 
 @functools.cache
@@ -98,8 +100,18 @@ def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = axes(ax)
     ax.plot(course[:1], "ks", markersize=9, label="base")
     lines = course.rename(columns={BEST: "in training"})
-    xlabel = "general text, bits per character: to the right is forgetting"
-    return plot_lines(lines, xlabel=xlabel, ylabel="武侠: down is learning", ax=ax)
+    return plot_lines(lines, xlabel=FORGETTING, ylabel=LEARNING, ax=ax)
+
+
+def plot_strengths(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Draw a scorecard's strengths the same way: a point a strength, the base is 0."""
+    columns = ["strength", "general", "wuxia"]
+    rows = pd.DataFrame(card["strengths"], columns=columns)
+    line = rows.set_index("general")["wuxia"].rename("small sample, by strength").to_frame()
+    ax = plot_lines(line, xlabel=FORGETTING, ylabel=LEARNING, ax=ax)
+    for strength, general, wuxia in rows.itertuples(index=False):
+        ax.annotate(f"{strength:g}", (general, wuxia), (5, 3), textcoords="offset points")
+    return ax
 
 
 def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
