@@ -577,6 +577,20 @@ def test_held_out_windows_come_from_held_out_documents(library, config):
         assert len(rows) <= 3
 
 
+def test_fewer_held_out_windows_count_the_characters_that_they_have(library, config):
+    mixture = mix(config)
+    everything = held_out_windows(mixture, limit=1000, seed=0)
+    some = held_out_windows(mixture, limit=1000, seed=0, most=4)
+    outline = mixture.outline.query("split == 'validation'").groupby("source")["characters"].sum()
+    for source, windows in everything.items():
+        assert windows.characters == outline[source]
+        few = some[source]
+        tokens = [sum(len(w[row].input_ids) for row in range(len(w))) for w in (few, windows)]
+        assert len(few) == min(4, len(windows))
+        share = few.characters / windows.characters
+        assert share == pytest.approx(tokens[0] / tokens[1], rel=0.1)
+
+
 def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tokenizer):
     (library / "中.txt").write_text("他说<|endoftext|>便走了。\n" * 99, encoding="utf-8")
     mixture = mix(config)

@@ -184,8 +184,8 @@ class TrainingConfig(_Section):
     """Peak rate, after the warmup; then a cosine to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's."""
-    warmup_steps: Whole = 100
-    """Steps until the rate reaches its peak."""
+    warmup_steps: Whole | None = None
+    """Steps until the rate reaches its peak; null: 5 % of the run's, 100 at most."""
     logging_steps: Count = 10
     """Steps between rows of metrics.jsonl."""
     save_steps: Count | None = None
@@ -247,6 +247,12 @@ class PlanConfig(_Section):
     """Name of a card, such as RTX 4090."""
     cards: Count = 1
     """How many of them."""
+    card_gib: Positive | None = None
+    """Its memory, GiB; null: that of the known card."""
+    card_tflops: Positive | None = None
+    """Its dense products in half precision, TFLOP/s; null: as card_gib."""
+    card_gbs: Positive | None = None
+    """Its memory's bandwidth, GB/s; null: as card_gib."""
     price_per_hour: Positive | None = None
     """Of a card, in any currency."""
 

@@ -36,6 +36,7 @@ LESS_MEMORY = (
 )
 ASK_DRIVER = "nvidia-smi --query-gpu=driver_version,name --format=csv,noheader"
 MODERN_DRIVER = 580  # the first for CUDA 13, which torch from PyPI is built for
+LOSS_LOGITS = 2**25  # of a training batch that are in float32 at a time
 LOGITS = 2**28  # of a batch of held-out text at most; 1 GiB in float32
 TRUST = {"trust_remote_code": False}  # said wherever transformers could ask
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]

@@ -309,7 +309,10 @@ def check_unchanged(
 
     Raises `ConfigError` naming each that differs; who insists is only told.
     """
-    before, now = _settings(load_config(folder / "config.yaml")), _settings(config)
+    written = load_config(folder / "config.yaml")
+    if config.training.warmup_steps is None:
+        config.training.warmup_steps = written.training.warmup_steps
+    before, now = _settings(written), _settings(config)
     before["processes"] = manifest(checkpoint)["world_size"] if checkpoint else processes
     now["processes"] = processes  # --nproc times --nnodes
     differing = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]

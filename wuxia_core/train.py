@@ -48,6 +48,7 @@ from wuxia_core.errors import (
     presentable,
 )
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.preflight import held_out_limits
 
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_steps", "compile"}
 
@@ -132,7 +133,9 @@ def make_trainer(
     model.check_length(config, base.config)
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
-    held_out = held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
+    windows, documents = train_windows(mixture), config.evaluation.max_documents
+    _, most = held_out_limits(config, len(windows), args.world_size)
+    held_out = held_out_windows(mixture, documents, config.training.seed, most)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:

@@ -33,11 +33,10 @@ from wuxia_core import run
 from wuxia_core.errors import MachineError, NonFiniteError, heeded_signals
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
 from wuxia_core.mixing import Windows
-from wuxia_core.model import ADAPTER_FILES, LOGITS, write_adapter
+from wuxia_core.model import ADAPTER_FILES, LOGITS, LOSS_LOGITS, write_adapter
 
 WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
-LOSS_LOGITS = 2**25  # that are in float32 at a time
 Flags = npt.NDArray[np.bool_]
 
 

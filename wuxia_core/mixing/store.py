@@ -164,14 +164,25 @@ def train_windows(mixture: Mixture) -> Windows:
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
 
 
-def held_out_windows(mixture: Mixture, limit: int, seed: int) -> dict[str, Windows]:
-    """Windows by source of at most `limit` held-out documents each, drawn by key."""
+def held_out_windows(
+    mixture: Mixture, limit: int, seed: int, most: int | None = None
+) -> dict[str, Windows]:
+    """Windows by source of at most `limit` held-out documents each, drawn by key.
+
+    Of these `most` windows, drawn likewise; a document counts with the characters that its part of
+    them has on average.
+    """
     chosen = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
         drawn = shuffled(documents.index, seed, "held out")[:limit]
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
+        kept = shuffled(chunks["window"].unique(), seed, "windows")[:most]
+        sizes, part = chunks["end"] - chunks["start"], chunks["window"].isin(kept)
+        shares = (sizes * part).groupby(chunks["document"]).sum()
+        shares /= sizes.groupby(chunks["document"]).sum()
+        characters = (documents["characters"] * shares).sum()
         if len(chunks):
-            chosen[source] = Windows(mixture, chunks, int(documents.loc[drawn, "characters"].sum()))
+            chosen[source] = Windows(mixture, chunks[part], round(characters))
     return chosen
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from wuxia_core import model
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
-from wuxia_core.model import base_path, check_length, load_tokenizer, mask_token_id
 from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder
 from wuxia_core.torchrun import Processes
@@ -24,19 +24,25 @@ def prepare_run(
     `start` is the checkpoint that a run goes on from. Raises as what it calls.
     """
     config.training.output_dir = str(folder)
-    check_device(config)
+    device = plan.this_device(config, processes.total)
+    check_device(config, device)
+    check_packages(config)
     shape = check_model(config)
     if shape:
-        tokenizer = load_tokenizer(base_path(config.model))
-        mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
+        tokenizer = model.load_tokenizer(model.base_path(config.model))
+        model.mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
         what = f"{processes.total} processes for {windows} training windows"
         raise ConfigError(f"{what}: lower --nproc or data.max_length, or add text to data.data_dir")
-    device, text = plan.this_device(processes.total), plan.measured_text(mixture)
-    needs = plan.describe_plan(config, shape, device, text)
+    if config.training.warmup_steps is None:
+        steps = int(plan.run_steps(config, windows, processes.total))
+        config.training.warmup_steps = min(100, -(-steps // 20))
+    needs = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
     print(summary(config, processes.total, mixture), needs, *card_precautions(), sep="\n")
     if shape:
+        if not device.on_card and not plan.fits(config, shape, device):
+            raise MachineError(f"this machine has not the memory for it; {model.LESS_MEMORY}")
         check_disk(folder, plan.checkpoint_bytes(config, shape))
     open_folder(config, mixture, folder)
     print(f"training into {folder}" + (f", from {start.name} on" if start else ""))
@@ -44,14 +50,15 @@ def prepare_run(
 
 def forecast(config: Config, processes: int | None) -> str:
     """Say what a run needs; nothing is mixed, loaded or started."""
-    shape, card = check_model(config), config.plan.card
-    if card is None or torch.cuda.is_available():
-        check_device(config)
-        device = plan.this_device(process_count(processes))
+    shape, planned = check_model(config), config.plan.card or config.plan.card_gib
+    if planned and not torch.cuda.is_available():
+        device = plan.planned_device(config, processes or config.plan.cards)
     else:
-        device = plan.planned_device(card, processes or config.plan.cards)
+        device = plan.this_device(config, process_count(processes))
+    if device.on_card:
+        check_device(config, device)
     mixture = current_mixture(config)
-    text = plan.measured_text(mixture) if mixture else plan.estimated_text(config)
+    text = plan.measured_text(config, mixture) if mixture else plan.estimated_text(config)
     return plan.describe_plan(config, shape, device, text)
 
 
@@ -66,14 +73,12 @@ def process_count(wanted: int | None) -> int:
     return wanted or cards or 2
 
 
-def check_device(config: Config) -> None:
-    """Refuse a precision that this machine has not got; raises `ConfigError` naming the key."""
-    on_card = torch.cuda.is_available()
-    if config.training.fp16 and not on_card:
+def check_device(config: Config, device: plan.Device) -> None:
+    """Refuse a precision that a device has not got; raises `ConfigError` naming the key."""
+    if config.training.fp16 and not device.on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
-    if config.training.bf16 and on_card and not torch.cuda.is_bf16_supported(False):
-        name = torch.cuda.get_device_name()
-        raise ConfigError(f"training.bf16: {name} has none; set training.fp16=true in its place")
+    if config.training.bf16 and not device.bf16:
+        raise ConfigError(f"training.bf16: {device.name} has none; set training.fp16=true instead")
 
 
 def check_model(config: Config) -> plan.Shape | None:
@@ -81,22 +86,24 @@ def check_model(config: Config) -> plan.Shape | None:
 
     Raises `ConfigError` naming the key.
     """
-    bits = config.model.quantization
-    if bits != "none" and find_spec("bitsandbytes") is None:
-        remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
-        raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
-    check_trackers(config.training.report_to)
     shape = plan.read_shape(config.model)
-    check_length(config, shape)
+    model.check_length(config, shape)
     if shape and (others := plan.targets(config.model) - plan.LAYERS):
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
 
 
-def check_trackers(names: list[str]) -> None:
-    """Refuse a tracker that transformers does not know, or whose package is not installed."""
-    for name in set(names) - {"tensorboard"}:  # which is; to ask transformers takes seconds
+def check_packages(config: Config) -> None:
+    """Refuse what needs a package that is not installed, or a tracker that nobody knows.
+
+    Raises `ConfigError` naming the key.
+    """
+    bits = config.model.quantization
+    if bits != "none" and find_spec("bitsandbytes") is None:
+        remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
+        raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
+    for name in set(config.training.report_to) - {"tensorboard"}:  # to ask takes seconds
         from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
 
         if name not in KNOWN or find_spec(name) is None:
@@ -123,8 +130,7 @@ def card_precautions() -> list[str]:
 
     They have no peer-to-peer copy, and some drivers offer it all the same.
     """
-    names = [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
-    if not any("GeForce RTX 40" in name for name in names):
+    if not any("GeForce RTX 40" in name for name, *_ in plan.machine_cards()):
         return []
     wanted = [key for key in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if key not in os.environ]
     os.environ.update(dict.fromkeys(wanted, "1"))
