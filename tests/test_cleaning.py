@@ -72,6 +72,14 @@ def hard_wrapped(text, width):
         ("hard_wrap", hard_wrapped(WRAPPED, 38), WRAPPED),
         ("spaces", "　　他拔 剑而起， 众人无不变色。  ", "他拔剑而起，众人无不变色。"),
         ("spaces", "第一回　剑起　风停\n昨夜星辰　昨夜风", "第一回　剑起　风停\n昨夜星辰　昨夜风"),
+        ("quotes", "他说：\"走。\"她说：\"'快刀'来了，it's。\"",
+         "他说：“走。”她说：“‘快刀’来了，it's。”"),
+        ("inserts", "排ω气筒，长|剑出鞘，快z刀，石z阶，大z雪。",
+         "排气筒，长剑出鞘，快刀，石阶，大雪。"),
+        ("doubled", f"第三章 旧债\n断刀行 第3章　旧债\n{STORY}", f"第三章 旧债\n{STORY}"),
+        ("doubled", f"第三章 旧债\n旧债\n{STORY}", f"第三章 旧债\n{STORY}"),
+        ("doubled", f"第三章\n第三章 旧债\n{STORY}", f"第三章 旧债\n{STORY}"),
+        ("quotes", 'He said "go".\n"走！', 'He said "go".\n“走！'),
         ("private_use", "\ue816\ue000□", "𠂇\ue000□"),
         ("page_marks", "这\n------------\n\n分节阅读 2\n\n封信不能给你。", "这封信不能给你。"),
         ("footnotes", "他到了汴京[12]，歇了。\n[12]汴京：今开封。\n雨停了[3]。",
@@ -217,6 +225,29 @@ def test_a_line_that_recurs_where_chapters_end_is_no_story():
     assert clean(noisy)[0] == "青灯引\n" + "\n".join(chapters)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["救~命~啊！站~住~！", "他在g校读书，她在g校做事。", "A计划败了，小A说。", "他×你大爷，草*妈。",
+     "一、二、三○二室，20℃。", "沉默──长久的沉默。", "π约是三，圆周率π的值。", "“shā人了！”"],
+)  # fmt: skip
+def test_letters_and_signs_of_the_story_stay(line):
+    assert clean(f"{STORY}\n{line}\n{STORY}")[0] == f"{STORY}\n{line}\n{STORY}"
+
+
+def test_the_name_of_a_site_is_learnt_from_its_advertisements():
+    ads = "潇湘阁小说，无弹窗免费阅读！\n最新章节尽在潇湘阁\n请记住本站：潇湘阁\n"
+    story = f"潇湘阁里灯火通明。\n{STORY}\n他走进潇湘阁。"
+    marked = story.replace("他拔剑而起，", "他拔剑而起，潇湘阁首发").replace(
+        "。\n他走", "。【潇湘阁】\n他走"
+    )
+    assert clean(ads + marked)[0] == story
+
+
+def test_a_heading_said_again_as_a_sentence_is_story():
+    text = f"第三章 他来了\n他来了。\n{STORY}"
+    assert clean(text)[0] == text
+
+
 def test_general_text_keeps_what_only_novels_have_too_much_of():
     notices = (
         "请记住本站域名www.example.com，手机用户请访问m.example.com\n"
@@ -339,6 +370,11 @@ def test_no_advertisement_is_left_in_messy_novels(novels, name, paragraphs):
     assert len(text) - sum(t.removed - t.inserted for t in tallies) == len(cleaned)
     if paragraphs:  # indented openings, and headings
         assert cleaned.count("\n") + 1 == pytest.approx(paragraphs, rel=0.02)
+
+
+def test_straight_quotes_stay_unless_they_are_asked_for():
+    text = '他说："走。"'
+    assert clean(text) == (text, []) and clean(text, ()) != (text, [])
 
 
 def test_lone_lines_of_one_width_are_no_hard_wrap():

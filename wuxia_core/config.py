@@ -86,6 +86,8 @@ class DataConfig(_Section):
     """File name → the name of its encoding, where detection errs."""
     skip_cleaning: list[str] = []
     """Rules of wuxia_core/corpus/cleaning.py to leave out."""
+    curly_quotes: bool = False
+    """Turn straight quotes into “ ” and ‘ ’, the rule `quotes`: a mixture of both is learnt."""
     to_simplified: bool = False
     """Turn traditional characters into simplified ones."""
     deduplicate: bool = True

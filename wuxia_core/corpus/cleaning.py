@@ -10,17 +10,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from itertools import compress, pairwise
+from itertools import compress, cycle, pairwise
 from statistics import mode
 
 from wuxia_core.corpus import noise
 from wuxia_core.corpus.chapters import HEADING, asides, headings, table_of_contents
 from wuxia_core.corpus.encodings import garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
-from wuxia_core.text import CJK_TEXT, Edit, lines_with, replace
+from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
 
+STRAIGHT = re.compile("[\"']")
+SINGLE = re.compile(f"(?<![A-Za-z])'(?=[{CJK}])[^'\n]*(?<=[{CJK}])'(?![A-Za-z])")
 PUNCTUATION = re.compile("[，。：；？！]")
 
+OFF = frozenset({"quotes"})  # rules that are applied only where they are asked for
 LINE_ENDS = "\r\f\v\x85\u2028\u2029"
 LINE_END = re.compile(f"\r\n?|[{LINE_ENDS}]")
 BLANK_LINES = re.compile(r"\n(?:\n+|(?<=\A\n)|\Z)")
@@ -111,6 +114,17 @@ def blank_lines(text: str) -> Iterator[Edit]:
     for match in BLANK_LINES.finditer(text):
         start, end = match.span()
         yield start, end, "" if start == 0 or end == len(text) else "\n"
+
+
+def quotes(text: str) -> Iterator[Edit]:
+    """Straight quotes become “ ” in turn in each paragraph, and ' around Chinese becomes ‘ ’."""
+    for start, end in lines_with(STRAIGHT, text):
+        doubles = (match.start() for match in re.finditer('"', text[start:end]))
+        singles = (match.span() for match in SINGLE.finditer(text[start:end]))
+        if CJK_TEXT.search(text, start, end):
+            marks = [*zip(doubles, cycle("“”"), strict=False)]
+            marks += [mark for a, b in singles for mark in ((a, "‘"), (b - 1, "’"))]
+            yield from ((start + at, start + at + 1, new) for at, new in sorted(marks))
 
 
 def stamps(text: str) -> Iterator[Edit]:
@@ -208,8 +222,8 @@ class Tally:
         self.examples += other.examples[: EXAMPLES - len(self.examples)]
 
 
-def clean(text: str, skip: Container[str] = ()) -> tuple[str, list[Tally]]:
-    r"""Apply every rule but those in `skip`; list the ones that did something.
+def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
+    r"""Apply every rule but those in `skip`, by default `quotes`; list what did something.
 
     `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"`: two line ends, two indents, an empty line.
     """
@@ -253,8 +267,9 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     headings: True,
     asides: True,
     stamps: False,
-    noise.ads: False,
     noise.watermarks: True,
+    noise.ads: False,
+    noise.doubled: True,
     noise.repeats: True,
     noise.authors_notes: True,
     noise.inserts: True,
@@ -264,6 +279,7 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     hard_wrap: True,
     spaces: False,
     private_use: False,
+    quotes: False,
     blank_lines: False,
 }
 RULES = {rule.__name__: rule for rule in _RULES}

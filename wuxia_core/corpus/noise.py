@@ -11,7 +11,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from wuxia_core.corpus.chapters import HEADING
 from wuxia_core.text import HAN, Edit, codes, lines_with, replace
 
 BLANK = " \t　"
+SITE = "㐀"  # stands for each character of a site's name
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'．﹒")
 
 DATA = tomllib.loads(resources.files(__package__).joinpath("noise.toml").read_text("utf-8"))
@@ -46,9 +47,17 @@ def pattern(name: str) -> re.Pattern[str]:
 
 @functools.cache
 def _anywhere(*names: str) -> re.Pattern[str]:
-    """Find words fast: those that begin with a character, without what may not stand before."""
+    """Find words fast: those that begin with a character, without what may not stand before.
+
+    Most begin with two Chinese characters, and few places have two such.
+    """
     words = [re.sub(r"\(\?<?!.*?\)", "", word) for name in names for word in _alternatives(name)]
-    return re.compile("|".join(dict.fromkeys(word for word in words if word[0] not in "[%")))
+    words = [word for word in dict.fromkeys(words) if word[0] not in "[%"]
+    pairs = [word for word in words if re.match(f"[{HAN}]{{2}}", word)]
+    first, second = ("".join({word[n] for word in pairs}) for n in (0, 1))
+    others = [word for word in words if word not in pairs]
+    pair = rf"[{first}](?=[{second}])(?<=(?=(?:{'|'.join(pairs)}))[{first}])"
+    return re.compile("|".join([*others, pair]))
 
 
 PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])
@@ -60,13 +69,16 @@ SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 
 # A notice has a score of ENOUGH: the share, LEAST or more, of its letters that are words of
 # notices, and PROOFs: different words that only sites and authors use, calls, what is around it.
-ENOUGH, LEAST, PROOF = 1, 0.3, 0.1
+ENOUGH, LEAST, UNCALLED, DENSE, PROOF = 1, 0.3, 0.8, 0.1, 0.1
 ADDRESS, EDGE, BRACKET = 5, 4, 4  # proofs: an address beside it, a chapter's edge, brackets
-CALLS = {"call": 2, "voice": 1, "certain": 2}  # words that speak to the reader
+CALLS = {"call": 2, "plea": 2, "voice": 1, "certain": 2}  # words that speak to the reader
 FEW_LETTERS, LONGEST_NOTICE, LONGEST_AD = 8, 300, 600  # beside an address; characters
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters from a heading where authors speak
 NEAR = 40  # characters: what leads to a watermark or hangs on it
+WORD = 4  # characters on each side of a sign
+LONGEST_PREFIX = 20  # characters that stand before a heading that is doubled
 FEWEST_REPEATS, LONGEST_REPEAT, AROUND_EDGE = 3, 40, 150
+RARE = 6  # times as often as in advertisements
 
 
 def _is_notice(line: str, around: int = 0, edge: int = 0) -> bool:
@@ -78,11 +90,14 @@ def _is_notice(line: str, around: int = 0, edge: int = 0) -> bool:
         return False
     calls = sum(n for name, n in CALLS.items() if pattern(name).search(line))
     listed = 2 * (len(different) > 1 and not SENTENCE.search(line))
-    if not (calls or around or listed):
+    if not (calls or around or listed or len(different) > (1 if edge else 2)):
         return False
     proofs = around + edge + calls + listed + min(len(different), 2)
-    share = sum(match.end() - match.start() for match in words) / len(LETTER.findall(line))
-    return share >= LEAST and share + PROOF * proofs >= ENOUGH
+    letters = len(LETTER.findall(line))
+    share = sum(map(len, (match.group() for match in words))) / letters
+    dense = sum(map(len, (match["proof"] or "" for match in words))) >= DENSE * letters
+    least = LEAST if calls or around > 1 or listed else UNCALLED
+    return dense and share >= least and share + PROOF * proofs >= ENOUGH
 
 
 def _is_story(line: str) -> bool:
@@ -93,14 +108,37 @@ def _is_story(line: str) -> bool:
 
 def ads(text: str) -> Iterator[Edit]:
     """Advertisements and notices of sites: whole lines."""
-    for start, end in lines_with(_anywhere("mark", "site"), text):
-        line = text[start:end].strip() if end - start <= LONGEST_AD else ""
-        if line and not HEADING.match(line) and _is_ad(line):
+    sites = _sites(text)
+    for start, end in _marked(text):
+        if _is_ad(sites.sub(_site, text[start:end])):
             yield start, min(end + 1, len(text)), ""
+
+
+@functools.lru_cache(maxsize=1)
+def _marked(text: str) -> list[tuple[int, int]]:
+    """Find the lines in which a word of sites stands."""
+    return list(lines_with(_anywhere("mark", "site"), text))
+
+
+@functools.lru_cache(maxsize=1)
+def _sites(text: str) -> re.Pattern[str]:
+    """Find the names of sites: what recurs in advertisements, is no word and rare elsewhere."""
+    names = Counter[str]()
+    for start, end in _marked(text):
+        if _is_ad(line := text[start:end]):
+            names.update(set(pattern("name").findall(pattern("word").sub("\0", line))))
+    often = [x for x, n in names.items() if n >= FEWEST_REPEATS and text.count(x) <= RARE * n]
+    return re.compile("|".join(often) or r"\Z.")
+
+
+def _site(match: re.Match[str]) -> str:
+    return SITE * len(match.group())
 
 
 def _is_ad(line: str) -> bool:
     """Whether every sentence of a line is an advertisement."""
+    if len(line) > LONGEST_AD or HEADING.match(line):
+        return False
     hidden = _hide(line, _watermarks(line) if _anywhere("mark").search(line) else [])
     sentences = [x for x in SENTENCES.findall(hidden) if LETTER.search(x)]
     return ("\0" in hidden or bool(sentences)) and all(
@@ -125,9 +163,12 @@ def _hide(line: str, spans: list[tuple[int, int]]) -> str:
 def watermarks(text: str) -> Iterator[Edit]:
     """Addresses, names of sites and calls to readers inside a sentence, which is left whole."""
     signs = map(re.escape, pattern("signs").findall(_characters(text)))
-    marks = re.compile("|".join((_anywhere("mark").pattern, part("signed"), *signs)))
-    for line_start, line_end in lines_with(marks, text):
-        line = text[line_start:line_end]
+    sites = _sites(text)
+    signed = re.compile("|".join((part("signed"), sites.pattern, *signs)))
+    for line_start, line_end in sorted({*_marked(text), *lines_with(signed, text)}):
+        line = sites.sub(_site, text[line_start:line_end])
+        if _is_ad(line):
+            continue
         for match in TAKEN.finditer(_hide(line, _watermarks(line))):
             start, end = _with_marks(line, *match.span())
             if not LETTER.search(line[:start] + line[end:]):
@@ -135,17 +176,20 @@ def watermarks(text: str) -> Iterator[Edit]:
             yield line_start + start, min(line_start + end, len(text)), ""
 
 
+@functools.lru_cache(maxsize=1024)
 def _watermarks(line: str) -> list[tuple[int, int]]:
     """Find the watermarks of a line, with what leads to them and what hangs on them."""
     plain = line.translate(PLAIN)
     found = [match.span() for match in pattern("decorated").finditer(line)]
     found += [x.span() for x in pattern("bracketed").finditer(line) if _names_site(x.group())]
     found += [x.span() for x in pattern("watermark").finditer(plain) if not _is_told(x, line)]
+    found += [x.span() for x in pattern("run").finditer(plain) if _calls(x, line)]
     spans = []
     hidden = _hide(plain, found)
     for match in TAKEN.finditer(hidden):
         lead = pattern("lead").search(hidden[max(0, match.start() - NEAR) : match.start()])
-        tail = pattern("tail").match(plain, match.end(), match.end() + NEAR)
+        bracket = line[match.end() - 1] in PAIRS.values()
+        tail = None if bracket else pattern("tail").match(plain, match.end(), match.end() + NEAR)
         start = match.start() - (len(lead.group()) if lead else 0)
         spans.append((start, tail.end() if tail else match.end()))
     return spans
@@ -161,15 +205,29 @@ def _names_site(bracket: str) -> bool:
     return bool(pattern("in_brackets").search(rest)) and _is_notice(rest, proofs)
 
 
+def _calls(match: re.Match[str], line: str) -> bool:
+    """Whether words of sites in a row, where a clause begins, call to the reader."""
+    run = match.group()
+    proofs = {x["proof"] for x in pattern("word").finditer(run) if x["proof"]}
+    calls = any(pattern(name).search(run) for name in ("asks", "certain", "boast"))
+    named = SITE in run and any(not pattern("named_site").match(x) for x in proofs)
+    return bool(named or (calls and len(proofs) > 1 and not _speaks(line[: match.start()])))
+
+
+def _speaks(before: str) -> bool:
+    """Whether somebody speaks behind this."""
+    return any(before.count(a) > before.count(b) for a, b in ("“”", "「」", "『』"))
+
+
 def _is_told(match: re.Match[str], line: str) -> bool:
     """Whether an address belongs to the story: somebody reads, types or says it."""
     start, end = match.span()
     before = line[max(0, start - LONGEST_NOTICE) : start]
-    speaks = any(before.count(a) > before.count(b) for a, b in ("“”", "「」", "『』"))
     if match["name"]:
         return not pattern("led").search(before)
     as_it_is = line[start:end] == match.group() and " " not in match.group()
-    return not match["call"] and as_it_is and (speaks or bool(pattern("named").search(before)))
+    told = _speaks(before) or bool(pattern("named").search(before))
+    return told and as_it_is and not match["call"]
 
 
 def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
@@ -188,6 +246,23 @@ def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
 @functools.lru_cache(maxsize=1)
 def _headings(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in HEADING.finditer(text)]
+
+
+def doubled(text: str) -> Iterator[Edit]:
+    """Lines that say a heading again, below it: 断刀行 第三章 旧债 below 第三章 旧债."""
+    for heading in HEADING.finditer(text):
+        below = pattern("line").search(text, heading.end() + 1)
+        if not below or heading["count"] is None or below[0].endswith(SENTENCE_END):
+            continue
+        title = text[heading.end("count") : heading.end()]
+        first, second, title = (re.sub(r"[\W_]", "", x) for x in (heading[0], below[0], title))
+        if len(second) > len(first) + LONGEST_PREFIX:
+            continue
+        again = second == title or HEADING.match(below[0])
+        if second.endswith(first) or (len(title) > 1 and again and second.endswith(title)):
+            yield heading.end(), below.end(), ""
+        elif again and not title and second.startswith(first):
+            yield heading.start(), below.start(), ""
 
 
 def authors_notes(text: str) -> Iterator[Edit]:
@@ -221,8 +296,29 @@ def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edi
 
 
 def inserts(text: str) -> Iterator[Edit]:
-    """Lone signs and foreign letters that stand between Chinese characters: 排ω气筒."""
-    return replace(pattern("insert"), "", text if pattern("lone").search(_characters(text)) else "")
+    """Signs and letters that stand inside words: 排ω气筒, 长|剑; not in A计划, 救~命."""
+    signs = "".join(map(re.escape, pattern("odd").findall(_characters(text))))
+    lone = rf"(?<=[{HAN}])([{signs}])\1?(?![{HAN}]{{1,2}}\1)(?<!第.)(?=[{HAN}])(?![波粒射星型螺链])"
+    found: dict[str, list[tuple[int, int]]] = {}
+    for match in re.finditer(lone, text) if signs else ():
+        found.setdefault(match[1], []).append(match.span())
+    spans = chain(*(x for sign, x in found.items() if _cuts_words(sign, x[:200], text)))
+    return ((start, end, "") for start, end in sorted(spans))
+
+
+def _cuts_words(sign: str, spans: list[tuple[int, int]], text: str) -> bool:
+    """Whether a sign cuts words in half of the places, different words if it may be a letter."""
+    import rjieba
+
+    cut = []
+    for start, end in spans:
+        left, right = text[max(0, start - WORD) : start], text[end : end + WORD]
+        words = rjieba.cut(left + right, hmm=False)
+        ends = zip(words, accumulate(map(len, words)), strict=True)
+        cut += [word for word, at in ends if at - len(word) < len(left) < at]
+    if pattern("drawn").match(sign):
+        return len(set(cut)) > 1 and len(cut) * 2 >= len(spans)
+    return bool(pattern("ornament").match(sign)) or len(cut) * 2 >= len(spans)
 
 
 def _characters(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from wuxia_core.corpus.chapters import chapter_notes, passages, split_chapters
-from wuxia_core.corpus.cleaning import NOVELS_ONLY, Tally, clean
+from wuxia_core.corpus.cleaning import NOVELS_ONLY, OFF, Tally, clean
 from wuxia_core.corpus.formats import READ, contents, read
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
@@ -188,7 +188,7 @@ class FileReport:
 def read_documents(
     report: FileReport,
     encoding: str | None = None,
-    skip: frozenset[str] = frozenset(),
+    skip: frozenset[str] = OFF,
     simplify: bool = False,
 ) -> Iterator[Document]:
     """Read, clean and cut a file; one that is no text, or has none left, is refused in its report.

@@ -194,7 +194,7 @@ def _build(config: Config, manifest: dict[str, Any], kept: Path, new: Path) -> N
 
 def _read(reports: list[corpus.FileReport], texts: Texts, settings: DataConfig) -> pd.DataFrame:
     """Read and clean all files; what became of each goes into its report."""
-    skip = frozenset(settings.skip_cleaning)
+    skip = frozenset(settings.skip_cleaning) | (set() if settings.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
     for report in tqdm(reports, "reading", unit="file"):
         name = report.file.place.name
