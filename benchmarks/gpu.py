@@ -1,85 +1,150 @@
-"""Measure training steps of Qwen3-8B on one GPU of 80 GB, ours and the standard way, in one run.
+"""Measure training steps of Qwen3-8B on one GPU of 80 GB, as much as nine minutes have room for.
 
-    python benchmarks/gpu.py --part step|compile|quantized [--out rows.jsonl] [--tiny]
+    python benchmarks/gpu.py [--seconds 540] [--out gpu.jsonl] [--tiny]
 
-Needs torch, transformers and peft, and nothing from the hub: the weights are random. Both ways
-train LoRA (r 16, all linear layers) in bfloat16 with the same batches and attention; the standard
-way projects every token, ours those that are asked for. The loop is a plain one, without the copy
-of all logits that accelerate adds to the standard way. `PARTS` lists the rows: activations kept or
-recomputed (checkpointing), layers eager or compiled, linear layers of 16, 8 or 4 bits, and a cap
-that stands for a card of 24 GB. `--tiny` tries it on a CPU, without the cap.
-Utilisation: useful operations (4 a weight of the linear layers and token, 4 a weight of the head
-and asked token; nothing that is computed twice) over what a large product of matrices reaches.
+The weights are random, and nothing comes from the hub. Each row is the product's own step: the
+adapter of `add_adapter` with the recipe's dropout and mask row, `SpanTrainer` in bfloat16, windows
+of 4 × 1,024 tokens with real masks. Against it stands the standard way, which projects every token
+(`labels` alone, and PEFT's casts to float32). A cap stands for a smaller card, and running out of
+memory under it is a result. Rows are begun while there is time, and written at once.
+`--tiny` tries it on a CPU, without caps.
+
+planned GiB: what `launch_ddp.py --plan` says. share: operations, by the plan's count, which has
+those that checkpointing repeats, over what a large product of matrices in bfloat16 reaches.
 """
 
 import argparse
 import gc
 import json
 import os
-import sys
+import tempfile
+import time
 import timeit
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import cycle, groupby, pairwise, product
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3Config
+from first_light import QWEN3_8B, SHAPE
+from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 from wuxia_core import SpanMasker
-from wuxia_core.errors import exit_status, run_command
-from wuxia_core.masking import IGNORE_INDEX, model_inputs
-from wuxia_core.trainer import masked_cross_entropy
+from wuxia_core.config import Config
+from wuxia_core.errors import MachineError, exit_status, lacks_memory, run_command
+from wuxia_core.masking import Corruption, MaskCollator, Window
+from wuxia_core.model import add_adapter, compile_layers
+from wuxia_core.preflight import plan
+from wuxia_core.train import arguments
+from wuxia_core.trainer import SpanTrainer, masked_cross_entropy, peak_memory
 
-CARD = 23.5  # GiB usable of 24
-BARS = {"bf16": 20.5, "8bit": 14.0}  # GiB reserved, ours on such a card
-SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
-         "num_key_value_heads", "head_dim", "vocab_size")  # fmt: skip
-FULL = SimpleNamespace(  # operations a token; side of the large product
-    device="cuda", batch=(4, 1024), steps=12, flop=4 * 6.95e9 + 4 * 0.15 * 0.62e9, side=8192,
-    model=(4096, 36, 12_288, 32, 8, 128, 151_936))  # fmt: skip
-TINY = SimpleNamespace(device="cpu", batch=(2, 64), steps=3, flop=4 * 111e3 + 4 * 0.15 * 131e3,
-                       side=256, model=(64, 3, 128, 4, 2, 16, 2048))  # fmt: skip
-
-
-class Setting(NamedTuple):
-    """What a row of the table was measured with."""
-
-    way: str
-    weights: str
-    layers: str
-    activations: str
-    cap: float | None = None  # GiB
+LEAST = (5, 23)  # transformers that takes a mask as logits_to_keep
+WARM_UP = 2  # steps that are not timed
+ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # fmt: skip  # as torchrun says it
 
 
-PARTS = {  # compiled ones last, since layers stay so
-    "step": [*product(["bf16"], ["eager"], ["recomputed", "kept"]),
-             ("bf16", "eager", "recomputed", CARD)],
-    "compile": [*product(["bf16"], ["eager", "compiled"], ["recomputed", "kept"])],
-    "quantized": [*product(["8bit", "4bit"], ["eager"], ["recomputed"], [CARD])],
-}  # fmt: skip
-WITHOUT = {"way": "standard", "activations": "recomputed", "layers": "eager"}
-NUMBERS = {"tokens/s": ",.0f", "reserved GiB": ".2f", "utilisation": ".3f", "loss": ".4f"}
+class Size(NamedTuple):
+    """What is measured: a model by `SHAPE`, windows × tokens, steps, side of the large product."""
+
+    device: str
+    model: tuple[int, ...]
+    windows: int
+    length: int
+    steps: int
+    side: int
 
 
-def build(size: SimpleNamespace, weights: str) -> Any:
-    """Make the random model with its adapter."""
+FULL = Size("cuda", QWEN3_8B, 4, 1024, 12, 8192)
+TINY = Size("cpu", (64, 2, 128, 4, 2, 16, 2048), 2, 64, 4, 256)
+
+
+class Row(NamedTuple):
+    """What a row is measured with: the product's step, and how it differs."""
+
+    way: str = "ours"  # or standard: logits of all tokens
+    weights: str = "none"  # or 8bit, 4bit: of the linear layers
+    activations: str = "recomputed"  # or kept
+    casts: str = "off"  # or on: PEFT copies each layer's input to float32
+    layers: str = "eager"  # or compiled
+    cap: float | None = 23.5  # GiB
+
+
+ROWS = [
+    Row(), Row("standard", casts="on"), Row(activations="kept", cap=None), Row(casts="on"),
+    Row(layers="compiled"), Row(weights="8bit", cap=14.0), Row(weights="4bit", cap=14.0),
+]  # fmt: skip
+FIGURES = {"tokens/s": ",.0f", "reserved GiB": ".2f", "planned GiB": ".2f", "share": ".3f",
+           "loss": ".4f"}  # fmt: skip
+
+
+class RandomText(list[Window]):
+    """A dataset of random windows, which the sampler asks for by (epoch, row)."""
+
+    def __init__(self, size: Size) -> None:
+        shape = (size.windows * size.steps, size.length)
+        ids = np.random.default_rng(0).integers(0, size.model[-1] - 1, shape, np.int32)
+        place = np.arange(size.length, dtype=np.int32)
+        super().__init__(Window(row, place, place, key, 0) for key, row in enumerate(ids))
+        self.packed = np.zeros(len(ids), np.bool_)
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index[1])
+
+
+class AllLogits(MaskCollator):
+    """The standard way's batches: no word of which logits are needed."""
+
+    def __call__(self, windows: list[Window]) -> dict[str, torch.Tensor]:
+        """Make a batch."""
+        return {k: v for k, v in super().__call__(windows).items() if k != "logits_to_keep"}
+
+
+class Clock(TrainerCallback):
+    """Times steps, and ends the row when there is no time left."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline, self.ends = deadline, [time.monotonic()]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Wait for the device and read the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.monotonic())
+        control.should_training_stop |= self.ends[-1] > self.deadline
+
+
+def configure(row: Row, size: Size) -> Config:
+    """Write the row as a run's config."""
+    training = {"bf16": True, "gradient_checkpointing": row.activations == "recomputed",
+                "per_device_train_batch_size": size.windows, "gradient_accumulation_steps": 1,
+                "max_steps": size.steps, "logging_steps": 1, "report_to": []}  # fmt: skip
+    model, data = {"quantization": row.weights}, {"max_length": size.length}
+    return Config.model_validate({"model": model, "data": data, "training": training})
+
+
+def build(row: Row, size: Size, config: Config) -> tuple[Any, plan.Shape]:
+    """Make the random model with its adapter; and its shape, for the plan."""
     torch.manual_seed(0)
     shape = dict(zip(SHAPE, size.model, strict=True))
-    config = Qwen3Config(use_cache=False, tie_word_embeddings=False, **shape)
     with torch.device(size.device):
-        base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    if weights != "bf16":
-        quantize(base, weights)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    return get_peft_model(base, lora).train()
+        base = Qwen3ForCausalLM._from_config(
+            Qwen3Config(use_cache=False, tie_word_embeddings=False, **shape), dtype=torch.bfloat16
+        )
+    counted = plan.shape_of(base)
+    if row.weights != "none":
+        quantize(base, row.weights)
+    model = add_adapter(base, config.model, shape["vocab_size"] - 1)
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = row.casts == "on"
+    if row.layers == "compiled":
+        compile_layers(model)
+    return model, counted
 
 
 def quantize(base: Any, weights: str) -> None:
@@ -99,150 +164,96 @@ def quantize(base: Any, weights: str) -> None:
             base.model.set_submodule(name, new)
 
 
-def batches(size: SimpleNamespace) -> Iterator[dict[str, torch.Tensor]]:
-    """Give masked windows, four batches by turns."""
-    made, mask_id = [], size.model[-1] - 1
-    maskable = np.broadcast_to(np.arange(size.batch[1]) > 0, size.batch)
-    for seed in range(4):
-        ids = np.random.default_rng(seed).integers(0, mask_id, size.batch)
-        masked = SpanMasker(seed=seed).kinds(maskable, range(len(ids))) > 0
-        inputs = model_inputs(np.where(masked, mask_id, ids), np.where(masked, ids, IGNORE_INDEX))
-        made.append({name: values.to(size.device) for name, values in inputs.items()})
-    return cycle(made)
+def make_trainer(row: Row, size: Size, config: Config, model: Any, folder: Path) -> SpanTrainer:
+    """Set up the product's loop, or what is left of it the standard way."""
+    mask_id, ours = size.model[-1] - 1, row.way == "ours"
+    masks = (SpanMasker(), Corruption(mask_id, np.arange(1)), 0, frozenset[int]())
+    trainer = SpanTrainer(
+        model=model,
+        args=arguments(config, argparse.Namespace(folder=folder, measure=True, start=None)),
+        data_collator=MaskCollator(*masks) if ours else AllLogits(*masks),
+        train_dataset=RandomText(size),
+        compute_loss_func=masked_cross_entropy if ours else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
-def make_step(model: Any, size: SimpleNamespace, way: str) -> Callable[[], torch.Tensor]:
-    """Make a function that takes an optimizer step and gives its loss; the adapter starts anew."""
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.zeros_(parameter)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    data, optimizer = batches(size), torch.optim.AdamW(trained, lr=1e-4, fused=True)
-
-    def step() -> torch.Tensor:
-        ids, labels, keep = next(data).values()
-        with torch.autocast(size.device, torch.bfloat16):
-            if way == "ours":
-                outputs = model(input_ids=ids, logits_to_keep=keep)
-                loss = masked_cross_entropy(outputs, labels, keep.sum())
-            else:
-                loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def seconds(work: Callable[[], object], device: str, count: int) -> float:
-    """Median time of a call, after four that are not counted."""
-    timeit.timeit(work, number=4)
-    if device == "cpu":
-        return median(timeit.repeat(work, number=1, repeat=count))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        work()
-        mark.record()
-    torch.cuda.synchronize()
-    return median(start.elapsed_time(end) for start, end in pairwise(marks)) / 1e3
-
-
-def largest_kernels(step: Callable[[], object], device: str) -> dict[str, float]:
-    """Shares of the three kernels that take most of a step's time."""
-    with torch.profiler.profile() as profiler:
-        step()
-    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    here = [e for e in profiler.key_averages() if e.device_type.name == device.upper()]
-    times = sorted((getattr(e, field), e.key) for e in here if not e.is_user_annotation)[::-1]
-    return {name: time / sum(t for t, _ in times) for time, name in times[:3]}
-
-
-def measure(model: Any, size: SimpleNamespace, setting: Setting, rate: float) -> dict[str, Any]:
-    """Train a few steps: speed, memory, utilisation and the first loss."""
-    if size.device == "cuda":
+def train(row: Row, size: Size, deadline: float, rate: float) -> dict[str, Any]:
+    """Train a few steps: speed, memory beside the plan's, share and the first loss."""
+    config, clock, on_card = configure(row, size), Clock(deadline), size.device == "cuda"
+    model, shape = build(row, size, config)
+    device = plan.Device("card", 1, (row.cap or 80) * plan.GIB, np.ones(2), True, True)
+    figures = {"planned GiB": sum(plan.memory(config, shape, device).values()) / plan.GIB}
+    if on_card:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (setting.cap or total) / total))
-    model.gradient_checkpointing_disable()
-    if setting.activations == "recomputed":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.get_base_model().model.layers if setting.layers == "compiled" else []:
-        layer.compile()
-    step = make_step(model, size, setting.way)
-    row = {"loss": float(step())}
-    speed = size.batch[0] * size.batch[1] / seconds(step, size.device, size.steps)
-    row |= {"tokens/s": speed, "utilisation": speed * size.flop / rate}
-    if size.device == "cuda":
-        row["reserved GiB"] = torch.cuda.max_memory_reserved() / 2**30
-    if setting.activations == "kept" and row["utilisation"] < 0.55:
-        row["kernels"] = largest_kernels(step, size.device)
-    return row
+        total = torch.cuda.get_device_properties(0).total_memory / plan.GIB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (row.cap or total) / total))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(row, size, config, model, Path(folder))
+        trainer.add_callback(clock)
+        try:
+            trainer.train()
+        except RuntimeError as error:  # torch's, of memory, is a result
+            if not lacks_memory(error):
+                raise
+            return figures | {"note": f"out of memory: {str(error).splitlines()[0]}"}
+    times = np.diff(clock.ends)[WARM_UP:]
+    speed = size.windows * size.length / median(times) if len(times) else 0.0
+    figures |= {"tokens/s": speed, "loss": trainer.state.log_history[0]["loss"]}
+    figures["share"] = speed * float(plan.token_costs(config, shape)[0, 0]) / rate
+    return figures | ({"reserved GiB": peak_memory() / plan.GIB} if on_card else {})
 
 
-def conclusions(rows: dict[Setting, dict[str, Any]]) -> Iterator[str]:
-    """Say what each measure contributes, and whether the bars hold."""
-    for (setting, row), (field, without) in product(rows.items(), WITHOUT.items()):
-        other = rows.get(setting._replace(**{field: without}), row)
-        if other is not row:
-            keys = [k for k in ("tokens/s", "reserved GiB") if k in row and k in other]
-            ratios = [f"{row[k] / other[k]:.2f} times the {k}" for k in keys] or ["out of memory"]
-            among = ", ".join(str(v) for k, v in setting._asdict().items() if k != field and v)
-            yield f"{getattr(setting, field)} / {without} ({among}): {', '.join(ratios)}"
-    for weights, bar in BARS.items():
-        row = rows.get(Setting("ours", weights, "eager", "recomputed", CARD), {})
-        if reserved := row.get("reserved GiB", CARD if "out of memory" in row else 0):
-            yield f"ours, {weights}, at most {bar} GiB: {'yes' if reserved <= bar else 'NO'}"
+def product_rate(size: Size) -> float:
+    """Operations a second of a large product of matrices in bfloat16, the best of 20."""
+    a = torch.randn(size.side, size.side, device=size.device).bfloat16()
+    times = timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=20)  # which waits for it
+    return float(2 * size.side**3 / min(times))
 
 
-def run(part: str, size: SimpleNamespace) -> Iterator[dict[str, Any]]:
-    """Measure a part's rows; print them and what follows from them."""
-    a = torch.randn(size.side, size.side, device=size.device, dtype=torch.bfloat16)
-    rate = 2 * size.side**3 / seconds(lambda: a @ a, size.device, 20)
-    print(f"large product: {rate / 1e12:.3g} TFLOP/s; {size.batch[0]} × {size.batch[1]} tokens\n")
-    print("".join(word.ljust(13) for word in [*Setting._fields, *NUMBERS]))
-    settings = [Setting(way, *others) for others in PARTS[part] for way in ("ours", "standard")]
-    rows: dict[Setting, dict[str, Any]] = {}
-    for weights, group in groupby(settings, key=lambda setting: setting.weights):
-        model = build(size, weights)
-        for setting in group:
-            model.zero_grad()
-            try:
-                row = rows[setting] = measure(model, size, setting, rate)
-            except torch.cuda.OutOfMemoryError as error:  # is a result
-                row = rows[setting] = {"out of memory": str(error).splitlines()[0]}
-            numbers = [format(row[k], form) if k in row else "-" for k, form in NUMBERS.items()]
-            words = [*setting[:4], str(setting.cap or "-"), *numbers, row.get("out of memory", "")]
-            below = [f"\n  {share:.1%} {name}" for name, share in row.get("kernels", {}).items()]
-            print("".join(word.ljust(13) for word in words).rstrip(), *below, sep="", flush=True)
-            yield {"part": part, "product FLOP/s": rate} | setting._asdict() | row
-        losses = [rows[s]["loss"] for s in rows if s.weights == weights and "loss" in rows[s]]
-        assert not losses or max(losses) - min(losses) < 0.01, (
-            f"different losses, {weights}: {losses}"
-        )
-        del model
-    print("", *conclusions(rows), sep="\n")
+def measure(size: Size, deadline: float) -> Iterator[dict[str, Any]]:
+    """Measure the rows that there is time for, and print them."""
+    rate, longest = product_rate(size), 0.0
+    print(f"large product: {rate / 1e12:.3g} TFLOP/s; {size.windows} × {size.length} tokens a step")
+    print("".join(word.ljust(13) for word in [*Row._fields, *FIGURES]))
+    for row in ROWS:
+        began = time.monotonic()
+        if row.weights != "none" and not find_spec("bitsandbytes"):
+            figures: dict[str, Any] = {"note": "bitsandbytes is not installed"}
+        elif began + longest > deadline:
+            figures = {"note": "no time left"}
+        else:
+            figures = train(row, size, deadline, rate)
+        longest = max(longest, time.monotonic() - began)
+        numbers = [format(figures[k], form) if k in figures else "-" for k, form in FIGURES.items()]
+        words = [*map(str, row), *numbers, figures.get("note", "")]
+        print("".join(word.ljust(13) for word in words).rstrip(), flush=True)
+        yield {"product FLOP/s": rate} | row._asdict() | figures
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure, and write each row as it comes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=PARTS, required=True)
-    parser.add_argument("--out", type=Path, help="file that a JSON line a row is appended to")
+    parser.add_argument("--seconds", type=float, default=540, help="in all (%(default)g)")
+    parser.add_argument("--out", type=Path, default="gpu.jsonl", help="a JSON line a row is added")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, only to try it")
     options = parser.parse_args()
-    if not (options.tiny or torch.cuda.is_available()):
-        parser.exit(5, "this needs a GPU of 80 GB; --tiny tries the script without\n")
-    if options.part == "quantized" and not find_spec("bitsandbytes"):
-        parser.exit(5, "--part quantized needs bitsandbytes\n")
+    deadline = time.monotonic() + options.seconds
     about = {name: version(name) for name in ("torch", "transformers", "peft")}
+    if tuple(map(int, about["transformers"].split(".")[:2])) < LEAST:
+        least = ".".join(map(str, LEAST))
+        raise MachineError(f"transformers {about['transformers']}: needs {least} or later")
+    if not (options.tiny or torch.cuda.is_available()):
+        raise MachineError("no GPU is here; --tiny tries the script without one")
     about["device"] = "CPU" if options.tiny else torch.cuda.get_device_name()
     print(about)
-    with (options.out or Path(os.devnull)).open("a", encoding="utf-8") as file:
-        for row in run(options.part, TINY if options.tiny else FULL):
+    os.environ |= ONE_PROCESS
+    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+    with options.out.open("a", encoding="utf-8") as file:
+        for row in measure(TINY if options.tiny else FULL, deadline):
             print(json.dumps(about | row), file=file, flush=True)
 
 

@@ -60,7 +60,7 @@ CASES = [
       ["-p absent 1", "--out file", "-p", "--out"]),
     *(("pretrain", [name, "out"]) for name in NO_RUN if name not in {"/", "."}),
     *(("pretrain", words.split()) for words in
-      ["empty out --steps 0", "", "x", "empty out --lr x"]),
+      ["empty out --tokens 0", "", "x", "empty out --lr x"]),
 ]  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -46,21 +47,66 @@ def test_objectives_are_compared_at_equal_learning(tmp_path):
     assert rows["+0.000", "clm"][2:] == ["-0.178", "44", "+0.015"]
 
 
-def test_both_ways_are_measured_on_a_gpu(tmp_path):
-    """On a CPU in its place, with a tiny model."""
-    finished = run(tmp_path, "gpu.py", "--part", "step", "--tiny", "--out", "rows.jsonl")
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_a_step_costs_is_measured(tmp_path):
+    """On a CPU in a card's place, with a tiny model."""
+    finished = run(tmp_path, "gpu.py", "--tiny")
     assert finished.returncode == 0, finished.stderr[-3000:]
-    rows = [line.split() for line in finished.stdout.splitlines()]
-    assert {row[0] for row in rows if "recomputed" in row} >= {"ours", "standard"}
-    assert len((tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+    ours, standard, kept, casts, compiled, *quantized = rows(tmp_path / "gpu.jsonl")
+    assert [ours["way"], standard["way"]] == ["ours", "standard"]
+    assert kept["activations"] == "kept" and compiled["layers"] == "compiled"
+    assert [ours["casts"], casts["casts"]] == ["off", "on"]
+    assert [row["weights"] for row in quantized] == ["8bit", "4bit"]
+    for row in (standard, kept, casts, compiled):
+        assert row["loss"] == pytest.approx(ours["loss"], abs=1e-3)
+        assert row["tokens/s"] > 0 and row["planned GiB"] > 0
 
 
-@pytest.mark.long
+def test_no_step_is_begun_without_time(tmp_path):
+    finished = run(tmp_path, "gpu.py", "--tiny", "--seconds", "0")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert {row["note"] for row in rows(tmp_path / "gpu.jsonl")[1:]} == {"no time left"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_missing_gpu_is_said(tmp_path):
-    finished = run(tmp_path, "gpu.py", "--part", "step")
+@pytest.mark.parametrize("script", ["gpu.py", "first_light.py"])
+def test_a_missing_gpu_is_said(tmp_path, script):
+    finished = run(tmp_path, script)
     assert finished.returncode == 5
-    assert "needs a GPU" in finished.stderr
+    assert "no GPU" in finished.stderr and not list(tmp_path.iterdir())
+
+
+def test_transformers_without_masks_of_logits_is_said(tmp_path, monkeypatch):
+    (tmp_path / "transformers-5.17.0.dist-info").mkdir()
+    about = tmp_path / "transformers-5.17.0.dist-info" / "METADATA"
+    about.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    finished = run(tmp_path, "gpu.py", "--tiny")
+    assert finished.returncode == 5 and "5.17.0" in finished.stderr, finished.stderr[-3000:]
+
+
+def test_the_product_is_tried_on_a_card(tmp_path):
+    """On a CPU in its place, with a tiny model."""
+    finished = run(tmp_path, "first_light.py", "--tiny", "--seconds", "600")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    steps = {row["step"]: row for row in rows(tmp_path / "first_light.jsonl")}
+    assert steps["compare"]["same bytes"] and steps["compare"]["losses apart"] == 0
+    statuses = {name: row["exit status"] for name, row in steps.items() if name != "compare"}
+    assert statuses == {"doctor": 0, "sample": 0, "stopped": 75, "resumed": 0, "model": 0,
+                        "8b": 0, "8bit": 0}  # fmt: skip
+    assert all(steps[name]["loss"] > 0 for name in ("sample", "resumed", "8b", "8bit"))
+
+
+def test_a_step_that_is_cut_off_is_written_with_its_end(tmp_path):
+    finished = run(tmp_path, "first_light.py", "--tiny", "--seconds", "1")
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    doctor, *others = rows(tmp_path / "first_light.jsonl")
+    assert doctor["exit status"] != 0 and "--doctor" in doctor["command"]
+    assert len(others) == 7 and all("note" in row for row in others)
 
 
 @pytest.mark.long

@@ -1,72 +1,103 @@
-r"""Pretrain a tiny Qwen3-architecture model from nothing, on a folder of .txt files.
+"""Pretrain a small Qwen3 from nothing, on a folder of novels and other text, on a card or a CPU.
 
-    python data/tiny_base/pretrain.py texts tiny --exclude zhwiki_cmrc2018_trial 三侠五义 \
-        七剑十三侠 续小五义 绿牡丹                             # the recipe
-    python data/tiny_base/pretrain.py few_texts trial --steps 6 --save-every 3   # seconds, to look
+    python data/tiny_base/pretrain.py texts base                 # the recipe, on a card in bfloat16
+    OMP_WAIT_POLICY=PASSIVE nice -n 19 python data/tiny_base/pretrain.py texts base   # on a CPU
+    python data/tiny_base/pretrain.py few_texts trial --tokens 4000 --every 2 --batch 2    # to look
 
-With the texts that README.md lists in `texts`, the first command is the recipe of the bundled
-model: 7,677 steps of 16 x 256 tokens, 75 minutes on two CPU cores. The bundled weights were made by
-an earlier version of this script, which also drew modern prose less often (60 %): the same recipe
-gives a model like them, not the same numbers.
+OUT_FOLDER holds the weights, in bfloat16, that predicted held-out chapters best so far, and
+pretrain.jsonl what was measured. A signal that asks for a stop is heeded at the end of a step. The
+same command again goes on from OUT_FOLDER/checkpoints (delete them to start over); on a CPU it ends
+with the same weights as without the interruption. One process, one device; no masks.
 
-The same command again goes on from the newest checkpoint in OUT_FOLDER/checkpoints; delete that
-folder to start over. One process, one device. It does not evaluate, and it knows nothing of masks.
+The model has 11.0 M parameters, 22 MB. Qwen3 has dropout in attention alone: here what attention
+and MLP add to a layer is dropped in part too, by hooks that leave nothing in the weights.
 """
 
 import argparse
+import copy
+import functools
+import json
 import logging
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from wuxia_core.corpus import clean, read_book
-from wuxia_core.errors import ConfigError, DataError, exit_status, run_command
+from wuxia_core.corpus import Document, FileReport, find_files, read_documents
+from wuxia_core.errors import (
+    ConfigError,
+    DataError,
+    Stopped,
+    exit_status,
+    heeded_signals,
+    run_command,
+)
+from wuxia_core.mixing import hash_key
 
 log = logging.getLogger("pretrain")
 
-ARCHITECTURE = Path(__file__).parent  # its config.json: every size of the model
+SHAPE = Qwen3Config(
+    hidden_size=384, num_hidden_layers=5, intermediate_size=1024, num_attention_heads=6,
+    num_key_value_heads=2, head_dim=64, vocab_size=8192, max_position_embeddings=2048,
+    tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+)  # fmt: skip
 END, MASK = "<|endoftext|>", "<|mask|>"  # ids 0 and 1
-TOKENS = 8190  # two fewer than vocab_size, so that two rows of the embedding stay spare
+TOKENS = SHAPE.vocab_size - 2  # so that two rows of the embedding stay spare
 PIECES = (  # Qwen2's pre-tokenization: a merge stays within a run of letters or of signs
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+HELD_OUT = 0.01  # of the characters, by whole chapters
+MEASURED = 512  # windows of them, spread evenly
+WARM_UP, LAST_RATE = 0.02, 0.03  # shares of all steps, of the peak
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def read_texts(folder: Path, exclude: list[str]) -> list[str]:
-    """Read and clean every .txt below a folder but those whose stem is excluded.
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    step: int = 0
+    best: float = math.inf  # bits a character of the held-out chapters
+    unimproved: int = 0  # measurements since then
+
+
+def read_texts(folder: Path, exclude: list[str]) -> list[Document]:
+    """Read and clean every book below a folder but those of an excluded name, by chapters.
 
     Raises
     ------
     DataError
-        Where the folder is missing, holds no text, or has no file of an excluded name: a name
-        misspelt would train on what was to be held out.
+        Where the folder is missing, holds no two chapters, or no book of an excluded name: a
+        name misspelt would train on what was to be left out.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; put .txt files there")
-    files = sorted(path for path in folder.rglob("*.txt") if path.is_file())
-    unknown = set(exclude) - {path.stem for path in files}
-    if unknown:
-        raise DataError(f"--exclude {' '.join(sorted(unknown))}: no such .txt file in {folder}")
-    kept = [path for path in files if path.stem not in exclude]
-    texts = [clean(read_book(path).text) for path in tqdm(kept, desc="reading", unit="file")]
-    log.info("%d files, %s characters", len(kept), f"{sum(map(len, texts)):,}")
-    if not any(texts):
-        raise DataError(f"{folder}: no text in its {len(kept)} .txt files; put some there")
-    return texts
+    files = find_files(folder, None)
+    if unknown := set(exclude) - {file.book for file in files}:
+        raise DataError(f"--exclude {' '.join(sorted(unknown))}: no such book in {folder}")
+    reports = [FileReport(file) for file in files if file.book not in exclude]
+    documents = [d for report in tqdm(reports, "reading") for d in read_documents(report)]
+    log.info("%d books, %s characters", len(reports), f"{sum(len(d.text) for d in documents):,}")
+    if len(documents) < 2:
+        raise DataError(f"{folder}: needs two chapters, since one is held out; add some text")
+    return documents
+
+
+def hold_out(documents: list[Document], seed: int) -> tuple[list[str], list[str]]:
+    """Split off whole chapters of about `HELD_OUT` of the characters; give all others first."""
+    shuffled = sorted(documents, key=lambda d: hash_key(seed, d.book, d.chapter))
+    ends = np.cumsum([len(document.text) for document in shuffled])
+    first = int(np.searchsorted(ends, HELD_OUT * ends[-1])) + 1
+    texts = [document.text for document in shuffled]
+    return texts[first:], texts[:first]
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -88,76 +119,196 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int32]:
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Join all texts to one stream, (N,) int32, each behind one end-of-text token."""
     parts = []
-    for text in tqdm(texts, desc="encoding", unit="text"):
+    for text in tqdm(texts, "encoding"):
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         parts.append(np.array([tokenizer.eos_token_id, *ids], np.int32))
-    return np.concatenate(parts)
+    return torch.from_numpy(np.concatenate(parts))
 
 
-def cut_windows(stream: npt.NDArray[np.int32], window: int) -> list[dict[str, torch.Tensor]]:
-    """Cut (N,) tokens into N // window rows of (window,) int64; the model shifts the labels.
+def prepare(options: argparse.Namespace, kept: Path) -> dict[str, Any]:
+    """Read what is trained on and what is held out, train the tokenizer, and keep all that.
+
+    Gives the streams `train` (N,) and `held_out` (M,), int32, and `per_char`, tokens a character.
 
     Raises
     ------
     DataError
-        Where the stream does not fill one window.
+        Where there is no text, or less than a batch of it.
     """
-    count = len(stream) // window
-    if not count:
-        raise DataError(f"the texts are {len(stream)} tokens, under one window of {window}")
-    rows = torch.from_numpy(stream[: count * window].astype(np.int64)).view(count, window)
-    return [{"input_ids": row, "labels": row} for row in rows]
+    if not kept.is_file():
+        documents = read_texts(options.text_folder, options.exclude)
+        texts, others = hold_out(documents, options.seed)
+        tokenizer = train_tokenizer(texts)
+        tokenizer.save_pretrained(options.out_folder)
+        streams = {"train": encode(texts, tokenizer), "held_out": encode(others, tokenizer)}
+        per_char = len(streams["held_out"]) / sum(map(len, others))
+        kept.parent.mkdir(exist_ok=True)
+        write(streams | {"per_char": per_char}, kept)
+    data: dict[str, Any] = torch.load(kept, weights_only=True)
+    length, needed = len(data["train"]), (options.batch + 2) * options.window
+    if length < needed:
+        raise DataError(f"the texts are {length} tokens, under {needed}: lower --batch or --window")
+    return data
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """Name the newest whole checkpoint; `trainer_state.json` is the last file of each."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+def write(what: dict[str, Any], path: Path) -> None:
+    """Write a file whole or not at all."""
+    torch.save(what, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
 
 
-def arguments(options: argparse.Namespace) -> TrainingArguments:
-    """Translate the command line for `Trainer`."""
-    return TrainingArguments(
-        output_dir=str(options.out_folder / "checkpoints"),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch,
-        learning_rate=options.lr,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.03},
-        warmup_steps=0.02,  # share of all steps
-        weight_decay=0.1,
-        adam_beta2=0.95,
-        seed=options.seed,  # orders the windows too, anew each pass; a resumed run goes on in it
-        save_steps=options.save_every,
-        save_total_limit=2,
-        logging_steps=min(50, options.save_every),
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
-    )
+@functools.lru_cache(maxsize=1)
+def order(windows: int, seed: int, turn: int) -> torch.Tensor:
+    """Shuffle the windows of a pass, (windows,) int64."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+    return torch.randperm(windows, generator=generator).to(DEVICE)
+
+
+def batch(tokens: torch.Tensor, step: int, options: argparse.Namespace) -> torch.Tensor:
+    """Give a step's rows, (B, T + 1) int64; windows begin elsewhere in each pass."""
+    size, length = options.batch, options.window
+    windows = len(tokens) // length - 2
+    turn, place = divmod(step, windows // size)
+    shift = turn * 97 % length
+    begin = order(windows, options.seed, turn)[place * size :][:size, None] * length + shift
+    return tokens[begin + torch.arange(length + 1, device=DEVICE)].long()
+
+
+def build(options: argparse.Namespace) -> Any:
+    """Make the untrained model, float32, with the dropout that Qwen3 has not."""
+    torch.manual_seed(options.seed)
+    model = Qwen3ForCausalLM(SHAPE).to(DEVICE)
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            part.register_forward_hook(functools.partial(drop, options.dropout))
+    return model
+
+
+def drop(share: float, module: Any, _: Any, output: Any) -> Any:
+    """Drop a share of what a part of a layer adds; attention gives its weights beside it."""
+    if isinstance(output, tuple):
+        return (F.dropout(output[0], share, module.training), *output[1:])
+    return F.dropout(output, share, module.training)
+
+
+def cross_entropy(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Mean nats a token of rows, (B, T + 1); in bfloat16 on a card."""
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+        logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+def rate(done: float) -> float:
+    """Share of the peak rate, by the share of the steps done: a ramp, then a cosine to 3 %."""
+    cosine = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2
+    return min(cosine, max(done, 1e-6) / WARM_UP)
+
+
+class Pretraining:
+    """Model, optimizer and how far they are, from the checkpoint where there is one."""
+
+    def __init__(self, options: argparse.Namespace, data: dict[str, Any]) -> None:
+        self.options, self.progress = options, Progress()
+        self.data = {name: torch.as_tensor(part, device=DEVICE) for name, part in data.items()}
+        self.steps = math.ceil(options.tokens / (options.batch * options.window))
+        self.newest = options.out_folder / "checkpoints" / "newest.pt"
+        self.model = build(options)
+        self.loss = torch.compile(cross_entropy) if options.compile else cross_entropy
+        weights = list(self.model.parameters())
+        matrices = {"params": [w for w in weights if w.dim() > 1], "weight_decay": 0.1}
+        norms = {"params": [w for w in weights if w.dim() == 1], "weight_decay": 0.0}
+        self.optimizer = torch.optim.AdamW([matrices, norms], betas=(0.9, 0.95), fused=True)
+        if self.newest.is_file():
+            saved = torch.load(self.newest, map_location=DEVICE, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+
+    def done(self) -> bool:
+        """Whether the tokens are spent, or nothing has got better for long."""
+        return self.progress.step >= self.steps or self.progress.unimproved >= self.options.patience
+
+    def step(self) -> torch.Tensor:
+        """Train on a batch, which depends on (seed, step) alone, as dropout does."""
+        step, options = self.progress.step, self.options
+        torch.manual_seed(options.seed * 1_000_003 + step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * rate(step / self.steps)
+        loss = self.loss(self.model, batch(self.data["train"], step, options))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        return loss.detach()
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Bits a character of the held-out chapters, by windows that do not overlap."""
+        tokens = self.data["held_out"]
+        size = min(self.options.window, len(tokens) - 1)
+        rows = tokens.unfold(0, size + 1, size)
+        parts = rows[:: -(-len(rows) // MEASURED)].long().split(self.options.batch)
+        self.model.eval()
+        nats = [float(self.loss(self.model, part)) * len(part) for part in parts]
+        self.model.train()
+        return sum(nats) / sum(map(len, parts)) / math.log(2) * float(self.data["per_char"])
+
+    def run(self) -> None:
+        """Train until it is done; `Stopped` where a signal asks for it, with all steps kept."""
+        asked: list[int] = []
+        for number in heeded_signals():
+            signal.signal(number, lambda number, _: asked.append(number))
+        progress, losses, began = self.progress, [], time.monotonic()
+        bar = tqdm(total=self.steps, initial=progress.step)
+        while not self.done():
+            losses.append(self.step())
+            bar.update()
+            if due := progress.step % self.options.every == 0 or progress.step == self.steps:
+                self.note(float(torch.stack(losses).mean()), len(losses), began)
+                losses, began = [], time.monotonic()
+            if due or asked:
+                self.save()
+            if asked:
+                raise Stopped(f"by a signal at step {progress.step}; the same command goes on")
+
+    def note(self, loss: float, steps: int, began: float) -> None:
+        """Measure and log; write the weights where they are the best so far."""
+        progress, options = self.progress, self.options
+        speed = steps * options.batch * options.window / (time.monotonic() - began)
+        bits = self.measure()
+        progress.unimproved += 1
+        if bits < progress.best:
+            progress.best, progress.unimproved = bits, 0
+            copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(options.out_folder)
+        tokens = progress.step * options.batch * options.window
+        row = {
+            "step": progress.step,
+            "tokens": tokens,
+            "passes": tokens / len(self.data["train"]),
+            "loss": loss,
+            "held_out_bits_per_char": bits,
+            "tokens_per_second": speed,
+        }
+        log.info(", ".join(f"{name} {value:,.4g}" for name, value in row.items()))
+        with (options.out_folder / "pretrain.jsonl").open("a", encoding="utf-8") as file:
+            print(json.dumps(row), file=file)
+
+    def save(self) -> None:
+        """Write what the training goes on from, whole or not at all."""
+        parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        write(parts | {"progress": asdict(self.progress)}, self.newest)
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    """Train, from the newest checkpoint if there is one, and save weights in bfloat16."""
+    """Train, from the checkpoint if there is one, until it is done or a signal comes."""
     out, checkpoints = options.out_folder, options.out_folder / "checkpoints"
     if out.is_file() or (any(out.glob("*.safetensors")) and not checkpoints.is_dir()):
         raise ConfigError(f"{out}: a file, or holds another model; choose another OUT_FOLDER")
-    texts = read_texts(options.text_folder, options.exclude)
-    known = (out / "tokenizer.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(out) if known else train_tokenizer(texts)
-    windows = cut_windows(encode(texts, tokenizer), options.window)
-    passes = options.steps * options.batch / len(windows)
-    log.info("%s windows, each seen about %.1f times", f"{len(windows):,}", passes)
-    tokenizer.save_pretrained(out)
-    set_seed(options.seed)
-    config = AutoConfig.from_pretrained(ARCHITECTURE)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    resume = newest_checkpoint(checkpoints)
-    log.info("starting from %s", resume or "nothing")
-    Trainer(model=model, args=arguments(options), train_dataset=windows).train(resume)
-    model.to(torch.bfloat16).save_pretrained(out)
+    Pretraining(options, prepare(options, checkpoints / "tokens.pt")).run()
     print(f"model and tokenizer  {out}")
 
 
@@ -166,19 +317,26 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("text_folder", type=Path, help="its .txt files, subfolders too")
+    parser.add_argument("text_folder", type=Path, help="its novels and texts, subfolders too")
     parser.add_argument("out_folder", type=Path, help="model, tokenizer and checkpoints")
-    parser.add_argument("--steps", type=int, default=7677)
-    parser.add_argument("--batch", type=int, default=16, help="windows a step")
+    parser.add_argument("--tokens", type=float, default=150e6, help="to train on, %(default)g")
+    parser.add_argument("--batch", type=int, default=64, help="windows a step")
     parser.add_argument("--window", type=int, default=256, help="tokens")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak; it decays to 3 %% of that")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak; it decays to 3 %% of that")
+    parser.add_argument("--dropout", type=float, default=0.1, help="share")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500, help="steps")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="stems")
+    parser.add_argument("--every", type=int, default=100, help="steps from measurement to the next")
+    parser.add_argument("--patience", type=int, default=10, help="measurements without a gain")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="BOOK", help="left out")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=DEVICE == "cuda"
+    )
     options = parser.parse_args(given)
-    for name in ("steps", "batch", "window", "lr", "save_every"):
-        if getattr(options, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be above 0")
+    for name in ("tokens", "batch", "window", "lr", "every", "patience"):
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name} {getattr(options, name)}: must be above 0, and a number")
+    if not 0 <= options.dropout < 1:
+        parser.error(f"--dropout {options.dropout}: must be a share below 1")
     return options
 
 
