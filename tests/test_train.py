@@ -210,8 +210,7 @@ def test_a_run_saves_about_ten_times_where_nothing_else_is_set(config, windows, 
     config.training.max_steps, config.training.num_train_epochs = max_steps, 3.0
     config.training.gradient_accumulation_steps, config.training.save_steps = 8, None
     config.training.per_device_train_batch_size = 4
-    args = SimpleNamespace(world_size=2)
-    assert stage.default_save_steps(config, windows, args) == steps
+    assert save_steps(config, windows, processes=2) == steps
 
 
 def measured(folder, patience=None, state=None, **at):

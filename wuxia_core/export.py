@@ -85,10 +85,9 @@ def export(
 ) -> str:
     """Write "merged", "gguf" or "gguf-adapter" into a folder, and say how well it was kept.
 
-    What was written is read again, or nothing is kept: a model gives text the log p that the
-    adapter gives it, and an adapter has its weights. `out` is by default `OUTPUT_DIR/export/` and
-    `to`; `llama_cpp` is a copy of it; `base_model` is for a base that has moved; `strength` scales
-    the adapter, 1 is as trained.
+    What was written is read again: a model gives text the log p that the adapter gives it, and an
+    adapter has its weights. By default `out` is `OUTPUT_DIR/export/TO`; `llama_cpp` is a copy of
+    it, `base_model` a base that has moved, and `strength` scales the adapter.
 
     Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
     `DataError` where there is no adapter of this base, or it cannot be converted, or the export
@@ -106,8 +105,7 @@ def export(
         if script and to == "gguf-adapter":
             said = _write_adapter(model, script, new)
         else:
-            texts = _passages(mixture)
-            rows = [encode_prompt(tokenizer, text, chat=False)[:TOKENS] for text in texts]
+            rows = [encode_prompt(tokenizer, text, False)[:TOKENS] for text in _passages(mixture)]
             before, dtype = _log_probs(model, rows), models.weights_dtype(config or Config())
             _write_merged(model, tokenizer, dtype, new.with_name("source") if script else new)
             model = None  # there may be no room for two

@@ -10,7 +10,6 @@ loaded, and a failure becomes an exit status.
 import atexit
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -48,7 +47,7 @@ from wuxia_core.errors import (
     presentable,
 )
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
-from wuxia_core.preflight import held_out_limits
+from wuxia_core.preflight import held_out_limits, save_steps
 
 NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_steps", "compile"}
 
@@ -119,10 +118,7 @@ def train(options: Namespace) -> loop.SpanTrainer:
 def make_trainer(
     config: Config, args: TrainingArguments, options: Namespace, callbacks: list[TrainerCallback]
 ) -> loop.SpanTrainer:
-    """Load base and mixture, and set up the loop.
-
-    Raises `ConfigError` where the checkpoint to go on from is of another base model.
-    """
+    """Load base and mixture, and set up the loop; `ConfigError` at another's checkpoint."""
     folder, start, name = options.folder, options.start, model.base_path(config.model)
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
@@ -134,14 +130,13 @@ def make_trainer(
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     windows, documents = train_windows(mixture), config.evaluation.max_documents
+    args.save_steps = save_steps(config, len(windows), args.world_size)
     _, most = held_out_limits(config, len(windows), args.world_size)
     held_out = held_out_windows(mixture, documents, config.training.seed, most)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
         callbacks.append(loop.KeepBest(folder, config.training.early_stopping_patience))
-    windows = train_windows(mixture)
-    args.save_steps = config.training.save_steps or default_save_steps(config, len(windows), args)
     adapted = model.add_adapter(base, config.model, mask_id)
     if config.training.compile:
         model.compile_layers(adapted)
@@ -157,14 +152,6 @@ def make_trainer(
     trainer.facts = facts
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def default_save_steps(config: Config, windows: int, args: TrainingArguments) -> int:
-    """Give the steps between checkpoints where none are set: a tenth of the run, 500 at most."""
-    epoch = math.ceil(windows / effective_batch(config, args.world_size))
-    training = config.training
-    steps = training.max_steps if training.max_steps > 0 else epoch * training.num_train_epochs
-    return min(500, math.ceil(steps / 10))
 
 
 def main() -> None:

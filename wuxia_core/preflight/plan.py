@@ -281,6 +281,12 @@ def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
     return steps if most < 0 else np.full_like(steps, most)
 
 
+def save_steps(config: Config, windows: int, processes: int) -> int:
+    """Give the steps between checkpoints: where none are set a tenth of the run, 500 at most."""
+    tenth = np.ceil(run_steps(config, windows, processes) / 10)
+    return config.training.save_steps or min(500, int(tenth))
+
+
 def held_out_limits(config: Config, windows: float, processes: int) -> tuple[int, int]:
     """Count a run's measurements of held-out text, and the windows of a source that each may take.
 
