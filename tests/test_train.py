@@ -19,6 +19,7 @@ from wuxia_core.config import PROJECT
 from wuxia_core.errors import DeviceLost, MachineError, NonFiniteError, RankLost
 from wuxia_core.masking import masked_this_epoch
 from wuxia_core.mixing import mix
+from wuxia_core.preflight import save_steps
 from wuxia_core.run import append, read_rows
 from wuxia_core.trainer import (
     JUDGED_BY,
