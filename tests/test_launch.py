@@ -348,10 +348,10 @@ def test_the_allocator_of_cards_may_grow_its_segments(tmp_path, set_before, told
     (tmp_path / "tell.py").write_text(TELL)
     start = "from wuxia_core.torchrun import Path, Processes, launch"
     start += "; launch(Path('.'), Processes(1), module='tell')"
-    paths = f"{tmp_path}:{PROJECT}"
+    inherited = {key: value for key, value in os.environ.items() if "ALLOC_CONF" not in key}
     subprocess.run(
         [sys.executable, "-c", start], cwd=tmp_path, check=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": paths, **set_before},
+        env={**inherited, "PYTHONPATH": f"{tmp_path}:{PROJECT}", **set_before},
     )  # fmt: skip
     assert (tmp_path / "said").read_text() == told
 
