@@ -25,13 +25,13 @@ ENTRIES = {
     "write": write, "export": export, "pretrain": load(PROJECT / "data/tiny_base/pretrain.py"),
 }  # fmt: skip
 DEEP = "[" * 3000
-NO_RUN = ["absent", "file", "empty", "~no_such_user/x", "乙\x1b[2K", "truncated", "no_config",
+NO_RUN = ["absent", "file", "empty", "~absent/x", "乙\x1b[2K", "truncated", "no_config",
           "brace", "list", "binary", "unknown", "no_weights", "/", "", "a" * 300, "."]  # fmt: skip
 SETS = [
-    "data.data_dir=~no_such_user/x", 'data.data_dir="a\\0b"', "data.data_dir=novels #2", "data.data_dir=",
+    "data.data_dir=~absent/x", 'data.data_dir="a\\0b"', "data.data_dir=novels #2", "data.data_dir=",
     f"data.data_dir={'a' * 300}", "data.data_dir=file", f"data.encoding={DEEP}", "data.encoding=x",
     "data.weights={a.txt: 1, a.txt: 2}", "data.weights={absent.txt: 1}", "data.lexicon=file",
-    "data.lexicon=empty", "data.general_file=~no_such_user", "training.output_dir=~no_such_user/x",
+    "data.lexicon=empty", "data.general_file=~absent", "training.output_dir=~absent/x",
     "training.output_dir=file/x", "data.processed_data_file=file/x", "data.max_length=1e9",
     "data.processed_data_file=.", "data.processed_data_file=/", "training.seed=-1", "training=3",
     "model.model_name_or_path=file", "model.model_name_or_path=empty", "model=", "x", ".=", "a.b=1",

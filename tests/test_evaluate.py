@@ -22,9 +22,8 @@ from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.scorecard import PARTS, affordable_minutes, gate_failures
 from wuxia_core.evaluate.scoring import document_bits, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Metric, compare, group_difference, interval, ratio
-from wuxia_core.evaluate.strength import DOCUMENTS, best_strength, frontier
+from wuxia_core.evaluate.strength import best_strength, frontier, openings
 from wuxia_core.evaluate.writing import generate
-from wuxia_core.mixing import VALIDATION
 from wuxia_core.model import add_adapter, load_base
 
 TEXT = "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。"
@@ -395,7 +394,7 @@ def test_strength_0_is_the_base_and_1_the_adapter(adapted, tokenizer, config):
     rows = frontier(run_of)
     assert [row["strength"] for row in rows] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
     for source in ("wuxia", "general"):
-        texts = run_of.human_texts(source, VALIDATION)[:DOCUMENTS]
+        texts = openings(run_of, source)
         plain = partial(bits_per_char, run_of.model, tokenizer, texts, config.data.max_length)
         found = [row[source] for row in rows]
         assert found[::4] == pytest.approx(run_of.base_and_tuned(plain))

@@ -11,7 +11,7 @@ from wuxia_core.evaluate.writing import generate, prompts
 from wuxia_core.mixing import VALIDATION
 
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # times LoRA's output, 1 as trained
-DOCUMENTS, PROMPTS = 6, 4  # a small sample: each strength is a model
+DOCUMENTS, CHARACTERS, PROMPTS, TOKENS = 8, 300, 4, 50  # a small sample: each strength is a model
 
 
 def frontier(context: EvalContext) -> list[dict[str, float]]:
@@ -19,23 +19,29 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
 
     Returns
     -------
-    A row a strength: `strength`; `wuxia` and `general`, bits per character of held-out documents;
+    A row a strength: `strength`; `wuxia` and `general`, bits per character of held-out openings;
     `copied`, the longest run of characters that passages share with the training text.
     """
-    texts = {s: context.human_texts(s, VALIDATION)[:DOCUMENTS] for s in ("wuxia", "general")}
+    texts = {source: openings(context, source) for source in ("wuxia", "general")}
     asked = [row["prompt"] for row in prompts(context)[:PROMPTS]]
     rows: list[dict[str, Any]] = []
     if not all(texts.values()):
         return rows
     for (strength,) in context.within_budget("strengths measured", STRENGTHS, 1, 0.15):
         with rescale_adapter_scale(context.model, strength):
-            written = generate(context, asked, context.seed)
+            written = generate(context, asked, context.seed, TOKENS)
             rows.append({"strength": strength, "written": written})
             rows[-1] |= {source: _bits(context, some) for source, some in texts.items()}
     every = [text for row in rows for text in row.pop("written")]
     lengths = overlap(every, context.mixture.training_texts)["length"]
     longest = lengths.groupby(lengths.index // len(asked)).max()
     return [row | {"copied": int(n)} for row, n in zip(rows, longest, strict=True)]
+
+
+def openings(context: EvalContext, source: str) -> list[str]:
+    """Take the beginnings of some held-out documents."""
+    numbers = context.documents(source, VALIDATION, limit=DOCUMENTS)
+    return [text[:CHARACTERS] for text in context.mixture.texts(numbers)]
 
 
 def _bits(context: EvalContext, texts: list[str]) -> float:

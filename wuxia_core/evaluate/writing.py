@@ -149,17 +149,18 @@ def repetition(text: str, n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams)
 
 
-def generate(context: EvalContext, prompts: Sequence[str], seed: int) -> list[str]:
+def generate(
+    context: EvalContext, prompts: Sequence[str], seed: int, tokens: int = Sampling.tokens
+) -> list[str]:
     """Sample what follows each prompt: temperature 0.9, nucleus 0.95.
 
-    Each passage has 200 tokens: the end of text does not come before. The same `seed` gives the
+    Each passage has so many tokens: the end of text does not come before. The same `seed` gives the
     same passages on the same kind of machine.
     """
     import torch
 
     rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
-    sampling = Sampling()
-    settings = sampling.settings() | {"min_new_tokens": sampling.tokens}
+    settings = Sampling(tokens).settings() | {"min_new_tokens": tokens}
     device = context.model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
