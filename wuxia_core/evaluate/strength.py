@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from peft.helpers import rescale_adapter_scale
-
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import overlap
 from wuxia_core.evaluate.scoring import document_bits
@@ -11,7 +9,7 @@ from wuxia_core.evaluate.writing import generate, prompts
 from wuxia_core.mixing import VALIDATION
 
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # times LoRA's output, 1 as trained
-DOCUMENTS, CHARACTERS, PROMPTS, TOKENS = 8, 300, 4, 50  # a small sample: each strength is a model
+DOCUMENTS, CHARACTERS, PROMPTS, TOKENS = 8, 150, 4, 50  # a small sample: each strength is a model
 
 
 def frontier(context: EvalContext) -> list[dict[str, float]]:
@@ -22,6 +20,8 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
     A row a strength: `strength`; `wuxia` and `general`, bits per character of held-out openings;
     `copied`, the longest run of characters that passages share with the training text.
     """
+    from peft.helpers import rescale_adapter_scale
+
     texts = {source: openings(context, source) for source in ("wuxia", "general")}
     asked = [row["prompt"] for row in prompts(context)[:PROMPTS]]
     rows: list[dict[str, Any]] = []
