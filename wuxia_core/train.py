@@ -49,7 +49,9 @@ from wuxia_core.errors import (
 from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
 from wuxia_core.preflight import held_out_limits, save_steps
 
-NOT_TRAINERS = {"output_dir", "objective", "early_stopping_patience", "save_steps", "compile"}
+NOT_TRAINERS = {
+    "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
+}  # fmt: skip
 
 NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")  # not ncclRemoteError
 
@@ -67,10 +69,12 @@ def parse() -> Namespace:
 def arguments(config: Config, options: Namespace) -> TrainingArguments:
     """Translate the config for `Trainer`."""
     folder, on_gpu = options.folder, model.best_device() == "cuda"
+    warmup = config.training.warmup_steps  # which the launcher has set
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     return TrainingArguments(
         output_dir=str(folder),
         **config.training.model_dump(exclude=NOT_TRAINERS),
+        warmup_steps=0.05 if warmup is None else warmup,  # a share of the steps
         eval_strategy="no" if options.measure else "steps",
         eval_on_start=not (options.measure or options.start),
         save_strategy="no" if options.measure else "steps",
