@@ -305,13 +305,21 @@ def effective_batch(config: Config, processes: int) -> int:
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
 
+def expand(path: str | Path) -> Path:
+    """Put a home folder in the place of `~` or `~name`; `ConfigError` where nobody is called so."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: no such user; write the folder out") from None
+
+
 def locate(path: str) -> Path:
     """Find a path from the working directory, else from the project's folder.
 
     `locate("data/sample")` is found from `notebooks/` too. A path in neither place is returned
     as it is.
     """
-    given = Path(path).expanduser()
+    given = expand(path)
     return PROJECT / given if not given.exists() and (PROJECT / given).exists() else given
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from wuxia_core import model as models
-from wuxia_core.config import Config, load_config, locate
+from wuxia_core.config import Config, expand, load_config, locate
 from wuxia_core.errors import (
     ConfigError,
     DataError,
@@ -95,7 +95,7 @@ def export(
     """
     folder = Path(output_dir)
     base = base_model or models.adapter_settings(folder)["base_model_name_or_path"]
-    target = Path(out or folder / "export" / to).expanduser()
+    target = expand(out or folder / "export" / to)
     if target.exists():
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
     script = _converter(to, llama_cpp) if to in CONVERTERS else None
@@ -180,7 +180,7 @@ def _write_merged(
 
 def _converter(to: str, llama_cpp: str | Path | None) -> Path:
     """Find llama.cpp's converter; `ConfigError` where it or the package gguf is missing."""
-    script = Path(llama_cpp or "").expanduser().resolve() / CONVERTERS[to]
+    script = expand(llama_cpp or "").resolve() / CONVERTERS[to]
     if not (llama_cpp and script.is_file() and (script.parent / "gguf-py").is_dir()):
         remedy = "name a copy of it (git clone https://github.com/ggml-org/llama.cpp)"
         where = f"--llama-cpp {llama_cpp or '(not given)'}"

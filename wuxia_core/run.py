@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from wuxia_core.config import PROJECT, Config, load_config
+from wuxia_core.config import PROJECT, Config, expand, load_config
 from wuxia_core.errors import ConfigError, MachineError, raise_machine_error
 from wuxia_core.mixing import Mixture, manifest_of, read_json, read_manifest
 from wuxia_core.model import ADAPTER_WEIGHTS
@@ -45,7 +45,7 @@ def acquire(
     Raises `ConfigError` where the folder holds a run that is not to go on, or none that could;
     `MachineError` where another run is at work there, or it cannot be written.
     """
-    wanted = Path(config.training.output_dir).expanduser()
+    wanted = expand(config.training.output_dir)
     folder = wanted if named else _newest(wanted) if resume else _first_free(wanted)
     if occupied(folder) and not resume:
         remedy = "is never overwritten; go on with it (--resume), or name another folder"

@@ -18,7 +18,7 @@ from typing import IO, Any, TextIO
 import numpy as np
 import pandas as pd
 
-from wuxia_core.config import locate
+from wuxia_core.config import expand, locate
 from wuxia_core.errors import ConfigError, DataError, raise_machine_error
 from wuxia_core.masking import Bools, Tokens, Window
 
@@ -155,7 +155,7 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
 
 def mixture_folder(processed_data_file: str) -> Path:
     """Turn `data/processed.jsonl`, as older files have it, into the folder `data/processed`."""
-    path = Path(processed_data_file).expanduser()
+    path = expand(processed_data_file)
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
