@@ -105,7 +105,7 @@ def test_a_scorecard_needs_no_more_memory_than_the_training(
     most = 2**21  # of 8,192 a token
     for module in (scoring, context):
         monkeypatch.setattr(module, "LOGITS", most)
-    config.data.max_length = 512
+    config.data.max_length, config.training.per_device_train_batch_size = 512, 1
     config.evaluation.max_documents, config.evaluation.minutes = 1, 1e-9  # a few items of each kind
     run_of = EvalContext(adapted(torch.float32), tokenizer, mix(config), config)
     inner = run_of.model.get_base_model()

@@ -51,6 +51,11 @@ class EvalContext(NamedTuple):
         """Seed of the run; everything random depends only on it."""
         return self.config.training.seed
 
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of a forward pass: those of one in training, which also had a backward pass."""
+        return self.config.training.per_device_train_batch_size * self.config.data.max_length
+
     def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
         """Do something with the base, then with the tuned model."""
         with self.model.disable_adapter():

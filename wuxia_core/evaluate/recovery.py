@@ -74,12 +74,14 @@ def xray(
     key: int = 0,
     *,
     window: int = 256,
+    tokens: int | None = None,
 ) -> XRay:
     """Predict the masked tokens of texts, as in training; with an adapter, without it too.
 
     The first text is masked as `show_masks` masks it with the same `masker` and `key`, as long as
     it is no longer than a `window` of tokens; the next has the next key. `model` is in evaluation
-    mode. Raises `DataError` where no token is masked.
+    mode; a forward pass has `tokens`, or those of one window. Raises `DataError` where no token is
+    masked.
     """
     masker, mask_id = masker or SpanMasker(), _mask_id(model, tokenizer)
     tables: list[pd.DataFrame] = []
@@ -101,7 +103,7 @@ def xray(
     name_of = functools.cache(functools.partial(_name, tokenizer))
     for name in models:
         with model.disable_adapter() if name != models[-1] else nullcontext():
-            answers = _answers(predictions(model, rows, window), name_of)
+            answers = _answers(predictions(model, rows, tokens or window), name_of)
         table = table.join(answers.add_prefix(f"{name}_"))
     return XRay(tuple(texts), table, models)
 
@@ -169,7 +171,9 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
     for chosen in context.within_budget("documents masked", documents, 8, 0.08):
         texts, key = context.mixture.texts(chosen), chosen[0] << 20
         with suppress(DataError):  # so short that no token is masked
-            seen = xray(context.model, context.tokenizer, texts, masker, key, window=window).tokens
+            both = context.model, context.tokenizer
+            bounds = {"window": window, "tokens": context.pass_tokens}
+            seen = xray(*both, texts, masker, key, **bounds).tokens
             parts.append(seen.assign(document=np.array(chosen)[seen["text"]])[RECOVERED])
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=RECOVERED)
 

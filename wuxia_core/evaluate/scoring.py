@@ -40,6 +40,7 @@ def bits_per_char(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     window: int = 256,
+    tokens: int | None = None,
 ) -> float:
     r"""Measure how well a model predicts texts, left to right: lower is better.
 
@@ -53,6 +54,8 @@ def bits_per_char(
         At least one character in all.
     window : int
         Context, tokens; windows overlap by half.
+    tokens : int, optional
+        Of a forward pass at most; by default those of one window.
 
     Returns
     -------
@@ -65,7 +68,7 @@ def bits_per_char(
     """
     if not any(texts):
         raise DataError("bits_per_char: the texts are empty")
-    table = document_bits(model, tokenizer, texts, window)
+    table = document_bits(model, tokenizer, texts, window, tokens)
     return float(table["bits"].sum() / table["chars"].sum())
 
 
@@ -74,14 +77,15 @@ def document_bits(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     window: int,
+    tokens: int | None = None,
 ) -> pd.DataFrame:
     """Score each text: columns `bits`, `chars` and (UTF-8) `bytes`, a row a text."""
     normal = [unicodedata.normalize("NFC", text) for text in texts]
     start_id = document_start_id(tokenizer)
     encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
-    tokens = [np.array([start_id, *ids], np.int32) for ids in encoded]
-    rows = [row for n, ids in enumerate(tokens) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), window)
+    started = [np.array([start_id, *ids], np.int32) for ids in encoded]
+    rows = [row for n, ids in enumerate(started) for row in _sliding(n, ids, window)]
+    nats = sequence_nll(model, rows, len(normal), tokens or window)
     table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
     return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
 
@@ -98,7 +102,7 @@ def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
 
 
 def sequence_nll(
-    model: "PreTrainedModel", rows: Sequence[Scored], count: int, window: int
+    model: "PreTrainedModel", rows: Sequence[Scored], count: int, tokens: int
 ) -> Floats:
     """Sum -log p of the labelled tokens of each item, (count,).
 
@@ -107,25 +111,24 @@ def sequence_nll(
     import torch.nn.functional as F
 
     nats = np.zeros(count)
-    for numbers, logits, targets in predictions(model, rows, window):
+    for numbers, logits, targets in predictions(model, rows, tokens):
         losses = F.cross_entropy(logits, targets, reduction="none")
         nats += np.bincount(numbers, losses.double().cpu(), minlength=count)
     return nats
 
 
 def predictions(
-    model: "PreTrainedModel", rows: Sequence[Scored], window: int
+    model: "PreTrainedModel", rows: Sequence[Scored], tokens: int
 ) -> Iterator[Prediction]:
     """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32.
 
-    A batch has no more tokens than one `window`, since several of them may not fit, and no more
-    logits than one of held-out text in training.
+    A batch has so many `tokens` at most, and no more logits than one of held-out text in training.
     """
     import torch
 
     most = LOGITS // model.config.vocab_size  # labels
     rows = list(_split(rows, most))
-    size = max(1, min(window, most) // max((len(ids) for _, ids, _ in rows), default=1))
+    size = max(1, min(tokens, most) // max((len(ids) for _, ids, _ in rows), default=1))
     for start in tqdm(range(0, len(rows), size), "scoring", leave=False):
         numbers, ids, labelled = zip(*rows[start : start + size], strict=True)
         batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
@@ -181,7 +184,8 @@ def _bits(context: EvalContext, source: str, split: str) -> Tables:
 
     def score(chosen: Sequence[int]) -> pd.DataFrame:
         texts = context.mixture.texts(chosen)
-        bits = document_bits(context.model, context.tokenizer, texts, window)
+        model, tokenizer = context.model, context.tokenizer
+        bits = document_bits(model, tokenizer, texts, window, context.pass_tokens)
         return bits.assign(trained=split == TRAIN)
 
     chunks = context.within_budget("documents scored", context.documents(source, split), 8, 0.12)
@@ -229,7 +233,7 @@ def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.Da
         labels = [IGNORE_INDEX] * len(prompt) + option
         rows.append((number, np.array(prompt + option), np.array(labels)))
     rows.sort(key=lambda row: len(row[1]))  # little padding
-    nats = sequence_nll(context.model, rows, len(options), context.config.data.max_length)
+    nats = sequence_nll(context.model, rows, len(options), context.pass_tokens)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     right = np.arange(OPTIONS) == np.array([[question.answer] for question in questions])
     margin = scores[right] - np.where(right, -np.inf, scores).max(axis=1)

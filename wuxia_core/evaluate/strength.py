@@ -4,7 +4,7 @@ from typing import Any
 
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import overlap
-from wuxia_core.evaluate.scoring import document_bits
+from wuxia_core.evaluate.scoring import bits_per_char
 from wuxia_core.evaluate.writing import generate, prompts
 from wuxia_core.mixing import VALIDATION
 
@@ -22,6 +22,7 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
     """
     from peft.helpers import rescale_adapter_scale
 
+    both, window = (context.model, context.tokenizer), context.config.data.max_length
     texts = {source: openings(context, source) for source in ("wuxia", "general")}
     asked = [row["prompt"] for row in prompts(context)[:PROMPTS]]
     rows: list[dict[str, Any]] = []
@@ -31,7 +32,8 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
         with rescale_adapter_scale(context.model, strength):
             written = generate(context, asked, context.seed, TOKENS)
             rows.append({"strength": strength, "written": written})
-            rows[-1] |= {source: _bits(context, some) for source, some in texts.items()}
+            for source, some in texts.items():
+                rows[-1][source] = bits_per_char(*both, some, window, context.pass_tokens)
     every = [text for row in rows for text in row.pop("written")]
     lengths = overlap(every, context.mixture.training_texts)["length"]
     longest = lengths.groupby(lengths.index // len(asked)).max()
@@ -42,12 +44,6 @@ def openings(context: EvalContext, source: str) -> list[str]:
     """Take the beginnings of some held-out documents."""
     numbers = context.documents(source, VALIDATION, limit=DOCUMENTS)
     return [text[:CHARACTERS] for text in context.mixture.texts(numbers)]
-
-
-def _bits(context: EvalContext, texts: list[str]) -> float:
-    window = context.config.data.max_length
-    table = document_bits(context.model, context.tokenizer, texts, window)
-    return float(table["bits"].sum() / table["chars"].sum())
 
 
 def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int) -> float | None:
