@@ -19,12 +19,11 @@ import objectives as shared
 import pandas as pd
 from objectives import CLM, HELD_OUT_NOVEL, NOVELS
 
-from wuxia_core import mix, run
+from wuxia_core import mix
 from wuxia_core.config import PROJECT
 from wuxia_core.errors import exit_status, run_command
 from wuxia_core.evaluate import evaluate
 from wuxia_core.model import write_adapter
-from wuxia_core.train import arguments, make_trainer
 
 MEAP = "training.objective=meap"
 CONDITIONS = {
@@ -46,6 +45,7 @@ FIGURES = {  # of the scorecard
     "style strength": ("style_strength", "wuxia"),
 }
 RUN = ["condition", "books", "passes", "seed"]
+COLUMNS = [*RUN, *FIGURES, *(f"{title}, {end}" for title in FIGURES for end in ("low", "high"))]
 RESULTS = Path(__file__).parent / "results" / "few_books.csv"
 
 
@@ -67,17 +67,11 @@ def work(folder: Path, name: str, books: int, passes: int, seed: int) -> None:
     mixture = mix(config)
     novels = mixture.outline[mixture.outline["source"] == "wuxia"]
     assert set(novels["book"][novels["split"] == "validation"]) == {HELD_OUT_NOVEL}
-    shutil.rmtree(place, ignore_errors=True)
-    run.open_folder(config, mixture, place)
-    options = argparse.Namespace(folder=place, measure=False, start=None, allow_changed=False)
-    args = arguments(config, options)
-    args.save_strategy, args.report_to = "no", []
-    trainer = make_trainer(config, args, options, [])
-    trainer.args.eval_strategy, trainer.args.eval_on_start = "no", False
+    trainer = shared.new_trainer(config, mixture, place, [])
     trainer.train()
     write_adapter(trainer.model, place)
     row = dict(zip(RUN, (name, books, passes, seed), strict=True)) | figures(evaluate(place))
-    pd.DataFrame([row]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
+    pd.DataFrame([row], columns=COLUMNS).to_csv(RESULTS, mode="a", header=False, index=False)
 
 
 def figures(card: dict[str, Any]) -> dict[str, float]:
@@ -107,7 +101,9 @@ def main() -> None:
         for name in (*names, HELD_OUT_NOVEL):
             novel = shared.CORPUS / "wuxia" / f"{name}.txt"
             shutil.copyfile(novel, folder / str(books) / novel.name)
-    done = set(pd.read_csv(RESULTS)[RUN].itertuples(index=False)) if RESULTS.exists() else set()
+    if not RESULTS.exists():
+        pd.DataFrame(columns=COLUMNS).to_csv(RESULTS, index=False)
+    done = set(pd.read_csv(RESULTS)[RUN].itertuples(index=False))
     jobs = [(name, *dose, seed) for seed in range(options.seeds) for dose in DOSES
             for name in CONDITIONS]  # fmt: skip
     shared.run_all(__file__, folder, [job for job in jobs if job not in done])

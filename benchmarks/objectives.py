@@ -38,10 +38,11 @@ from wuxia_core.evaluate.statistics import Metric, compare
 from wuxia_core.evaluate.statistics import ratio as ratio_of
 from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.masking import SpanMasker
+from wuxia_core.mixing import Mixture
 from wuxia_core.mixing.store import VALIDATION
 from wuxia_core.model import load_adapter, load_tokenizer, write_adapter
 from wuxia_core.train import arguments, make_trainer
-from wuxia_core.trainer import masked_cross_entropy
+from wuxia_core.trainer import SpanTrainer, masked_cross_entropy
 
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 NOVELS = ("三侠五义", "七剑十三侠", "续小五义")
@@ -73,7 +74,7 @@ RESULTS = Path(__file__).parent / "results" / "objectives.csv"
 Job = tuple[str, float, int]  # condition, share of general text, seed
 COMMON = (
     f"training.max_steps={STEPS}", f"training.per_device_train_batch_size={BATCH}",
-    f"data.max_length={WINDOW}", "training.bf16=true", "evaluation.max_documents=1",
+    f"data.max_length={WINDOW}", "evaluation.max_documents=1",
 )  # fmt: skip
 
 
@@ -164,15 +165,9 @@ def train(folder: Path, name: str, ratio: float, seed: int) -> None:
         folder, *CONDITIONS[name], f"data.general_ratio={ratio}", f"training.seed={seed}",
         f"data.processed_data_file={folder / 'mixtures' / f'ratio_{ratio:g}'}",
     )  # fmt: skip
-    shutil.rmtree(place, ignore_errors=True)
-    run.open_folder(config, mix(config), place)
-    options = argparse.Namespace(folder=place, measure=False, start=None, allow_changed=False)
-    args = arguments(config, options)
-    args.save_strategy, args.report_to, args.logging_steps = "no", [], EVERY
-    set_seed(seed)
     tokenizer = load_tokenizer(config.model.model_name_or_path)
     curve = Curve(held_out, tokenizer)
-    trainer = make_trainer(config, args, options, [curve])
+    trainer = new_trainer(config, mix(config), place, [curve])
     trainer.compute_loss_func = curve.loss
     trainer.train()
     write_adapter(trainer.model, place)
@@ -180,6 +175,19 @@ def train(folder: Path, name: str, ratio: float, seed: int) -> None:
     tokens = seen.tokens[["text", "kind", "base_right", "tuned_right"]]
     tokens.to_parquet(place / "masks.parquet")
     curve.table().to_parquet(place / "curve.parquet")
+
+
+def new_trainer(
+    config: Config, mixture: Mixture, place: Path, callbacks: list[TrainerCallback]
+) -> SpanTrainer:
+    """Open a run's folder anew, and set up its training, which measures and saves nothing."""
+    shutil.rmtree(place, ignore_errors=True)
+    run.open_folder(config, mixture, place)
+    options = argparse.Namespace(folder=place, measure=True, start=None, allow_changed=False)
+    args = arguments(config, options)
+    args.report_to, args.logging_steps = [], EVERY
+    set_seed(config.training.seed)
+    return make_trainer(config, args, options, callbacks)
 
 
 def judge(folder: Path, name: str, ratio: float, seed: int) -> None:

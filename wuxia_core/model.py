@@ -235,8 +235,7 @@ def make_collator(
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
     """Put LoRA on the base, and train the embedding row of the mask token with it.
 
-    Under autocast LoRA's inputs keep their precision: PEFT would make them float32 first, for
-    autocast to make them half of that again. Saving asks no hub for the base's vocabulary.
+    Casts are left to autocast. Saving asks no hub for the base's vocabulary.
 
     Raises `ConfigError` where `lora_target_modules` names no layer of the model.
     """
@@ -257,10 +256,21 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
     patch_trainable_tokens(model)
-    for layer in model.modules():
-        layer.cast_input_dtype_enabled = False
+    leave_casts_to_autocast(model)
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
+
+
+def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
+    """Have LoRA's inputs keep their precision, from now on.
+
+    PEFT makes them float32, for autocast to make them half of that again.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def compile_layers(model: "torch.nn.Module") -> None:

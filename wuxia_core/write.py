@@ -11,8 +11,8 @@ passages.
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from threading import Lock
@@ -56,6 +56,16 @@ class Sampling:
         drawn = {"do_sample": True, **sampled} if self.temperature else {"do_sample": False}
         penalty = {"repetition_penalty": self.repetition_penalty}
         return {"max_new_tokens": self.tokens, "use_cache": True, **drawn, **penalty}
+
+
+@contextmanager
+def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
+    """Draw as `seed` says in here, on the model's device; what is drawn behind it is unchanged."""
+    import torch
+
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def continued(
@@ -114,7 +124,6 @@ def stream(
     DataError
         Where prompt and continuation are longer than the model's context.
     """
-    import torch
     from peft.helpers import rescale_adapter_scale
 
     if not 0 <= strength <= STRONGEST:
@@ -128,9 +137,7 @@ def stream(
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
     how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
-    card = [model.device] if model.device.type == "cuda" else []
-    with ONE_AT_A_TIME, torch.random.fork_rng(card), scaled:
-        torch.manual_seed(sampling.seed)
+    with ONE_AT_A_TIME, seeded(model, sampling.seed), scaled:
         (text,) = continued(model, tokenizer, [ids], how)
     return text.rstrip(HALF)
 

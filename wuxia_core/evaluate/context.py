@@ -10,7 +10,7 @@ import pandas as pd
 
 from wuxia_core.config import Config
 from wuxia_core.mixing import Mixture, shuffled
-from wuxia_core.model import LOGITS
+from wuxia_core.model import LOGITS, leave_casts_to_autocast
 from wuxia_core.write import continued
 
 if TYPE_CHECKING:
@@ -25,16 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def training_precision(model: "PeftModel") -> "torch.autocast":
-    """Compute as in training in here: in half precision where the base is.
-
-    From now on PEFT leaves casts to it, instead of making float32 of each adapter's input before.
-    """
+    """Compute as in training in here: in half precision where the base is."""
     import torch
-    from peft.tuners.lora import LoraLayer
 
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
+    leave_casts_to_autocast(model)
     return torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
 
 

@@ -21,7 +21,7 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap, strip_whitespace
 from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
-from wuxia_core.write import Sampling, encode_prompt
+from wuxia_core.write import Sampling, encode_prompt, seeded
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -157,13 +157,9 @@ def generate(
     Each passage has so many tokens: the end of text does not come before. The same `seed` gives the
     same passages on the same kind of machine.
     """
-    import torch
-
     rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
     settings = Sampling(tokens).settings() | {"min_new_tokens": tokens}
-    device = context.model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(context.model, seed):
         return context.continue_rows(rows, settings)
 
 
