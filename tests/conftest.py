@@ -11,6 +11,7 @@ from wuxia_core.corpus import reading
 CORPUS = Path(os.environ.get("WUXIA_CORPUS", PROJECT.parent / "shared" / "corpus"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # the hub is never asked by a test
+os.environ["WUXIA_LANG"] = "en"  # what is said is compared in English
 
 
 @pytest.fixture(autouse=True)

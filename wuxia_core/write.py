@@ -19,6 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, run_command
+from wuxia_core.messages import messages
 from wuxia_core.model import best_device, document_start_id, load_adapter
 from wuxia_core.text import visible
 
@@ -187,13 +188,13 @@ def _write(options: argparse.Namespace) -> None:
     """Continue the prompt, or each that is asked for, as tuned and if asked for as base too."""
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     writer = open_writer(options.output_dir, options.base_model)
-    echo = partial(print, end="", flush=True)
+    echo, said = partial(print, end="", flush=True), messages("write")
 
     def answer(prompt: str) -> None:
         if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
             raise ConfigError("PROMPT: not UTF-8; set PYTHONUTF8=1, or the terminal's encoding")
         for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
-            echo(f"{name}: " if options.base else "")
+            echo(said[name] if options.base else "")
             echo("" if options.chat else visible(prompt))
             stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
             print()
@@ -205,7 +206,7 @@ def _write(options: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise ConfigError("PROMPT: none is given, and there is no terminal to ask for one")
     with suppress(EOFError):
-        while prompt := input("prompt> ").strip():
+        while prompt := input(said["prompt"]).strip():
             answer(prompt)
 
 

@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -29,12 +28,12 @@ from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Row
 from wuxia_core.evaluate.strength import best_strength, frontier
 from wuxia_core.evaluate.writing import score_generations, write_passages
+from wuxia_core.messages import messages
 from wuxia_core.text import visible
 
 CARD, PARTS = "scorecard.json", ".scorecard"
 FORMAT = 5  # raise it when the scorecard's content changes, so that older ones are measured anew
 FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
-WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 Card = dict[str, Any]
 Echo = Callable[[str], object]
@@ -190,16 +189,17 @@ def closing_words(card: Card, report: Path | None = None) -> str:
     sentences = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
     sentences.append(copied(card))
     page = report or f"{folder}/reports"
-    after = [WORDS["next"]["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
+    said = messages("next")
+    after = [said["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
     if (best := card.get("best_strength")) not in (None, 1):
-        after.append(WORDS["next"]["strength"].format(best=best))
-    after += [WORDS["next"]["masked"]] if card["objective"] == "masked" else []
+        after.append(said["strength"].format(best=best))
+    after += [said["masked"]] if card["objective"] == "masked" else []
     return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), "\n".join(after)])
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
     """Show the first three passages of base and tuned."""
-    return "\n".join([WORDS["passages"]["first"], *map(_both, passages[:3]), ""])
+    return "\n".join([messages("passages")["first"], *map(_both, passages[:3]), ""])
 
 
 def predicted(row: Row) -> str:
@@ -208,7 +208,7 @@ def predicted(row: Row) -> str:
     if row["delta"] is not None:
         state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
         state = row.get("verdict", state)
-    sentence: str = WORDS[row["source"]][state]
+    sentence: str = messages(row["source"])[state]
     return sentence.format(**row, change=_change(row))
 
 
@@ -223,7 +223,7 @@ def copied(card: Card) -> str:
     elif (extraction["low"] or 0) > 0:
         state, row = "by heart", extraction
     figures = {"length": longest["length"], "title": visible(longest["title"]), "most": FLAGGED}
-    return str(WORDS["copying"][state].format(**figures, change=_change(row)))
+    return str(messages("copying")[state].format(**figures, change=_change(row)))
 
 
 def _by_name(card: Card) -> dict[tuple[str, str], Row]:
@@ -233,17 +233,18 @@ def _by_name(card: Card) -> dict[tuple[str, str], Row]:
 def _change(row: Row) -> str:
     """Write a difference and its interval: `−0.203 [−0.251, −0.160]`; or why there is none."""
     if row["delta"] is None:
-        return f"not measured ({row['reason']})"
-    return "{delta:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row).replace("-", "−")
+        return str(messages("change")["not measured"].format(**row))
+    return str(messages("change")["interval"].format(**row)).replace("-", "−")
 
 
 def _table(rows: dict[tuple[str, str], Row]) -> str:
-    """Put the figures that are named in `words.toml` below each other."""
+    """Put the figures that the messages name below each other."""
     columns = ["base", "tuned", "delta", "low", "high", "verdict", "reason"]
-    shown = {said: rows[name, source] for name, source, said in WORDS["table"]["rows"]}
+    said = messages("table")
+    shown = {title: rows[name, source] for name, source, title in said["rows"]}
     table = pd.DataFrame(list(shown.values()), list(shown), columns)
     table["verdict"] = table["verdict"].fillna(table.pop("reason"))
-    table = table.rename_axis(columns=WORDS["table"]["title"])
+    table = table.rename(columns=messages("columns")).rename_axis(columns=said["title"])
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
@@ -253,9 +254,9 @@ def _pair(card: Card) -> str:
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in card["texts"]}
     numbers = [number for writer, number in style if writer == "base"]
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
-    text = [WORDS["passages"]["best"], _both(card["passages"][best])]
+    text = [messages("passages")["best"], _both(card["passages"][best])]
     if locate(card["base"]).resolve() == TINY_BASE.resolve():
-        text.append(WORDS["passages"]["tiny"])
+        text.append(messages("passages")["tiny"])
     return "\n".join(text)
 
 
@@ -264,4 +265,5 @@ def _both(passage: dict[str, Any]) -> str:
     prompt, base, tuned = (
         visible(" ".join(passage[key].split()))[:100] for key in ("prompt", "base", "tuned")
     )
-    return f"{prompt} …\n  base:  {base}\n  tuned: {tuned}"
+    said = messages("passages")
+    return f"{prompt} …\n  {said['base']}{base}\n  {said['tuned']}{tuned}"
