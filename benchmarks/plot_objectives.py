@@ -1,11 +1,13 @@
-"""The comparison of objectives in curves: how each condition's prediction changes in training.
+"""The comparison of objectives: what each learned and what it cost, in tables and in curves.
 
-    python benchmarks/plot_objectives.py [RESULTS.csv]
+    python benchmarks/plot_objectives.py [RESULTS.parquet]
 
-prints what each objective costs in general text once it has learned as much as `masked` does.
+prints where each objective ends, and what each costs in general text once it has learned as much as
+`masked` does. Notebook 06 draws the curves.
 """
 
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,89 +16,131 @@ import pandas as pd
 
 from wuxia_core import show
 from wuxia_core.errors import DataError, exit_status, run_command
+from wuxia_core.evaluate.statistics import Metric, compare, ratio
+from wuxia_core.show.plots import LEGEND, LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-RESULTS = Path(__file__).parent / "results" / "objectives.csv"
-AXES = {
-    "step": "step: equal training tokens",
-    "asked": "scored tokens: equal supervision",
-    "seconds": "CPU seconds of training: equal time",
-    "wuxia": "武侠, bits per character since step 0",
-    "general": "general text, bits per character",
-}
+RESULTS = Path(__file__).parent / "results" / "objectives.parquet"
+RUN = ["condition", "ratio", "seed"]
+DOSES = {"": "step", ", equal supervised": "asked", ", equal time": "seconds"}
+SOURCES = {"wuxia": "武侠", "general": "general"}
 
 
-def read_objectives(path: str | Path) -> pd.DataFrame:
-    """Read what `benchmarks/objectives.py` wrote: a row a condition, ratio, seed and step.
+def read_runs(path: str | Path = RESULTS) -> pd.DataFrame:
+    """Read what `benchmarks/objectives.py` wrote: a row a passage, step and run, with its bits.
 
-    `wuxia` and `general` are in bits per character, changes since step 0. Raises `DataError` where
-    the file is missing or holds something else.
+    Raises `DataError` where the file is missing or holds something else.
     """
     try:
-        return since_start(pd.read_csv(path))
+        return pd.read_parquet(path, columns=[*RUN, *DOSES.values(), "document", "source", "bits",
+                                              "chars", "base_right", "tuned_right"])  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run benchmarks/objectives.py") from None
 
 
-def since_start(sums: pd.DataFrame) -> pd.DataFrame:
-    """Turn sums of bits and characters into changes of bits per character since step 0."""
-    keys, doses = ["condition", "ratio", "seed"], ["step", "asked", "seconds"]
-    table = sums.assign(bits=sums["bits"] / sums["chars"])
-    wide = table.pivot(index=[*keys, *doses], columns="source", values="bits")
-    curves = wide[["wuxia", "general"]].reset_index(doses)
-    curves[["wuxia", "general"]] -= curves.groupby(keys)[["wuxia", "general"]].transform("first")
-    return curves.reset_index()
+def curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """Take the mean of all seeds: change of bits per character since step 0, a row a step.
+
+    The index is (condition, ratio, step), the columns are `wuxia` and `general`.
+    """
+    sums = runs.groupby(["condition", "ratio", "step", "source"])[["bits", "chars"]].sum()
+    wide = (sums["bits"] / sums["chars"]).unstack()[list(SOURCES)]
+    return wide - wide.groupby(["condition", "ratio"]).transform("first")
 
 
-def objectives_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Put the end of all runs in a table: mean change of bits per character, and sd over seeds."""
-    ends = curves[curves["step"] == curves["step"].max()].groupby(["condition", "ratio"])
-    table = ends[["wuxia", "general"]].mean()
-    table = table.join(ends[["wuxia", "general"]].std().add_prefix("sd, "))
-    return table.assign(seeds=ends.size()).sort_values("wuxia").reset_index()
-
-
-def equal_learning(curves: pd.DataFrame) -> pd.DataFrame:
+def equal_learning(runs: pd.DataFrame) -> pd.DataFrame:
     """Read general text off the curves where each run has learned as much as `masked` at its end.
 
-    A row a condition and share of general text: the change of 武侠 at which `masked` ends, the
-    step where the mean curve of the condition reaches it, between two measurements, and the change
-    of general text there. Conditions that never get there are left out.
+    A row a condition and share of general text: the step where the mean curve of the condition
+    reaches the change of 武侠 at which `masked` ends, between two measurements, and the changes
+    there with intervals. Conditions that never get there are left out.
     """
     rows = []
-    for ratio, runs in curves.groupby("ratio"):
-        means = runs.groupby(["condition", "step"])[["wuxia", "general"]].mean()
+    for share, means in curves(runs).groupby("ratio"):
         goal = means.loc["masked", "wuxia"].iloc[-1]
         for name, curve in means.groupby("condition"):
-            curve = curve.droplevel("condition")
             learned = -curve["wuxia"].cummin()  # np.interp needs it to rise
             if learned.iloc[-1] >= -goal:
-                step = np.interp(-goal, learned, curve.index)
-                general = np.interp(step, curve.index, curve["general"])
-                rows.append((ratio, name, goal, round(step), general))
-    return pd.DataFrame(rows, columns=["ratio", "condition", "wuxia", "step", "general"])
+                step = np.interp(-goal, learned, curve.index.get_level_values("step"))
+                chosen = runs[(runs["condition"] == name) & (runs["ratio"] == share)]
+                rows.append((f"{share:.0%}", name, round(step), *change(chosen, "step", step)))
+    return pd.DataFrame(rows, columns=["general text", "condition", "step", *SOURCES.values()])
 
 
-def plot_objectives(
-    curves: pd.DataFrame, x: str, y: str = "wuxia", *, ratio: float = 0.1, ax: "Axes | None" = None
-) -> "Axes":
-    """Draw one of `AXES` over another by condition, the mean of all seeds.
+def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Put the end of all conditions in a table, as trained and at equal doses.
 
-    `ratio` is the share of general text in training.
+    The doses are the supervised tokens and the time of `masked`. `sd` is that of the seeds' change
+    of 武侠; `masked found` the share of masked tokens of 武侠 that are found, base to tuned.
     """
-    chosen = curves[curves["ratio"] == ratio]
-    means = chosen.groupby(["condition", "step"], as_index=False).mean(numeric_only=True)
-    lines = {name: rows.set_index(x)[y] for name, rows in means.groupby("condition")}
-    return show.plot_lines(pd.DataFrame(lines), xlabel=AXES[x], ylabel=AXES[y], ax=ax)
+    chosen, rows = runs[runs["ratio"] == share], {}
+    last = chosen[chosen["step"] == chosen["step"].max()]
+    doses = last[last["condition"] == "masked"][list(DOSES.values())].mean()
+    for name, of in chosen.groupby("condition"):
+        row = {}
+        for title, dose in DOSES.items():
+            cells = zip(SOURCES.values(), change(of, dose, doses[dose]), strict=True)
+            row |= {source + title: cell for source, cell in cells}
+        end = last[(last["condition"] == name) & (last["source"] == "wuxia")]
+        by_seed = end.groupby("seed")[["bits", "chars"]].sum()
+        found = end[["base_right", "tuned_right"]].mean()
+        row |= {"sd": (by_seed["bits"] / by_seed["chars"]).std(), "seeds": len(by_seed)}
+        row["masked found"] = "{:.1%} → {:.1%}".format(*found)
+        row["CPU s a step"] = (end["seconds"] / end["step"]).mean()
+        rows[name] = row
+    return pd.DataFrame(rows).T
+
+
+def change(runs: pd.DataFrame, dose: str, value: float) -> list[str]:
+    """Give the change of bits per character since the base at a dose, all seeds of a condition.
+
+    For each of `SOURCES`, with the 95 % interval over passages.
+    """
+    read = pd.concat([at(curve, dose, value) for _, curve in runs.groupby("seed")])
+    cells = []
+    for source in SOURCES:
+        rows = read[read["source"] == source].groupby(level=0)[["chars", "base", "tuned"]].sum()
+        sides = [rows[["chars"]].assign(bits=rows[side]) for side in ("base", "tuned")]
+        metric = Metric("bits", "bits/character", source, ratio("bits", "chars"))
+        cells.append("{delta:+.3f} [{low:+.3f}, {high:+.3f}]".format(**compare(metric, *sides, 0)))
+    return cells
+
+
+def at(curve: pd.DataFrame, dose: str, value: float) -> pd.DataFrame:
+    """Read bits of each passage off one run's curve where a dose has a value, between two steps.
+
+    A run that ends before it is read at its end.
+    """
+    steps = curve.drop_duplicates("step")
+    bits = curve.pivot(index="document", columns="step", values="bits")  # (documents, steps)
+    place = np.interp(value, steps[dose], np.arange(len(steps)))
+    low = min(int(place), len(steps) - 2)
+    mixed = bits.iloc[:, low] * (low + 1 - place) + bits.iloc[:, low + 1] * (place - low)
+    first = curve[curve["step"] == 0].set_index("document")
+    return first[["source", "chars"]].assign(base=first["bits"], tuned=mixed)
+
+
+def plot_frontier(runs: pd.DataFrame, share: float, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw learning against forgetting by condition, the mean of all seeds, from the base on."""
+    ax = show.axes(ax)
+    by_condition = curves(runs).xs(share, level="ratio").groupby("condition", sort=False)
+    for (name, curve), colour, dash in zip(by_condition, *map(cycle, LINES), strict=False):
+        ax.plot(curve["general"], curve["wuxia"], dash, color=colour, marker=".", label=name)
+    ax.plot(0, 0, "ks", markersize=9)
+    ax.set(xlabel="general text, bits per character", ylabel="武侠, bits per character")
+    ax.legend(**LEGEND)
+    return ax
 
 
 def main() -> None:
-    """Print what general text costs at equal learning."""
-    table = equal_learning(read_objectives(sys.argv[1] if len(sys.argv) > 1 else RESULTS))
-    print(table.to_string(index=False, float_format="{:+.3f}".format))
+    """Print the tables."""
+    runs = read_runs(*sys.argv[1:2])
+    print("change of bits per character\n", ends(runs, 0.1).to_string(float_format="{:.3f}".format))
+    print("\nat equal learning, by share of general text; a step below the last is on the way")
+    print(equal_learning(runs).to_string(index=False))
 
 
 if __name__ == "__main__":
