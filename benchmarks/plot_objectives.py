@@ -13,17 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.patches import Rectangle
 
 from wuxia_core import show
+from wuxia_core.config import Config
 from wuxia_core.errors import DataError, exit_status, run_command
 from wuxia_core.evaluate.statistics import Metric, compare, ratio
-from wuxia_core.show.plots import LEGEND, LINES
+from wuxia_core.masking import IGNORE_INDEX, Window
+from wuxia_core.model import document_start_id, load_tokenizer, make_collator, mask_token_id
+from wuxia_core.show.plots import LEGEND, LINES, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 RESULTS = Path(__file__).parent / "results" / "objectives.parquet"
+OBJECTIVES = ("masked", "mixed", "meap", "clm")
 RUN = ["condition", "ratio", "seed"]
 DOSES = {"": "step", ", equal supervised": "asked", ", equal time": "seconds"}
 SOURCES = {"wuxia": "武侠", "general": "general"}
@@ -132,6 +137,42 @@ def plot_frontier(runs: pd.DataFrame, share: float, *, ax: "Axes | None" = None)
     ax.plot(0, 0, "ks", markersize=9)
     ax.set(xlabel="general text, bits per character", ylabel="武侠, bits per character")
     ax.legend(**LEGEND)
+    return ax
+
+
+def plot_targets(text: str, config: Config, key: int = 0, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw what each objective makes of one text: above what goes in, below what is asked.
+
+    `key` is a draw of the masks, which are grey; `mixed` does by turns as `masked` and as `clm`.
+    """
+    tokenizer = load_tokenizer(config.model.model_name_or_path)
+    ids = [document_start_id(tokenizer), *tokenizer(text, add_special_tokens=False).input_ids]
+    window = Window(np.array(ids), np.zeros(len(ids), int), np.arange(len(ids)), key, epoch=0)
+    mask_id = mask_token_id(tokenizer, len(tokenizer))
+    ax = show.axes(ax, rows=2 * len(OBJECTIVES))
+    for number, objective in enumerate(OBJECTIVES):
+        batch = make_collator(config, tokenizer, mask_id, objective)([window])
+        rows = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+        for below, row in enumerate(rows):
+            for at, token in enumerate(row[1:]):
+                sign = tokenizer.decode([token]) if token not in (mask_id, IGNORE_INDEX) else ""
+                shade = {"facecolor": "#BBBBBB" if token == mask_id else "none", "linewidth": 0}
+                place = (at, -3 * number - below)
+                ax.add_patch(Rectangle((place[0] - 0.5, place[1] - 0.5), 1, 1, **shade))
+                ax.text(*place, drawable(sign), ha="center", va="center")
+    ax.set(xlim=(-0.5, len(ids) - 1.5), ylim=(-3 * len(OBJECTIVES) + 1.5, 0.6), xticks=[])
+    ax.set_yticks([-3 * n - 0.5 for n in range(len(OBJECTIVES))], OBJECTIVES)
+    ax.spines[["bottom", "left"]].set_visible(False)
+    return ax
+
+
+def plot_few_books(table: pd.DataFrame, figure: str, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw a figure of results/few_books.csv over passes of the tenth of a novel, by condition."""
+    tenth = table[table["text"] == "tenth of a novel"]
+    lines = tenth.pivot_table(figure, index="passes", columns="condition", sort=False)
+    ax = show.plot_lines(lines, xlabel="passes over a tenth of a novel", ylabel=figure, ax=ax)
+    ax.set_xscale("log")
+    ax.set_xticks(lines.index, [str(n) for n in lines.index], minor=False)
     return ax
 
 
