@@ -19,7 +19,9 @@ from wuxia_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-PROJECT = Path(__file__).resolve().parents[1]
+# Where configs/, data/ and notebooks/ are: in the package where a wheel was installed, else beside it.
+_PACKAGE = Path(__file__).resolve().parent
+PROJECT = _PACKAGE / "project" if (_PACKAGE / "project").is_dir() else _PACKAGE.parent
 TINY_BASE = PROJECT / "data" / "tiny_base"
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Keys of older files that are accepted and have no effect: what happens instead.
