@@ -19,7 +19,7 @@ from wuxia_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Where configs/, data/ and notebooks/ are: in the package where a wheel was installed, else beside it.
+# configs/, data/ and notebooks/ are in an installed package, and beside one in a checkout.
 _PACKAGE = Path(__file__).resolve().parent
 PROJECT = _PACKAGE / "project" if (_PACKAGE / "project").is_dir() else _PACKAGE.parent
 TINY_BASE = PROJECT / "data" / "tiny_base"

@@ -14,6 +14,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,33 +47,7 @@ PASSAGES, CHARACTERS, TOKENS = 20, 150, 128
 # Of |Δ log p| of a token, nats. With the bundled base, rounding the weights alone gave at most
 # 0.000007 (float32: the order of the sums), 0.0032 and 0.028.
 LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
-CARD = """\
----
-base_model: {base}
-language: zh
----
-# {base}, tuned to write 武侠
-
-{base} with a LoRA adapter that wuxia_core trained on (titles only): {titles}
-
-It continues text; `{start}` belongs in front of a prompt. Settings:
-
-```yaml
-{settings}```
-
-Licence: that of {base} holds for these weights too. Whether they may be passed on depends on the
-rights in the training texts as well, which this card does not grant.
-"""
-MODELFILE = '''\
-{origin}
-TEMPLATE """{start}{{{{ .Prompt }}}}"""
-PARAMETER stop "{start}"
-PARAMETER temperature {temperature}
-PARAMETER top_p {top_p}
-PARAMETER top_k 0
-PARAMETER repeat_penalty {repetition_penalty}
-PARAMETER num_predict {tokens}
-'''
+TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
 def export(
@@ -264,11 +239,11 @@ def _describe(
         titles = mixture.outline["book"][mixture.outline["split"] == TRAIN].unique()
         card["titles"] = "、".join(f"《{visible(title)}》" for title in titles)
     card["settings"] = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-    (new / "README.md").write_text(CARD.format(**card), encoding="utf-8")
+    (new / "README.md").write_text(TEXTS["card"].format(**card), encoding="utf-8")
     for path in new.glob("*.gguf"):
         adapter = f"FROM {place or base}\nADAPTER ./{path.name}"
         origin = adapter if path.name == "adapter.gguf" else f"FROM ./{path.name}"
-        text = MODELFILE.format(origin=origin, start=start, **vars(Sampling()))
+        text = TEXTS["modelfile"].format(origin=origin, start=start, **vars(Sampling()))
         (new / "Modelfile").write_text(text, encoding="utf-8")
     models.share(new, new / "README.md")
 

@@ -105,6 +105,17 @@ def replace(
         yield *match.span(), new if isinstance(new, str) else new(match)
 
 
+def join_pattern(table: dict[str, str | list[str]], name: str) -> str:
+    """Write out a pattern that stands in a table, with `%other%` for another one of it.
+
+    A list is a group of alternatives, a string stands as it is, also in a class: of
+    `{"letters": "ab", "word": ["[%letters%]+", "c"]}` `"word"` is `"(?:[ab]+|c)"`.
+    """
+    found = table[name]
+    pattern = found if isinstance(found, str) else f"(?:{'|'.join(found)})"
+    return re.sub("%([a-z_]+)%", lambda match: join_pattern(table, match[1]), pattern)
+
+
 def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
     """Find the lines in which a pattern occurs, each once."""
     end = -1

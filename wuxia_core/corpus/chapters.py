@@ -7,14 +7,16 @@ story does not reach through it, and a sentence that begins like a heading repea
 
 import math
 import re
+import tomllib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from pathlib import Path
 
 from wuxia_core.errors import DataError
-from wuxia_core.text import Edit
+from wuxia_core.text import Edit, join_pattern
 
 SECTION = 3000  # characters: length of a part where a book has no chapters
 LONGEST = 30_000  # characters: in a longer chapter some heading was hardly found
@@ -24,60 +26,21 @@ SHORT = 100  # characters: a longer front is a part; a longer note says what onl
 WINDOW = 40  # lines that look like headings may stand between two headings
 TITLE = 40  # characters of a title behind a mere number
 
-BLANK = r"[^\S\n]"
-DIGITS = (
-    "0-9０-９一二三四五六七八九十百千万萬零〇○两兩廿卅卌壹贰貳叁參肆伍陆陸柒捌玖拾佰仟Ⅰ-ⅿ①-⒛㈠-㈩"
+FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Compile a pattern of chapters.toml."""
+    return re.compile(join_pattern(FORMS, name), re.MULTILINE)
+
+
+CHAPTERS, PARTS, VOLUMES, TRUSTED = (
+    frozenset(join_pattern(FORMS, name)) for name in ("chapters", "parts", "volumes", "trusted")
 )
-NUMERAL = f"[{DIGITS}]{{1,9}}"
+HEADING, NAMED, LINE, KNOWN = map(_pattern, ("heading", "named", "line", "known"))
+OPENING, TAIL, RULED, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
+ASIDE, AUTHORS = _pattern("aside"), _pattern("authors")
 MISREAD = str.maketrans("两—－", "二一一")
-CHAPTERS, SECTIONS, VOLUMES = "章回囘囬", "节節话話幕折出夜段则則场場", "卷部集篇"
-TRUSTED = [*CHAPTERS, *"节節话話", *VOLUMES]
-PARTS = CHAPTERS + SECTIONS
-ORDINAL = rf"[第笫苐]{BLANK}*(?:[0-9]{{1,5}}\.[0-9]|[{DIGITS}OoＯ—－]{{1,9}}+){BLANK}*"
-START = rf"(?m)^{BLANK}*+(?P<sign>[^\w\s，。！？；：…“”‘’\"']{{0,8}}){BLANK}*"
-EDGE = r"(?<![^\W_卷部集篇文A-Za-z0-9])"  # of what stands before 第: 正文, VIP, 第一卷, 《…》
-BEFORE = rf"[^\n，。！？；“”]{{1,40}}?{EDGE}"
-CLOSE = r"[^\w\s，。！？；：、…—“”‘’\"'.．·•|/(（【\[《「『〈〔-]{0,4}"
-GAP = rf"(?:(?:{BLANK}|[：:、.．·•—－–_|｜/-])+|(?=[(（【\[《「『〈“])|$)"
-ASIDE = r"(?:\w\w)?感言|[请請]假[条條]|[单單]章|作品相[关關]|人物[介简][绍紹介]"  # no story
-AUTHORS = re.compile(  # what only authors do
-    "感言|作品相|人物|更新|月票|[订訂][阅閱]|[读讀]者|[书書]友|[加补補断斷]更|[请請]假(?![条條])|抱歉|作者|明[天日]"
-)
-SPECIAL = (
-    rf"(?:正文{BLANK}+)?(?:番外\w{{0,8}}篇$|(?:番外[之篇]?(?:{NUMERAL})?|楔子|引首|引[子言]|[自代]?序|序[章言幕曲]"
-    r"|前[言传傳]|尾[声聲]|最?[终終]章|大?[结結]局|[后後][记記]|跋|附[录錄]|外[传傳]|[间間]章"
-    rf"|特[别別]篇|{ASIDE}|(?P<volume>[上中下]卷|卷之?{NUMERAL})){CLOSE}{GAP}[^\n，。；]{{0,30}}$)"
-)
-HEADING = re.compile(  # but 第一回合, 第四回中 are part of a sentence
-    rf"{START}(?:(?:{BEFORE})??(?P<count>{ORDINAL}[{PARTS}{VOLUMES}]){CLOSE}"
-    rf"(?:{GAP}[^\n。]{{0,100}}(?<![。．﹒，；]){BLANK}*$"
-    r"|(?![合轴軸课課程法的了中里裡上是])[^\n，。．；：]{1,30}$)"
-    rf"|{SPECIAL})"
-)
-NAMED = re.compile(START + SPECIAL)
-LINE = re.compile(  # that may be a heading; of 第一卷 and 第一章 in one line the second counts
-    rf"{START}(?:(?P<before>{BEFORE})??(?P<ordinal>{ORDINAL})"
-    rf"(?P<unit>[{PARTS}]|(?!.{{0,40}}{EDGE}{ORDINAL}[{PARTS}])"
-    rf"(?:[{VOLUMES}]|(?(before)(?!)|[^\W\d_])))"
-    rf"|(?=.{{1,60}}$)(?P<word>[^\W_第{DIGITS}]{{0,8}}?[^\w\n，。！？；：、“”…]{{0,3}})(?:{NUMERAL}[-－—–.])?"
-    rf"(?P<number>{NUMERAL}+)(?:(?P<short>[{PARTS}])|(?![^\W_])))"
-    rf"(?P<close>{CLOSE})(?P<gap>{GAP})?(?P<title>.*)$"
-)
-KNOWN = re.compile(rf"正文|VIP|[{VOLUMES}]{NUMERAL}|{NUMERAL}[{VOLUMES}]|[》】\])]", re.IGNORECASE)
-OPENING = re.compile(  # of a story, behind a title
-    r"(?<=\S{3})\s*(?=(?:[话話却卻且][说說]|[诗詩词詞][曰云]|上回[书書])\S*[，。：；…“])"
-)
-TAIL = re.compile(
-    r"\s*(?:[（(【\[][^（()）【】\[\]\n]{0,20}(?:求[月推订訂收追首全票]|[月推荐薦]票|订阅|[0-9千万萬]字"
-    r"|大章|[第加补補].?更|打赏|盟主|VIP)[^（()）【】\[\]\n]{0,20}[）)】\]]\s*)+$"
-)
-RULED = re.compile(
-    rf"\s*\n{BLANK}*[-=—─━＝*~]{{3,}}\s*\n{BLANK}*(?=[^\n，。！？：；“”]{{1,30}}$)", re.M
-)
-INLINE = re.compile(  # the title ends where there are two blanks
-    rf"(?m)(?<=[。！？”」])(?P<before>[ 　]+)第{NUMERAL}[回章節节][ 　][^\s。！？]{{1,20}}"
-    r"(?:[ 　][^\s。！？]{1,20})?(?:[ 　]*$|(?P<after>[ 　]{2,}))"
-)
 
 
 @dataclass(eq=False)
@@ -137,7 +100,7 @@ def _cuts(text: str) -> list[tuple[int, _Line]]:
     for start, line in sorted(({line.start: line for line in named} | marks).items(), reverse=True):
         below, after = cuts[-1] if cuts else (len(text), _Line(0, 0))
         if line.family:
-            opens = line in chosen or line.family[-1] in [*VOLUMES]
+            opens = line in chosen or line.family[-1] in VOLUMES
         else:  # 楔子, but not in a table of contents
             opens = line.trusted and not HEADING.match(text, line.end + 1)
         if len(text[line.end : min(below, line.end + SHORT)].strip()) < LONE:
@@ -154,7 +117,7 @@ def _lines(text: str) -> Iterator[_Line]:
         unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
         end = match.start("title") + _title_length(match["title"])
         title = text[match.start("title") : end].strip()
-        known, glued = unit in [*PARTS, *VOLUMES], bool(title) and match["gap"] is None
+        known, glued = unit in PARTS | VOLUMES, bool(title) and match["gap"] is None
         prose = bool(re.search("[。；]|[，：．﹒]$", title))
         sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
         nameless = not match["unit"] and (prose or len(title) > TITLE)
@@ -162,8 +125,8 @@ def _lines(text: str) -> Iterator[_Line]:
             continue
         digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
         form = (match["sign"][:1], digits.isdecimal(), glued or (match["gap"] or "").strip()[:1])
-        parts = unit in [*PARTS] or (word and word.isascii())
-        rank = 0 if match["unit"] in [*CHAPTERS] else 1 if parts else 2
+        parts = unit in PARTS or (word and word.isascii())
+        rank = 0 if match["unit"] in CHAPTERS else 1 if parts else 2
         family = (rank, unit) if unit else (rank, word, *form)
         bare = not match["before"] or bool(KNOWN.search(match["before"]))
         trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
@@ -310,7 +273,7 @@ def headings(text: str) -> Iterator[Edit]:
     for match in INLINE.finditer(text):
         edits += [(*match.span(blanks), "\n") for blanks in ("before", "after") if match[blanks]]
     for _, line in _cuts(text):
-        rest = re.compile(rf"{BLANK}*(?=\S)").match(text, line.end)
+        rest = re.compile(r"[^\S\n]*(?=\S)").match(text, line.end)
         if rest and text[line.end] != "\n":
             edits.append((*rest.span(), "\n"))
         elif tail := TAIL.search(text, line.start, line.end):
@@ -322,12 +285,12 @@ def headings(text: str) -> Iterator[Edit]:
 
 def asides(text: str) -> Iterator[Edit]:
     """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
-    if re.search(ASIDE, text):
+    if ASIDE.search(text):
         known = (match.start() for match in HEADING.finditer(text))
         starts = {*known, *(line.start for _, line in _cuts(text)), len(text)}
         for start, end in pairwise(sorted(starts)):
             heading = text[start:end].strip().partition("\n")[0]
-            aside = re.search(rf"(?<!\w)(?:{ASIDE})(?!\w)", heading) and len(heading) < TITLE
+            aside = re.search(rf"(?<!\w){ASIDE.pattern}(?!\w)", heading) and len(heading) < TITLE
             longest = SECTION if AUTHORS.search(text, start, end) else SHORT
             if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
                 yield start, end, ""

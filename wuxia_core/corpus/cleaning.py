@@ -15,7 +15,7 @@ from statistics import mode
 
 from wuxia_core.corpus import noise
 from wuxia_core.corpus.chapters import HEADING, asides, headings, table_of_contents
-from wuxia_core.corpus.encodings import garbled, mojibake
+from wuxia_core.corpus.encodings import STANDARD, garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
 
@@ -33,11 +33,6 @@ ESCAPES = {"\\n": "\n", "\\u3000": "　"}
 BREAKS = re.compile(r"<br\b|(?<!，)<(?:/?p|/?div|/tr)\b", re.IGNORECASE)
 LONG_LINE = 500  # characters: of a longer one a sentence is looked at
 
-# Where GB18030-2000, which Python has, put into private use what GB18030-2022 gives a place.
-STANDARD = dict(zip(map(chr, range(0xE78D, 0xE797)), "︐︒︑︓︔︕︖︗︘︙", strict=True)) | dict(
-    zip("\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864\ue816\ue817\ue818\ue831\ue83b\ue855",
-        "龴龵龶龷龸龹龺龻𠂇𠂉𠃌𡗗𢦏𤇾", strict=True)
-)  # fmt: skip
 LINE = re.compile(r"^.*\S", re.MULTILINE)
 ENDED = "".join(SENTENCE_END) + r"\s"
 RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDED}]\n)|(?<=[^{ENDED}][{BLANK}]\n))")
@@ -106,7 +101,7 @@ def _is_stray(text: str, start: int, end: int) -> bool:
 
 def private_use(text: str) -> Iterator[Edit]:
     """Private-use characters that GB18030-2022 gives a place; others, and □, are kept, counted."""
-    return replace(PRIVATE_USE, lambda match: STANDARD.get(match.group(), match.group()), text)
+    return replace(PRIVATE_USE, lambda match: match.group().translate(STANDARD), text)
 
 
 def blank_lines(text: str) -> Iterator[Edit]:

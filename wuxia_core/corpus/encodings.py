@@ -8,6 +8,7 @@ import codecs
 import functools
 import logging
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,14 @@ from wuxia_core.text import CJK_TEXT, Edit, codes
 
 logger = logging.getLogger(__name__)
 
-# Other kinds of files, by what they begin with; some have it 60 bytes later.
-MAGIC = {
-    b"PK\x03\x04": ".zip", b"PK\x05\x06": ".zip", b"%PDF": ".pdf", b"{\\rtf": ".rtf",
-    b"\xd0\xcf\x11\xe0": ".doc", b"BOOKMOBI": ".mobi", b"\x89\x9b\x9a\xde": ".umd",
-    b"ITSF": ".chm", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z", b"\x1f\x8b\x08": ".gz",
-}  # fmt: skip
+DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+MAGIC = {mark.encode("latin-1"): kind for mark, kind in DATA["magic"].items()}
+COMMON = "".join(DATA["common"])
+WIDEST = {name: widest for widest, names in DATA["widest"].items() for name in names}
+SIGNS = str.maketrans(*DATA["big5hkscs_signs"])
+STANDARD = str.maketrans(*DATA["gb18030_2022"])
 
-# Sense. Half of what is written, in old prose and new, in either script, are these characters.
-COMMON = (
-    "的不一是之人了我有以在他也为来这而子说上大中得时于其着者道所自生可个国到们你那然去此里无文下"
-    "后事出地如天学家要就十又能年心见二知她三日与过多同和只作么好都已想会看当则起书小言前成明用还"
-    "今本方法相将行经意没至因何四从种亦先便面回样太老正外两等但五非主世实分对王发故名民西现把情头"
-    "话儿即命使曰云问字公些真未什必几月长声若身理义论力女死很间定教开进做己门及东吗呢啊爲來這說時"
-    "於個國們裏無後學見與過麼會當則書還將經沒從種樣兩實對發現頭話兒雲問幾長聲義論間開進門東嗎麽説"
-    "，。：；？！、“”‘’「」『』《》（）…—āáǎàēéěèīíǐìōóǒòūúǔùǖǘǚǜü"
-)
+# Sense.
 # Controls, ㄅㄆㄇ, Han, private use: rare unless they are everyday.
 RARE = ((0, 9), (14, 32), (0x3100, 0x3130), (0x3400, 0xA000), (0xE000, 0xFB00), (0x20000, 0x32000))
 BROKEN = -5  # of a character that cannot be decoded
@@ -43,12 +36,6 @@ BROKEN = -5  # of a character that cannot be decoded
 # Encodings.
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")
 ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")
-# What web pages mean by a name (the Encoding Standard of WHATWG): the widest of a family.
-WIDEST = dict.fromkeys(
-    ("gb2312", "gbk", "x-gbk", "gb_2312", "gb_2312-80", "csgb2312"), "gb18030"
-) | dict.fromkeys(("big5", "cp950", "cn-big5", "x-x-big5"), "big5hkscs")
-# Where Big5-HKSCS has another sign than Big5 as everybody writes it.
-SIGNS = str.maketrans("•､∼♁☉／＼¥¢£‾￭", "‧﹑～⊕⊙∕﹨￥￠￡¯▓")
 SAMPLE = 49_152  # bytes at the beginning that tell; lines in another encoding are found later
 MOST_BROKEN = 0.001  # share of characters: more than that undecodable, and it is not this encoding
 ANY_BROKEN = 0.1  # share: with more it is another encoding, and no byte is worth a thought

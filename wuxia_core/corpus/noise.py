@@ -10,39 +10,27 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from itertools import accumulate, chain, pairwise
+from pathlib import Path
 
 import numpy as np
 
 from wuxia_core.corpus.chapters import HEADING
-from wuxia_core.text import HAN, Edit, codes, lines_with, replace
+from wuxia_core.text import HAN, Edit, codes, join_pattern, lines_with, replace
 
 BLANK = " \t　"
 SITE = "㐀"  # stands for each character of a site's name
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'．﹒")
 
-DATA = tomllib.loads(resources.files(__package__).joinpath("noise.toml").read_text("utf-8"))
-
-
-@functools.cache
-def part(name: str) -> str:
-    """Join the alternatives of a pattern, with the patterns that it names."""
-    joined = "|".join(_alternatives(name))
-    return re.sub("%([a-z_]+)%", lambda match: f"(?:{part(match[1])})", joined)
-
-
-def _alternatives(name: str) -> list[str]:
-    if name == "lines":
-        return [form["pattern"] for form in DATA["lines"]]
-    found: str | list[str] = DATA["patterns"][name]
-    return found.split() if isinstance(found, str) else found
+DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+PATTERNS = {name: x.split() if isinstance(x, str) else x for name, x in DATA["patterns"].items()}
+PATTERNS["lines"] = [form["pattern"] for form in DATA["lines"]]
 
 
 @functools.cache
 def pattern(name: str) -> re.Pattern[str]:
     """Compile a pattern of noise.toml."""
-    return re.compile(part(name), re.MULTILINE)
+    return re.compile(join_pattern(PATTERNS, name), re.MULTILINE)
 
 
 @functools.cache
@@ -51,7 +39,7 @@ def _anywhere(*names: str) -> re.Pattern[str]:
 
     Most begin with two Chinese characters, and few places have two such.
     """
-    words = [re.sub(r"\(\?<?!.*?\)", "", word) for name in names for word in _alternatives(name)]
+    words = [re.sub(r"\(\?<?!.*?\)", "", word) for name in names for word in PATTERNS[name]]
     words = [word for word in dict.fromkeys(words) if word[0] not in "[%"]
     pairs = [word for word in words if re.match(f"[{HAN}]{{2}}", word)]
     first, second = ("".join({word[n] for word in pairs}) for n in (0, 1))
@@ -164,7 +152,7 @@ def watermarks(text: str) -> Iterator[Edit]:
     """Addresses, names of sites and calls to readers inside a sentence, which is left whole."""
     signs = map(re.escape, pattern("signs").findall(_characters(text)))
     sites = _sites(text)
-    signed = re.compile("|".join((part("signed"), sites.pattern, *signs)))
+    signed = re.compile("|".join((pattern("signed").pattern, sites.pattern, *signs)))
     for line_start, line_end in sorted({*_marked(text), *lines_with(signed, text)}):
         line = sites.sub(_site, text[line_start:line_end])
         if _is_ad(line):
