@@ -69,9 +69,7 @@ def invisible(text: str) -> Iterator[Edit]:
 
 def lookalikes(text: str) -> Iterator[Edit]:
     """Rare blanks and radicals become the ordinary characters that they look like: ⼈ is 人."""
-    return replace(
-        pattern("lookalike"), lambda match: unicodedata.normalize("NFKC", match.group()), text
-    )
+    return replace(pattern("lookalike"), lambda x: unicodedata.normalize("NFKC", x[0]), text)
 
 
 def spaces(text: str) -> Iterator[Edit]:
@@ -106,9 +104,7 @@ def private_use(text: str) -> Iterator[Edit]:
 
 def blank_lines(text: str) -> Iterator[Edit]:
     """Empty lines: a paragraph is a line."""
-    for match in BLANK_LINES.finditer(text):
-        start, end = match.span()
-        yield start, end, "" if start == 0 or end == len(text) else "\n"
+    return replace(BLANK_LINES, lambda x: "\n" * (x.start() > 0 and x.end() < len(text)), text)
 
 
 def quotes(text: str) -> Iterator[Edit]:

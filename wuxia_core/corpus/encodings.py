@@ -22,9 +22,9 @@ from wuxia_core.text import CJK_TEXT, Edit, codes
 logger = logging.getLogger(__name__)
 
 DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-MAGIC = {mark.encode("latin-1"): kind for mark, kind in DATA["magic"].items()}
+MAGIC: dict[bytes, str] = {mark.encode("latin-1"): kind for mark, kind in DATA["magic"].items()}
 COMMON = "".join(DATA["common"])
-WIDEST = {name: widest for widest, names in DATA["widest"].items() for name in names}
+WIDEST: dict[str, str] = {x: widest for widest, names in DATA["widest"].items() for x in names}
 SIGNS = str.maketrans(*DATA["big5hkscs_signs"])
 STANDARD = str.maketrans(*DATA["gb18030_2022"])
 

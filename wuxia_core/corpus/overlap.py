@@ -271,9 +271,8 @@ class HeldOutNgrams:
 
     def update(self, text: str) -> None:
         """Note the runs of a training text."""
-        known, places = _find(
-            self._known, distinct(_grams(text))
-        )  # sorted: found three times faster
+        runs = distinct(_grams(text))  # sorted: found three times faster
+        known, places = _find(self._known, runs)
         self._seen[places[known]] = True
 
     def shared(self, text: str) -> Flags:
