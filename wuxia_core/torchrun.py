@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from wuxia_core.config import PROJECT
 from wuxia_core.errors import (
     BUG,
     SIGNALS,
@@ -31,6 +32,8 @@ from wuxia_core.run import how_to_measure, newest_whole
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 JOIN = 120  # seconds that machines wait for each other
 TOGETHER = 2  # seconds within which failures may come of each other
+# A wheel has no script, but a module.
+LAUNCHER = "launch_ddp.py" if (PROJECT / "launch_ddp.py").is_file() else "-m launch_ddp"
 logger = logging.getLogger(__name__)
 
 
@@ -173,7 +176,7 @@ def describe_saved(folder: Path, processes: int) -> str:
     checkpoint = newest_whole(folder)
     left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
     config = quote(str(folder / "config.yaml"))
-    return f"{left}; go on: python launch_ddp.py --config {config} --nproc {processes} --resume"
+    return f"{left}; go on: python {LAUNCHER} --config {config} --nproc {processes} --resume"
 
 
 def with_next_step(ended: Ended, folder: Path, processes: int) -> Ended:
