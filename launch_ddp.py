@@ -1,13 +1,15 @@
 """From novels to an adapter: mix, check, train under torchrun, evaluate, report.
 
 python launch_ddp.py                                         the sample, on two CPU cores
+python launch_ddp.py --novels FOLDER --general FOLDER        your own texts, into output/NAME
 python launch_ddp.py --config configs/qwen3_8b_2x4090.yaml   the real recipe, one process a GPU
-python launch_ddp.py --config my.yaml --set data.data_dir=novels --nproc 1
+python launch_ddp.py --config my.yaml --set training.seed=7 --nproc 1
 python launch_ddp.py --config my.yaml --plan                 its memory, hours and cost
 python launch_ddp.py --config my.yaml --resume               go on with a run that was stopped
 """
 
 import argparse
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
+STEPS = 400  # of the tiny model on own novels: minutes, however many they are
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -24,6 +27,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="YAML file (default: configs/sample.yaml)")
+    parser.add_argument("--novels", metavar="FOLDER", help="your novels (data.data_dir)")
+    parser.add_argument("--general", metavar="FOLDER", help="general text (data.general_file)")
+    parser.add_argument("--name", help="run into output/NAME (default: as the folder of novels)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--nproc", type=int, help="processes here (default: one a GPU, 2 without)")
     parser.add_argument("--nnodes", type=int, default=1, help="machines that train together")
@@ -49,6 +55,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.nproc is not None and options.nproc < 1:
         parser.error(f"--nproc {options.nproc}: must be at least 1")
     return options
+
+
+def settings(options: argparse.Namespace) -> list[str]:
+    """Write --novels, --general and --name as settings; those of --set come behind and win."""
+    chosen: dict[str, object] = {}
+    if options.novels:
+        chosen["data.data_dir"] = options.novels
+    if options.novels and options.config is None:  # the sample's general text is not theirs
+        chosen["data.general_file"] = "null"
+        if not any(each.startswith("training.num_train_epochs=") for each in options.set):
+            chosen["training.max_steps"] = STEPS
+    if options.general:
+        chosen["data.general_file"] = options.general
+    if name := options.name or (options.novels and Path(options.novels).resolve().name):
+        safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "novels"
+        chosen["data.processed_data_file"] = f"data/mixed/{safe}"
+        chosen["training.output_dir"] = f"output/{safe}"
+    return [*(f"{key}={value}" for key, value in chosen.items()), *options.set]
 
 
 def plan(options: argparse.Namespace, config: Config) -> None:
@@ -81,7 +105,7 @@ def train(options: argparse.Namespace, config: Config) -> None:
     """Train, evaluate and report."""
     from wuxia_core import preflight, run, torchrun
 
-    named = bool(options.config or options.rdzv_endpoint) or any(
+    named = bool(options.config or options.name or options.rdzv_endpoint) or any(
         s.startswith("training.output_dir=") for s in options.set
     )
     here = preflight.process_count(options.nproc)
@@ -125,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> None:
     """Do what the flags ask for."""
-    config = load_config(SAMPLE if options.config is None else options.config, options.set)
+    config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)
         return

@@ -5,6 +5,7 @@ The message of every one of these says what, where and what to do; no traceback 
 
 import argparse
 import errno
+import functools
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ from wuxia_core.text import visible
 
 STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # each asks a run to stop
+HUB_SECONDS = 6  # that the hub may take to answer
 SECRET = re.compile(r"[^/\s:@]+:[^/\s@]+(?=@)|\bhf_\w+")
 
 
@@ -117,6 +120,34 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
+@functools.cache
+def hub_fault() -> str:
+    """Say why the hub does not answer, if so; from then on only its cache is looked at.
+
+    Its own library would try again for a minute, at each file and in each process.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError
+
+    if constants.is_offline_mode():
+        return ""
+    faults = [f"no answer within {HUB_SECONDS} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT)
+            faults[0] = ""
+        except HTTPError as error:
+            faults[0] = str(error)
+
+    asking = Thread(target=ask, daemon=True)  # a name server may take longer than any time-out
+    asking.start()
+    asking.join(HUB_SECONDS)
+    if faults[0]:
+        constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+    return faults[0]
+
+
 def run_command(main: Callable[[], int]) -> None:
     """Be a command: log in plain lines, survive without a terminal, end with a status.
 
@@ -126,7 +157,8 @@ def run_command(main: Callable[[], int]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Presentable())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # the hub's, older and newer
+        logging.getLogger(client).setLevel(logging.WARNING)
     for number in heeded_signals():
         signal.signal(number, signal.default_int_handler)
     sys.exit(main())

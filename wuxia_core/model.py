@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from wuxia_core.config import Config, ModelConfig, load_config, locate
-from wuxia_core.errors import ConfigError, DataError, MachineError, lacks_memory
+from wuxia_core.errors import ConfigError, DataError, MachineError, hub_fault, lacks_memory
 from wuxia_core.masking import Corruption, MaskCollator, SpanMasker
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def load_base(
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are named
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel
-    base, found = _fetch(name, load)
+    base, found = fetch(name, load)
     if wrong := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
         what = f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}"
         raise MachineError(f"the model {name} is not whole: {what}; get it anew")
@@ -132,7 +132,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase
-    tokenizer = _fetch(name, partial(AutoTokenizer.from_pretrained, **TRUST))
+    tokenizer = fetch(name, partial(AutoTokenizer.from_pretrained, **TRUST))
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ConfigError(f"model.model_name_or_path {name}: no fast tokenizer with an end of text")
     return tokenizer
@@ -147,12 +147,14 @@ def tokenizer_files(name: str) -> list[Path]:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(_fetch(name, partial(snapshot_download, allow_patterns=TOKENIZER_FILES)))
+        folder = Path(fetch(name, partial(snapshot_download, allow_patterns=TOKENIZER_FILES)))
     return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
 
 
-def _fetch(name: str, load: Callable[[str], Any]) -> Any:
+def fetch(name: str, load: Callable[[str], Any]) -> Any:
+    """Load from a folder, or from the hub; `MachineError` where neither has it."""
     path = locate(name)
+    silent = "" if path.is_dir() else hub_fault()
     try:
         return load(str(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -160,7 +162,7 @@ def _fetch(name: str, load: Callable[[str], Any]) -> Any:
             raise
         there = "present" if path.is_dir() else "missing"
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        first = str(error).strip().splitlines()[0]
+        first = silent or str(error).strip().splitlines()[0]
         raise MachineError(
             f"cannot load the model {name}: tried the folder {path} ({there}) and {hub} "
             f"({first}).\nDownload it where there is a network and name its folder: in a config as "

@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -28,6 +29,7 @@ import torch.distributed as dist
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from wuxia_core import model, run
@@ -46,13 +48,25 @@ from wuxia_core.errors import (
     make_output_expendable,
     presentable,
 )
-from wuxia_core.mixing import held_out_windows, open_run_mixture, train_windows
+from wuxia_core.messages import messages
+from wuxia_core.mixing import (
+    VALIDATION,
+    Mixture,
+    held_out_windows,
+    open_run_mixture,
+    shuffled,
+    train_windows,
+)
 from wuxia_core.preflight import held_out_limits, save_steps
+from wuxia_core.text import visible
+from wuxia_core.write import Sampling, continued, encode_prompt, seeded
 
 NOT_TRAINERS = {
     "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
 }  # fmt: skip
 
+OPENINGS, OPENING = 3, 20  # what is continued at each measurement, and characters of each
+PASSAGE = 40  # tokens that are written after each
 NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")  # not ncclRemoteError
 
 
@@ -141,6 +155,8 @@ def make_trainer(
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
         callbacks.append(loop.KeepBest(folder, config.training.early_stopping_patience))
+        prompts = openings(mixture, config.training.seed)
+        callbacks.append(Passages(folder, tokenizer, prompts))
     adapted = model.add_adapter(base, config.model, mask_id)
     if config.training.compile:
         model.compile_layers(adapted)
@@ -156,6 +172,49 @@ def make_trainer(
     trainer.facts = facts
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+class Passages(TrainerCallback):
+    """Continue the same openings with the same draws at every measurement: the style comes.
+
+    The first rank does it alone. They are shown, and are a row of `metrics.jsonl`: `passages`, each
+    with its `prompt` and `text`; those of step 0 are the base's.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any, prompts: list[str]) -> None:
+        self._folder, self._tokenizer, self._prompts = folder, tokenizer, prompts
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """Write them in the precision of the training, drawn apart from the training's numbers."""
+        if not state.is_world_process_zero:
+            return
+        rows = [encode_prompt(self._tokenizer, prompt, chat=False) for prompt in self._prompts]
+        settings = Sampling(PASSAGE).settings() | {"min_new_tokens": PASSAGE}
+        half = torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
+        with half, seeded(model, args.seed), torch.compiler.set_stance("force_eager"):
+            texts = continued(model, self._tokenizer, rows, settings)
+        pairs = list(zip(self._prompts, texts, strict=True))
+        passages = [{"prompt": prompt, "text": text} for prompt, text in pairs]
+        row = {"step": state.global_step, "time": time.time(), "passages": passages}
+        run.append(self._folder, row)
+        said = messages("training")["measured"]
+        lines = [said.format(step=state.global_step, bits=metrics[loop.JUDGED_BY])]
+        lines += [f"  {_line(prompt)[-12:]} → {_line(text)[:24]}" for prompt, text in pairs]
+        tqdm.write("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
+def openings(mixture: Mixture, seed: int) -> list[str]:
+    """Take the first sentence or so of three held-out chapters of 武侠, drawn by key."""
+    outline = mixture.outline
+    there = outline.index[(outline["source"] == "wuxia") & (outline["split"] == VALIDATION)]
+    texts = mixture.texts(shuffled(there, seed, "held out")[:OPENINGS])
+    return [text[:OPENING] for text in texts]
 
 
 def main() -> None:

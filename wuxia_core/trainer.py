@@ -27,27 +27,48 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from wuxia_core import run
 from wuxia_core.errors import MachineError, NonFiniteError, heeded_signals
 from wuxia_core.masking import IGNORE_INDEX, MaskCollator
+from wuxia_core.messages import messages
 from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, LOGITS, LOSS_LOGITS, write_adapter
 
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 WARM_UP, TIMED_STEPS = 2, 20
 JUDGED_BY = "eval_wuxia_bits_per_char"
 Flags = npt.NDArray[np.bool_]
 
 
-class Progress(ProgressCallback):
-    """The bar alone, with the newest losses behind it; all figures are in `metrics.jsonl`."""
+class Progress(TrainerCallback):
+    """One bar for the whole training, on the first rank; all figures are in `metrics.jsonl`."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Draw it, from the step on that a run goes on from."""
+        elsewhere = not state.is_world_process_zero
+        how = {"initial": state.global_step, "dynamic_ncols": True, "bar_format": BAR}
+        self._bar = tqdm(total=state.max_steps, disable=elsewhere, **how)
+        self._said = messages("training")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move on."""
+        self._bar.set_description(self._said["steps"], refresh=False)
+        self._bar.update()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say that held-out text is measured, and count the seconds meanwhile."""
+        self._bar.set_description(self._said["measuring"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the losses of this row."""
-        if self.training_bar is not None:
-            losses = {name: f"{logs[name]:,.3f}" for name in logs if name.endswith("loss")}
-            self.training_bar.set_postfix(losses)
+        """Show the newest loss."""
+        if "loss" in logs:
+            self._bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave it as it is."""
+        self._bar.close()
 
 
 class FirstSteps(TrainerCallback):

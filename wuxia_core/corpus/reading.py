@@ -34,8 +34,11 @@ ADVICE = {kind: what for what, kinds in (
      ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
     ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
     ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
+    ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
 UNKNOWN = "if it is a book, save it as .txt"
+GENERAL = re.compile("(?<![a-z])(general|wiki|baike)|通用|维基|百科|语料")
+NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
 SHOWN = 3  # names in a warning
 BLOCK = 32_000_000  # bytes read at a time
 
@@ -72,7 +75,8 @@ def find_files(
 ) -> list[File]:
     """List the novels below `data_dir`, the general text and what is left out, each by its path.
 
-    Neither a lexicon nor a file called general.txt or lexicon.txt is a novel.
+    Neither a lexicon nor a file called general.txt or lexicon.txt is a novel; one that is called
+    like general text, such as wiki.txt, is left out.
 
     `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
     suffix, a general text's is its stem; where two would have the same, the later is numbered.
@@ -156,6 +160,8 @@ def _look_into(path: Path, root: Path, source: str = "", *also: str) -> Iterator
             wrong = wrong or f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
         wrong = wrong if name == str(inside / member) else "its name is not UTF-8; rename it"
         wrong = "describes a folder" if last == "readme.md" else wrong
+        if not (wrong or source or last == "general.txt") and GENERAL.search(name.lower()):
+            wrong = NO_NOVEL
         if not (IGNORED.search(last) or (wrong and last[0] == ".")):
             what = source or ("general" if last == "general.txt" else "wuxia")
             yield File(path, "" if wrong else what, "", name, member, wrong)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pandas as pd
+from tqdm import tqdm
 
 from wuxia_core.config import Config
 from wuxia_core.mixing import Mixture, shuffled
@@ -95,13 +96,15 @@ class EvalContext(NamedTuple):
     ) -> Iterator[Sequence[T]]:
         """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts.
 
-        `what` goes into the warning where that was too short.
+        `what` stands beside their bar, and in the warning where that was too short.
         """
         minutes = self.config.evaluation.minutes or float("inf")
         end = time.monotonic() + 60 * share * minutes
-        for start in range(0, len(items), size):
-            if start and time.monotonic() > end:
-                done = f"{start} of {len(items)}"
-                logger.warning("%s: %s within evaluation.minutes %g", what, done, minutes)
-                return
-            yield items[start : start + size]
+        with tqdm(desc=what, total=len(items), leave=False) as bar:
+            for start in range(0, len(items), size):
+                if start and time.monotonic() > end:
+                    done = f"{start} of {len(items)}"
+                    logger.warning("%s: %s within evaluation.minutes %g", what, done, minutes)
+                    return
+                yield items[start : start + size]
+                bar.update(size)

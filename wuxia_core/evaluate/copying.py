@@ -53,7 +53,8 @@ def overlap(
     for n in SEEDS:
         rest = [t if row[-1] < n else "" for t, row in zip(squeezed, found, strict=True)]
         index = _index(rest, n)
-        for title, text in tqdm(documents() if index else (), "copying", leave=False):
+        training = documents() if index else ()
+        for title, text in tqdm(training, "compared with training text", leave=False):
             document = _squeeze(text)
             for at in range(len(document) - n + 1):
                 for number, start in index.get(document[at : at + n], ()):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
@@ -129,7 +128,7 @@ def predictions(
     most = LOGITS // model.config.vocab_size  # labels
     rows = list(_split(rows, most))
     size = max(1, min(tokens, most) // max((len(ids) for _, ids, _ in rows), default=1))
-    for start in tqdm(range(0, len(rows), size), "scoring", leave=False):
+    for start in range(0, len(rows), size):
         numbers, ids, labelled = zip(*rows[start : start + size], strict=True)
         batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -60,8 +60,10 @@ def mix(config: Config) -> Mixture:
                     shutil.rmtree(kept)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
-        why = "data.general_ratio is 0" if not config.data.general_ratio else "data.general_file"
-        logger.warning("no general text: nothing protects the model against 降智 (see %s)", why)
+        what = "no general text: nothing protects the model from forgetting what it knows (降智)"
+        remedy = "name some as --general or data.general_file"
+        remedy = remedy if config.data.general_ratio else "raise data.general_ratio"
+        logger.warning("%s; %s", what, remedy)
     return mixture
 
 
@@ -196,7 +198,7 @@ def _read(reports: list[corpus.FileReport], texts: Texts, settings: DataConfig) 
     """Read and clean all files; what became of each goes into its report."""
     skip = frozenset(settings.skip_cleaning) | (set() if settings.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
-    for report in tqdm(reports, "reading", unit="file"):
+    for report in tqdm(reports, "reading", unit="file", leave=False):
         name = report.file.place.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):

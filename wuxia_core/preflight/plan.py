@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from wuxia_core import mixing
 from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError, MachineError
-from wuxia_core.model import LESS_MEMORY, LOGITS, LOSS_LOGITS
+from wuxia_core.model import LESS_MEMORY, LOGITS, LOSS_LOGITS, fetch
 
 Range = npt.NDArray[np.float64]  # (2,), at least and at most
 GIB = 2**30
@@ -89,10 +90,10 @@ def read_shape(config: ModelConfig) -> Shape | None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        settings = AutoConfig.from_pretrained(str(locate(name)), trust_remote_code=False)
+        settings = fetch(name, partial(AutoConfig.from_pretrained, trust_remote_code=False))
         with torch.device("meta"):  # shapes without values
             return shape_of(AutoModelForCausalLM.from_config(settings))
-    except (OSError, ValueError, AttributeError, ImportError, StrictDataclassError):
+    except (MachineError, ValueError, AttributeError, ImportError, StrictDataclassError):
         return None  # the tokenizer's loading says what is wrong
 
 

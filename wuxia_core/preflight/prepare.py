@@ -146,8 +146,11 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
     if wanted > there:
         batch += f": each of {there} windows {wanted / there:.0f} times a step; lower it"
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
+    novels = mixture.outline[mixture.outline["source"] == "wuxia"]
+    books = novels.groupby("book")["characters"].sum().sort_values(ascending=False).index
     return (
         f"effective batch {wanted:,} = {batch}\n"
+        f"read as novels: {len(books)}, the largest {', '.join(books[:5])}\n"
         f"training text: {shares}\n"
         f"held out: {mixture.preparation['held_out']}"
     )
