@@ -16,6 +16,7 @@ from pathlib import Path
 from wuxia_core import mixing
 from wuxia_core.config import PROJECT, Config, load_config
 from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
+from wuxia_core.messages import messages
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
 STEPS = 400  # of the tiny model on own novels: minutes, however many they are
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> None:
     """Do what the flags ask for."""
+    print(messages("training")["looking"])
     config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)

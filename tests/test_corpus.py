@@ -52,6 +52,17 @@ def test_general_text_and_own_folders_are_never_novels(tmp_path):
     assert paths["general"] == {"General.TXT", "general.txt", "子/general.txt", "通用/y.txt"}
 
 
+@pytest.mark.parametrize("name", ["my_general.txt", "通用语料.txt", "zhwiki/aa.txt", "百科.jsonl"])
+def test_general_text_that_nobody_named_is_left_out_and_what_to_do_is_said(tmp_path, name, caplog):
+    for each in ("将军令 The Generals.txt", name):
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).write_text(PROSE, encoding="utf-8")
+    files = {file.name: file for file in find_files(tmp_path, None)}
+    assert files["将军令 The Generals.txt"].source == "wuxia" and not files[name].source
+    assert caplog.text.count("left out") == 1
+    assert name in caplog.text and "name it as --general or data.general_file" in caplog.text
+
+
 def test_an_empty_folder_says_so(tmp_path):
     with pytest.raises(DataError, match="no novel in it"):
         find_files(tmp_path, None)

@@ -415,10 +415,10 @@ def test_best_strength_learns_most_with_general_text_kept_and_nothing_copied():
 def test_a_budget_of_time_cuts_the_samples(config, caplog):
     config.evaluation.minutes = 1e-9
     context = EvalContext(None, None, None, config)
-    assert list(context.within_budget("numbers seen", range(10), 4, share=0.5)) == [range(4)]
-    assert "numbers seen: 4 of 10 within evaluation.minutes 1e-09" in caplog.text
+    assert list(context.within_budget("questions asked", range(10), 4, share=0.5)) == [range(4)]
+    assert "questions asked: 4 of 10 within evaluation.minutes 1e-09" in caplog.text
     config.evaluation.minutes = None
-    assert len(list(context.within_budget("numbers seen", range(10), 4, share=0.5))) == 3
+    assert len(list(context.within_budget("questions asked", range(10), 4, share=0.5))) == 3
 
 
 def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):

@@ -59,6 +59,17 @@ def test_the_sample_run_trained_every_layer(short_run):
     assert load_file(short_run[0] / "mask_row.safetensors")["mask_row"].shape == (1, 256)
 
 
+def test_the_same_openings_are_continued_at_each_measurement(short_run):
+    folder, printed = short_run
+    rows = [row for row in run.read_rows(folder) if "passages" in row]
+    assert [row["step"] for row in rows] == [0, 6, 12]
+    asked = [[passage["prompt"] for passage in row["passages"]] for row in rows]
+    assert asked[0] == asked[1] == asked[2] and len(set(asked[0])) == 3
+    first, *_, last = ([passage["text"] for passage in row["passages"]] for row in rows)
+    assert first != last and all(first + last)
+    assert f" → {first[0][:4]}" in printed and f" → {last[0][:4]}" in printed
+
+
 @pytest.mark.slow
 def test_the_sample_run_learned(sample_run):
     folder, printed = sample_run
@@ -153,6 +164,45 @@ def test_nothing_to_train_on_is_said_and_ends_with_3(launch, tmp_path, name, con
     assert status == 3, error
     assert said in error and "Traceback" not in error
     assert not (tmp_path / "mixture").exists()
+
+
+def chosen(*arguments):
+    options = launch_ddp.parse([*arguments])
+    config = load_config(options.config or launch_ddp.SAMPLE, launch_ddp.settings(options))
+    data, training = config.data, config.training
+    return data.data_dir, data.general_file, data.processed_data_file, training.output_dir
+
+
+def test_own_texts_and_a_name_take_one_command(tmp_path):
+    mine = chosen("--novels", "我的 小说/", "--general", "wiki")
+    assert mine == ("我的 小说/", "wiki", "data/mixed/我的-小说", "output/我的-小说")
+    assert chosen("--novels", "a", "--name", "../b")[1:] == (None, "data/mixed/b", "output/b")
+    own = str(tmp_path / "my.yaml")
+    Path(own).write_text("data: {general_file: mine.jsonl}")
+    assert chosen("--config", own, "--novels", "a")[:2] == ("a", "mine.jsonl")
+    assert chosen("--novels", "a", *settings("data.data_dir=c", "training.output_dir=d"))[::3] == (
+        "c", "d")  # fmt: skip
+
+
+def test_own_novels_are_not_held_against_the_samples_general_text(launch, tmp_path, capsys):
+    (tmp_path / "shelf").mkdir()
+    for number in range(12):
+        text = "".join(f"第{n}剑，{number}号客人拔剑而起，又坐下了。\n" for n in range(3000))
+        (tmp_path / "shelf" / f"{number}.txt").write_text(text, encoding="utf-8")
+    assert launch_ddp.main(["--novels", "shelf", "--plan"]) == 0
+    printed = capsys.readouterr()
+    assert f"the run: {launch_ddp.STEPS} steps" in printed.out and not printed.err
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
+    (tmp_path / "my.yaml").write_text(f"data: {{data_dir: {PROJECT}/data/sample}}\n")
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    finished = subprocess.run(
+        [sys.executable, str(PROJECT / "launch_ddp.py"), "--config", "my.yaml"],
+        cwd=tmp_path, env=os.environ | hub, capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 5
+    assert finished.stderr.count("refused") == 1 and "Retrying" not in finished.stderr
 
 
 def test_a_finished_run_is_never_overwritten(launch, tmp_path):

@@ -15,10 +15,11 @@ from transformers import TrainerState
 
 from wuxia_core import run
 from wuxia_core import train as stage
-from wuxia_core.config import PROJECT
+from wuxia_core.config import PROJECT, ModelConfig
 from wuxia_core.errors import DeviceLost, MachineError, NonFiniteError, RankLost
 from wuxia_core.masking import masked_this_epoch
 from wuxia_core.mixing import mix
+from wuxia_core.model import add_adapter, load_base
 from wuxia_core.preflight import save_steps
 from wuxia_core.run import append, read_rows
 from wuxia_core.trainer import (
@@ -247,6 +248,21 @@ def test_a_resumed_run_remembers_what_was_measured_before_its_checkpoint(tmp_pat
     state, _, _ = measured(tmp_path, 2, at0=1.0, at10=6.0, at20=6.1)
     keep(tmp_path, 10)
     assert measured(tmp_path, 2, state, at30=6.2)[1:] == ([], [30])
+
+
+def test_passages_are_written_by_the_first_process_and_draw_nothing_of_the_training(
+    tmp_path, tokenizer
+):
+    model = add_adapter(load_base("data/tiny_base", "float32"), ModelConfig(), 8000).eval()
+    passages = stage.Passages(tmp_path, tokenizer, ["剑光一闪", "雨夜"])
+    numbers = torch.get_rng_state()
+    for first in (False, True):
+        state, args = TrainerState(is_world_process_zero=first), SimpleNamespace(seed=7)
+        passages.on_evaluate(args, state, None, model, {JUDGED_BY: 6.9})
+    assert torch.equal(torch.get_rng_state(), numbers)
+    (row,) = read_rows(tmp_path)
+    assert [passage["prompt"] for passage in row["passages"]] == ["剑光一闪", "雨夜"]
+    assert all(passage["text"] for passage in row["passages"])
 
 
 def keep(folder, step):

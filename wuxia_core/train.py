@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 from wuxia_core import model, run
 from wuxia_core import trainer as loop
@@ -113,6 +114,8 @@ def train(options: Namespace) -> loop.SpanTrainer:
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
     # transformers 5.24 has a new name for it, which 5.23 does not know.
     warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+    if int(os.environ.get("RANK", 0)):
+        disable_progress_bar()  # the first process draws for all
     args, stop = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
     callbacks = [stop, loop.Progress(), loop.StopOnNonFinite()]
@@ -210,11 +213,11 @@ def _line(text: str) -> str:
 
 
 def openings(mixture: Mixture, seed: int) -> list[str]:
-    """Take the first sentence or so of three held-out chapters of 武侠, drawn by key."""
+    """Take what comes first, behind the title, in three held-out chapters of 武侠, drawn by key."""
     outline = mixture.outline
     there = outline.index[(outline["source"] == "wuxia") & (outline["split"] == VALIDATION)]
     texts = mixture.texts(shuffled(there, seed, "held out")[:OPENINGS])
-    return [text[:OPENING] for text in texts]
+    return [(text.partition("\n")[2] or text).lstrip()[:OPENING] for text in texts]
 
 
 def main() -> None:

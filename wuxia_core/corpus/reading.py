@@ -37,7 +37,7 @@ ADVICE = {kind: what for what, kinds in (
     ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
 UNKNOWN = "if it is a book, save it as .txt"
-GENERAL = re.compile("(?<![a-z])(general|wiki|baike)|通用|维基|百科|语料")
+GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")  # in a name
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
 SHOWN = 3  # names in a warning
 BLOCK = 32_000_000  # bytes read at a time

@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.config import Config
+from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, shuffled
 from wuxia_core.model import LOGITS, leave_casts_to_autocast
 from wuxia_core.write import continued
@@ -96,11 +97,11 @@ class EvalContext(NamedTuple):
     ) -> Iterator[Sequence[T]]:
         """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts.
 
-        `what` stands beside their bar, and in the warning where that was too short.
+        `what` names their bar, and the warning where that was too short.
         """
         minutes = self.config.evaluation.minutes or float("inf")
         end = time.monotonic() + 60 * share * minutes
-        with tqdm(desc=what, total=len(items), leave=False) as bar:
+        with tqdm(desc=messages("bars")[what], total=len(items), leave=False) as bar:
             for start in range(0, len(items), size):
                 if start and time.monotonic() > end:
                     done = f"{start} of {len(items)}"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.statistics import FEWEST, Metric, Row, compare, group_difference
+from wuxia_core.messages import messages
 from wuxia_core.mixing import TRAIN, VALIDATION
 from wuxia_core.model import document_start_id
 
@@ -54,7 +55,7 @@ def overlap(
         rest = [t if row[-1] < n else "" for t, row in zip(squeezed, found, strict=True)]
         index = _index(rest, n)
         training = documents() if index else ()
-        for title, text in tqdm(training, "compared with training text", leave=False):
+        for title, text in tqdm(training, messages("bars")["copying"], leave=False):
             document = _squeeze(text)
             for at in range(len(document) - n + 1):
                 for number, start in index.get(document[at : at + n], ()):

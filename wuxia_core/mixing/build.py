@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wuxia_core import corpus
 from wuxia_core.config import Config, DataConfig, locate
 from wuxia_core.errors import ConfigError, DataError
+from wuxia_core.messages import messages
 from wuxia_core.mixing import store, windows
 from wuxia_core.mixing.holdout import describe_split, split, with_whole_folders
 from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION, Mixture, Texts
@@ -198,7 +199,7 @@ def _read(reports: list[corpus.FileReport], texts: Texts, settings: DataConfig) 
     """Read and clean all files; what became of each goes into its report."""
     skip = frozenset(settings.skip_cleaning) | (set() if settings.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
-    for report in tqdm(reports, "reading", unit="file", leave=False):
+    for report in tqdm(reports, messages("bars")["reading"], leave=False):
         name = report.file.place.name
         encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
         for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
@@ -227,7 +228,8 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
     index = corpus.DuplicateIndex()
     novels = outline["source"] == "wuxia"
     if config.data.deduplicate:
-        for row in tqdm(outline.itertuples(), "looking for duplicates", len(outline), leave=False):
+        said = messages("bars")["duplicates"]
+        for row in tqdm(outline.itertuples(), said, len(outline), leave=False):
             book = row.book if row.source == "wuxia" else None
             index.add(texts[row.Index], book, row.chapter)
     same_books = index.same_books()
@@ -241,7 +243,6 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
         if not (rows["split"] == TRAIN).any():
             logger.warning("data.weights: %s is not trained on, so its weight does nothing", book)
     held_out = describe_split(outline, config.data.val_ratio)
-    logger.info("held out: %s", held_out)
     copies = [asdict(same) for same in same_books]
     return {"same_books": copies, "repeated_paragraphs": repeats, "held_out": held_out}
 
@@ -268,7 +269,7 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
     """Take out of held-out text what stands in training text too; say what was found and left."""
     train, held_out = (outline.index[outline["split"] == name] for name in (TRAIN, VALIDATION))
     ngrams = corpus.HeldOutNgrams(texts[number] for number in held_out)
-    for number in tqdm(train, "comparing with held-out text", unit="document", leave=False):
+    for number in tqdm(train, messages("bars")["leakage"], leave=False):
         ngrams.update(texts[number])
     found, left = corpus.Leakage(), corpus.Leakage()
     for number in held_out:

@@ -22,6 +22,7 @@ from wuxia_core.config import DataConfig
 from wuxia_core.corpus import File, Segmenter, gather
 from wuxia_core.errors import DataError
 from wuxia_core.masking import Bools, Ints, Tokens, Window
+from wuxia_core.messages import messages
 from wuxia_core.mixing.store import TRAIN, Texts, hash_key
 from wuxia_core.model import document_start_id
 
@@ -59,7 +60,7 @@ def write_chunks(
     `characters` and `copies`. Returns the chunks, and which share of the characters they are.
     """
     rows, characters = [], 0
-    bar = tqdm(documents.itertuples(), "tokenizing", len(documents), unit="document", leave=False)
+    bar = tqdm(documents.itertuples(), messages("bars")["tokenizing"], len(documents), leave=False)
     encoded = encode(texts[number] for number in documents.index)
     for document, (ids, starts) in zip(bar, encoded, strict=True):
         first = files[1].tell() - HEADER  # a byte a token

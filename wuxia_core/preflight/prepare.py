@@ -10,9 +10,10 @@ import torch
 from wuxia_core import model
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
+from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
 from wuxia_core.preflight import plan
-from wuxia_core.run import open_folder
+from wuxia_core.run import open_folder, step_of
 from wuxia_core.torchrun import Processes
 
 
@@ -45,7 +46,8 @@ def prepare_run(
             raise MachineError(f"this machine has not the memory for it; {model.LESS_MEMORY}")
         check_disk(folder, plan.checkpoint_bytes(config, shape))
     open_folder(config, mixture, folder)
-    print(f"training into {folder}" + (f", from {start.name} on" if start else ""))
+    step = step_of(start) if start else 0
+    print(messages("training")["into"].format(folder=folder, step=step))
 
 
 def forecast(config: Config, processes: int | None) -> str:
