@@ -170,7 +170,6 @@ def _read_once(
         rows = [_file_row(report) for report in reports]
         _write_json(new / store.PREPARATION, {"files": rows, **found})
         _write_json(new / store.MANIFEST, wanted)
-    logger.info("what was read is kept in %s until it is mixed", kept)
     return kept
 
 
