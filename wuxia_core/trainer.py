@@ -67,7 +67,8 @@ class Progress(TrainerCallback):
             self._bar.set_postfix_str(f"loss {logs['loss']:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave it as it is."""
+        """Leave it as it is after the last step."""
+        self._bar.set_description(self._said["steps"])
         self._bar.close()
 
 
