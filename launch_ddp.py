@@ -130,16 +130,15 @@ def train(options: argparse.Namespace, config: Config) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Evaluate, write the report and say what came out, on one machine."""
-    from wuxia_core import evaluate, report, run
+    """Evaluate, write the page of the run and say what came out, on one machine."""
+    from wuxia_core import evaluate, page, run
 
     if not run.is_main_launcher(folder):
         print("trained; the machine that started the first process evaluates")
         return
     print("evaluating base and tuned on held-out text")
     card = evaluate.evaluate(folder, echo=print)
-    page = report.run("05_evaluate_adapter", {"output_dir": str(folder)}, folder / "reports")
-    print(f"\n{evaluate.closing_words(card, page)}")
+    print(f"\n{evaluate.closing_words(card, page.write_page(folder, card))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

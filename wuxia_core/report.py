@@ -1,16 +1,17 @@
-"""Run a notebook with parameters and export it as one HTML file that opens offline.
+"""One HTML file that opens offline: of a run, or of a notebook executed with parameters.
 
+    python -m wuxia_core.report output/sample                             output/sample/index.html
     python -m wuxia_core.report 05_evaluate_adapter -p output_dir output/sample
 
-papermill accepts a misspelt parameter in silence, and pastes its name in as code: names are
-checked against the notebook first.
+A run that has no scorecard yet is evaluated first. papermill accepts a misspelt parameter in
+silence, and pastes its name in as code: names are checked against the notebook first.
 """
 
+import argparse
 import logging
 import os
 import re
 from pathlib import Path
-from string import Template
 from tempfile import TemporaryDirectory
 
 import mistune
@@ -20,7 +21,6 @@ from nbclient.exceptions import DeadKernelError
 
 from wuxia_core.config import PROJECT, read_value
 from wuxia_core.errors import (
-    SECRET,
     ConfigError,
     DataError,
     MachineError,
@@ -29,11 +29,13 @@ from wuxia_core.errors import (
     raise_machine_error,
     run_command,
 )
+from wuxia_core.evaluate import evaluate
+from wuxia_core.messages import messages
+from wuxia_core.page import public, render, say, write_page
 from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
-PAGE = Path(__file__).with_suffix(".html")
-ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
+HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)
 
 
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
@@ -75,7 +77,7 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
         there = there or "none in an installed package; use a checkout (pip install -e .)"
-        raise ConfigError(f"no notebook {source.stem}; there are: {there}")
+        raise ConfigError(f"no run folder and no notebook {source.stem}; there are: {there}")
     known = papermill.inspect_notebook(source)
     for name in parameters.keys() - known.keys():
         raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
@@ -88,47 +90,54 @@ def export(executed: Path) -> Path:
     """Write HTML without scripts, under a policy that would refuse them; return its path.
 
     A page may be sent around: nothing secret is in it, and of an absolute path the last name alone.
-    Markdown keeps its tags as text, and loses links that run; one to a notebook becomes one to its
-    report.
+    Code is folded away; what was logged, and warnings of libraries, are left out. Markdown keeps
+    its tags as text, and loses links that run; one to a notebook becomes one to its report.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
+    cells, fold = nbformat.read(executed, 4).cells, messages("report")["code"]
     body = ""
-    for cell in nbformat.read(executed, 4).cells:
+    for cell in cells:
         if cell.cell_type == "markdown":
             body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
         elif cell.cell_type == "code":
-            outputs = "".join(map(_output_html, cell.outputs))
-            body += f"<pre>{escape(_public(cell.source))}</pre>{outputs}"
-    page, template = executed.with_suffix(".html"), Template(PAGE.read_text(encoding="utf-8"))
-    page.write_text(template.substitute(title=escape(executed.stem), body=body), encoding="utf-8")
+            code = f"<details><summary>{fold}</summary><pre>{say(cell.source)}</pre></details>"
+            body += code + "".join(map(_output_html, cell.outputs))
+    heading = HEADING.search("\n".join(c.source for c in cells if c.cell_type == "markdown"))
+    page = executed.with_suffix(".html")
+    title = escape(heading[1] if heading else executed.stem)
+    page.write_text(render(title, body), encoding="utf-8")
     return page
 
 
 def _output_html(output: nbformat.NotebookNode) -> str:
     """Draw an output as HTML, picture or text, the first of them that it has; nothing that runs."""
+    if output.get("name") == "stderr":
+        return ""
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "text/html" in data:
-        return f"<div>{_public(data['text/html'])}</div>"
+        return f"<div>{public(data['text/html'])}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
     # Of a progress bar only its last state.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
-    return f"<pre>{escape(_public(text))}</pre>"
-
-
-def _public(text: str) -> str:
-    """Leave out secrets, and the folders of absolute paths."""
-    return ABOVE.sub("", SECRET.sub("***", text))
+    return f"<pre>{say(text)}</pre>"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
     parser = command_line("wuxia_core.report", __doc__)
-    parser.add_argument("notebook", help="stem of a file in notebooks/, such as 02_see_masks")
+    parser.add_argument("what", help="run folder, or stem of a notebook, such as 02_see_masks")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", type=Path, default="output/reports", help="folder (%(default)s)")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: print(run(options.notebook, dict(options.p), options.out)))
+    return exit_status(lambda: print(_make(parser.parse_args(arguments))))
+
+
+def _make(options: argparse.Namespace) -> Path:
+    """Make the page that is asked for."""
+    folder = Path(options.what)
+    if (folder / "config.yaml").is_file() and not options.p:
+        return write_page(folder, evaluate(folder))
+    return run(options.what, dict(options.p), options.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The mask X-ray: what the model answers where a token is hidden, base and tuned side by side."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MEAN = ratio("sum", "count")
 STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}  # of the masked tokens
+OPENINGS = 12
+WHOLE_SENTENCES = re.compile(r".{,180}[。！？”」\n]|.{,180}", re.DOTALL)  # of an opening
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
 
@@ -161,6 +164,28 @@ def recovery(context: EvalContext) -> list[Row]:
             accuracy = Metric(f"masked_accuracy{name}", "share of masked tokens", source, MEAN)
             rows.append(_row(accuracy, "right", chosen, context.seed))
     return rows
+
+
+def shown_passage(context: EvalContext) -> dict[str, Any]:
+    """X-ray the openings of held-out chapters; give the one where tuning found most tokens more.
+
+    Returns
+    -------
+    `text`, its `tokens` as in `XRay.tokens`, and `of` how many openings it was chosen; nothing
+    where none is long enough for a mask.
+    """
+    documents = context.documents("wuxia", VALIDATION, limit=OPENINGS)
+    openings = [WHOLE_SENTENCES.match(text) for text in context.mixture.texts(documents)]
+    texts = [opening.group() for opening in openings if opening]
+    bounds = {"window": context.config.data.max_length, "tokens": context.pass_tokens}
+    masker = SpanMasker(seed=context.seed)
+    with suppress(DataError):
+        tokens = xray(context.model, context.tokenizer, texts, masker, **bounds).tokens
+        gain = tokens["tuned_right"].astype(int) - tokens["base_right"]
+        best = int(gain.groupby(tokens["text"]).sum().idxmax())
+        rows = tokens[tokens["text"] == best].assign(text=0).to_dict("records")
+        return {"text": texts[best], "tokens": rows, "of": len(texts)}
+    return {}
 
 
 def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from wuxia_core.config import TINY_BASE, EvaluationConfig, load_config, locate
 from wuxia_core.errors import MachineError, raise_machine_error
 from wuxia_core.evaluate.context import EvalContext, training_precision
 from wuxia_core.evaluate.copying import FLAGGED, score_extraction
-from wuxia_core.evaluate.recovery import recovery
+from wuxia_core.evaluate.recovery import recovery, shown_passage
 from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Row
 from wuxia_core.evaluate.strength import best_strength, frontier
@@ -32,7 +32,7 @@ from wuxia_core.messages import messages
 from wuxia_core.text import visible
 
 CARD, PARTS = "scorecard.json", ".scorecard"
-FORMAT = 5  # raise it when the scorecard's content changes, so that older ones are measured anew
+FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
 FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
 
 Card = dict[str, Any]
@@ -59,6 +59,7 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
         writing = _kept(parts, "writing", lambda: score_generations(context, passages))
         metrics += writing.pop("metrics")
         metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
+        card["passage"] = _kept(parts, "passage", lambda: shown_passage(context))
         card["strengths"] = _kept(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
     card |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
@@ -188,7 +189,7 @@ def closing_words(card: Card, report: Path | None = None) -> str:
     rows, folder = _by_name(card), card["adapter"]
     sentences = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
     sentences.append(copied(card))
-    page = report or f"{folder}/reports"
+    page = report or f"python -m wuxia_core.report {shlex.quote(folder)}"
     said = messages("next")
     after = [said["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
     if (best := card.get("best_strength")) not in (None, 1):

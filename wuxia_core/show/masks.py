@@ -12,6 +12,7 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import XRay
 from wuxia_core.masking import KEPT, MASKED, RANDOM, SINGLE, SPAN, UNCHANGED, Kinds, SpanMasker
+from wuxia_core.messages import messages
 from wuxia_core.mixing import Encoder
 from wuxia_core.model import load_tokenizer
 from wuxia_core.text import NO_MATH, escape, visible
@@ -28,7 +29,7 @@ ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
 SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
-RIGHT, WRONG = "3px solid rgb(0,114,178)", "1px dotted currentcolor"
+LEGEND = [("single", SINGLE, True), ("span", SPAN, True), ("wrong", SPAN, False)]
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
 
@@ -163,33 +164,51 @@ def mark_tokens(
 
 
 class XRayView(NamedTuple):
-    """One text under the X-ray, by each model, as it shows itself in notebooks."""
+    """One text under the X-ray, by each model, as it shows itself in notebooks.
+
+    Above each masked token stands the model's first guess; the token is filled where it is right.
+    """
 
     xray: XRay
     text: int = 0  # its place in `xray.texts`
 
     def _repr_html_(self) -> str:
-        shown = [(f" {bits} ", bits, False) for bits in (0, 4, 8, 12, 16)] + [("right", 0, True)]
-        legend = _html(Segment(n, style=_heat_style(bits, ok)) for n, bits, ok in shown)
-        columns = map(self._column, self.xray.models)
-        return in_columns(columns, f"bits {legend} · guesses are in the tooltips")
+        said = messages("xray")
+        marks = [(said[name], kind, ok) for name, kind, ok in LEGEND]
+        legend = " · ".join(_ruby(name, "", _guess_style(kind, ok)) for name, kind, ok in marks)
+        return in_columns(map(self._column, self.xray.models), legend)
 
     def _column(self, model: str) -> tuple[str, str]:
-        """Draw a model's losses; of tokens that share a character the first counts."""
+        """Draw a model's guesses; of tokens that share a character the first counts."""
+        said = messages("xray")
         tokens = self.xray.tokens[self.xray.tokens["text"] == self.text]
         tokens = tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
-        bits, hits = tokens[["bits", "right"]].astype(float).mean()
-        text, marks = self.xray.texts[self.text], []
-        for row in tokens[::-1].itertuples():
-            token, right = text[row.start : row.end], "right" if row.right else "wrong"
+        text, body, done = self.xray.texts[self.text], "", 0
+        for row in tokens.itertuples():
+            if row.start < done:
+                continue
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
-            tip = f"{token}: {NAMES[row.kind]}, {row.bits:.2f} bits, {right} · {best}"
-            look = Segment("", style=_heat_style(row.bits, row.right), tip=tip)
-            marks.append((row.start, row.end, look))
-        head = f"<b>{model}</b>, {bits:.2f} bits a token, {hits:.0%} right"
-        return head, _html(_segments(text, marks))
+            tip = f"{NAMES[row.kind]}, {row.bits:.2f} bits · {best}"
+            token, look = text[row.start : row.end], _guess_style(row.kind, row.right)
+            body += escape(text[done : row.start]) + _ruby(token, row.guesses[0][0], look, tip)
+            done = row.end
+        figures = {
+            "right": tokens["right"].sum(),
+            "all": len(tokens),
+            "bits": tokens["bits"].mean(),
+        }
+        head = f"<b>{said[model]}</b> {said['found'].format(**figures)}"
+        return head, body + escape(text[done:])
 
 
-def _heat_style(bits: float, right: bool) -> str:
-    heat = 0.55 * min(1.0, bits / 16)  # 16 bits and more have the deepest colour
-    return f"background:rgba(213,94,0,{heat:.2f});border-bottom:{RIGHT if right else WRONG}"
+def _guess_style(kind: int, right: bool) -> str:
+    fill = FILL[kind] if right else "transparent"
+    return f"background:{fill};border-bottom:{LINE[kind]};color:inherit"
+
+
+def _ruby(token: str, guess: str, style: str, tip: str = "") -> str:
+    """Write a guess above a token; a line break shows as an arrow."""
+    shown, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
+    small = "font-size:12px;line-height:1.2;color:inherit"
+    mark = f'<ruby title="{escape(tip)}" style="{style}">{shown}<rt style="{small}">{above}</rt>'
+    return f"{mark}</ruby>" + "\n" * token.count("\n")

@@ -1,0 +1,249 @@
+"""One page of a run, which opens offline in any browser and may be sent around.
+
+It is made of what lies in the run folder and its mixture; no model is loaded where there is a
+scorecard. Nothing secret is on it, and of an absolute path the last name alone.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wuxia_core import show
+from wuxia_core.config import Config, load_config
+from wuxia_core.errors import SECRET, raise_machine_error
+from wuxia_core.evaluate import XRay, closing_words
+from wuxia_core.messages import language, messages
+from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
+from wuxia_core.text import escape
+
+PAGE = "index.html"
+TEMPLATE = Path(__file__).with_name("report.html")
+ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
+PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
+PATHS |= {"processed_data_file"}
+MOST_FILES = 60
+SIZE = (4.2, 3.3)  # inches; a phone shows them as wide as they are
+# What matplotlib writes: the parts that are no drawing, its colours, and those of the page.
+NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
+COLOURS = {"#000000": "currentColor", "#0072b2": "var(--blue)", "#d55e00": "var(--orange)"}
+
+Card = dict[str, Any]
+
+
+def write_page(folder: Path, card: Card) -> Path:
+    """Write `index.html` into a run folder, in the reader's language; return its path.
+
+    `card` is the run's scorecard. Raises `DataError` where the run's metrics or its mixture are
+    gone, `MachineError` where the folder cannot be written.
+    """
+    config = load_config(folder / "config.yaml")
+    mixture = open_run_mixture(folder, config.data.processed_data_file)
+    metrics = show.read_metrics(folder)
+    said, facts = messages("page"), _facts(card, config, mixture, metrics)
+    sections = {
+        "passage": _passage(card),
+        "verdict": _verdict(card),
+        "written": _written(card),
+        "course": _course(card, metrics),
+        "texts": _texts(mixture),
+        "settings": _settings(config),
+        "table": _table(card),
+    }
+    drawn = [
+        f'<section id="{name}"><h2>{said["heads"][name]}</h2>'
+        f"<p>{said['leads'][name].format(**facts)}</p>{html}</section>"
+        for name, html in sections.items()
+    ]
+    title, about = (say(said[name].format(**facts)) for name in ("title", "about"))
+    body = f"<header><h1>{title}</h1><p>{about}</p></header>{''.join(drawn)}"
+    page = folder / PAGE
+    with raise_machine_error(str(folder)):
+        page.write_text(render(title, body, about), encoding="utf-8")
+    return page
+
+
+def say(text: object) -> str:
+    """Make text fit for a page: escaped, without secrets and the folders of absolute paths."""
+    return escape(public(str(text)))
+
+
+def public(text: str) -> str:
+    """Leave out secrets, and the folders of absolute paths."""
+    return ABOVE.sub("", SECRET.sub("***", text))
+
+
+def render(title: str, body: str, about: str = "") -> str:
+    """Put HTML into the page that all reports share, under a policy that refuses scripts."""
+    code = "zh-Hans" if language() == "zh" else "en"
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=title, body=body, about=about, language=code)
+
+
+def _facts(card: Card, config: Config, mixture: Mixture, metrics: pd.DataFrame) -> dict[str, Any]:
+    """Gather the figures that the messages of the page have places for."""
+    outline, rows = mixture.outline, {(row["name"], row["source"]): row for row in card["metrics"]}
+    trained = outline[outline["split"] == TRAIN]
+    sizes = trained.groupby("source")["characters"].sum()
+    books = trained.loc[trained["source"] == "wuxia", "book"].nunique()
+    found = rows["masked_accuracy", "wuxia"]
+    shares = {name: "–" if found[name] is None else f"{found[name]:.0%}" for name in PAIR}
+    return {
+        "base_model": card["base"],
+        "books": books,
+        "wuxia": int(sizes.get("wuxia", 0)),
+        "general": int(sizes.get("general", 0)),
+        "steps": int(metrics["step"].max()),
+        "of": card["passage"].get("of", 0),
+        "prompts": len(card["passages"]),
+        "objective": config.training.objective,
+        **shares,
+    }
+
+
+PAIR = ("base", "tuned")
+
+
+def _passage(card: Card) -> str:
+    """Draw the X-ray of the chosen passage."""
+    if not card["passage"]:
+        return _none("passage")
+    tokens = pd.DataFrame(card["passage"]["tokens"])
+    return str(show.XRayView(XRay((card["passage"]["text"],), tokens, PAIR))._repr_html_())
+
+
+def _none(name: str) -> str:
+    return f"<p>{messages('page')['none'][name]}</p>"
+
+
+def _verdict(card: Card) -> str:
+    """Say in three sentences what was learned, forgotten and copied."""
+    sentences = closing_words(card).partition("\n\n")[0].splitlines()
+    asked = messages("page")["asked"].values()
+    pairs = zip(asked, map(say, sentences), strict=True)
+    return "<dl>" + "".join(f"<dt>{dt}</dt><dd>{dd}</dd>" for dt, dd in pairs) + "</dl>"
+
+
+def _written(card: Card) -> str:
+    """Put three passages of base and tuned beside each other, below their prompts."""
+    heads = messages("columns")
+    return "".join(
+        f'<h3 lang="zh-Hans">{say(row.prompt)}……</h3><div class="pair" lang="zh-Hans">'
+        + "".join(f"<p><b>{heads[name]}</b>{say(getattr(row, name))}</p>" for name in PAIR)
+        + "</div>"
+        for row in show.side_by_side(card, 3).itertuples()
+    )
+
+
+def _course(card: Card, metrics: pd.DataFrame) -> str:
+    """Draw strengths, learning against forgetting, and the course of training."""
+    said = messages("page")["series"]
+    bits = {f"eval_{name}_bits_per_char": said[name] for name in ("wuxia", "general")}
+    losses = {f"eval_{name}_loss": said[name] for name in ("wuxia", "general")}
+    measured = len(metrics.reindex(columns=[*bits]).dropna())
+    plots: dict[str, Callable[[Axes], object] | None] = {
+        "strengths": (lambda ax: show.plot_strengths(card, ax=ax)) if card["strengths"] else None,
+        "forgetting": (lambda ax: show.plot_forgetting(metrics, ax=ax)) if measured else None,
+        "bits": lambda ax: show.plot_metric(metrics, bits, ylabel="", ax=ax),
+        "losses": lambda ax: show.plot_metric(
+            metrics, losses | {"loss": said["loss"]}, ylabel="", ax=ax
+        ),
+    }
+    return f'<div class="plots">{"".join(_figure(*each) for each in plots.items())}</div>'
+
+
+def _figure(name: str, plot: Callable[[Axes], object] | None) -> str:
+    """Draw a plot as SVG in the colours and the font of the page, below its title."""
+    said = messages("page")["plots"][name]
+    if plot is None:
+        return f"<figure><h3>{said['title']}</h3>{_none('plot')}</figure>"
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
+        figure = Figure(SIZE, layout="constrained")
+        ax = figure.subplots()
+        plot(ax)
+        ax.set(xlabel=said["x"], ylabel=said["y"])
+        if legend := ax.get_legend():
+            legend.remove()
+        if len(handles := ax.get_legend_handles_labels()[0]) > 1:
+            figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.savefig(file, format="svg", transparent=True)
+        drawn = NO_DRAWING.sub("", file.getvalue())
+    for theirs, ours in COLOURS.items():
+        drawn = drawn.replace(theirs, ours)
+    body = drawn.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
+    box = " ".join(f"{72 * inches:g}" for inches in SIZE)
+    svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{said["title"]}">{body}'
+    return f"<figure><h3>{said['title']}</h3>{svg}<figcaption>{said['about']}</figcaption></figure>"
+
+
+def _texts(mixture: Mixture) -> str:
+    """List the files, novels first: size, what cleaning took out, and what became of each."""
+    said, files = messages("page"), mixture.preparation["files"]
+    files = sorted(files, key=lambda file: (file["source"] == "general", -file["characters"]))
+    fates = _fates(mixture)
+    rows = []
+    for file in files[:MOST_FILES]:
+        why = file["refused"] and said["fates"]["refused"].format(why=say(file["refused"]))
+        title = f"{say(file['path'])}<br><small>{why or fates.get(file['book'], '')}</small>"
+        removed = sum(rule["removed"] for rule in file["cleaning"].values())
+        rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
+    more = len(files) - len(rows)
+    rest = f"<p>{said['more'].format(more=more)}</p>" if more else ""
+    return _rows(said["files"].values(), rows) + rest + _cleaned(mixture)
+
+
+def _fates(mixture: Mixture) -> dict[str, str]:
+    """Say of each book whether it was trained on, held out, or left out as a copy of another."""
+    said, outline = messages("page")["fates"], mixture.outline
+    held_out = outline["characters"].where(outline["split"] == VALIDATION, 0)
+    sizes = outline.assign(held_out=held_out).groupby("book")[["characters", "held_out"]].sum()
+    shares = sizes["held_out"] / sizes["characters"]
+    states = {book: {0: "train", 1: "validation"}.get(x, "part") for book, x in shares.items()}
+    fates = {book: said[state].format(share=shares[book]) for book, state in states.items()}
+    return fates | {
+        same["book"]: said["copy"].format(share=same["share"], kept=say(same["kept"]))
+        for same in mixture.preparation["same_books"]
+    }
+
+
+def _cleaned(mixture: Mixture) -> str:
+    """Name what the rules of cleaning did in all files, the most first."""
+    said, rules = messages("page"), messages("rules")
+    done = [
+        said["cleaned"].format(rule=rules[row.rule], places=row.places, removed=row.removed)
+        for row in show.cleaning_table(mixture).itertuples()
+    ]
+    return f"<p>{said['cleaning'].format(done=said['between'].join(done))}</p>" if done else ""
+
+
+def _rows(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Make a table of HTML."""
+    first = "".join(f"<th>{head}</th>" for head in heads)
+    rest = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="rows"><tr>{first}</tr>{rest}</table>'
+
+
+def _settings(config: Config) -> str:
+    """List the settings that differ from their defaults; paths say nothing to others."""
+    usual = dict(Config())
+    rows = [
+        [f"<code>{section}.{key}</code>", say(value), say(getattr(usual[section], key))]
+        for section, keys in config
+        for key, value in keys
+        if section != "plan" and key not in PATHS and value != getattr(usual[section], key)
+    ]
+    return _rows(messages("page")["keys"].values(), rows) if rows else _none("settings")
+
+
+def _table(card: Card) -> str:
+    """Fold the whole scorecard away."""
+    table = show.table(show.scorecard_table(card)).format(precision=3, na_rep="")
+    shown = public(table.set_uuid("card").to_html())
+    return f"<details><summary>{messages('page')['fold']}</summary>{shown}</details>"
