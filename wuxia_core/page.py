@@ -12,12 +12,12 @@ from string import Template
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wuxia_core import show
-from wuxia_core.config import Config, load_config
+from wuxia_core.config import TINY_BASE, Config, load_config, locate
 from wuxia_core.errors import SECRET, raise_machine_error
 from wuxia_core.evaluate import XRay, closing_words
 from wuxia_core.messages import language, messages
@@ -128,15 +128,16 @@ def _verdict(card: Card) -> str:
     sentences = closing_words(card).partition("\n\n")[0].splitlines()
     asked = messages("page")["asked"].values()
     pairs = zip(asked, map(say, sentences), strict=True)
-    return "<dl>" + "".join(f"<dt>{dt}</dt><dd>{dd}</dd>" for dt, dd in pairs) + "</dl>"
+    return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
 
 
 def _written(card: Card) -> str:
     """Put three passages of base and tuned beside each other, below their prompts."""
-    heads = messages("columns")
-    return "".join(
+    heads, tiny = messages("columns"), locate(card["base"]).resolve() == TINY_BASE.resolve()
+    warning = f"<p>{messages('passages')['tiny']}</p>" if tiny else ""
+    return warning + "".join(
         f'<h3 lang="zh-Hans">{say(row.prompt)}……</h3><div class="pair" lang="zh-Hans">'
-        + "".join(f"<p><b>{heads[name]}</b>{say(getattr(row, name))}</p>" for name in PAIR)
+        + "".join(f"<p><b>{heads[name]}</b>{say(getattr(row, name))}……</p>" for name in PAIR)
         + "</div>"
         for row in show.side_by_side(card, 3).itertuples()
     )
@@ -148,8 +149,9 @@ def _course(card: Card, metrics: pd.DataFrame) -> str:
     bits = {f"eval_{name}_bits_per_char": said[name] for name in ("wuxia", "general")}
     losses = {f"eval_{name}_loss": said[name] for name in ("wuxia", "general")}
     measured = len(metrics.reindex(columns=[*bits]).dropna())
+    some = len(card["strengths"]) > 1
     plots: dict[str, Callable[[Axes], object] | None] = {
-        "strengths": (lambda ax: show.plot_strengths(card, ax=ax)) if card["strengths"] else None,
+        "strengths": (lambda ax: show.plot_strengths(card, ax=ax)) if some else None,
         "forgetting": (lambda ax: show.plot_forgetting(metrics, ax=ax)) if measured else None,
         "bits": lambda ax: show.plot_metric(metrics, bits, ylabel="", ax=ax),
         "losses": lambda ax: show.plot_metric(
@@ -168,7 +170,9 @@ def _figure(name: str, plot: Callable[[Axes], object] | None) -> str:
         figure = Figure(SIZE, layout="constrained")
         ax = figure.subplots()
         plot(ax)
-        ax.set(xlabel=said["x"], ylabel=said["y"])
+        family = rcParams["font.family"]  # the plots' own, which writes Chinese
+        ax.set_xlabel(said["x"], family=family)
+        ax.set_ylabel(said["y"], family=family)
         if legend := ax.get_legend():
             legend.remove()
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
@@ -191,7 +195,8 @@ def _texts(mixture: Mixture) -> str:
     rows = []
     for file in files[:MOST_FILES]:
         why = file["refused"] and said["fates"]["refused"].format(why=say(file["refused"]))
-        title = f"{say(file['path'])}<br><small>{why or fates.get(file['book'], '')}</small>"
+        what = said["sources"][file["source"]].format(fate=why or fates.get(file["book"], ""))
+        title = f"{say(file['book'])}<br><small>{what}</small>"
         removed = sum(rule["removed"] for rule in file["cleaning"].values())
         rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
     more = len(files) - len(rows)
@@ -234,12 +239,16 @@ def _settings(config: Config) -> str:
     """List the settings that differ from their defaults; paths say nothing to others."""
     usual = dict(Config())
     rows = [
-        [f"<code>{section}.{key}</code>", say(value), say(getattr(usual[section], key))]
+        [f"<code>{section}.<wbr>{key}</code>", _value(value), _value(getattr(usual[section], key))]
         for section, keys in config
         for key, value in keys
         if section != "plan" and key not in PATHS and value != getattr(usual[section], key)
     ]
     return _rows(messages("page")["keys"].values(), rows) if rows else _none("settings")
+
+
+def _value(value: object) -> str:
+    return "–" if value is None else say(value)
 
 
 def _table(card: Card) -> str:

@@ -29,7 +29,6 @@ ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
 SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
-LEGEND = [("single", SINGLE, True), ("span", SPAN, True), ("wrong", SPAN, False)]
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
 
@@ -174,8 +173,8 @@ class XRayView(NamedTuple):
 
     def _repr_html_(self) -> str:
         said = messages("xray")
-        marks = [(said[name], kind, ok) for name, kind, ok in LEGEND]
-        legend = " · ".join(_ruby(name, "", _guess_style(kind, ok)) for name, kind, ok in marks)
+        marks = [Segment(said[NAMES[kind]], style=_mask_style(kind, MASKED)) for kind in NAMES]
+        legend = " · ".join([*(_html([mark]) for mark in marks), said["wrong"]])
         return in_columns(map(self._column, self.xray.models), legend)
 
     def _column(self, model: str) -> tuple[str, str]:
@@ -189,26 +188,19 @@ class XRayView(NamedTuple):
                 continue
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
             tip = f"{NAMES[row.kind]}, {row.bits:.2f} bits · {best}"
-            token, look = text[row.start : row.end], _guess_style(row.kind, row.right)
-            body += escape(text[done : row.start]) + _ruby(token, row.guesses[0][0], look, tip)
+            style = _mask_style(row.kind, MASKED if row.right else UNCHANGED)
+            mark = _ruby(text[row.start : row.end], row.guesses[0][0], style, tip)
+            body += escape(text[done : row.start]) + mark
             done = row.end
-        figures = {
-            "right": tokens["right"].sum(),
-            "all": len(tokens),
-            "bits": tokens["bits"].mean(),
-        }
-        head = f"<b>{said[model]}</b> {said['found'].format(**figures)}"
-        return head, body + escape(text[done:])
+        right, bits = tokens["right"].sum(), tokens["bits"].mean()
+        found = said["found"].format(right=right, all=len(tokens), bits=bits)
+        whole = f'<span style="line-height:2.6">{body}{escape(text[done:])}</span>'
+        return f"<b>{said[model]}</b> {found}", whole
 
 
-def _guess_style(kind: int, right: bool) -> str:
-    fill = FILL[kind] if right else "transparent"
-    return f"background:{fill};border-bottom:{LINE[kind]};color:inherit"
-
-
-def _ruby(token: str, guess: str, style: str, tip: str = "") -> str:
+def _ruby(token: str, guess: str, style: str, tip: str) -> str:
     """Write a guess above a token; a line break shows as an arrow."""
     shown, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
-    small = "font-size:12px;line-height:1.2;color:inherit"
-    mark = f'<ruby title="{escape(tip)}" style="{style}">{shown}<rt style="{small}">{above}</rt>'
-    return f"{mark}</ruby>" + "\n" * token.count("\n")
+    small = f'<rt style="font-size:12px;line-height:1.2;color:inherit">{above}</rt>'
+    mark = f'<ruby title="{escape(tip)}" style="{style};color:inherit">{shown}{small}</ruby>'
+    return mark + "\n" * token.count("\n")
