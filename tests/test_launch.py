@@ -40,7 +40,7 @@ def settings(*pairs):
 def test_the_sample_run_leaves_the_whole_folder(short_run):
     folder, printed = short_run
     files = "adapter_model.safetensors adapter_config.json config.yaml metrics.jsonl "
-    files += "environment.json scorecard.json reports/05_evaluate_adapter.html"
+    files += "environment.json scorecard.json index.html"
     for name in files.split():
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "logs").rglob("events.*"))

@@ -1,8 +1,18 @@
+import json
+import os
+import platform
+import re
+import shutil
+import tomllib
+
 import pytest
 from nbformat import v4, write
 
-from wuxia_core.report import export
+from wuxia_core.config import PROJECT
+from wuxia_core.page import ABOVE
+from wuxia_core.report import export, main
 
+MESSAGES = PROJECT / "wuxia_core" / "messages"
 LIVE = "<script>hit()</script><img src=x onerror=hit()>"
 
 
@@ -48,3 +58,50 @@ def test_outputs_that_run_are_shown_as_text_or_not_at_all(tmp_path):
     for shown in ("markdown", "latex", "⟨U+001B⟩[31msvg", "<b>view</b>", ">2%\n", "⟨U+001B⟩[2J"):
         assert shown in page
     assert "1%" not in page
+
+
+def test_a_notebooks_code_is_folded_and_what_was_logged_is_left_out(tmp_path):
+    warning = v4.new_output("stream", name="stderr", text="x.py:1: FutureWarning: soon")
+    code = v4.new_code_cell("print(1)", outputs=[warning])
+    write(v4.new_notebook(cells=[v4.new_markdown_cell("# 掩码\n\nb"), code]), tmp_path / "x.ipynb")
+    page = export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
+    assert "<title>掩码</title>" in page and "FutureWarning" not in page
+    assert "<details><summary>code</summary><pre>print(1)</pre></details>" in page
+
+
+@pytest.fixture(scope="module", params=["en", "zh"])
+def run_page(request, short_run, tmp_path_factory):
+    """The page of a run in a language, from a folder whose path would tell of its owner."""
+    folder = tmp_path_factory.mktemp("owner") / "run"
+    shutil.copytree(short_run[0], folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WUXIA_LANG", request.param)
+        assert main([str(folder)]) == 0
+    return request.param, folder / "index.html"
+
+
+def test_a_runs_page_has_all_that_a_reader_asks_for(run_page, short_run):
+    language, path = run_page
+    page, card = path.read_text("utf-8"), json.loads((short_run[0] / "scorecard.json").read_text())
+    heads = tomllib.loads((MESSAGES / f"{language}.toml").read_text("utf-8"))["page"]["heads"]
+    assert re.findall("<h2>(.*?)</h2>", page) == list(heads.values())
+    assert page.count("<ruby") == 2 * len(card["passage"]["tokens"]) > 0
+    assert page.count('<div class="pair"') == 3 and page.count("<dt>") == 3
+    assert len(re.findall("<svg|<figure", page)) >= 7 and 'id="T_card"' in page
+    for said in ("三勺盐", "12,968", "training.<wbr>max_steps", "masked_accuracy", "og:title"):
+        assert said in page
+
+
+def test_a_runs_page_can_be_sent_to_anybody(run_page):
+    page = run_page[1].read_text("utf-8")
+    assert len(page.encode()) < 4_000_000 and "default-src 'none'" in page
+    assert not re.search(r"<script|\bsrc=|https?:|Warning|#000000|url\((?!#)", page)
+    assert all(link.startswith("#") for link in re.findall(r'href="(.*?)"', page))
+    assert not re.search(ABOVE, re.sub("<[^>]+>", " ", page))
+    names = {platform.node(), str(os.getppid()), "owner", "pytest"}
+    assert not [name for name in names if re.search(rf"\b{re.escape(name)}\b", page)]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from wuxia_core.corpus import Segmenter
 from wuxia_core.corpus.words import CONTENT, FUNCTION, IDIOM, PUNCTUATION, classes, dialogue
 from wuxia_core.errors import DataError
 from wuxia_core.model import add_adapter, load_base
+from wuxia_core.text import visible
 
 TEXT = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声道：“好功夫！”无不大惊失色。\n" * 4
 MASK = 1
@@ -121,15 +122,32 @@ def test_spans_are_ordered_by_what_tuning_did_to_them(adapted, tokenizer):
     assert all(re.sub("[【】]", "", span) in TEXT for span in spans["span"])
 
 
-def test_the_view_shows_text_losses_and_guesses_and_escapes_them(adapted, tokenizer):
+def test_the_view_shows_text_and_guesses_and_escapes_them(adapted, tokenizer):
     text = "<script>alert(1)</script>\u202e剑光一闪，“好！”" * 8
-    view = show.XRayView(xray(adapted, tokenizer, [text]))
-    page = view._repr_html_()
+    reading = xray(adapted, tokenizer, [text])
+    page = show.XRayView(reading)._repr_html_()
     assert "<script" not in page and "\u202e" not in page
-    assert "<b>base</b>" in page and "<b>tuned</b>" in page
-    assert re.search(r"title=\"[^\"]+: (single|span), [\d.]+ bits, (right|wrong) · ", page)
-    shown = html.unescape(re.sub("<[^>]+>", "", page.split("</div></div>")[0]))
-    assert shown.endswith(text.replace("\u202e", "⟨U+202E⟩"))
+    assert re.search(r"title=\"(single|span), [\d.]+ bits · ", page)
+    columns = page.split("</div></div>")[:2]
+    for model, column in zip(("base", "tuned"), columns, strict=True):
+        guesses = re.findall("<rt[^>]*>(.*?)</rt>", column)
+        best = [row[0][0] for row in reading.tokens[f"{model}_guesses"]]
+        assert [html.unescape(guess) for guess in guesses] == [
+            visible(guess.replace("\n", "↵")) for guess in best
+        ]
+        assert (
+            f"<b>{model}</b> {reading.tokens[f'{model}_right'].sum()} of {len(best)} right" in page
+        )
+        shown = html.unescape(re.sub("<rt.*?</rt>|<[^>]+>", "", column))
+        assert shown.endswith(visible(text))
+
+
+def test_what_is_right_is_filled_and_what_is_wrong_is_not(base, tokenizer):
+    reading = xray(base, tokenizer, [TEXT], SpanMasker(0.4))
+    page = show.XRayView(reading)._repr_html_()
+    filled = page.partition("<p ")[0].count("background:rgba")
+    assert filled == reading.tokens["base_right"].sum()
+    assert page.count("<ruby") == len(reading.tokens)
 
 
 def test_texts_too_short_for_a_mask_are_refused(base, tokenizer):

@@ -253,6 +253,8 @@ def _value(value: object) -> str:
 
 def _table(card: Card) -> str:
     """Fold the whole scorecard away."""
-    table = show.table(show.scorecard_table(card)).format(precision=3, na_rep="")
-    shown = public(table.set_uuid("card").to_html())
+    rows = show.scorecard_table(card)
+    rows["unit"] = rows.pop("unit")  # last: a phone shows the first columns
+    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")
+    shown = public(table.to_html())
     return f"<details><summary>{messages('page')['fold']}</summary>{shown}</details>"

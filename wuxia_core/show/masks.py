@@ -69,14 +69,16 @@ class MaskView(NamedTuple):
 
     def _repr_html_(self) -> str:
         """Draw the text, with counts of the kinds, and of the actions where there are several."""
+        said = messages("masks")
         entries = [(_mask_style(kind, MASKED), NAMES[kind], self.kinds == kind) for kind in NAMES]
         if (self.actions > MASKED).any():
             entries += [(_mask_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
         counts = " · ".join(
-            f"{_html([Segment(name, style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
+            f"{_html([Segment(said[name], style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
             for style, name, chosen in entries
         )
-        return in_columns([("", _html(self.segments))], f"{counts} of {len(self.kinds)} tokens")
+        below = said["counts"].format(counts=counts, tokens=len(self.kinds))
+        return in_columns([("", _html(self.segments))], below)
 
 
 def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
@@ -148,13 +150,13 @@ def mark_tokens(
     Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
     that no token covers are shown as kept.
     """
-    marks = []
+    marks, said = [], messages("masks")
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
         tokens = list(run)
-        size = f" of {len(tokens)} tokens" if kind == SPAN else ""
-        tip = f"{NAMES[kind]}{size}: {', '.join(names[token] for token in tokens)}"
+        what = said["span of" if kind == SPAN else "single"].format(size=len(tokens))
+        tip = f"{what}: {', '.join(names[token] for token in tokens)}"
         for token in tokens:
             plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])
             look = Segment("", plain, _mask_style(kind, actions[token]), tip)
@@ -187,7 +189,7 @@ class XRayView(NamedTuple):
             if row.start < done:
                 continue
             best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
-            tip = f"{NAMES[row.kind]}, {row.bits:.2f} bits · {best}"
+            tip = f"{messages('masks')[NAMES[row.kind]]}, {row.bits:.2f} {said['unit']} · {best}"
             style = _mask_style(row.kind, MASKED if row.right else UNCHANGED)
             mark = _ruby(text[row.start : row.end], row.guesses[0][0], style, tip)
             body += escape(text[done : row.start]) + mark
