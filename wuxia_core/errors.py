@@ -32,6 +32,10 @@ class WuxiaError(Exception):
 
     exit_status = BUG
 
+    def _render_traceback_(self) -> list[str]:
+        """Be one message in a notebook too: IPython shows this in place of a traceback."""
+        return [f"error: {presentable(str(self))}"]
+
 
 class ConfigError(WuxiaError):
     """Usage or configuration: an unknown key, a value out of range, a finished output_dir."""

@@ -12,6 +12,7 @@ from wuxia_core.corpus.overlap import (
     Leakage,
     SameBook,
     drop_sentences,
+    to_simplified,
 )
 from wuxia_core.corpus.reading import Document, File, FileReport, find_files, read_documents
 from wuxia_core.corpus.words import CLASSES, Segmenter, classes, dialogue, read_lexicon

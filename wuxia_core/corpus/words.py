@@ -33,6 +33,8 @@ FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
 QUOTED = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
+DIGITS = "一二三四五六七八九两几"
+NUMBER = re.compile(f"^第?(?:[{DIGITS}][十百千万亿]零?)+[{DIGITS}余]{{0,2}}$")
 ONLY_HAN = re.compile(f"[{HAN}]+")
 WORD = re.compile("[\\w·・•‧'’-]{2,}")  # a line of a lexicon
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
@@ -170,7 +172,7 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     import rjieba
 
     words = (word for text in texts for word in rjieba.cut(text, hmm=False))
-    return Counter(word for word in words if len(word) == 4 and ONLY_HAN.fullmatch(word))
+    return Counter(word for word in words if FOUR.fullmatch(word) and not NUMBER.search(word))
 
 
 def moves(texts: Iterable[str]) -> "Counter[str]":

@@ -1,8 +1,9 @@
 """What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
 
-from wuxia_core.show.interactive import MaskExplorer, WritingDesk, strengths_table
+from wuxia_core.show.interactive import GuessBox, MaskExplorer, WritingDesk, strengths_table
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks
 from wuxia_core.show.plots import (
+    COLOURS,
     axes,
     plot_bars,
     plot_forgetting,
@@ -15,10 +16,16 @@ from wuxia_core.show.plots import (
     plot_typical,
 )
 from wuxia_core.show.tables import (
+    advice,
     cleaning_examples,
     cleaning_table,
     copied_table,
+    costs,
     files_table,
+    listing,
+    named,
+    passages_table,
+    progress,
     read_metrics,
     scorecard_table,
     side_by_side,

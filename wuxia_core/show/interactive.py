@@ -1,27 +1,28 @@
 """What a person plays with: masks that follow controls, and a desk to write at."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import pandas as pd
-from tqdm import tqdm
 
 from wuxia_core.corpus import Segmenter
 from wuxia_core.errors import ConfigError, DataError, Stopped, WuxiaError
+from wuxia_core.evaluate import xray
 from wuxia_core.masking import SpanMasker
-from wuxia_core.show.masks import in_columns, show_masks
-from wuxia_core.show.tables import table
+from wuxia_core.messages import messages
+from wuxia_core.show.masks import XRayView, in_columns, show_masks
+from wuxia_core.show.tables import named, table
 from wuxia_core.text import NO_MATH, escape
 from wuxia_core.write import STRONGEST, Sampling, stream
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
 
@@ -75,15 +76,18 @@ class MaskExplorer(widgets.VBox):
         recipe, longest = self._masker, max(12, *self._masker.span_length)
         spans = {"value": recipe.span_length, "min": 1, "max": longest}
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
-        self.passage = widgets.IntSlider(1, 1, len(self._passages), description="passage")
-        self.mask_ratio = widgets.FloatSlider(recipe.mask_ratio, description="masked", **share)
-        self.span_ratio = widgets.FloatSlider(recipe.span_ratio, description="in spans", **share)
-        self.span_length = widgets.IntRangeSlider(description="span, tokens", **spans)
-        self.unit = widgets.Dropdown(options=["token", "word"], description="spans by")
-        self.epoch = widgets.IntSlider(0, 0, 20, description="epoch")
-        self.draw = widgets.IntSlider(0, 0, 20, description="draw")
-        shares, when = [self.mask_ratio, self.span_ratio], [self.epoch, self.draw]
-        return [self.passage, *shares, self.span_length, self.unit, *when]
+        units = [(named(unit), unit) for unit in ("token", "word")]
+        self.passage = widgets.IntSlider(1, 1, len(self._passages))
+        self.mask_ratio = widgets.FloatSlider(recipe.mask_ratio, **share)
+        self.span_ratio = widgets.FloatSlider(recipe.span_ratio, **share)
+        self.span_length = widgets.IntRangeSlider(**spans)
+        self.unit = widgets.Dropdown(options=units)
+        self.epoch, self.draw = widgets.IntSlider(0, 0, 20), widgets.IntSlider(0, 0, 20)
+        said = messages("explorer")
+        names = ("passage", "mask_ratio", "span_ratio", "span_length", "unit", "epoch", "draw")
+        for name in names:
+            getattr(self, name).description = said[name]
+        return [getattr(self, name) for name in names]
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
         passage = self._passages[self.passage.value - 1]
@@ -101,13 +105,48 @@ class MaskExplorer(widgets.VBox):
         return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'
 
 
+class GuessBox(widgets.VBox):
+    """A box to type a sentence into, its masks, and what the model answers under each of them.
+
+    It starts with `text`; `masker` is by default the recipe. Another draw masks other tokens.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        text: str,
+        masker: SpanMasker | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._masker = model, tokenizer, masker or SpanMasker()
+        said, self.view = messages("explorer"), widgets.HTML()
+        self.text = widgets.Textarea(text, description=said["text"], layout={"width": "auto"})
+        self.draw = widgets.IntSlider(0, 0, 20, description=said["draw"])
+        for control in (self.text, self.draw):
+            control.observe(self._update, "value")
+        super().__init__([self.text, self.draw, self.view])
+        self._update()
+
+    def _update(self, _: dict[str, Any] | None = None) -> None:
+        text, draw = self.text.value, self.draw.value
+        try:
+            masks = show_masks(text, self._tokenizer, self._masker, draw)._repr_html_()
+            reading = xray(self._model, self._tokenizer, [text], self._masker, draw)
+            self.view.value = masks + XRayView(reading)._repr_html_()
+        except DataError:  # no text, or too few tokens for one to be masked
+            self.view.value = f'<p class="{NO_MATH}">{messages("explorer")["too short"]}</p>'
+
+    def _repr_html_(self) -> str:
+        return str(self.view.value)
+
+
 def strengths_table(writer: "Writer", prompts: Sequence[str], sampling: Sampling) -> pd.DataFrame:
     """Continue prompts at four strengths of the adapter, from the same seed: a row a prompt.
 
     Raises as `stream` does.
     """
     rows = []
-    for prompt in tqdm(prompts, "writing", leave=False):
+    for prompt in prompts:
         texts = [stream(*writer, prompt, sampling, strength=each) for each in STRENGTHS.values()]
         rows.append([prompt, *texts])
     return pd.DataFrame(rows, columns=["prompt", *STRENGTHS])
@@ -117,21 +156,25 @@ class WritingDesk(widgets.VBox):
     """A prompt, its continuations as they are written, and below them those that were kept.
 
     It writes in a thread of its own, so that it can be stopped; what it wrote before with the same
-    settings it does not write again. Errors are said below the buttons. `kept` is a table of the
-    prompts, settings and texts that were kept, the newest first.
+    settings it does not write again. Models are opened at the first press, and errors are said
+    below the buttons. `kept` is a table of the prompts, settings and texts that were kept, the
+    newest first.
 
     Parameters
     ----------
     writers : mapping
-        Names and what `open_writer` gives; the base is that of the first.
+        Names and what gives what `open_writer` gives; the base is that of the first.
     prompt : str
         What stands in the box at first.
     sampling : Sampling
         How it writes, with the seed to start from.
     """
 
-    def __init__(self, writers: "Mapping[str, Writer]", prompt: str, sampling: Sampling) -> None:
-        self._writers = {"base": next(iter(writers.values())), **writers}
+    def __init__(
+        self, writers: "Mapping[str, Callable[[], Writer]]", prompt: str, sampling: Sampling
+    ) -> None:
+        opened = {name: cache(writer) for name, writer in writers.items()}
+        self._writers = {"base": next(iter(opened.values())), **opened}
         self._sampling, self._stopped = sampling, Event()
         self._row: dict[str, Any] = {}  # what is shown
         self._memory: dict[tuple[object, ...], str] = {}
@@ -144,13 +187,15 @@ class WritingDesk(widgets.VBox):
         self._set_busy(False)
 
     def _make_controls(self, prompt: str, seed: int) -> None:
-        step = {"step": 0.1, "readout_format": ".1f"}
-        self.prompt = widgets.Textarea(prompt, description="prompt", layout={"width": "auto"})
-        self.strength = widgets.FloatSlider(1, max=STRONGEST, description="strength", **step)
-        self.seed = widgets.BoundedIntText(seed, max=2**53 - 1, description="seed")
+        said, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
+        width = {"width": "auto"}
+        self.prompt = widgets.Textarea(prompt, description=named("prompt"), layout=width)
+        self.strength = widgets.FloatSlider(1, max=STRONGEST, **step)
+        self.strength.description = named("strength")
+        self.seed = widgets.BoundedIntText(seed, max=2**53 - 1, description=named("seed"))
         self.seed.layout = {"width": "12rem"}
         for name in ("write", "new_seed", "stop", "keep"):
-            button = widgets.Button(description=name.replace("_", " "), layout={"width": "6rem"})
+            button = widgets.Button(description=said[name], layout={"width": "6rem"})
             button.on_click(getattr(self, f"_{name}"))
             setattr(self, name, button)
         self.write.button_style = "primary"
@@ -159,7 +204,7 @@ class WritingDesk(widgets.VBox):
         if self.write.disabled:  # clicked twice
             return
         self._stopped.clear()
-        self._set_busy(True)
+        self._set_busy(True, messages("desk")["busy"])
         sampling = replace(self._sampling, seed=self.seed.value)
         settings = {name: getattr(sampling, name) for name in SETTINGS[1:]}
         self._row = {"prompt": self.prompt.value, "strength": self.strength.value, **settings}
@@ -175,7 +220,7 @@ class WritingDesk(widgets.VBox):
     def _keep(self, _: widgets.Button) -> None:
         self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
         shown = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
-        self.shelf.value = f"<h3>Kept</h3>{shown._repr_html_()}"
+        self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{shown._repr_html_()}"
         self.keep.disabled = True
 
     def _set_busy(self, busy: bool, said: str = "") -> None:
@@ -187,7 +232,8 @@ class WritingDesk(widgets.VBox):
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
         said = ""
         try:
-            for name, (model, tokenizer) in self._writers.items():
+            for name, opened in self._writers.items():
+                model, tokenizer = opened()
                 prompt, strength = row["prompt"], 0.0 if name == "base" else row["strength"]
                 echo, key = partial(self._echo, row, name), (name, prompt, strength, sampling)
                 row[name] = self._memory.get(key, "")
@@ -210,10 +256,12 @@ class WritingDesk(widgets.VBox):
         """Draw a row as far as it is written."""
         texts = {name: escape(row.get(name, "")) for name in self._writers}
         begin = f"<b>{escape(row['prompt'])}</b>"
-        columns = [(f"<b>{escape(name)}</b>", begin + text) for name, text in texts.items()]
-        settings = " · ".join(f"{name} {row[name]:g}" for name in SETTINGS)
+        heads = [f"<b>{escape(named(name))}</b>" for name in texts]
+        columns = zip(heads, (begin + text for text in texts.values()), strict=True)
+        settings = " · ".join(f"{named(name)} {row[name]:g}" for name in SETTINGS)
         self.view.value = in_columns(columns, settings)
 
     def _repr_html_(self) -> str:
-        start = f"{self.prompt.value}, strength {self.strength.value}, seed {self.seed.value}"
+        controls = (self.prompt, self.strength, self.seed)
+        start = "; ".join(f"{control.description} {control.value}" for control in controls)
         return f'<p class="{NO_MATH}">{escape(start)}</p>{self.view.value}{self.shelf.value}'
