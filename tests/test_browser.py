@@ -317,6 +317,24 @@ def test_a_typed_prompt_is_taken_up_and_a_slider_changes_how(page, lab, adapter)
             assert len(found) > 5 and [row for row in found if row["contrast"] < 4.5] == []
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_run_all_leaves_no_bars_and_no_red_boxes(page, lab, short_run, tmp_path, name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
+    own = {"output_dir": str(short_run[0]), "output": str(tmp_path / "mixture")}
+    lines = [f"{key} = {own[key]!r}" for key in own if f"{key}: " in notebook.cells[1].source]
+    notebook.cells.insert(2, nbformat.v4.new_code_cell("\n".join(lines)))
+    open_notebook(page, lab, notebook)
+    page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
+    cells = "jupyterapp.shell.currentWidget.content.widgets.filter((c) => c.model.type === 'code')"
+    page.wait_for_function(
+        f"{cells}.every((c) => c.model.executionCount || !c.model.sharedModel.source)"
+    )
+    outputs = page.evaluate(f"{cells}.map((c) => c.model.outputs.toJSON()).flat()")
+    assert len(outputs) > 2
+    assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
+    assert "%|" not in page.text_content(".jp-Notebook")
+
+
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory, adapter):
     """Notebooks executed on a novel, and on prompts, that attack; the folder of what they wrote."""

@@ -31,7 +31,7 @@ def writer():
 
 @pytest.fixture
 def desk(writer):
-    return WritingDesk({"tuned": writer}, PROMPT, SHORT)
+    return WritingDesk({"tuned": lambda: writer}, PROMPT, SHORT)
 
 
 def press(button, desk):
@@ -104,7 +104,7 @@ def test_the_same_is_not_written_twice(desk, monkeypatch):
 
 
 def test_it_can_be_stopped(writer):
-    desk = WritingDesk({"tuned": writer}, PROMPT, Sampling(tokens=1000))
+    desk = WritingDesk({"tuned": lambda: writer}, PROMPT, Sampling(tokens=1000))
     assert desk.stop.disabled and desk.keep.disabled
     desk.view.observe(lambda _: desk.stop.click(), "value")
     press(desk.write, desk)
@@ -113,7 +113,7 @@ def test_it_can_be_stopped(writer):
 
 
 def test_another_adapter_has_a_column_of_its_own(writer):
-    desk = WritingDesk({"tuned": writer, "other": writer}, PROMPT, SHORT)
+    desk = WritingDesk({"tuned": lambda: writer, "other": lambda: writer}, PROMPT, SHORT)
     press(desk.write, desk)
     desk.keep.click()
     assert list(desk.kept)[-3:] == ["base", "tuned", "other"]
@@ -157,7 +157,7 @@ def test_without_widgets_settings_passages_and_what_was_kept_are_shown(desk, tmp
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
     nbformat.write(notebook, tmp_path / "x.ipynb")
     page = report.export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
-    assert f"{PROMPT}, strength 1.0, seed 3" in page and "<script" not in page
+    assert f"prompt {PROMPT}; strength 1.0; seed 3" in page and "<script" not in page
     assert desk.view.value in page and desk.shelf.value in page
 
 

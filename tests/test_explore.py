@@ -1,10 +1,12 @@
 import nbformat
 import pytest
+import torch
 from IPython.core.formatters import DisplayFormatter
 
-from wuxia_core import SpanMasker, report
+from wuxia_core import SpanMasker, report, xray
 from wuxia_core.corpus import Segmenter
-from wuxia_core.show import MaskExplorer, show_masks
+from wuxia_core.model import load_base
+from wuxia_core.show import GuessBox, MaskExplorer, XRayView, show_masks
 
 TEXT = "他使一招白鹤亮翅，剑光到处，落叶纷飞，众人齐声喝彩。那老者大惊失色，抱头鼠窜。" * 4
 
@@ -59,3 +61,15 @@ def test_without_widgets_the_view_is_shown(explorer, tmp_path):
     nbformat.write(notebook, tmp_path / "x.ipynb")
     page = report.export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
     assert "passage 1; masked" in page and "MaskExplorer" not in page and "<script" not in page
+
+
+def test_a_typed_sentence_shows_its_masks_and_the_answers(tokenizer):
+    model = load_base("data/tiny_base", torch.float32).eval()
+    box = GuessBox(model, tokenizer, TEXT[:60], SpanMasker(seed=7))
+    for box.text.value, box.draw.value in ((TEXT[:40], 0), (TEXT[20:60], 2)):
+        text, masker, draw = box.text.value, SpanMasker(seed=7), box.draw.value
+        answers = XRayView(xray(model, tokenizer, [text], masker, draw))._repr_html_()
+        masks = show_masks(text, tokenizer, masker, draw)._repr_html_()
+        assert box.view.value == masks + answers == box._repr_html_()
+    box.text.value = ""
+    assert "Too short" in box.view.value

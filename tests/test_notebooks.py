@@ -1,9 +1,13 @@
 import re
+import shlex
+import subprocess
+import sys
 
 import nbformat
 import pytest
 
 from wuxia_core import report
+from wuxia_core.config import PROJECT
 from wuxia_core.errors import ConfigError
 from wuxia_core.report import NOTEBOOKS, run
 
@@ -24,7 +28,7 @@ def test_a_notebook_runs_headless_and_draws(name, sample_run, tmp_path):
         "07_write": {"output_dir": str(folder), "other_dir": str(folder), "tokens": 20},
     }[name]
     page = run(name, parameters, tmp_path / "out").read_text(encoding="utf-8")
-    shown = {"02_see_masks": "tuned right", "07_write": "1 (as trained)"}
+    shown = {"02_see_masks": "tuned, right", "07_write": "1 (as trained)"}
     assert shown.get(name, "data:image/png;base64,") in page
     assert "<script" not in page and "http-equiv" in page
     assert "Traceback" not in page and "Error" not in page
@@ -37,6 +41,9 @@ def test_a_notebook_keeps_the_house_rules(name):
     assert cells[1].metadata.tags == ["parameters"]
     assert all(re.fullmatch(r"\w+: \w+ = .+  # .+", line) for line in cells[1].source.splitlines())
     for cell in cells:
+        if cell.cell_type == "markdown" and name != "06_compare_objectives":
+            for heading in re.findall("^#+ .*", cell.source, re.MULTILINE):
+                assert re.fullmatch("#+ .*[\u4e00-\u9fff].* · [ -~’]+", heading)
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
             assert len(cell.source.splitlines()) <= 10
@@ -52,14 +59,22 @@ def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failing_cell_ends_in_one_message(tmp_path, capsys):
-    arguments = [
-        "04_watch_training",
-        "-p",
-        "output_dir",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert report.main(arguments) == 3
-    assert "metrics.jsonl" in capsys.readouterr().err
+def test_the_command_of_notebook_03_runs_as_printed(tmp_path):
+    page = run("03_mix_corpora", {"output": str(tmp_path / "mine")}, tmp_path / "out")
+    printed = nbformat.read(page.with_suffix(".ipynb"), 4).cells[-1].outputs[0].text
+    assert "--name mine" in printed
+    command = [sys.executable, *shlex.split(printed)[1:], "--plan"]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "the run: 120 steps" in said.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["04_watch_training", "05_evaluate_adapter", "07_write"])
+def test_without_a_run_a_notebook_ends_in_one_line_with_the_command(name, tmp_path, capsys):
+    out = tmp_path / "o"
+    assert report.main([name, "-p", "output_dir", str(tmp_path), "--out", str(out)]) == 3
+    assert "python launch_ddp.py" in capsys.readouterr().err
+    cells = nbformat.read(out / f"{name}.ipynb", 4).cells
+    (error,) = [o for cell in cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    (line,) = error.traceback
+    assert line.startswith("error: ") and "\n" not in line

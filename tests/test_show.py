@@ -1,6 +1,7 @@
 import html
 import json
 import re
+import shutil
 import warnings
 from collections import Counter
 
@@ -8,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from opencc import OpenCC
 
 from wuxia_core import SpanMasker, mix, show, show_masks
+from wuxia_core.config import PROJECT
 from wuxia_core.corpus import Segmenter
-from wuxia_core.corpus.words import typical
+from wuxia_core.corpus.words import idioms, typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import RANDOM, SPAN, Corruption
 from wuxia_core.run import append
@@ -105,9 +108,9 @@ def test_an_empty_text_is_refused():
 
 
 def test_plots_write_chinese_and_return_their_axes():
-    sizes = pd.DataFrame(
-        {"train": [0, 90, 0], "validation": [30, 0, 50]}, ["百科", "九两八钱", "鏢局"]
-    )
+    books = [("general", "百科"), ("wuxia", "九两八钱"), ("wuxia", "鏢局")]
+    index = pd.MultiIndex.from_tuples(books)
+    sizes = pd.DataFrame({"validation": [30, 0, 50], "train": [0, 90, 0]}, index)
     card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
                          "high": -0.1, "n": 9, "unit": "bits/character"}]}  # fmt: skip
     metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "event": None})
@@ -117,12 +120,12 @@ def test_plots_write_chinese_and_return_their_axes():
             show.plot_bars(sizes, xlabel="字"),
             show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
             show.plot_lines(pd.DataFrame({"甲": [0.15, None, 0.4]}), xlabel="轮", ylabel="比"),
-            show.plot_metric(metrics, {"loss": "训练"}, ylabel="nats"),
+            show.plot_metric(metrics, ["loss"], ylabel="nats"),
             show.plot_scorecard(card, "bits_per_char"),
             show.plot_typical(typical(Counter(江湖=9, 的=50), Counter(的=40, 电脑=7))),
         ]
         for ax in axes:
-            assert ax.figure.get_facecolor() == (1, 1, 1, 1)
+            assert not ax.figure.patch.get_visible() and ax.get_facecolor()[3] == 0
             ax.figure.canvas.draw()
     bars, _, lines, metric, scorecard, words = axes
     assert [text.get_text() for text in bars.get_yticklabels()] == ["百科", "九两八钱", "鏢局"]
@@ -132,7 +135,8 @@ def test_plots_write_chinese_and_return_their_axes():
     assert scorecard.collections[0].get_segments()[0].tolist() == [[-0.3, 0], [-0.1, 0]]
     assert scorecard.lines[0].get_xdata().tolist() == [-0.2]
     assert [text.get_text() for text in words.get_yticklabels()][-1] == "江湖"
-    assert [line.get_label() for line in words.lines] == ["wuxia", "general"]
+    assert [line.get_label() for line in words.lines] == ["武侠", "general text"]
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["train", "held out"]
     plt.close("all")
 
 
@@ -142,12 +146,12 @@ def test_a_scorecards_pictures_say_what_it_holds(short_run):
     style = show.plot_passages(card, "style", xlabel="logit", threshold=0)
     recovery = show.plot_scorecard(card, "masked_accuracy")
     assert copied.lines[-1].get_xdata() == [30, 30]
-    assert {tick.get_text().split(" ")[0] for tick in style.get_yticklabels()} == {
-        "base", "few_shot", "tuned", "human"}  # fmt: skip
+    assert {tick.get_text().split(" (")[0] for tick in style.get_yticklabels()} == {
+        "base", "base, after an example", "tuned", "people's text"}  # fmt: skip
     rows = [tick.get_text() for tick in recovery.get_yticklabels()]
-    assert any(row.startswith("wuxia, single (n = ") for row in rows)
-    assert any(row.startswith("general (n = ") for row in rows)
-    assert "delta" in {line.get_label() for line in recovery.lines}
+    assert any(row.startswith("武侠, single (n = ") for row in rows)
+    assert any(row.startswith("general text (n = ") for row in rows)
+    assert "change" in {line.get_label() for line in recovery.lines}
     course = show.plot_forgetting(show.read_metrics(short_run[0]))
     assert course.lines[0].get_marker() == "s"
     assert len(course.lines[1].get_xdata()) > 1
@@ -166,7 +170,8 @@ def test_a_metric_without_figures_has_its_reason():
     card = {"metrics": [row, {**row, "source": "general", "reason": None}]}
     table = show.scorecard_table(card)
     assert table["reason"].tolist() == ["too few", ""]
-    assert len(show.plot_scorecard(card, "style_strength").lines[0].get_xdata()) == 0
+    (said,) = show.plot_scorecard(card, "style_strength").texts
+    assert said.get_text().startswith("Nothing to draw")
     plt.close("all")
 
 
@@ -182,7 +187,7 @@ def test_a_window_is_shown_text_by_text(config, tokenizer):
 def test_a_plot_can_be_drawn_on_given_axes():
     _, ax = plt.subplots()
     metrics = pd.DataFrame({"step": [1], "loss": [3.0], "event": None})
-    assert show.plot_metric(metrics, {"loss": "x"}, ylabel="nats", ax=ax) is ax
+    assert show.plot_metric(metrics, ["loss"], ylabel="nats", ax=ax) is ax
     plt.close("all")
 
 
@@ -202,10 +207,70 @@ def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 99, "lo')  # cut off; the next row stands on a line of its own
     metrics = show.read_metrics(tmp_path)
-    ax = show.plot_metric(metrics, {bits: "留出"}, ylabel="bits")
+    ax = show.plot_metric(metrics, [bits], ylabel="bits")
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
-    assert drawn["留出"] == [[0, 7.0], [20, 6.0], [30, 6.5]]
+    assert drawn["held-out 武侠"] == [[0, 7.0], [20, 6.0], [30, 6.5]]
     assert drawn["best"] == [[20, 6.0]]
     assert [x for x, _ in drawn["checkpoint"]] == [20, 30]
     assert [x for x, _ in drawn["restart"]] == [20]
     plt.close("all")
+
+
+def test_tables_speak_the_readers_language_and_an_empty_one_says_so(monkeypatch):
+    rows = pd.DataFrame({"source": ["wuxia"], "book": ["train"], "characters": [9]})
+    monkeypatch.setenv("WUXIA_LANG", "zh")
+    page = show.table(rows).to_html()
+    assert re.findall(">([^<>]+)</t[hd]>", page) == ["来源", "书", "字数", "武侠", "train", "9"]
+    assert "没有可以列出的内容" in show.table(rows[:0]).format({"x": "{:,}"}).to_html()
+
+
+def test_sound_texts_get_one_word_of_advice(config):
+    assert show.advice(mix(config), config) == ["All looks well; go on."]
+
+
+def test_advice_names_what_to_mend(config, tmp_path):
+    """A traditional book, a garbled paragraph, too little general text, and ten steps."""
+    sample = PROJECT / "data" / "sample"
+    for path in sample.glob("*.txt"):
+        shutil.copy(path, tmp_path)
+    text = (tmp_path / "三勺盐.txt").read_text(encoding="utf-8")
+    (tmp_path / "三勺盐.txt").write_text(OpenCC("s2t").convert(text), encoding="utf-8")
+    with (tmp_path / "九两八钱.txt").open("a", encoding="utf-8") as file:
+        file.write("\n他拔剑\ufffd\ufffd而起，众人皆惊。")
+    general = (sample / "general" / "百科.txt").read_text(encoding="utf-8")
+    (tmp_path / "general.txt").write_text(general[:900], encoding="utf-8")
+    config.data.data_dir, config.data.general_file = str(tmp_path), str(tmp_path / "general.txt")
+    config.data.max_general_epochs, config.training.max_steps = 1e6, 10
+    traditional, garbled, little, steps = show.advice(mix(config), config)
+    assert "「三勺盐」" in traditional and "data.to_simplified" in traditional
+    assert "1 places" in garbled and "「九两八钱：" in garbled and "拔剑\ufffd" in garbled
+    assert "general text" in little and "data.general_ratio" in little
+    assert steps.startswith("Only 10 steps in all (")
+
+
+def test_numbers_are_no_idioms():
+    text = "一百二十人，二百一十人，十几年来，一五一十地说，万众一心，九牛二虎之力。"
+    assert {"一五一十", "万众一心"} <= set(idioms([text])) <= {"一五一十", "万众一心", "九牛二虎"}
+    said = show.listing(Counter(白鹤亮翅=2, 落帆听雨=1), "moves")
+    assert said == "Moves: 2 different ones, 3 times; the commonest: 白鹤亮翅 2、落帆听雨 1"
+    assert show.listing(Counter(), "moves") == "No moves (使一招…) were found."
+
+
+def test_progress_counts_the_steps_and_the_time_left(config, tmp_path):
+    """60 of 120 steps, two seconds each since the restart at step 40."""
+    config.training.num_train_epochs = 10
+    config.save(tmp_path / "config.yaml")
+    rows = [{"event": "started", "step": 0, "time": 0}]
+    rows.append({"event": "resumed", "step": 40, "time": 1000})
+    assert "No step is logged" in show.progress(tmp_path, pd.DataFrame(rows))
+    rows.append({"step": 60, "time": 1040, "epoch": 5.0})
+    said = show.progress(tmp_path, pd.DataFrame(rows))
+    assert said == "Step 60 of 120; 2.0 seconds a step, about 2 minutes to go."
+
+
+def test_passages_of_each_measurement_are_shown():
+    passages = [{"prompt": "剑光", "text": "一闪"}, {"prompt": "夜雨", "text": "敲窗"}]
+    metrics = pd.DataFrame([{"step": 0, "passages": passages}, {"step": 5, "loss": 1.0}])
+    shown = show.passages_table(metrics).to_dict("records")
+    assert shown == [{"step": 0, "剑光": "一闪", "夜雨": "敲窗"}]
+    assert show.passages_table(metrics[["step"]]).empty

@@ -432,7 +432,8 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(
-            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name a finished output_dir"
+            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name a finished output_dir, "
+            "or make one: python launch_ddp.py"
         )
     try:
         settings = dict(json.loads(path.read_text(encoding="utf-8")))

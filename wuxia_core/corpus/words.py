@@ -33,8 +33,10 @@ FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 # One mark opens and its like closes; a straight one does both.
 QUOTED = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
-DIGITS = "一二三四五六七八九两几"
-NUMBER = re.compile(f"^第?(?:[{DIGITS}][十百千万亿]零?)+[{DIGITS}余]{{0,2}}$")
+DIGIT = "[一二三四五六七八九两几]"
+NUMBER = re.compile(
+    f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}"
+)  # in 一百二十 and 十几年来, not in 一五一十
 ONLY_HAN = re.compile(f"[{HAN}]+")
 WORD = re.compile("[\\w·・•‧'’-]{2,}")  # a line of a lexicon
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"

@@ -141,13 +141,16 @@ def plot_strengths(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
 def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw a stacked bar a row (source, name), the first row below; a part a column, a shade."""
     ax = axes(ax, rows=len(table))
-    colours = [COLOURS.get(source, INK) for source, _ in table.index]
+    colours = [COLOURS[source] for source, _ in table.index]
     names, left = [drawable(name) for _, name in table.index], 0
-    for part, widths in table.items():
-        shades = [(colour, SHADES[str(part)]) for colour in colours]
-        ax.barh(names, widths, left=left, color=shades, label=named(str(part)))
-        left = left + widths.to_numpy()
-    return _label(ax, xlabel)
+    parts = [part for part in SHADES if part in table]
+    for part in parts:
+        shades = [(colour, SHADES[part]) for colour in colours]
+        ax.barh(names, table[part], left=left, color=shades, label=named(part))
+        left = left + table[part].to_numpy()
+    for part, handle in zip(parts, _label(ax, xlabel).get_legend().legend_handles, strict=True):
+        handle.set(color=(INK, SHADES[part]))
+    return ax
 
 
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
