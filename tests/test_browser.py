@@ -322,13 +322,11 @@ def test_run_all_leaves_no_bars_and_no_red_boxes(page, lab, short_run, tmp_path,
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
     own = {"output_dir": str(short_run[0]), "output": str(tmp_path / "mixture")}
     lines = [f"{key} = {own[key]!r}" for key in own if f"{key}: " in notebook.cells[1].source]
-    notebook.cells.insert(2, nbformat.v4.new_code_cell("\n".join(lines)))
+    notebook.cells.insert(2, nbformat.v4.new_code_cell("\n".join(lines) or "0"))
     open_notebook(page, lab, notebook)
     page.evaluate("jupyterapp.commands.execute('runmenu:run-all')")
     cells = "jupyterapp.shell.currentWidget.content.widgets.filter((c) => c.model.type === 'code')"
-    page.wait_for_function(
-        f"{cells}.every((c) => c.model.executionCount || !c.model.sharedModel.source)"
-    )
+    page.wait_for_function(f"{cells}.every((c) => c.model.executionCount)")
     outputs = page.evaluate(f"{cells}.map((c) => c.model.outputs.toJSON()).flat()")
     assert len(outputs) > 2
     assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []

@@ -148,7 +148,8 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Ax
         shades = [(colour, SHADES[part]) for colour in colours]
         ax.barh(names, table[part], left=left, color=shades, label=named(part))
         left = left + table[part].to_numpy()
-    for part, handle in zip(parts, _label(ax, xlabel).get_legend().legend_handles, strict=True):
+    legend = _label(ax, xlabel).legend(**LEGEND)
+    for part, handle in zip(parts, legend.legend_handles, strict=True):
         handle.set(color=(INK, SHADES[part]))
     return ax
 
