@@ -21,7 +21,7 @@ from wuxia_core.errors import DataError, exit_status, run_command
 from wuxia_core.evaluate.statistics import Metric, compare, ratio
 from wuxia_core.masking import IGNORE_INDEX, Window
 from wuxia_core.model import document_start_id, load_tokenizer, make_collator, mask_token_id
-from wuxia_core.show.plots import LEGEND, LINES, drawable
+from wuxia_core.show.plots import INK, LEGEND, LINES, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,7 @@ def plot_frontier(runs: pd.DataFrame, share: float, *, ax: "Axes | None" = None)
     by_condition = curves(runs).xs(share, level="ratio").groupby("condition", sort=False)
     for (name, curve), colour, dash in zip(by_condition, *map(cycle, LINES), strict=False):
         ax.plot(curve["general"], curve["wuxia"], dash, color=colour, marker=".", label=name)
-    ax.plot(0, 0, "ks", markersize=9)
+    ax.plot(0, 0, "s", color=INK, markersize=9)
     ax.set(xlabel="general text, bits per character", ylabel="武侠, bits per character")
     ax.legend(**LEGEND)
     return ax

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 
 from wuxia_core.masking import Kinds
 from wuxia_core.messages import messages
@@ -30,7 +31,7 @@ COLOURS |= {f"eval_{name}_bits_per_char": COLOURS[name] for name in ("wuxia", "g
 COLOURS |= {"human": GREEN, "few_shot": INK}
 LINES = ((SKY, YELLOW, INK, ORANGE, BLUE, GREEN, PINK), ("-", "--", ":", "-."))
 SHADES = {"train": 1.0, "validation": 0.55, "unused": 0.3, "duplicate": 0.15}
-LEGEND = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
+LEGEND: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
 EVENTS = {"checkpoint": ("^", INK, 0.02), "resumed": ("v", ORANGE, 0.98)}
 BEST = "eval_wuxia_bits_per_char"  # what the adapter that is kept has the fewest of
 GENERAL = "eval_general_bits_per_char"
@@ -146,11 +147,10 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Ax
     parts = [part for part in SHADES if part in table]
     for part in parts:
         shades = [(colour, SHADES[part]) for colour in colours]
-        ax.barh(names, table[part], left=left, color=shades, label=named(part))
+        ax.barh(names, table[part], left=left, color=shades)
         left = left + table[part].to_numpy()
-    legend = _label(ax, xlabel).legend(**LEGEND)
-    for part, handle in zip(parts, legend.legend_handles, strict=True):
-        handle.set(color=(INK, SHADES[part]))
+    handles = [Patch(color=(INK, SHADES[part]), label=named(part)) for part in parts]
+    _label(ax, xlabel).legend(handles=handles, **LEGEND)
     return ax
 
 

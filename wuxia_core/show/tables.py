@@ -114,7 +114,7 @@ def _some(texts: Iterable[str], most: int = 3) -> str:
 def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
     """Count the windows, steps and tokens of a run; `filled` is the share of places with a token.
 
-    `masked` are the tokens of an epoch that are masked and predicted.
+    `masked tokens` are those of an epoch, which are predicted.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())
     steps = -(-windows // effective_batch(config, processes))
@@ -124,7 +124,7 @@ def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, flo
         "steps an epoch": steps,
         "steps": _run_steps(config, steps),
         "tokens": round(tokens * config.training.num_train_epochs),
-        "masked": round(tokens * config.masking.mask_ratio),
+        "masked tokens": round(tokens * config.masking.mask_ratio),
     }
 
 
