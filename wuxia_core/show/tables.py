@@ -259,4 +259,5 @@ def side_by_side(card: dict[str, Any], count: int = 6) -> pd.DataFrame:
 def copied_table(card: dict[str, Any]) -> pd.DataFrame:
     """Put the longest runs that the tuned model shares with training text beside their source."""
     columns = ["length", "flagged", "generated", "source", "title"]
-    return pd.DataFrame(card["copied"], columns=columns)
+    rows = pd.DataFrame(card["copied"], columns=columns)
+    return rows.assign(flagged=rows["flagged"].map({True: "✓", False: ""}))
