@@ -7,13 +7,13 @@ scorecard. Nothing secret is on it, and of an absolute path the last name alone.
 import io
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context, rcParams
-from matplotlib.axes import Axes
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from wuxia_core import show
@@ -22,6 +22,7 @@ from wuxia_core.errors import SECRET, raise_machine_error
 from wuxia_core.evaluate import XRay, closing_words
 from wuxia_core.messages import language, messages
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
+from wuxia_core.show.plots import INK
 from wuxia_core.text import escape
 
 PAGE = "index.html"
@@ -31,9 +32,8 @@ PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_di
 PATHS |= {"processed_data_file"}
 MOST_FILES = 60
 SIZE = (4.2, 3.3)  # inches; a phone shows them as wide as they are
-# What matplotlib writes: the parts that are no drawing, its colours, and those of the page.
+# What matplotlib writes that is no drawing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
-COLOURS = {"#000000": "currentColor", "#0072b2": "var(--blue)", "#d55e00": "var(--orange)"}
 
 Card = dict[str, Any]
 
@@ -145,42 +145,34 @@ def _written(card: Card) -> str:
 
 def _course(card: Card, metrics: pd.DataFrame) -> str:
     """Draw strengths, learning against forgetting, and the course of training."""
-    said = messages("page")["series"]
-    bits = {f"eval_{name}_bits_per_char": said[name] for name in ("wuxia", "general")}
-    losses = {f"eval_{name}_loss": said[name] for name in ("wuxia", "general")}
-    measured = len(metrics.reindex(columns=[*bits]).dropna())
-    some = len(card["strengths"]) > 1
-    plots: dict[str, Callable[[Axes], object] | None] = {
-        "strengths": (lambda ax: show.plot_strengths(card, ax=ax)) if some else None,
-        "forgetting": (lambda ax: show.plot_forgetting(metrics, ax=ax)) if measured else None,
-        "bits": lambda ax: show.plot_metric(metrics, bits, ylabel="", ax=ax),
-        "losses": lambda ax: show.plot_metric(
-            metrics, losses | {"loss": said["loss"]}, ylabel="", ax=ax
-        ),
+    bits, losses = ([f"eval_{name}_{what}" for name in ("wuxia", "general")]
+                    for what in ("bits_per_char", "loss"))  # fmt: skip
+    measured = len(metrics.reindex(columns=bits).dropna())
+    plots: dict[str, Callable[..., object] | None] = {
+        "strengths": partial(show.plot_strengths, card) if len(card["strengths"]) > 1 else None,
+        "forgetting": partial(show.plot_forgetting, metrics) if measured else None,
+        "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
+        "losses": partial(show.plot_metric, metrics, [*losses, "loss"], ylabel="nats"),
     }
     return f'<div class="plots">{"".join(_figure(*each) for each in plots.items())}</div>'
 
 
-def _figure(name: str, plot: Callable[[Axes], object] | None) -> str:
+def _figure(name: str, plot: Callable[..., object] | None) -> str:
     """Draw a plot as SVG in the colours and the font of the page, below its title."""
     said = messages("page")["plots"][name]
     if plot is None:
         return f"<figure><h3>{said['title']}</h3>{_none('plot')}</figure>"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
         figure = Figure(SIZE, layout="constrained")
-        ax = figure.subplots()
-        plot(ax)
-        family = rcParams["font.family"]  # the plots' own, which writes Chinese
-        ax.set_xlabel(said["x"], family=family)
-        ax.set_ylabel(said["y"], family=family)
+        ax = show.axes(figure.subplots())
+        plot(ax=ax)
         if legend := ax.get_legend():
             legend.remove()
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
             figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
         drawn = NO_DRAWING.sub("", file.getvalue())
-    for theirs, ours in COLOURS.items():
-        drawn = drawn.replace(theirs, ours)
+    drawn = drawn.replace(INK.lower(), "currentColor")
     body = drawn.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
     box = " ".join(f"{72 * inches:g}" for inches in SIZE)
     svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{said["title"]}">{body}'
@@ -220,9 +212,9 @@ def _fates(mixture: Mixture) -> dict[str, str]:
 
 def _cleaned(mixture: Mixture) -> str:
     """Name what the rules of cleaning did in all files, the most first."""
-    said, rules = messages("page"), messages("rules")
+    said = messages("page")
     done = [
-        said["cleaned"].format(rule=rules[row.rule], places=row.places, removed=row.removed)
+        said["cleaned"].format(rule=said["rules"][row.rule], places=row.places, removed=row.removed)
         for row in show.cleaning_table(mixture).itertuples()
     ]
     return f"<p>{said['cleaning'].format(done=said['between'].join(done))}</p>" if done else ""
