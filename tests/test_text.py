@@ -40,7 +40,8 @@ def test_tables_escape_cells_and_headings_and_stay_so_when_formatted():
 
 def test_titles_in_plots_are_no_mathematics_and_have_glyphs(recwarn):
     title = "$\\undefined$ \u202e\ue000\U0001f5e1剑"
-    ax = show.plot_bars(pd.DataFrame({"train": [9]}, [title]), xlabel="characters")
+    index = pd.MultiIndex.from_tuples([("wuxia", title)])
+    ax = show.plot_bars(pd.DataFrame({"train": [9]}, index), xlabel="characters")
     ax.figure.canvas.draw()
     labels = [text.get_text() for text in ax.get_yticklabels()]
     assert labels == ["$\\undefined$ ⟨U+202E⟩⟨U+E000⟩⟨U+1F5E1⟩剑"]
