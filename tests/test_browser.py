@@ -409,3 +409,24 @@ def test_text_from_outside_does_nothing_in_a_notebook(page, lab, attacked, trust
     assert all(text.count(payload) >= len(ATTACKED) for payload in SHOWN)
     assert page.evaluate(LIVE, ".jp-OutputArea-output") == []
     assert [said for said in page.said if said.startswith("hit")] == []
+
+
+# Pixels that the words of plots and the guesses of the X-ray are high.
+HEIGHTS = """() => [...document.querySelectorAll("svg text, rt")]
+  .filter((words) => words.textContent.trim()).map((words) => {
+    const { a, b } = words.getScreenCTM?.() ?? { a: 1, b: 0 };
+    return Math.hypot(a, b) * parseFloat(getComputedStyle(words).fontSize);
+  })"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_of_a_run_fits_and_can_be_read(page, short_run, width, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto((short_run[0] / "index.html").as_uri())
+    page.locator("details").evaluate("(fold) => { fold.open = true }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 100 and [row for row in found if row["contrast"] < 4.5] == []
+    assert min(page.evaluate(HEIGHTS)) >= 10 and page.said == []
