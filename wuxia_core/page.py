@@ -163,8 +163,9 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
     if plot is None:
         return f"<figure><h3>{said['title']}</h3>{_none('plot')}</figure>"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
+        show.axes(Figure().subplots())  # what is made from here on has the plots' style
         figure = Figure(SIZE, layout="constrained")
-        ax = show.axes(figure.subplots())
+        ax = figure.subplots()
         plot(ax=ax)
         if legend := ax.get_legend():
             legend.remove()
