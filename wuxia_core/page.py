@@ -22,7 +22,6 @@ from wuxia_core.errors import SECRET, raise_machine_error
 from wuxia_core.evaluate import XRay, closing_words
 from wuxia_core.messages import language, messages
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
-from wuxia_core.show.plots import INK
 from wuxia_core.text import escape
 
 PAGE = "index.html"
@@ -173,7 +172,7 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
             figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
         drawn = NO_DRAWING.sub("", file.getvalue())
-    drawn = drawn.replace(INK.lower(), "currentColor")
+    drawn = drawn.replace(show.INK.lower(), "currentColor")
     body = drawn.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
     box = " ".join(f"{72 * inches:g}" for inches in SIZE)
     svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{said["title"]}">{body}'

@@ -4,6 +4,7 @@ from wuxia_core.show.interactive import GuessBox, MaskExplorer, WritingDesk, str
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks
 from wuxia_core.show.plots import (
     COLOURS,
+    INK,
     axes,
     plot_bars,
     plot_forgetting,
