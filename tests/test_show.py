@@ -13,10 +13,11 @@ from opencc import OpenCC
 
 from wuxia_core import SpanMasker, mix, show, show_masks
 from wuxia_core.config import PROJECT
-from wuxia_core.corpus import Segmenter
+from wuxia_core.corpus import RULES, Segmenter
 from wuxia_core.corpus.words import idioms, typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import RANDOM, SPAN, Corruption
+from wuxia_core.messages import messages
 from wuxia_core.run import append
 from wuxia_core.show.masks import ACTIONS, mark_tokens
 from wuxia_core.text import visible
@@ -222,6 +223,10 @@ def test_tables_speak_the_readers_language_and_an_empty_one_says_so(monkeypatch)
     page = show.table(rows).to_html()
     assert re.findall(">([^<>]+)</t[hd]>", page) == ["来源", "书", "字数", "武侠", "train", "9"]
     assert "没有可以列出的内容" in show.table(rows[:0]).format({"x": "{:,}"}).to_html()
+
+
+def test_each_rule_of_cleaning_is_told():
+    assert list(messages("rules")) == list(RULES)
 
 
 def test_sound_texts_get_one_word_of_advice(config):
