@@ -107,5 +107,5 @@ class EvalContext(NamedTuple):
                     done = f"{start} of {len(items)}"
                     logger.warning("%s: %s within evaluation.minutes %g", what, done, minutes)
                     return
-                yield items[start : start + size]
-                bar.update(size)
+                yield (some := items[start : start + size])
+                bar.update(len(some))

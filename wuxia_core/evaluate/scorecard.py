@@ -244,7 +244,7 @@ def _table(rows: dict[tuple[str, str], Row]) -> str:
     said = messages("table")
     shown = {title: rows[name, source] for name, source, title in said["rows"]}
     table = pd.DataFrame(list(shown.values()), list(shown), columns)
-    table["verdict"] = table["verdict"].fillna(table.pop("reason"))
+    table["verdict"] = table["verdict"].replace(messages("verdicts")).fillna(table.pop("reason"))
     table = table.rename(columns=messages("columns")).rename_axis(columns=said["title"])
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
