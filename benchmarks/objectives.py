@@ -2,14 +2,14 @@
 
     python benchmarks/objectives.py [FOLDER]
 
-Eight conditions × three seeds of 300 steps of 4 × 256 tokens on the bundled tiny model, four of
+Nine conditions × three seeds of 300 steps of 4 × 256 tokens on the bundled tiny model, five of
 them without general text too. Trained on 三侠五义, 七剑十三侠 and 续小五义 with 10 % general text;
 judged every 30 steps on openings of 绿牡丹's chapters and of encyclopaedia articles, none of them
-trained on. At a half and a quarter of the rate, each with its own schedule, what learns more ends
-where the recipe does: there forgetting is compared. Two runs at a time, a core each; the texts are
-`wuxia/` and `general/` of the folder `WUXIA_CORPUS`, else of `../shared/corpus`. A run that is done
-stands in results/objectives.parquet and is not done again; FOLDER (default output/objectives) holds
-texts and runs. At the end it prints what `plot_objectives.py` prints.
+trained on. At lower rates, each with its own schedule, what learns more ends where the recipe does:
+there forgetting is compared. Two runs at a time, a core each; the texts are `wuxia/` and `general/`
+of the folder `WUXIA_CORPUS`, else of `../shared/corpus`. A run that is done stands in
+results/objectives.parquet and is not done again; FOLDER (default output/objectives) holds texts and
+runs. At the end it prints what `plot_objectives.py` prints.
 """
 
 import argparse
@@ -49,18 +49,19 @@ PASSAGES, CHARACTERS = 48, 240  # of each source; an opening fits a window
 SEEDS = (0, 1, 2)
 RATE = 5e-4  # of the sample's recipe
 CLM, MIXED = "training.objective=clm", "training.objective=mixed"
-HALF, QUARTER = (f"training.learning_rate={RATE / n}" for n in (2, 4))
+HALF, QUARTER, EIGHTH = (f"training.learning_rate={RATE / n}" for n in (2, 4, 8))
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "masked": (),
     "meap": ("training.objective=meap",),
     "clm": (CLM,),
     "clm, 1/2 rate": (CLM, HALF),
     "clm, 1/4 rate": (CLM, QUARTER),
+    "clm, 1/8 rate": (CLM, EIGHTH),
     "mixed": (MIXED,),
     "mixed, 1/2 rate": (MIXED, HALF),
     "mixed, 1/4 rate": (MIXED, QUARTER),
 }
-WITHOUT_GENERAL = ["masked", "clm", "clm, 1/2 rate", "clm, 1/4 rate"]
+WITHOUT_GENERAL = ["masked", "clm", "clm, 1/2 rate", "clm, 1/4 rate", "clm, 1/8 rate"]
 Job = tuple[object, ...]  # of a run: condition, share of general text, seed
 COMMON = (
     f"training.max_steps={STEPS}", f"training.per_device_train_batch_size={BATCH}",

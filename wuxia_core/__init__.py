@@ -21,9 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, wanted or not
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft reads it
-if (
-    "ipykernel" in sys.modules
-):  # where bars stay behind in red boxes; to be set before tqdm's import
+# In a notebook bars stay behind in red boxes. To be set before tqdm is imported.
+if "ipykernel" in sys.modules:
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 _HOME = {

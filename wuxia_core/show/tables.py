@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
 LONG = 60  # characters of an example
-NAMES = ["", "source", "split"]  # columns whose values are in the reader's language too
+NAMES = ["", "source", "split", "name"]  # columns whose values are in the reader's language too
 FEW_STEPS = 100
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
 
