@@ -30,7 +30,7 @@ WAIT = timedelta(seconds=60)  # for the other ranks, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
 NUMBERS = 1_000_000  # summed over the ranks, copied between cards
 SHARED = 2**28  # bytes of /dev/shm that NCCL may want; a container has 64 MiB unless told
-PROBE_SECONDS = 30.0  # for cards to copy, before that counts as a hang
+PROBE_SECONDS = 90.0  # for cards to copy, before that counts as a hang
 
 
 class Skipped(Exception):
