@@ -72,7 +72,7 @@ def equal_learning(runs: pd.DataFrame) -> pd.DataFrame:
                 step = np.interp(-goal, learned, curve.index.get_level_values("step"))
                 chosen = runs[(runs["condition"] == name) & (runs["ratio"] == share)]
                 rows.append((f"{share:.0%}", name, round(step), *change(chosen, "step", step)))
-    return pd.DataFrame(rows, columns=["general text", "condition", "step", *SOURCES.values()])
+    return pd.DataFrame(rows, columns=["share", "condition", "step", *SOURCES.values()])
 
 
 def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
         row["masked found"] = "{:.1%} → {:.1%}".format(*found)
         row["CPU s a step"] = (end["seconds"] / end["step"]).mean()
         rows[name] = row
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def change(runs: pd.DataFrame, dose: str, value: float) -> list[str]:
