@@ -65,7 +65,7 @@ def test_the_command_of_notebook_03_runs_as_printed(tmp_path):
     assert "--name mine" in printed
     command = [sys.executable, *shlex.split(printed)[1:], "--plan"]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert "the run: 120 steps" in said.stdout
+    assert "120 steps" in said.stdout  # at most, before it is mixed
 
 
 @pytest.mark.slow
