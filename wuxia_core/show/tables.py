@@ -42,7 +42,9 @@ def table(rows: pd.DataFrame) -> "Styler":
     Heads are in the reader's language. One without rows is a sentence that says so.
     """
     if rows.empty:
-        return pd.DataFrame().style.hide().set_caption(messages("columns")["no rows"])
+        caption = [{"selector": "caption", "props": "white-space: nowrap"}]
+        empty = pd.DataFrame().style.hide().set_table_styles(caption)
+        return empty.set_caption(messages("columns")["no rows"])
     rows = rows.assign(**{name: rows[name].map(named) for name in NAMES if name in rows})
     rows = rows.rename(columns=lambda name: escape(named(name)))
     words = list(rows.select_dtypes(exclude="number").columns)
