@@ -10,6 +10,7 @@ python launch_ddp.py --config my.yaml --resume               go on with a run th
 
 import argparse
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> None:
     """Do what the flags ask for."""
-    print(messages("training")["looking"])
+    print(messages("training")["looking"], file=sys.stderr)  # as all that tells of progress
     config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)

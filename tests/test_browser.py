@@ -294,7 +294,7 @@ def test_a_typed_prompt_is_taken_up_and_a_slider_changes_how(page, lab, adapter)
     page.locator(".widget-textarea textarea").fill(typed, timeout=PATIENCE)
     write, passages = page.locator("button", has_text="write"), page.locator(f"{WRITTEN} div div")
     write.click()
-    assert len(set(wait_until_written(page))) > 3  # as it is made
+    assert len(set(wait_until_written(page))) > 5  # as it is made
     base, tuned = passages.all_text_contents()
     assert base.startswith(typed) and tuned.startswith(typed) and base != tuned
 

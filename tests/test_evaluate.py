@@ -16,7 +16,7 @@ from wuxia_core.config import ModelConfig, load_config
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate import closing_words, context, evaluate, scoring
 from wuxia_core.evaluate.__main__ import main
-from wuxia_core.evaluate.context import EvalContext, training_precision
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import score_extraction
 from wuxia_core.evaluate.recovery import recovery
 from wuxia_core.evaluate.scorecard import PARTS, affordable_minutes, gate_failures
@@ -25,6 +25,7 @@ from wuxia_core.evaluate.statistics import Metric, compare, group_difference, in
 from wuxia_core.evaluate.strength import best_strength, frontier, openings
 from wuxia_core.evaluate.writing import generate
 from wuxia_core.model import add_adapter, load_base
+from wuxia_core.write import training_precision
 
 TEXT = "剑光一闪，那人已到了门外。雨下得很大，檐下的灯笼在风里摇晃，照见他腰间一截断剑。"
 
