@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from wuxia_core import show
 from wuxia_core.config import TINY_BASE, Config, load_config, locate
 from wuxia_core.errors import SECRET, raise_machine_error
-from wuxia_core.evaluate import XRay, closing_words
+from wuxia_core.evaluate import XRay, by_name, sentences
 from wuxia_core.messages import language, messages
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
 from wuxia_core.text import escape
@@ -29,6 +29,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
 PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
 PATHS |= {"processed_data_file"}
+PAIR = ("base", "tuned")
 MOST_FILES = 60
 SIZE = (4.2, 3.3)  # inches; a phone shows them as wide as they are
 # What matplotlib writes that is no drawing.
@@ -88,11 +89,10 @@ def render(title: str, body: str, about: str = "") -> str:
 
 def _facts(card: Card, config: Config, mixture: Mixture, metrics: pd.DataFrame) -> dict[str, Any]:
     """Gather the figures that the messages of the page have places for."""
-    outline, rows = mixture.outline, {(row["name"], row["source"]): row for row in card["metrics"]}
-    trained = outline[outline["split"] == TRAIN]
+    trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
     books = trained.loc[trained["source"] == "wuxia", "book"].nunique()
-    found = rows["masked_accuracy", "wuxia"]
+    found = by_name(card)["masked_accuracy", "wuxia"]
     shares = {name: "–" if found[name] is None else f"{found[name]:.0%}" for name in PAIR}
     return {
         "base_model": card["base"],
@@ -105,9 +105,6 @@ def _facts(card: Card, config: Config, mixture: Mixture, metrics: pd.DataFrame) 
         "objective": config.training.objective,
         **shares,
     }
-
-
-PAIR = ("base", "tuned")
 
 
 def _passage(card: Card) -> str:
@@ -124,9 +121,8 @@ def _none(name: str) -> str:
 
 def _verdict(card: Card) -> str:
     """Say in three sentences what was learned, forgotten and copied."""
-    sentences = closing_words(card).partition("\n\n")[0].splitlines()
     asked = messages("page")["asked"].values()
-    pairs = zip(asked, map(say, sentences), strict=True)
+    pairs = zip(asked, map(say, sentences(card)), strict=True)
     return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
 
 

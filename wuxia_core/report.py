@@ -9,7 +9,6 @@ silence, and pastes its name in as code: names are checked against the notebook 
 
 import argparse
 import logging
-import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,8 +52,6 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     if executed.exists() and '"papermill"' not in executed.read_text("utf-8", "replace"):
         raise ConfigError(f"--out {folder}: its {executed.name} is no report; name another")
     logging.getLogger("papermill").setLevel(logging.WARNING)
-    # For the kernel: a page has no use for progress bars.
-    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     with raise_machine_error(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +73,6 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
     """Read a notebook's parameters; refuse what does not exist, naming what does."""
     if not source.is_file():
         there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
-        there = there or "none in an installed package; use a checkout (pip install -e .)"
         raise ConfigError(f"no run folder and no notebook {source.stem}; there are: {there}")
     known = papermill.inspect_notebook(source)
     for name in parameters.keys() - known.keys():

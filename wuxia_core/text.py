@@ -47,6 +47,11 @@ def visible(text: str) -> str:
     return UNUSUAL.sub(_numbered, text)
 
 
+def one_line(text: str) -> str:
+    """Make text `visible` in one line, with a space for each stretch of white space."""
+    return visible(" ".join(text.split()))
+
+
 def escape(text: str) -> str:
     r"""Make text `visible` and fit for HTML, between tags and in quoted attributes.
 

@@ -50,17 +50,10 @@ from wuxia_core.errors import (
     presentable,
 )
 from wuxia_core.messages import messages
-from wuxia_core.mixing import (
-    VALIDATION,
-    Mixture,
-    held_out_windows,
-    open_run_mixture,
-    shuffled,
-    train_windows,
-)
+from wuxia_core.mixing import VALIDATION, Mixture, held_out_windows, open_run_mixture, train_windows
 from wuxia_core.preflight import held_out_limits, save_steps
-from wuxia_core.text import visible
-from wuxia_core.write import Sampling, continued, encode_prompt, seeded
+from wuxia_core.text import one_line
+from wuxia_core.write import Sampling, continued, encode_prompt, seeded, training_precision
 
 NOT_TRAINERS = {
     "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
@@ -195,8 +188,8 @@ class Passages(TrainerCallback):
             return
         rows = [encode_prompt(self._tokenizer, prompt, chat=False) for prompt in self._prompts]
         settings = Sampling(PASSAGE).settings() | {"min_new_tokens": PASSAGE}
-        half = torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
-        with half, seeded(model, args.seed), torch.compiler.set_stance("force_eager"):
+        precision, draws = training_precision(model), seeded(model, args.seed)
+        with precision, draws, torch.compiler.set_stance("force_eager"):
             texts = continued(model, self._tokenizer, rows, settings)
         pairs = list(zip(self._prompts, texts, strict=True))
         passages = [{"prompt": prompt, "text": text} for prompt, text in pairs]
@@ -204,19 +197,13 @@ class Passages(TrainerCallback):
         run.append(self._folder, row)
         said = messages("training")["measured"]
         lines = [said.format(step=state.global_step, bits=metrics[loop.JUDGED_BY])]
-        lines += [f"  {_line(prompt)[-12:]} → {_line(text)[:24]}" for prompt, text in pairs]
+        lines += [f"  {one_line(prompt)[-12:]} → {one_line(text)[:24]}" for prompt, text in pairs]
         tqdm.write("\n".join(lines))
-
-
-def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
 
 
 def openings(mixture: Mixture, seed: int) -> list[str]:
     """Take what comes first, behind the title, in three held-out chapters of 武侠, drawn by key."""
-    outline = mixture.outline
-    there = outline.index[(outline["source"] == "wuxia") & (outline["split"] == VALIDATION)]
-    texts = mixture.texts(shuffled(there, seed, "held out")[:OPENINGS])
+    texts = mixture.texts(mixture.draw(seed, "wuxia", VALIDATION)[:OPENINGS])
     return [(text.partition("\n")[2] or text).lstrip()[:OPENING] for text in texts]
 
 

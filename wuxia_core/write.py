@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, run_command
 from wuxia_core.messages import messages
-from wuxia_core.model import best_device, document_start_id, load_adapter
+from wuxia_core.model import best_device, document_start_id, leave_casts_to_autocast, load_adapter
 from wuxia_core.text import visible
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -67,6 +68,14 @@ def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def training_precision(model: "PreTrainedModel") -> "torch.autocast":
+    """Compute as in training in here: in half precision where the base is."""
+    import torch
+
+    leave_casts_to_autocast(model)
+    return torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
 
 
 def continued(

@@ -34,9 +34,8 @@ FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
 QUOTED = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
 DIGIT = "[一二三四五六七八九两几]"
-NUMBER = re.compile(
-    f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}"
-)  # in 一百二十 and 十几年来, not in 一五一十
+# In 一百二十 and 十几年来, not in 一五一十.
+NUMBER = re.compile(f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}")
 ONLY_HAN = re.compile(f"[{HAN}]+")
 WORD = re.compile("[\\w·・•‧'’-]{2,}")  # a line of a lexicon
 USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"

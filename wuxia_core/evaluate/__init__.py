@@ -6,5 +6,5 @@ of a difference comes from resampling documents, never tokens.
 
 from wuxia_core.evaluate.copying import FLAGGED
 from wuxia_core.evaluate.recovery import XRay, xray
-from wuxia_core.evaluate.scorecard import closing_words, evaluate
+from wuxia_core.evaluate.scorecard import by_name, closing_words, evaluate, sentences
 from wuxia_core.evaluate.scoring import bits_per_char

@@ -11,12 +11,11 @@ from tqdm import tqdm
 
 from wuxia_core.config import Config
 from wuxia_core.messages import messages
-from wuxia_core.mixing import Mixture, shuffled
-from wuxia_core.model import LOGITS, leave_casts_to_autocast
+from wuxia_core.mixing import Mixture
+from wuxia_core.model import LOGITS
 from wuxia_core.write import continued
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -24,14 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
 logger = logging.getLogger(__name__)
-
-
-def training_precision(model: "PeftModel") -> "torch.autocast":
-    """Compute as in training in here: in half precision where the base is."""
-    import torch
-
-    leave_casts_to_autocast(model)
-    return torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
 
 
 class EvalContext(NamedTuple):
@@ -68,10 +59,8 @@ class EvalContext(NamedTuple):
 
     def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
         """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
-        outline = self.mixture.outline
-        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
         most = limit or self.config.evaluation.max_documents
-        return shuffled(there, self.seed, "held out")[:most]
+        return self.mixture.draw(self.seed, source, *splits)[:most]
 
     def human_texts(self, source: str, *splits: str) -> list[str]:
         """Draw whole documents of about 300,000 characters in all."""

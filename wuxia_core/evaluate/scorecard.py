@@ -21,7 +21,7 @@ import pandas as pd
 from wuxia_core import mixing, model, run
 from wuxia_core.config import TINY_BASE, EvaluationConfig, load_config, locate
 from wuxia_core.errors import MachineError, raise_machine_error
-from wuxia_core.evaluate.context import EvalContext, training_precision
+from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import FLAGGED, score_extraction
 from wuxia_core.evaluate.recovery import recovery, shown_passage
 from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
@@ -29,7 +29,8 @@ from wuxia_core.evaluate.statistics import Row
 from wuxia_core.evaluate.strength import best_strength, frontier
 from wuxia_core.evaluate.writing import score_generations, write_passages
 from wuxia_core.messages import messages
-from wuxia_core.text import visible
+from wuxia_core.text import one_line, visible
+from wuxia_core.write import training_precision
 
 CARD, PARTS = "scorecard.json", ".scorecard"
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
@@ -165,7 +166,7 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
     Copying and general text have to be measured; where the sample is too small to tell whether
     wits were kept, nothing speaks against it.
     """
-    rows = _by_name(card)
+    rows = by_name(card)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
     for found in card["copied"]:
         if found["length"] >= limits.max_copied:
@@ -186,16 +187,21 @@ def closing_words(card: Card, report: Path | None = None) -> str:
 
     The parts are a blank line apart. `report` is the page that was made of the run just now.
     """
-    rows, folder = _by_name(card), card["adapter"]
-    sentences = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
-    sentences.append(copied(card))
+    rows, folder = by_name(card), card["adapter"]
     page = report or f"python -m wuxia_core.report {shlex.quote(folder)}"
     said = messages("next")
     after = [said["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
     if (best := card.get("best_strength")) not in (None, 1):
         after.append(said["strength"].format(best=best))
     after += [said["masked"]] if card["objective"] == "masked" else []
-    return "\n\n".join(["\n".join(sentences), _table(rows), _pair(card), "\n".join(after)])
+    return "\n\n".join(["\n".join(sentences(card)), _table(rows), _pair(card), "\n".join(after)])
+
+
+def sentences(card: Card) -> list[str]:
+    """Say whether it was learned, forgotten and copied, in a sentence each."""
+    rows = by_name(card)
+    said = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
+    return [*said, copied(card)]
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
@@ -215,7 +221,7 @@ def predicted(row: Row) -> str:
 
 def copied(card: Card) -> str:
     """Say in a sentence whether training text came out again."""
-    rows, runs = _by_name(card), card["copied"]
+    rows, runs = by_name(card), card["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
     longest: Card = runs[0] if runs else {"length": 0, "title": ""}
     state = "nothing" if row["delta"] is not None else "not measured"
@@ -227,7 +233,8 @@ def copied(card: Card) -> str:
     return str(messages("copying")[state].format(**figures, change=_change(row)))
 
 
-def _by_name(card: Card) -> dict[tuple[str, str], Row]:
+def by_name(card: Card) -> dict[tuple[str, str], Row]:
+    """Give the rows of a scorecard by metric and source."""
     return {(row["name"], row["source"]): row for row in card["metrics"]}
 
 
@@ -263,8 +270,6 @@ def _pair(card: Card) -> str:
 
 def _both(passage: dict[str, Any]) -> str:
     """Show a prompt and the beginnings of what base and tuned wrote, each on a line."""
-    prompt, base, tuned = (
-        visible(" ".join(passage[key].split()))[:100] for key in ("prompt", "base", "tuned")
-    )
+    prompt, base, tuned = (one_line(passage[key])[:100] for key in ("prompt", "base", "tuned"))
     said = messages("passages")
     return f"{prompt} …\n  {said['base']}{base}\n  {said['tuned']}{tuned}"

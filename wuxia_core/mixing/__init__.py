@@ -20,7 +20,7 @@ from wuxia_core.mixing.store import (
     open_run_mixture,
     read_json,
     read_manifest,
-    shuffled,
+    run_steps,
     staged,
     train_windows,
 )

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from wuxia_core.config import expand, locate
+from wuxia_core.config import Config, effective_batch, expand, locate
 from wuxia_core.errors import ConfigError, DataError, raise_machine_error
 from wuxia_core.masking import Bools, Tokens, Window
 
@@ -63,6 +64,12 @@ class Mixture:
 
         table = dataset.dataset(self.folder / DOCUMENTS)
         return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
+
+    def draw(self, seed: int, source: str, *splits: str) -> list[int]:
+        """Put the documents of some splits in the order in which they are drawn by key."""
+        outline = self.outline
+        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
+        return shuffled(there, seed, "held out")
 
     def training_texts(self) -> Iterator[tuple[str, str]]:
         """Read all texts that are trained on, each behind its book and chapter."""
@@ -164,6 +171,13 @@ def train_windows(mixture: Mixture) -> Windows:
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
 
 
+def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
+    """Count the optimizer steps of a run over so many training windows."""
+    epoch = np.ceil(np.divide(windows, effective_batch(config, processes)))
+    steps, most = np.ceil(epoch * config.training.num_train_epochs), config.training.max_steps
+    return steps if most < 0 else np.full_like(steps, most)
+
+
 def held_out_windows(
     mixture: Mixture, limit: int, seed: int, most: int | None = None
 ) -> dict[str, Windows]:
@@ -174,7 +188,7 @@ def held_out_windows(
     """
     chosen = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
-        drawn = shuffled(documents.index, seed, "held out")[:limit]
+        drawn = mixture.draw(seed, str(source), VALIDATION)[:limit]
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
         kept = shuffled(chunks["window"].unique(), seed, "windows")[:most]
         sizes, part = chunks["end"] - chunks["start"], chunks["window"].isin(kept)

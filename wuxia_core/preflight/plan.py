@@ -275,16 +275,9 @@ def estimated_text(config: Config) -> Text:
     return Text(tokens, tokens / data.max_length, chapters / data.max_length)
 
 
-def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
-    """Count the optimizer steps of a run over so many training windows."""
-    epoch = np.ceil(np.divide(windows, effective_batch(config, processes)))
-    steps, most = np.ceil(epoch * config.training.num_train_epochs), config.training.max_steps
-    return steps if most < 0 else np.full_like(steps, most)
-
-
 def save_steps(config: Config, windows: int, processes: int) -> int:
     """Give the steps between checkpoints: where none are set a tenth of the run, 500 at most."""
-    tenth = np.ceil(run_steps(config, windows, processes) / 10)
+    tenth = np.ceil(mixing.run_steps(config, windows, processes) / 10)
     return config.training.save_steps or min(500, int(tenth))
 
 
@@ -294,7 +287,7 @@ def held_out_limits(config: Config, windows: float, processes: int) -> tuple[int
     With these all of them take a tenth of the run at most, since a window, forward twice, costs no
     more than one that is trained on. Fewer than 64 would say little.
     """
-    steps = run_steps(config, windows, processes)
+    steps = mixing.run_steps(config, windows, processes)
     times = 1 + int(np.ceil(steps / config.training.eval_steps))  # the first before the run
     return times, max(64, int(0.05 * steps * effective_batch(config, processes) / times))
 
@@ -354,7 +347,7 @@ def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
 def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iterator[str]:
     """Write the text, the steps and the hours of a run, and what these cost."""
     training, batch = config.training, effective_batch(config, device.processes)
-    steps = run_steps(config, text.windows, device.processes)
+    steps = mixing.run_steps(config, text.windows, device.processes)
     source = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
     yield f"an epoch: {span(text.tokens)} tokens, {span(text.windows)} windows{source}"
     yield f"the run: {span(steps)} steps of {batch} windows"

@@ -11,7 +11,7 @@ from wuxia_core import model
 from wuxia_core.config import Config, effective_batch
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.messages import messages
-from wuxia_core.mixing import Mixture, current_mixture, mix, train_windows
+from wuxia_core.mixing import Mixture, current_mixture, mix, run_steps, train_windows
 from wuxia_core.preflight import plan
 from wuxia_core.run import open_folder, step_of
 from wuxia_core.torchrun import Processes
@@ -37,7 +37,7 @@ def prepare_run(
         what = f"{processes.total} processes for {windows} training windows"
         raise ConfigError(f"{what}: lower --nproc or data.max_length, or add text to data.data_dir")
     if config.training.warmup_steps is None:
-        steps = int(plan.run_steps(config, windows, processes.total))
+        steps = int(run_steps(config, windows, processes.total))
         config.training.warmup_steps = min(100, -(-steps // 20))
     needs = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
     print(summary(config, processes.total, mixture), needs, *card_precautions(), sep="\n")

@@ -15,6 +15,7 @@ from wuxia_core.masking import KEPT, MASKED, RANDOM, SINGLE, SPAN, UNCHANGED, Ki
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Encoder
 from wuxia_core.model import load_tokenizer
+from wuxia_core.show.tables import named
 from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class XRayView(NamedTuple):
         right, bits = tokens["right"].sum(), tokens["bits"].mean()
         found = said["found"].format(right=right, all=len(tokens), bits=bits)
         whole = f'<span style="line-height:2.6">{body}{escape(text[done:])}</span>'
-        return f"<b>{said[model]}</b> {found}", whole
+        return f"<b>{named(model)}</b> {found}", whole
 
 
 def _ruby(token: str, guess: str, style: str, tip: str) -> str:

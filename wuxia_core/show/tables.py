@@ -14,7 +14,7 @@ from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.corpus import RULES, to_simplified
 from wuxia_core.errors import DataError
 from wuxia_core.messages import messages
-from wuxia_core.mixing import Mixture, train_windows
+from wuxia_core.mixing import Mixture, run_steps, train_windows
 from wuxia_core.model import ADAPTER_WEIGHTS
 from wuxia_core.run import METRICS, read_rows
 from wuxia_core.text import NO_MATH, escape, visible
@@ -124,15 +124,10 @@ def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, flo
         "windows": windows,
         "filled": tokens / windows / config.data.max_length,
         "steps an epoch": steps,
-        "steps": _run_steps(config, steps),
+        "steps": int(run_steps(config, windows, processes)),
         "tokens": round(tokens * config.training.num_train_epochs),
         "masked tokens": round(tokens * config.masking.mask_ratio),
     }
-
-
-def _run_steps(config: Config, epoch: int) -> int:
-    most = config.training.max_steps
-    return most if most > 0 else math.ceil(epoch * config.training.num_train_epochs)
 
 
 def progress(folder: Path, metrics: pd.DataFrame) -> str:
@@ -141,7 +136,9 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
     if done.empty:
         return str(said["not begun"])
     last = done.iloc[-1]
-    steps = _run_steps(load_config(folder / "config.yaml"), round(last["step"] / last["epoch"]))
+    config = load_config(folder / "config.yaml")
+    windows = round(last["step"] / last["epoch"]) * effective_batch(config, 1)
+    steps = int(run_steps(config, windows, 1))
     start = metrics[metrics["event"].isin(["started", "resumed"])].iloc[-1]
     seconds = (last["time"] - start["time"]) / max(1, last["step"] - start["step"])
     ended = (folder / ADAPTER_WEIGHTS).exists()
