@@ -228,7 +228,7 @@ def main() -> None:
     gather_texts(folder)
     passages(folder)  # once, before two workers want them
     conditions = [(0.0, WITHOUT_GENERAL), (0.1, CONDITIONS)]
-    jobs = [(name, share, seed) for seed in SEEDS for share, names in conditions for name in names]
+    jobs = [(name, share, seed) for share, names in conditions for seed in SEEDS for name in names]
     done = set(pd.read_parquet(RESULTS)[RUN].itertuples(index=False)) if RESULTS.exists() else set()
     run_all(__file__, folder, [job for job in jobs if job not in done], partial(keep, folder))
     plot_objectives.main()

@@ -191,7 +191,8 @@ def test_own_novels_are_not_held_against_the_samples_general_text(launch, tmp_pa
         (tmp_path / "shelf" / f"{number}.txt").write_text(text, encoding="utf-8")
     assert launch_ddp.main(["--novels", "shelf", "--plan"]) == 0
     printed = capsys.readouterr()
-    assert f"the run: {launch_ddp.STEPS} steps" in printed.out and not printed.err
+    assert f"the run: {launch_ddp.STEPS} steps" in printed.out
+    assert "warning" not in printed.err and "general text" not in printed.err
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path):
@@ -433,5 +434,5 @@ def test_nothing_starts_on_the_cpu_beside_cards_that_torch_cannot_use(
     nvidia_smi("550.54.14")
     output = settings("training.output_dir=run", "data.processed_data_file=mixture")
     status, error = launch(*flags, *output)
-    assert status == 5 and "driver 550.54.14" in error and error.count("\n") == 1
+    assert status == 5 and "driver 550.54.14" in error and error.count("error: ") == 1
     assert not (tmp_path / "run").exists() and not (tmp_path / "mixture").exists()
