@@ -336,7 +336,7 @@ def test_another_process_looks_at_the_cards_and_the_least_counts(two_cards):
     assert "UNEQUAL" in both.name and "RTX 4090" in both.name and "L4" in both.name
     assert (both.memory, *both.rates) == (23e9, 121, 300)  # torch's memory is not cut again
     assert (one.name, one.memory) == ("NVIDIA GeForce RTX 4090", 25e9)
-    assert preflight.prepare.card_precautions() == ["NCCL_P2P_DISABLE=1 (GeForce RTX 40)"]
+    assert preflight.prepare.set_nccl_for_rtx40() == ["NCCL_P2P_DISABLE=1 (GeForce RTX 40)"]
     del os.environ["NCCL_P2P_DISABLE"]
 
 

@@ -335,7 +335,7 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
     """
     tree, places = _read_yaml(Path(path))
     for override in overrides or []:
-        _apply(override, tree, places)
+        _apply_override(override, tree, places)
     _drop_retired(tree, places)
     try:
         return Config.model_validate(tree)
@@ -388,7 +388,8 @@ def _places(root: yaml.Node, path: Path) -> dict[str, str]:
     return places
 
 
-def _apply(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
+def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
+    """Write `section.key=value` into the tree, and into `places` where it was said."""
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):

@@ -135,7 +135,7 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     ours["rendezvous"] = rendezvous
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _share(path, ours)
+        file = _lock_shared(path, ours)
     with file:
         file.seek(0)
         holder = json.load(file)
@@ -151,17 +151,17 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
                 path.unlink()
 
 
-def _share(path: Path, ours: dict[str, Any]) -> TextIO:
-    """Open a lock file and hold it with others; write who we are where nobody else holds it.
+def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
+    """Open a lock file and take a shared lock; write `owner` into it where nobody else has one.
 
-    It is held alone only for the writing, so waiting to share it takes no time.
+    For writing the lock is exclusive; nobody keeps it so, and waiting to share it takes no time.
     """
     while True:
         file = path.open("a+", encoding="utf-8")
         with suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(json.dumps(ours))
+            file.write(json.dumps(owner))
             file.flush()
         fcntl.flock(file, fcntl.LOCK_SH)
         if os.fstat(file.fileno()).st_nlink:

@@ -252,14 +252,15 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Shuffle the rows, packed ones last, fill up the last step, then shuffle the batches."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         size = len(self._packed)
         order = torch.randperm(size, generator=generator)
         order = order[torch.argsort(self._packed[order].int(), stable=True)]
         if self._by_turns:
-            odd = order % 2
-            turn = torch.where(odd == 1, odd.cumsum(0), (1 - odd).cumsum(0))  # among its like
-            order = order[(2 * turn + odd).argsort()]
+            parity = order % 2
+            rank = torch.where(parity == 1, parity.cumsum(0), (1 - parity).cumsum(0))  # among those
+            order = order[(2 * rank + parity).argsort()]
         batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self.epoch, row

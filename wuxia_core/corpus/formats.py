@@ -174,14 +174,14 @@ def _epub(archive: ZipFile, container: str, place: Path) -> str:
     items = {item["id"]: _target(root, item) for item in package.select("item[href]")}
     refs = package.select("itemref:not([linear=no])")
     spine = [items[ref["idref"]] for ref in refs if ref["idref"] in items]
-    locks = page(ENCRYPTION).select("cipherreference") if ENCRYPTION in archive.NameToInfo else []
-    if any(unquote(str(lock["uri"])) in spine for lock in locks):
-        raise CorpusError(f"{place}: encrypted (DRM); get it without", str(place))
-    tables = sorted({_target(root, x) for x in package.select(TABLES)} & archive.NameToInfo.keys())
-    titles = {name: title for table in tables for name, title in _entries(table, page(table))}
-    out = {*tables, *(_target(root, x) for x in package.find_all("reference", type=NO_STORY))}
-    out |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
-    return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in out)
+    drm = page(ENCRYPTION).select("cipherreference") if ENCRYPTION in archive.NameToInfo else []
+    if any(unquote(str(data["uri"])) in spine for data in drm):
+        raise CorpusError(f"{place}: encrypted (DRM); get a copy without", str(place))
+    toc = sorted({_target(root, x) for x in package.select(TABLES)} & archive.NameToInfo.keys())
+    titles = {name: title for file in toc for name, title in _entries(file, page(file))}
+    skip = {*toc, *(_target(root, x) for x in package.find_all("reference", type=NO_STORY))}
+    skip |= {name for name in spine if NO_STORY.fullmatch(PurePath(name).stem)}
+    return "\n".join(_titled(page(x), titles.get(x, "")) for x in spine if x not in skip)
 
 
 def _target(base: str, link: Tag) -> str:

@@ -119,14 +119,17 @@ def _mask_id(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
 
 
 def _masked_tokens(text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds) -> pd.DataFrame:
-    """Describe the masked tokens of a text, a row each, as in `XRay.tokens`."""
+    """Describe the masked tokens of a text, a row each, as in `XRay.tokens`.
+
+    `offsets` and `kinds` have a row a token of the text, without the one that starts it.
+    """
     masked = kinds > 0
-    blocks = np.cumsum(np.diff(masked, prepend=False))  # odd inside a block
+    blocks = np.cumsum(np.diff(masked, prepend=False))  # a number for each run of masked tokens
     table = pd.DataFrame(offsets, columns=["start", "end"]).assign(block=blocks, kind=kinds)[masked]
     spans = [slice(*span) for span in table[["start", "end"]].to_numpy()]
-    by_character, speech = classes(text, Segmenter()), dialogue(text)
-    of = [CLASSES[by_character[span].max()] for span in spans]
-    return table.assign(**{"class": of, "dialogue": [speech[span].all() for span in spans]})
+    strengths, speech = classes(text, Segmenter()), dialogue(text)
+    strongest = [CLASSES[strengths[span].max()] for span in spans]
+    return table.assign(**{"class": strongest, "dialogue": [speech[span].all() for span in spans]})
 
 
 def _answers(predicted: Iterable[Prediction], name_of: Callable[[int], str]) -> pd.DataFrame:

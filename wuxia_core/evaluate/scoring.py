@@ -261,12 +261,14 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     low, high = _paired_interval(tuned["right"].to_numpy() - base["right"].to_numpy())
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
     row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
-    row |= {"n": n, "margin": margin, "verdict": "worse" if high < -margin else "not shown"}
-    guessing = (1 + 2 * np.sqrt((OPTIONS - 1) / n)) / OPTIONS
+    row |= {"n": n, "margin": margin}
+    chance = 1 / OPTIONS
+    guessing = chance + 2 * np.sqrt(chance * (1 - chance) / n)
     if before <= guessing:
         reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {guessing:.3f}"
         return row | {"verdict": "cannot tell", "reason": reason}
-    return row | {"verdict": "kept"} if -margin < low and high < margin else row
+    kept, worse = -margin < low and high < margin, high < -margin
+    return row | {"verdict": "kept" if kept else "worse" if worse else "not shown"}
 
 
 def _paired_interval(change: Floats) -> tuple[float, float]:

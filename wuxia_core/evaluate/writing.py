@@ -152,10 +152,9 @@ def repetition(text: str, n: int = 4) -> float:
 def generate(
     context: EvalContext, prompts: Sequence[str], seed: int, tokens: int = Sampling.tokens
 ) -> list[str]:
-    """Sample what follows each prompt: temperature 0.9, nucleus 0.95.
+    """Sample exactly so many tokens behind each prompt, with the defaults of `Sampling`.
 
-    Each passage has so many tokens: the end of text does not come before. The same `seed` gives the
-    same passages on the same kind of machine.
+    The same `seed` gives the same passages on the same kind of machine.
     """
     rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
     settings = Sampling(tokens).settings() | {"min_new_tokens": tokens}

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from wuxia_core.config import TINY_BASE, Config, ModelConfig, load_config
 from wuxia_core.errors import MachineError, exit_status
 from wuxia_core.model import add_adapter, best_device, load_base
-from wuxia_core.preflight.prepare import card_precautions
+from wuxia_core.preflight.prepare import set_nccl_for_rtx40
 
 WAIT = timedelta(seconds=60)  # for the other ranks, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
@@ -186,7 +186,7 @@ def run_check(name: str, config: Config) -> tuple[str, str]:
 
 def init_process_group() -> None:
     """Meet the other ranks, as a run does; raises `MachineError`."""
-    card_precautions()
+    set_nccl_for_rtx40()
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
     try:
         if device().type == "cuda":

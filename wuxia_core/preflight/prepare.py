@@ -40,7 +40,7 @@ def prepare_run(
         steps = int(run_steps(config, windows, processes.total))
         config.training.warmup_steps = min(100, -(-steps // 20))
     needs = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
-    print(summary(config, processes.total, mixture), needs, *card_precautions(), sep="\n")
+    print(summary(config, processes.total, mixture), needs, *set_nccl_for_rtx40(), sep="\n")
     if shape:
         if not device.on_card and not plan.fits(config, shape, device):
             raise MachineError(f"this machine has not the memory for it; {model.LESS_MEMORY}")
@@ -127,10 +127,11 @@ def check_disk(folder: Path, needed: float) -> None:
         )
 
 
-def card_precautions() -> list[str]:
-    """Switch off what RTX 40 cards get wrong over NCCL, unless the user decided; say what was set.
+def set_nccl_for_rtx40() -> list[str]:
+    """Switch off NCCL's peer-to-peer and InfiniBand for RTX 40, unless the user set them.
 
-    They have no peer-to-peer copy, and some drivers offer it all the same.
+    The cards have no peer-to-peer copy, and some drivers offer it all the same. Returns lines that
+    say what was set.
     """
     if not any("GeForce RTX 40" in name for name, *_ in plan.machine_cards()):
         return []

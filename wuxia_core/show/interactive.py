@@ -128,11 +128,12 @@ class GuessBox(widgets.VBox):
         self._update()
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        text, draw = self.text.value, self.draw.value
+        """Show the masks and the answers; the controls call it when they change."""
+        text, key = self.text.value, self.draw.value
         try:
-            masks = show_masks(text, self._tokenizer, self._masker, draw)._repr_html_()
-            reading = xray(self._model, self._tokenizer, [text], self._masker, draw)
-            self.view.value = masks + XRayView(reading)._repr_html_()
+            masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
+            answers = xray(self._model, self._tokenizer, [text], self._masker, key)
+            self.view.value = masks + XRayView(answers)._repr_html_()
         except DataError:  # no text, or too few tokens for one to be masked
             self.view.value = f'<p class="{NO_MATH}">{messages("explorer")["too short"]}</p>'
 
