@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,12 +119,19 @@ def launched_short(request, tmp_path_factory):
     if any("short_run" in item.fixturenames for item in request.session.items):
         settings = ["training.max_steps=12", "training.eval_steps=6", "training.save_steps=6"]
         root = tmp_path_factory.mktemp("short")
+        novels = shutil.copytree(PROJECT / "data" / "sample", root / "novels")
+        (novels / "射雕.pdf").write_bytes(b"%PDF-1.4")
+        (novels / "空.txt").touch()
+        settings += [f"data.data_dir={novels}", f"data.general_file={novels / 'general'}"]
         return Launched(root, *settings, "evaluation.minutes=0.01")
 
 
 @pytest.fixture(scope="session")
 def short_run(launched_short):
-    """The sample with few steps and small samples, for all that does not ask what was learned."""
+    """The sample with few steps and small samples, for all that does not ask what was learned.
+
+    Beside its novels lie a file that is not read and an empty one.
+    """
     return launched_short.wait()
 
 

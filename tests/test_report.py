@@ -87,6 +87,7 @@ def test_a_runs_page_has_all_that_a_reader_asks_for(run_page, short_run):
     assert page.count("<ruby") == 2 * len(card["passage"]["tokens"]) > 0
     assert page.count('<div class="pair"') == 3 and page.count("<dt>") == 3
     assert len(re.findall("<svg|<figure", page)) >= 7 and 'id="T_card"' in page
+    assert ">射雕.pdf<" in page and ">空<" in page  # left out
     for said in ("三勺盐", "12,968", "training.<wbr>max_steps", "Burrows", "og:title"):
         assert said in page
 

@@ -184,7 +184,7 @@ def _texts(mixture: Mixture) -> str:
     for file in files[:MOST_FILES]:
         why = file["refused"] and said["fates"]["refused"].format(why=say(file["refused"]))
         what = said["sources"][file["source"]].format(fate=why or fates.get(file["book"], ""))
-        title = f"{say(file['book'])}<br><small>{what}</small>"
+        title = f"{say(file['book'] or file['path'])}<br><small>{what}</small>"
         removed = sum(rule["removed"] for rule in file["cleaning"].values())
         rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
     more = len(files) - len(rows)
