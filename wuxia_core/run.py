@@ -282,8 +282,8 @@ def versions() -> dict[str, str]:
 
 
 def how_to_measure(folder: Path) -> str:
-    """Name the command that measures a finished run."""
-    return f"python -m wuxia_core.evaluate {quote(str(folder))} measures it"
+    """Name the command that measures a finished run and writes its page."""
+    return f"python -m wuxia_core.report {quote(str(folder))} measures it and writes its page"
 
 
 def resume_point(folder: Path) -> Path | None:

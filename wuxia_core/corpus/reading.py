@@ -241,7 +241,8 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
     """Clean a text and cut it into chapters, or into passages where it is general text."""
     text, long = LONG.subn(lambda line: PIECE.sub(r"\1\n", line[0]), _cleaned(text, report, skip))
     if long:
-        logger.warning("%s: %d lines are over 6000 characters, cut", report.file.place, long)
+        what = "lines of over 6,000 characters, cut behind sentences; nothing is lost"
+        logger.warning("%s: %d %s", report.file.place, long, what)
     if len(text) < SHORTEST:
         return []
     if report.file.source == "general":

@@ -215,6 +215,8 @@ def predicted(row: Row) -> str:
     if row["delta"] is not None:
         state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
         state = row.get("verdict", state)
+        if state == "not shown" and row["low"] > 0:
+            state = "a little worse"
     sentence: str = messages(row["source"])[state]
     return sentence.format(**row, change=_change(row))
 

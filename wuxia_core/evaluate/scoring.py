@@ -17,7 +17,15 @@ import pandas as pd
 
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
-from wuxia_core.evaluate.statistics import Floats, Metric, Row, compare, group_difference, ratio
+from wuxia_core.evaluate.statistics import (
+    Floats,
+    Metric,
+    Row,
+    compare,
+    group_difference,
+    ratio,
+    reason,
+)
 from wuxia_core.masking import IGNORE_INDEX, Ints, Tokens, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
 from wuxia_core.model import LOGITS, document_start_id
@@ -265,8 +273,8 @@ def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     chance = 1 / OPTIONS
     guessing = chance + 2 * np.sqrt(chance * (1 - chance) / n)
     if before <= guessing:
-        reason = f"the base is right on {before:.3f} of {n}, and guessing reaches {guessing:.3f}"
-        return row | {"verdict": "cannot tell", "reason": reason}
+        why = reason("guessing", n, right=before, guessing=guessing)
+        return row | {"verdict": "cannot tell", "reason": why}
     kept, worse = -margin < low and high < margin, high < -margin
     return row | {"verdict": "kept" if kept else "worse" if worse else "not shown"}
 

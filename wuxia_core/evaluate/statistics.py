@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, t
 
+from wuxia_core.messages import messages
 from wuxia_core.mixing import FEWEST
 
 Floats = npt.NDArray[np.float64]
@@ -78,19 +79,24 @@ def compare(metric: Metric, base: pd.DataFrame, tuned: pd.DataFrame, seed: int) 
     """
     n = len(base)
     if n < FEWEST:
-        return metric.row(n, reason=f"n = {n}, fewer than {FEWEST}")
+        return metric.row(n, reason=reason("few", n))
     draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, 10_000)
     weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples
     before, after = metric.statistic(base, weights), metric.statistic(tuned, weights)
     delta = after - before
     if np.isnan(delta[0]):
-        return metric.row(n, reason=f"n = {n}, fewer than {FEWEST} of one kind")
+        return metric.row(n, reason=reason("few of a kind", n))
     low, high = interval(delta[1:], n)
     differing = (base.to_numpy() != tuned.to_numpy()).any(axis=1).sum()
     if 2 * 0.5**differing > 0.05:
         low, high = min(low, 0.0), max(high, 0.0)
     figures = {"base": before[0], "tuned": after[0], "delta": delta[0], "low": low, "high": high}
     return metric.row(n, **{name: float(figure) for name, figure in figures.items()})
+
+
+def reason(name: str, n: int, **values: object) -> str:
+    """Say in the reader's language why there is no figure of n items."""
+    return str(messages("reasons")[name].format(n=n, least=FEWEST, **values))
 
 
 def interval(drawn: Floats, n: int) -> Floats:

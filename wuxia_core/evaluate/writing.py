@@ -19,7 +19,7 @@ import pandas as pd
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import longest_runs, overlap, strip_whitespace
-from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio
+from wuxia_core.evaluate.statistics import FEWEST, Floats, Metric, Row, compare, ratio, reason
 from wuxia_core.mixing import TRAIN, UNUSED, VALIDATION
 from wuxia_core.write import Sampling, encode_prompt, seeded
 
@@ -261,8 +261,7 @@ def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Ro
     """Compare base and tuned; the controls' figures stand beside them."""
     n = int((table["writer"] == "base").sum())
     if n < FEWEST:
-        reason = f"{n} passages of {CHARACTERS} characters, fewer than {FEWEST}"
-        return metric.row(n, reason=reason)
+        return metric.row(n, reason=reason("passages", n, characters=CHARACTERS))
     try:
         items = {writer: measure(rows) for writer, rows in table.groupby("writer")}
         row = compare(metric, items["base"], items["tuned"], seed)

@@ -6,7 +6,13 @@ chunk: window, document, start, end, source, split; offsets into the tokens), `t
 `word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
 """
 
-from wuxia_core.mixing.build import current_mixture, find_texts, manifest_of, mix
+from wuxia_core.mixing.build import (
+    current_mixture,
+    find_texts,
+    manifest_of,
+    mix,
+    warn_without_general,
+)
 from wuxia_core.mixing.holdout import FEWEST, likely_share
 from wuxia_core.mixing.store import (
     TRAIN,

@@ -61,11 +61,16 @@ def mix(config: Config) -> Mixture:
                     shutil.rmtree(kept)
     mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
-        what = "no general text: nothing protects the model from forgetting what it knows (降智)"
-        remedy = "name some as --general or data.general_file"
-        remedy = remedy if config.data.general_ratio else "raise data.general_ratio"
-        logger.warning("%s; %s", what, remedy)
+        warn_without_general(config)
     return mixture
+
+
+def warn_without_general(config: Config) -> None:
+    """Say what it means that there is no general text, and where to name some."""
+    what = "no general text: nothing protects the model from forgetting what it knows (降智)"
+    remedy = "name some as --general or data.general_file"
+    remedy = remedy if config.data.general_ratio else "raise data.general_ratio"
+    logger.warning("%s; %s", what, remedy)
 
 
 def current_mixture(config: Config) -> Mixture | None:

@@ -269,6 +269,8 @@ def estimated_text(config: Config) -> Text:
         characters[file.book] = characters.get(file.book, 0) + mixing.utf8_size(file.path) / 3
     held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
+    if not general:
+        mixing.warn_without_general(config)
     size = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
     tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
     chapters = 2 * config.evaluation.max_documents * 4000  # tokens of 武侠 and general text

@@ -149,7 +149,7 @@ def summary(config: Config, processes: int, mixture: Mixture) -> str:
     if wanted > there:
         batch += f": each of {there} windows {wanted / there:.0f} times a step; lower it"
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
-    novels = mixture.outline[mixture.outline["source"] == "wuxia"]
+    novels = mixture.outline.query("source == 'wuxia' and split in ('train', 'validation')")
     books = novels.groupby("book")["characters"].sum().sort_values(ascending=False).index
     return (
         f"effective batch {wanted:,} = {batch}\n"

@@ -134,6 +134,7 @@ def plot_strengths(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     rows = pd.DataFrame(card["strengths"], columns=columns)
     line = rows.set_index("general")["wuxia"].rename("by strength").to_frame()
     ax = plot_lines(line, xlabel="forgetting", ylabel="learning", ax=ax)
+    ax.ticklabel_format(useOffset=False)
     for strength, general, wuxia in rows.itertuples(index=False):
         ax.annotate(f"{strength:g}", (general, wuxia), (5, 3), textcoords="offset points")
     return ax

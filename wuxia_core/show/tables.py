@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
 LONG = 60  # characters of an example
-NAMES = ["", "source", "split", "name"]  # columns whose values are in the reader's language too
+NAMES = ["", "source", "split", "name", "unit"]  # whose values are in the reader's language too
 FEW_STEPS = 100
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
 
@@ -74,7 +74,8 @@ def advice(mixture: Mixture, config: Config) -> list[str]:
 
 def _traditional(mixture: Mixture) -> Iterator[str]:
     """Find the books that are in traditional characters where others are not."""
-    novels = mixture.documents.query("source == 'wuxia'").groupby("book")["text"].first()
+    used = mixture.documents.query("source == 'wuxia' and split in ('train', 'validation')")
+    novels = used.groupby("book")["text"].first()
     books = novels.index[novels.map(lambda text: to_simplified(text[:2000]) != text[:2000])]
     if 0 < len(books) < len(novels):
         yield messages("advice")["traditional"].format(books=_some(books))
@@ -164,13 +165,13 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     prepared = mixture.preparation
     files = pd.DataFrame(prepared["files"])
     copies = {
-        copy["book"]: f"{copy['share']:.0%} of it is in {copy['kept']}: left out"
-        for copy in prepared["same_books"]
+        copy["book"]: messages("notes")["copy"].format(**copy) for copy in prepared["same_books"]
     }
     copied = files["book"].where(files["source"] == "wuxia").map(lambda book: copies.get(book, ""))
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
-    broken = files["broken"].map(lambda n: f"undecodable characters (�): {n:,}" if n else "")
+    said = messages("notes")["broken"]
+    broken = files["broken"].map(lambda n: said.format(count=n) if n else "")
     rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
     notes = pd.Series(["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows])
     table = files[["path", "source", "encoding", "characters"]]
