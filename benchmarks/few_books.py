@@ -43,11 +43,11 @@ HELD_OUT_SHARE = {TENTH: 0.79, "novel": 0.27, "three novels": 0.12}  # 绿牡丹
 DOSES = [
     (TENTH, 3),
     (TENTH, 10),
+    (TENTH, 1),
     ("novel", 1),
     (TENTH, 30),
     ("novel", 3),
     ("three novels", 1),
-    (TENTH, 1),
 ]
 FIGURES = {  # of the scorecard
     "武侠": ("bits_per_char", "wuxia"),

@@ -61,18 +61,23 @@ def equal_learning(runs: pd.DataFrame) -> pd.DataFrame:
 
     A row a condition and share of general text: the step where the mean curve of the condition
     reaches the change of 武侠 at which `masked` ends, between two measurements, and the changes
-    there with intervals. Conditions that never get there are left out.
+    there with intervals; last by how much general text changed more than under `masked`. Conditions
+    that never get there are left out.
     """
     rows = []
     for share, means in curves(runs).groupby("ratio"):
-        goal = means.loc["masked", "wuxia"].iloc[-1]
+        goal, shared = means.loc["masked", "wuxia"].iloc[-1], runs[runs["ratio"] == share]
+        masked = read_at(shared[shared["condition"] == "masked"], "step", shared["step"].max())
         for name, curve in means.groupby("condition"):
             learned = -curve["wuxia"].cummin()  # np.interp needs it to rise
             if learned.iloc[-1] >= -goal:
                 step = np.interp(-goal, learned, curve.index.get_level_values("step"))
-                chosen = runs[(runs["condition"] == name) & (runs["ratio"] == share)]
-                rows.append((f"{share:.0%}", name, round(step), *change(chosen, "step", step)))
-    return pd.DataFrame(rows, columns=["share", "condition", "step", *SOURCES.values()])
+                read = read_at(shared[shared["condition"] == name], "step", step)
+                changes = [change(read, read, source) for source in SOURCES]
+                more = change(masked, read, "general", "tuned")
+                rows.append((f"{share:.0%}", name, round(step), *changes, more))
+    columns = ["share", "condition", "step", *SOURCES.values(), "general, less masked's"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
@@ -87,8 +92,8 @@ def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
     for name, of in chosen.groupby("condition"):
         row = {}
         for title, dose in DOSES.items():
-            cells = zip(SOURCES.values(), change(of, dose, doses[dose]), strict=True)
-            row |= {source + title: cell for source, cell in cells}
+            read = read_at(of, dose, doses[dose])
+            row |= {shown + title: change(read, read, name) for name, shown in SOURCES.items()}
         end = last[(last["condition"] == name) & (last["source"] == "wuxia")]
         by_seed = end.groupby("seed")[["bits", "chars"]].sum()
         found = end[["base_right", "tuned_right"]].mean()
@@ -99,19 +104,24 @@ def ends(runs: pd.DataFrame, share: float) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def change(runs: pd.DataFrame, dose: str, value: float) -> list[str]:
-    """Give the change of bits per character since the base at a dose, all seeds of a condition.
+def change(one: pd.DataFrame, other: pd.DataFrame, source: str, side: str = "base") -> str:
+    """Give the change of bits per character from a side of one to the tuned one of the other.
 
-    For each of `SOURCES`, with the 95 % interval over passages.
+    Both are as `read_at` gives them, of the same passages; with the 95 % interval over passages.
+    """
+    one, other = (table[table["source"] == source] for table in (one, other))
+    sides = [one[["chars"]].assign(bits=one[side]), other[["chars"]].assign(bits=other["tuned"])]
+    metric = Metric("bits", "bits/character", source, ratio("bits", "chars"))
+    return "{delta:+.3f} [{low:+.3f}, {high:+.3f}]".format(**compare(metric, *sides, 0))
+
+
+def read_at(runs: pd.DataFrame, dose: str, value: float) -> pd.DataFrame:
+    """Read a condition's bits off its curves where a dose has a value: a row a passage.
+
+    `chars`, `base` and `tuned` are summed over the seeds.
     """
     read = pd.concat([at(curve, dose, value) for _, curve in runs.groupby("seed")])
-    cells = []
-    for source in SOURCES:
-        rows = read[read["source"] == source].groupby(level=0)[["chars", "base", "tuned"]].sum()
-        sides = [rows[["chars"]].assign(bits=rows[side]) for side in ("base", "tuned")]
-        metric = Metric("bits", "bits/character", source, ratio("bits", "chars"))
-        cells.append("{delta:+.3f} [{low:+.3f}, {high:+.3f}]".format(**compare(metric, *sides, 0)))
-    return cells
+    return read.groupby(["source", read.index])[["chars", "base", "tuned"]].sum().reset_index(0)
 
 
 def at(curve: pd.DataFrame, dose: str, value: float) -> pd.DataFrame:
