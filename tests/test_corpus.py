@@ -116,7 +116,7 @@ def test_a_line_without_end_is_cut_after_sentences(tmp_path, caplog):
     documents, account = read(path)
     assert "".join(document.text for document in documents).replace("\n", "") == PROSE * 400
     assert max(len(line) for d in documents for line in d.text.split("\n")) <= 6000
-    assert "1 lines are over" in caplog.text and account.kept == len(PROSE) * 400
+    assert "1 lines of over 6,000" in caplog.text and account.kept == len(PROSE) * 400
 
 
 def test_an_account_says_what_became_of_a_file(tmp_path):

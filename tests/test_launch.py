@@ -297,7 +297,7 @@ def test_what_a_stopped_run_leaves_is_named(tmp_path):
         shutil.rmtree(folder / f"checkpoint-{step}")
     assert "no checkpoint yet" in torchrun.describe_saved(folder, 2)
     (folder / "adapter_model.safetensors").touch()
-    assert "wuxia_core.evaluate" in torchrun.describe_saved(folder, 2)
+    assert "wuxia_core.report" in torchrun.describe_saved(folder, 2)
 
 
 def test_a_run_is_not_resumed_as_another_one(short_run, tmp_path, launch, caplog):
