@@ -138,8 +138,8 @@ def finish(folder: Path) -> None:
         print("trained; the machine that started the first process evaluates")
         return
     print("evaluating base and tuned on held-out text")
-    card = evaluate.evaluate(folder, echo=print)
-    print(f"\n{evaluate.closing_words(card, page.write_page(folder, card))}")
+    scorecard = evaluate.evaluate(folder, echo=print)
+    print(f"\n{evaluate.closing_words(scorecard, page.write_page(folder, scorecard))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

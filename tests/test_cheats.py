@@ -38,10 +38,10 @@ def test_an_adapter_that_learned_a_chapter_by_heart_fails_copying(config, tmp_pa
     config.training.seed = 1
     config.training.objective, config.training.learning_rate = "clm", 5e-3
     config.training.num_train_epochs = 50
-    card, limits = judged(config, tmp_path / "run")
-    said = gate_failures(card, limits)
-    assert any("of training prefixes" in line for line in said), card["metrics"]
-    near = next(row for row in card["metrics"] if row["name"] == "extraction_near")
+    scorecard, limits = judged(config, tmp_path / "run")
+    said = gate_failures(scorecard, limits)
+    assert any("of training prefixes" in line for line in said), scorecard["metrics"]
+    near = next(row for row in scorecard["metrics"] if row["name"] == "extraction_near")
     assert near["low"] > 0 and near["base"] < 0.05 < near["tuned"]
 
 
@@ -49,7 +49,7 @@ def test_an_adapter_that_forgot_fails_wits(config, tmp_path):
     """No general text, and ten times the rate."""
     config.data.general_ratio = 0.0
     config.training.learning_rate *= 10
-    card, limits = judged(config, tmp_path / "run")
-    assert any("general text got WORSE" in line for line in gate_failures(card, limits)), card[
-        "metrics"
-    ]
+    scorecard, limits = judged(config, tmp_path / "run")
+    assert any("general text got WORSE" in line for line in gate_failures(scorecard, limits)), (
+        scorecard["metrics"]
+    )

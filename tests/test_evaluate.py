@@ -216,7 +216,7 @@ def test_nothing_is_found_where_nothing_changed():
 
 
 @pytest.fixture
-def card(short_run):
+def scorecard(short_run):
     return json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
 
 
@@ -225,10 +225,10 @@ def full_card(sample_run):
     return json.loads((sample_run[0] / "scorecard.json").read_text(encoding="utf-8"))
 
 
-def test_the_scorecard_of_a_run(card):
-    assert {"base", "adapter", "objective", "metrics", "passages", "copied"} <= set(card)
-    rows = {(row["source"], row["name"]): row for row in card["metrics"]}
-    assert len(rows) == len(card["metrics"])
+def test_the_scorecard_of_a_run(scorecard):
+    assert {"base", "adapter", "objective", "metrics", "passages", "copied"} <= set(scorecard)
+    rows = {(row["source"], row["name"]): row for row in scorecard["metrics"]}
+    assert len(rows) == len(scorecard["metrics"])
     for row in rows.values():
         if row["delta"] is None:
             assert row["reason"] and row["low"] is None
@@ -249,8 +249,8 @@ def test_the_sample_run_learns_what_it_is_trained_on(full_card):
     assert rows["wuxia", "bits_per_char"]["high"] < 0
 
 
-def test_strata_add_up_to_all_masked_tokens(card):
-    rows = {row["name"]: row for row in card["metrics"] if row["source"] == "wuxia"}
+def test_strata_add_up_to_all_masked_tokens(scorecard):
+    rows = {row["name"]: row for row in scorecard["metrics"] if row["source"] == "wuxia"}
     parts = [rows[f"masked_accuracy, {name}"] for name in ("single", "span")]
     whole = rows["masked_accuracy"]
     for side in ("base", "tuned"):
@@ -258,11 +258,11 @@ def test_strata_add_up_to_all_masked_tokens(card):
         assert low <= whole[side] <= high, side
 
 
-def test_passages_are_written_by_both_after_the_same_prompts(card):
-    assert len(card["passages"]) >= 15
-    for passage in card["passages"]:
+def test_passages_are_written_by_both_after_the_same_prompts(scorecard):
+    assert len(scorecard["passages"]) >= 15
+    for passage in scorecard["passages"]:
         assert passage["base"] != passage["tuned"] and len(passage["tuned"]) > 80
-    assert any(passage["human"] for passage in card["passages"])
+    assert any(passage["human"] for passage in scorecard["passages"])
 
 
 @pytest.fixture
@@ -309,9 +309,9 @@ def test_a_quick_look_measures_bits_and_is_used_again(hurried, full_card, capsys
         main([str(hurried), "--quick", "--gate"])
 
 
-def changed(card, name, source, **figures):
+def changed(scorecard, name, source, **figures):
     """Copy a scorecard with some figures of one row put in."""
-    other = copy.deepcopy(card)
+    other = copy.deepcopy(scorecard)
     row = next(r for r in other["metrics"] if (r["name"], r["source"]) == (name, source))
     row.update(figures)
     return other
@@ -339,30 +339,30 @@ MISSING = dict.fromkeys(("base", "tuned", "delta", "low", "high")) | {"reason": 
     ],
 )  # fmt: skip
 def test_three_sentences_say_what_was_learned_forgotten_and_copied(
-    card, line, name, source, figures, said
+    scorecard, line, name, source, figures, said
 ):
-    words = closing_words(changed(card, name, source, **figures))
+    words = closing_words(changed(scorecard, name, source, **figures))
     sentences = words.partition("\n\n")[0].splitlines()
     assert len(sentences) == 3
     assert all(word in sentences[line] for word in said)
 
 
-def test_closing_words_show_seven_rows_two_passages_and_what_is_next(card):
-    _, table, passages, after = closing_words(card).split("\n\n")
+def test_closing_words_show_seven_rows_two_passages_and_what_is_next(scorecard):
+    _, table, passages, after = closing_words(scorecard).split("\n\n")
     assert len(table.splitlines()) == 1 + 7
-    assert "n = 2" in closing_words(changed(card, "style_strength", "wuxia", **MISSING))
-    styles = pd.DataFrame(card["texts"])
+    assert "n = 2" in closing_words(changed(scorecard, "style_strength", "wuxia", **MISSING))
+    styles = pd.DataFrame(scorecard["texts"])
     both = styles[styles["writer"] != "human"].pivot(index="number", columns="writer")["style"]
-    chosen = card["passages"][(both["tuned"] - both["base"]).idxmax()]
+    chosen = scorecard["passages"][(both["tuned"] - both["base"]).idxmax()]
     assert " ".join(chosen["prompt"].split())[:20] in passages and "5 M parameters" in passages
-    assert card["adapter"] in after and "--gate" in after and "training.objective=clm" in after
-    assert "training.objective" not in closing_words(card | {"objective": "mixed"})
-    assert "5 M" not in closing_words(card | {"base": "Qwen/Qwen3-8B"})
-    assert "page.html" in closing_words(card, "page.html")
-    for row in card["texts"]:
+    assert scorecard["adapter"] in after and "--gate" in after and "training.objective=clm" in after
+    assert "training.objective" not in closing_words(scorecard | {"objective": "mixed"})
+    assert "5 M" not in closing_words(scorecard | {"base": "Qwen/Qwen3-8B"})
+    assert "page.html" in closing_words(scorecard, "page.html")
+    for row in scorecard["texts"]:
         row["style"] = None
-    assert card["passages"][0]["prompt"] in closing_words(card)
-    copied = card | {"copied": [{"length": 41, "title": "某书 第一章"}]}
+    assert scorecard["passages"][0]["prompt"] in closing_words(scorecard)
+    copied = scorecard | {"copied": [{"length": 41, "title": "某书 第一章"}]}
     assert "COPIED: 41 characters in a row of 某书 第一章" in closing_words(copied)
 
 
@@ -371,14 +371,14 @@ def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, t
     sets = ["data.val_ratio=0", f"data.processed_data_file={tmp_path / 'all'}"]
     config = load_config(hurried / "config.yaml", sets)
     run.open_folder(config, mix(config), hurried)
-    card = evaluate(hurried)
-    rows = {(row["source"], row["name"]): row for row in card["metrics"]}
+    scorecard = evaluate(hurried)
+    rows = {(row["source"], row["name"]): row for row in scorecard["metrics"]}
     for name in ("bits_per_char", "masked_loss", "memorisation"):
         assert rows["wuxia", name]["delta"] is None and rows["wuxia", name]["reason"]
     assert rows["wuxia", "distinct_2"]["n"] == 10 and "human" not in rows["wuxia", "distinct_2"]
     assert any(
         "extraction_near was not measured" in said
-        for said in gate_failures(card, config.evaluation)
+        for said in gate_failures(scorecard, config.evaluation)
     )
 
 
@@ -422,9 +422,9 @@ def test_a_budget_of_time_cuts_the_samples(config, caplog):
     assert len(list(context.within_budget("questions asked", range(10), 4, share=0.5))) == 3
 
 
-def test_the_gate_names_what_was_copied_and_what_was_lost(card, config):
-    assert list(gate_failures(card, config.evaluation)) == []
-    bad = copy.deepcopy(card)
+def test_the_gate_names_what_was_copied_and_what_was_lost(scorecard, config):
+    assert list(gate_failures(scorecard, config.evaluation)) == []
+    bad = copy.deepcopy(scorecard)
     bad["copied"] = [{"length": 41, "title": "某书 第一章", "generated": "…【抄来的】…"}]
     rows = {row["name"]: row for row in bad["metrics"]}
     rows["extraction_near"]["tuned"], rows["wits"]["verdict"] = 0.5, "worse"

@@ -81,10 +81,13 @@ def run_page(request, short_run, tmp_path_factory):
 
 def test_a_runs_page_has_all_that_a_reader_asks_for(run_page, short_run):
     language, path = run_page
-    page, card = path.read_text("utf-8"), json.loads((short_run[0] / "scorecard.json").read_text())
+    page, scorecard = (
+        path.read_text("utf-8"),
+        json.loads((short_run[0] / "scorecard.json").read_text()),
+    )
     heads = tomllib.loads((MESSAGES / f"{language}.toml").read_text("utf-8"))["page"]["heads"]
     assert re.findall("<h2>(.*?)</h2>", page) == list(heads.values())
-    assert page.count("<ruby") == 2 * len(card["passage"]["tokens"]) > 0
+    assert page.count("<ruby") == 2 * len(scorecard["passage"]["tokens"]) > 0
     assert page.count('<div class="pair"') == 3 and page.count("<dt>") == 3
     assert len(re.findall("<svg|<figure", page)) >= 7 and 'id="T_card"' in page
     assert ">射雕.pdf<" in page and ">空<" in page  # left out

@@ -112,8 +112,8 @@ def test_plots_write_chinese_and_return_their_axes():
     books = [("general", "百科"), ("wuxia", "九两八钱"), ("wuxia", "鏢局")]
     index = pd.MultiIndex.from_tuples(books)
     sizes = pd.DataFrame({"validation": [30, 0, 50], "train": [0, 90, 0]}, index)
-    card = {"metrics": [{"name": "bits_per_char", "source": "wuxia", "delta": -0.2, "low": -0.3,
-                         "high": -0.1, "n": 9, "unit": "bits/character"}]}  # fmt: skip
+    row = {"name": "bits_per_char", "source": "wuxia", "unit": "bits/character"}
+    scorecard = {"metrics": [row | {"delta": -0.2, "low": -0.3, "high": -0.1, "n": 9}]}
     metrics = pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0], "event": None})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -122,7 +122,7 @@ def test_plots_write_chinese_and_return_their_axes():
             show.plot_kinds(SpanMasker().kinds(np.ones((4, 64), bool), range(4))),
             show.plot_lines(pd.DataFrame({"甲": [0.15, None, 0.4]}), xlabel="轮", ylabel="比"),
             show.plot_metric(metrics, ["loss"], ylabel="nats"),
-            show.plot_scorecard(card, "bits_per_char"),
+            show.plot_scorecard(scorecard, "bits_per_char"),
             show.plot_typical(typical(Counter(江湖=9, 的=50), Counter(的=40, 电脑=7))),
         ]
         for ax in axes:
@@ -142,10 +142,10 @@ def test_plots_write_chinese_and_return_their_axes():
 
 
 def test_a_scorecards_pictures_say_what_it_holds(short_run):
-    card = json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
-    copied = show.plot_passages(card, "copied", xlabel="characters", threshold=30)
-    style = show.plot_passages(card, "style", xlabel="logit", threshold=0)
-    recovery = show.plot_scorecard(card, "masked_accuracy")
+    scorecard = json.loads((short_run[0] / "scorecard.json").read_text(encoding="utf-8"))
+    copied = show.plot_passages(scorecard, "copied", xlabel="characters", threshold=30)
+    style = show.plot_passages(scorecard, "style", xlabel="logit", threshold=0)
+    recovery = show.plot_scorecard(scorecard, "masked_accuracy")
     assert copied.lines[-1].get_xdata() == [30, 30]
     assert {tick.get_text().split(" (")[0] for tick in style.get_yticklabels()} == {
         "base", "base, after an example", "tuned", "people's text"}  # fmt: skip
@@ -156,22 +156,22 @@ def test_a_scorecards_pictures_say_what_it_holds(short_run):
     course = show.plot_forgetting(show.read_metrics(short_run[0]))
     assert course.lines[0].get_marker() == "s"
     assert len(course.lines[1].get_xdata()) > 1
-    table = show.scorecard_table(card).set_index(["source", "name"])
-    row = next(row for row in card["metrics"] if row["name"] == "burrows_delta")
+    table = show.scorecard_table(scorecard).set_index(["source", "name"])
+    row = next(row for row in scorecard["metrics"] if row["name"] == "burrows_delta")
     assert table.loc[("wuxia", "burrows_delta"), "human"] == row["human"]
-    shown = show.side_by_side(card)
+    shown = show.side_by_side(scorecard)
     assert list(shown) == ["prompt", "base", "tuned", "human"] and len(shown) == 6
-    assert show.copied_table(card)["source"].str.contains("【").all()
+    assert show.copied_table(scorecard)["source"].str.contains("【").all()
     plt.close("all")
 
 
 def test_a_metric_without_figures_has_its_reason():
     row = {"name": "style_strength", "source": "wuxia", "unit": "logit", "n": 3}
     row |= dict.fromkeys(["base", "tuned", "delta", "low", "high"]) | {"reason": "too few"}
-    card = {"metrics": [row, {**row, "source": "general", "reason": None}]}
-    table = show.scorecard_table(card)
+    scorecard = {"metrics": [row, {**row, "source": "general", "reason": None}]}
+    table = show.scorecard_table(scorecard)
     assert table["reason"].tolist() == ["too few", ""]
-    (said,) = show.plot_scorecard(card, "style_strength").texts
+    (said,) = show.plot_scorecard(scorecard, "style_strength").texts
     assert said.get_text().startswith("Nothing to draw")
     plt.close("all")
 

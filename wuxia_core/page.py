@@ -35,27 +35,27 @@ SIZE = (4.2, 3.3)  # inches; a phone shows them as wide as they are
 # What matplotlib writes that is no drawing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
 
-Card = dict[str, Any]
+Scorecard = dict[str, Any]
 
 
-def write_page(folder: Path, card: Card) -> Path:
+def write_page(folder: Path, scorecard: Scorecard) -> Path:
     """Write `index.html` into a run folder, in the reader's language; return its path.
 
-    `card` is the run's scorecard. Raises `DataError` where the run's metrics or its mixture are
-    gone, `MachineError` where the folder cannot be written.
+    Raises `DataError` where the run's metrics or its mixture are gone, `MachineError` where the
+    folder cannot be written.
     """
     config = load_config(folder / "config.yaml")
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     metrics = show.read_metrics(folder)
-    said, facts = messages("page"), _facts(card, config, mixture, metrics)
+    said, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
     sections = {
-        "passage": _passage(card),
-        "verdict": _verdict(card),
-        "written": _written(card),
-        "course": _course(card, metrics),
+        "passage": _passage(scorecard),
+        "verdict": _verdict(scorecard),
+        "written": _written(scorecard),
+        "course": _course(scorecard, metrics),
         "texts": _texts(mixture),
         "settings": _settings(config),
-        "table": _table(card),
+        "table": _table(scorecard),
     }
     drawn = [
         f'<section id="{name}"><h2>{said["heads"][name]}</h2>'
@@ -87,64 +87,68 @@ def render(title: str, body: str, about: str = "") -> str:
     return template.substitute(title=title, body=body, about=about, language=code)
 
 
-def _facts(card: Card, config: Config, mixture: Mixture, metrics: pd.DataFrame) -> dict[str, Any]:
+def _facts(
+    scorecard: Scorecard, config: Config, mixture: Mixture, metrics: pd.DataFrame
+) -> dict[str, Any]:
     """Gather the figures that the messages of the page have places for."""
     trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
     books = trained.loc[trained["source"] == "wuxia", "book"].nunique()
-    found = by_name(card)["masked_accuracy", "wuxia"]
+    found = by_name(scorecard)["masked_accuracy", "wuxia"]
     shares = {name: "–" if found[name] is None else f"{found[name]:.0%}" for name in PAIR}
     return {
-        "base_model": card["base"],
+        "base_model": scorecard["base"],
         "books": books,
         "wuxia": int(sizes.get("wuxia", 0)),
         "general": int(sizes.get("general", 0)),
         "steps": int(metrics["step"].max()),
-        "of": card["passage"].get("of", 0),
-        "prompts": len(card["passages"]),
+        "of": scorecard["passage"].get("of", 0),
+        "prompts": len(scorecard["passages"]),
         "objective": config.training.objective,
         **shares,
     }
 
 
-def _passage(card: Card) -> str:
+def _passage(scorecard: Scorecard) -> str:
     """Draw the X-ray of the chosen passage."""
-    if not card["passage"]:
+    if not scorecard["passage"]:
         return _none("passage")
-    tokens = pd.DataFrame(card["passage"]["tokens"])
-    return str(show.XRayView(XRay((card["passage"]["text"],), tokens, PAIR))._repr_html_())
+    tokens = pd.DataFrame(scorecard["passage"]["tokens"])
+    return str(show.XRayView(XRay((scorecard["passage"]["text"],), tokens, PAIR))._repr_html_())
 
 
 def _none(name: str) -> str:
     return f"<p>{messages('page')['none'][name]}</p>"
 
 
-def _verdict(card: Card) -> str:
+def _verdict(scorecard: Scorecard) -> str:
     """Say in three sentences what was learned, forgotten and copied."""
     asked = messages("page")["asked"].values()
-    pairs = zip(asked, map(say, sentences(card)), strict=True)
+    pairs = zip(asked, map(say, sentences(scorecard)), strict=True)
     return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
 
 
-def _written(card: Card) -> str:
+def _written(scorecard: Scorecard) -> str:
     """Put three passages of base and tuned beside each other, below their prompts."""
-    heads, tiny = messages("columns"), locate(card["base"]).resolve() == TINY_BASE.resolve()
+    heads, tiny = messages("columns"), locate(scorecard["base"]).resolve() == TINY_BASE.resolve()
     warning = f"<p>{messages('passages')['tiny']}</p>" if tiny else ""
     return warning + "".join(
         f'<h3 lang="zh-Hans">{say(row.prompt)}……</h3><div class="pair" lang="zh-Hans">'
         + "".join(f"<p><b>{heads[name]}</b>{say(getattr(row, name))}……</p>" for name in PAIR)
         + "</div>"
-        for row in show.side_by_side(card, 3).itertuples()
+        for row in show.side_by_side(scorecard, 3).itertuples()
     )
 
 
-def _course(card: Card, metrics: pd.DataFrame) -> str:
+def _course(scorecard: Scorecard, metrics: pd.DataFrame) -> str:
     """Draw strengths, learning against forgetting, and the course of training."""
     bits, losses = ([f"eval_{name}_{what}" for name in ("wuxia", "general")]
                     for what in ("bits_per_char", "loss"))  # fmt: skip
     measured = len(metrics.reindex(columns=bits).dropna())
     plots: dict[str, Callable[..., object] | None] = {
-        "strengths": partial(show.plot_strengths, card) if len(card["strengths"]) > 1 else None,
+        "strengths": partial(show.plot_strengths, scorecard)
+        if len(scorecard["strengths"]) > 1
+        else None,
         "forgetting": partial(show.plot_forgetting, metrics) if measured else None,
         "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
         "losses": partial(show.plot_metric, metrics, [*losses, "loss"], ylabel="nats"),
@@ -239,9 +243,9 @@ def _value(value: object) -> str:
     return "–" if value is None else say(value)
 
 
-def _table(card: Card) -> str:
+def _table(scorecard: Scorecard) -> str:
     """Fold the whole scorecard away."""
-    rows = show.scorecard_table(card)
+    rows = show.scorecard_table(scorecard)
     rows["unit"] = rows.pop("unit")  # last: a phone shows the first columns
     table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")
     shown = public(table.to_html())

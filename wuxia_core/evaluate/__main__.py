@@ -33,11 +33,11 @@ def _measure(options: argparse.Namespace) -> None:
         wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]
         print(f"\n{predicted(wuxia)}\n{predicted(general)}")
     else:
-        card = evaluate(options.output_dir, echo=print)
-        print(closing_words(card))
+        scorecard = evaluate(options.output_dir, echo=print)
+        print(closing_words(scorecard))
         if options.gate:
             limits = load_config(options.output_dir / "config.yaml").evaluation
-            if found := list(gate_failures(card, limits)):
+            if found := list(gate_failures(scorecard, limits)):
                 raise DataError("\n  ".join(["not to be published:", *found]))
             print("\ngate: nothing that was measured speaks against publishing it")
 

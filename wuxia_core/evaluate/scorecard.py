@@ -32,16 +32,16 @@ from wuxia_core.messages import messages
 from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
-CARD, PARTS = "scorecard.json", ".scorecard"
+SCORECARD, PARTS = "scorecard.json", ".scorecard"
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
 FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
 
-Card = dict[str, Any]
+Scorecard = dict[str, Any]
 Echo = Callable[[str], object]
 logger = logging.getLogger(__name__)
 
 
-def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
+def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Score a run folder and write its `scorecard.json`; read it where it was done before.
 
     It is measured anew where the adapter, texts, questions or settings of the evaluation have
@@ -50,46 +50,46 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Card:
     `MachineError` where memory runs out or the folder cannot be written.
     """
     folder = Path(output_dir)
-    if card := _current(folder, digest := _digest(folder)):
-        return card
+    if scorecard := _current(folder, digest := _digest(folder)):
+        return scorecard
     with _opened(folder, digest) as (context, parts):
-        card = _quick_part(context, parts, echo)
-        metrics, passages = card["metrics"], card["passages"]
+        scorecard = _quick_part(context, parts, echo)
+        metrics, passages = scorecard["metrics"], scorecard["passages"]
         metrics += _kept(parts, "recovery", lambda: recovery(context))
         metrics.append(_kept(parts, "questions", lambda: score_questions(context)))
         writing = _kept(parts, "writing", lambda: score_generations(context, passages))
         metrics += writing.pop("metrics")
         metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
-        card["passage"] = _kept(parts, "passage", lambda: shown_passage(context))
-        card["strengths"] = _kept(parts, "strengths", lambda: frontier(context))
+        scorecard["passage"] = _kept(parts, "passage", lambda: shown_passage(context))
+        scorecard["strengths"] = _kept(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
-    card |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
-    card["objective"] = context.config.training.objective
+    scorecard |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
+    scorecard["objective"] = context.config.training.objective
     margin, most = context.config.evaluation.general_margin, context.config.evaluation.max_copied
-    card["best_strength"] = best_strength(card["strengths"], margin, most)
-    card["minutes"] = context.config.evaluation.minutes
-    _write_json(folder / CARD, card)
+    scorecard["best_strength"] = best_strength(scorecard["strengths"], margin, most)
+    scorecard["minutes"] = context.config.evaluation.minutes
+    _write_json(folder / SCORECARD, scorecard)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    return card
+    return scorecard
 
 
-def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Card:
+def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Write passages and measure bits per character only: `passages` and `metrics`.
 
     What it makes is kept for a whole evaluation. Raises as `evaluate` does.
     """
     folder = Path(output_dir)
-    if card := _current(folder, digest := _digest(folder)):
-        echo(first_passages(card["passages"]))
-        return card
+    if scorecard := _current(folder, digest := _digest(folder)):
+        echo(first_passages(scorecard["passages"]))
+        return scorecard
     with _opened(folder, digest) as (context, parts):
         return _quick_part(context, parts, echo)
 
 
-def _current(folder: Path, digest: str) -> Card | None:
+def _current(folder: Path, digest: str) -> Scorecard | None:
     """Read a scorecard; None where there is none of this adapter, its texts and settings."""
-    card = mixing.read_json(folder / CARD)
-    return card if card and card.get("digest") == digest else None
+    scorecard = mixing.read_json(folder / SCORECARD)
+    return scorecard if scorecard and scorecard.get("digest") == digest else None
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def affordable_minutes(folder: Path) -> float:
     return max(FEWEST_MINUTES, trained / 600)
 
 
-def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Card:
+def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
     passages = _kept(parts, "written", lambda: write_passages(context))
     echo(first_passages(passages))
     return {"passages": passages, "metrics": _kept(parts, "bits", lambda: score_bits(context))}
@@ -160,15 +160,15 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
+def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[str]:
     """Name what speaks against publishing an adapter: copied text, or wits that were lost.
 
     Copying and general text have to be measured; where the sample is too small to tell whether
     wits were kept, nothing speaks against it.
     """
-    rows = by_name(card)
+    rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
-    for found in card["copied"]:
+    for found in scorecard["copied"]:
         if found["length"] >= limits.max_copied:
             yield "copied {length} characters in a row of {title}: {generated}".format(**found)
     for row in (rows["copied_length", "training"], extraction, general):
@@ -182,26 +182,28 @@ def gate_failures(card: Card, limits: EvaluationConfig) -> Iterator[str]:
         yield "the wits fell by more than evaluation.wits_margin"
 
 
-def closing_words(card: Card, report: Path | None = None) -> str:
+def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
     """Say what came out, for a person: three sentences, a table, a passage by each, what is next.
 
     The parts are a blank line apart. `report` is the page that was made of the run just now.
     """
-    rows, folder = by_name(card), card["adapter"]
+    rows, folder = by_name(scorecard), scorecard["adapter"]
     page = report or f"python -m wuxia_core.report {shlex.quote(folder)}"
     said = messages("next")
     after = [said["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
-    if (best := card.get("best_strength")) not in (None, 1):
+    if (best := scorecard.get("best_strength")) not in (None, 1):
         after.append(said["strength"].format(best=best))
-    after += [said["masked"]] if card["objective"] == "masked" else []
-    return "\n\n".join(["\n".join(sentences(card)), _table(rows), _pair(card), "\n".join(after)])
+    after += [said["masked"]] if scorecard["objective"] == "masked" else []
+    return "\n\n".join(
+        ["\n".join(sentences(scorecard)), _table(rows), _pair(scorecard), "\n".join(after)]
+    )
 
 
-def sentences(card: Card) -> list[str]:
+def sentences(scorecard: Scorecard) -> list[str]:
     """Say whether it was learned, forgotten and copied, in a sentence each."""
-    rows = by_name(card)
+    rows = by_name(scorecard)
     said = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
-    return [*said, copied(card)]
+    return [*said, copied(scorecard)]
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
@@ -221,11 +223,11 @@ def predicted(row: Row) -> str:
     return sentence.format(**row, change=_change(row))
 
 
-def copied(card: Card) -> str:
+def copied(scorecard: Scorecard) -> str:
     """Say in a sentence whether training text came out again."""
-    rows, runs = by_name(card), card["copied"]
+    rows, runs = by_name(scorecard), scorecard["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    longest: Card = runs[0] if runs else {"length": 0, "title": ""}
+    longest: Scorecard = runs[0] if runs else {"length": 0, "title": ""}
     state = "nothing" if row["delta"] is not None else "not measured"
     if longest["length"] >= FLAGGED:
         state = "copied"
@@ -235,9 +237,9 @@ def copied(card: Card) -> str:
     return str(messages("copying")[state].format(**figures, change=_change(row)))
 
 
-def by_name(card: Card) -> dict[tuple[str, str], Row]:
+def by_name(scorecard: Scorecard) -> dict[tuple[str, str], Row]:
     """Give the rows of a scorecard by metric and source."""
-    return {(row["name"], row["source"]): row for row in card["metrics"]}
+    return {(row["name"], row["source"]): row for row in scorecard["metrics"]}
 
 
 def _change(row: Row) -> str:
@@ -259,13 +261,13 @@ def _table(rows: dict[tuple[str, str], Row]) -> str:
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
 
-def _pair(card: Card) -> str:
+def _pair(scorecard: Scorecard) -> str:
     """Show what both wrote after the prompt where the style rose most."""
-    style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in card["texts"]}
+    style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in scorecard["texts"]}
     numbers = [number for writer, number in style if writer == "base"]
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
-    text = [messages("passages")["best"], _both(card["passages"][best])]
-    if locate(card["base"]).resolve() == TINY_BASE.resolve():
+    text = [messages("passages")["best"], _both(scorecard["passages"][best])]
+    if locate(scorecard["base"]).resolve() == TINY_BASE.resolve():
         text.append(messages("passages")["tiny"])
     return "\n".join(text)
 

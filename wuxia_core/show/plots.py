@@ -128,10 +128,10 @@ def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return plot_lines(lines, xlabel="forgetting", ylabel="learning", ax=ax)
 
 
-def plot_strengths(card: dict[str, Any], *, ax: Axes | None = None) -> Axes:
+def plot_strengths(scorecard: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     """Draw a scorecard's strengths the same way: a point a strength, the base is 0."""
     columns = ["strength", "general", "wuxia"]
-    rows = pd.DataFrame(card["strengths"], columns=columns)
+    rows = pd.DataFrame(scorecard["strengths"], columns=columns)
     line = rows.set_index("general")["wuxia"].rename("by strength").to_frame()
     ax = plot_lines(line, xlabel="forgetting", ylabel="learning", ax=ax)
     ax.ticklabel_format(useOffset=False)
@@ -181,12 +181,12 @@ def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) 
     return ax
 
 
-def plot_scorecard(card: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
+def plot_scorecard(scorecard: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
     """Draw the change of a metric and its strata by source; left of the line is a fall.
 
     A line is a 95 % interval. Those without figures are left out.
     """
-    rows = pd.DataFrame(card["metrics"])
+    rows = pd.DataFrame(scorecard["metrics"])
     rows = rows[rows["name"].str.startswith(name)].dropna(subset="delta")
     strata = rows["name"].str.removeprefix(name + ", ").str.removeprefix(name).map(named)
     sources = rows["source"].map(named) + strata.map(lambda stratum: stratum and f", {stratum}")
@@ -199,13 +199,13 @@ def plot_scorecard(card: dict[str, Any], name: str, *, ax: Axes | None = None) -
 
 
 def plot_passages(
-    card: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: Axes | None = None
+    scorecard: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: Axes | None = None
 ) -> Axes:
     """Draw a figure of each passage by writer: quartiles as a box, what lies far off as dots.
 
-    `column` is one of `card["texts"]`, `copied` or `style`; a dashed line marks the threshold.
+    `column` is one of `scorecard["texts"]`, `copied` or `style`; a dashed line marks the threshold.
     """
-    texts = pd.DataFrame(card["texts"], columns=["writer", column]).dropna()
+    texts = pd.DataFrame(scorecard["texts"], columns=["writer", column]).dropna()
     ax, names = axes(ax), []
     for place, (who, values) in enumerate(texts.groupby("writer", sort=False)[column], 1):
         names.append(f"{named(who)} (n = {len(values)})")

@@ -242,22 +242,22 @@ def passages_table(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def scorecard_table(card: dict[str, Any]) -> pd.DataFrame:
+def scorecard_table(scorecard: dict[str, Any]) -> pd.DataFrame:
     """Put a scorecard's metrics in a table; `reason` says why figures or a verdict are missing."""
     columns = ["source", "name", "unit", "base", "tuned", "delta", "low", "high", "n"]
     columns += ["few_shot", "human", "reason"]
-    return pd.DataFrame(card["metrics"]).reindex(columns=columns).fillna({"reason": ""})
+    return pd.DataFrame(scorecard["metrics"]).reindex(columns=columns).fillna({"reason": ""})
 
 
-def side_by_side(card: dict[str, Any], count: int = 6) -> pd.DataFrame:
+def side_by_side(scorecard: dict[str, Any], count: int = 6) -> pd.DataFrame:
     """Put some passages of base and tuned beside each other, and the book's own text."""
-    rows = pd.DataFrame(card["passages"], columns=["prompt", "base", "tuned", "human"])
+    rows = pd.DataFrame(scorecard["passages"], columns=["prompt", "base", "tuned", "human"])
     chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
     return chosen.map(lambda text: visible(" ".join(text.split())[:200]))
 
 
-def copied_table(card: dict[str, Any]) -> pd.DataFrame:
+def copied_table(scorecard: dict[str, Any]) -> pd.DataFrame:
     """Put the longest runs that the tuned model shares with training text beside their source."""
     columns = ["length", "flagged", "generated", "source", "title"]
-    rows = pd.DataFrame(card["copied"], columns=columns)
+    rows = pd.DataFrame(scorecard["copied"], columns=columns)
     return rows.assign(flagged=rows["flagged"].map({True: "✓", False: ""}))
