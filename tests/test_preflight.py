@@ -158,6 +158,11 @@ def test_hours_are_a_range_from_the_cards_rates_to_a_share_of_them(eight, cards)
     limited = load_config(REAL, ["evaluation.minutes=0.6"])
     told = plan.describe_plan(limited, eight, cards, text([1e6, 1e6], [1000, 1000], 10_000))
     assert hours(told, "the scorecard") == (0.01, 0.01)
+    counted = (text([1000 * windows] * 2, [windows] * 2, 1e6) for windows in (1000, 1e6))
+    short, long = (plan.describe_plan(load_config(REAL), eight, cards, each) for each in counted)
+    assert hours(short, "the scorecard") == (0.33, 0.33)  # 20 minutes, else a tenth of the training
+    trained = np.add(hours(long, "the run"), hours(long, "measurements"))
+    assert hours(long, "the scorecard") == pytest.approx(trained / 10, rel=1e-3)
 
 
 def test_operations_are_counted_by_hand():

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -234,6 +234,7 @@ class EvaluationConfig(_Section):
     """Held-out documents of a source that are measured, at most."""
     minutes: Positive | None = None
     """Time for the scorecard, about; null: a tenth of the training's, 20 at least."""
+    FEWEST_MINUTES: ClassVar[float] = 20.0  # where minutes is null; the sample takes one
     wits_margin: Annotated[float, Field(gt=0, lt=1)] = 0.06
     """Accuracy on the questions that may go, as a share."""
     general_margin: Annotated[float, Field(ge=0)] = 0.02

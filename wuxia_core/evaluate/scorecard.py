@@ -34,7 +34,6 @@ from wuxia_core.write import training_precision
 
 SCORECARD, PARTS = "scorecard.json", ".scorecard"
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
-FEWEST_MINUTES = 20.0  # the sample's takes one on a machine that does nothing else
 
 Scorecard = dict[str, Any]
 Echo = Callable[[str], object]
@@ -116,7 +115,7 @@ def affordable_minutes(folder: Path) -> float:
     """Give a tenth of the minutes that a run trained, and 20 at least, for its scorecard."""
     steps = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
     trained: float = sum(b["time"] - a["time"] for a, b in steps if b.get("event") != "resumed")
-    return max(FEWEST_MINUTES, trained / 600)
+    return max(EvaluationConfig.FEWEST_MINUTES, trained / 600)
 
 
 def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:

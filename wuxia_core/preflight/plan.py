@@ -1,12 +1,11 @@
 """What a run needs, by arithmetic: memory, steps, hours, cost and disk. Nothing is loaded."""
 
 import ast
-import functools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,68 +19,77 @@ from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batc
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.model import LESS_MEMORY, LOGITS, LOSS_LOGITS, fetch
 
-Range = npt.NDArray[np.float64]  # (2,), at least and at most
+Floats = npt.NDArray[np.float64]
 GIB = 2**30
-WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5625}  # of a linear layer; 4 bits and a scale for each 64
-# GiB of memory, TFLOP/s of dense half-precision products with sums in float32, and GB/s of memory,
-# as the makers' data sheets have them.
+# Bytes of a weight in a linear layer; with 4 bits, 64 weights share a scale of 4 bytes.
+WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5625}
+# A row a GPU: GiB of memory, TFLOP/s of dense half-precision products with sums in float32, and
+# GB/s of memory, as the makers' data sheets have them; whether it computes in bfloat16.
 CARDS = pd.read_csv(Path(__file__).with_name("cards.csv"), index_col=0)
 USABLE = 23.5 / 24  # of a card's nominal memory; the rest is the driver's
 REACHED = 0.6  # of a card's rates at least, all operations together; assumed
 LAYERS = set(LINEAR_LAYERS)
+# The scorecard's work, by one process: as much as so many measurements of all its held-out text,
+# and so many tokens written one by one, for each of which all weights are read; assumed.
+SCORECARD_MEASUREMENTS, SCORECARD_TOKENS = 5, 2400
 
 
 class Shape(NamedTuple):
-    """Numbers and sizes of the weights of a model whose linear layers are `LAYERS`."""
+    """Sizes of a model whose linear layers are `LAYERS` in each decoder layer."""
 
     hidden_size: int
     vocab_size: int
     num_hidden_layers: int
-    max_position_embeddings: int  # tokens that it can read
-    layers: dict[str, tuple[int, int]]  # of LAYERS: outputs and inputs
-    parameters: int  # of all layers, embedding and head
+    max_position_embeddings: int  # tokens that the model can read
+    layers: dict[str, tuple[int, int]]  # name in LAYERS → outputs and inputs
+    parameters: int  # all weights of the model, embedding and head among them
 
     def widths(self) -> tuple[int, int, int, int]:
-        """Give those of the hidden state, of queries, of keys and of the MLP."""
+        """Give the widths of the hidden state, the queries, the keys and the MLP, in numbers."""
         q, k, m = (self.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
         return self.hidden_size, q, k, m
 
     def linear_parameters(self) -> int:
-        """Count the weights in linear layers without the head."""
+        """Count the weights of all linear layers but the head."""
         return self.num_hidden_layers * sum(out * into for out, into in self.layers.values())
 
     def adapter_parameters(self, config: ModelConfig) -> int:
-        """Count what is trained: LoRA's (r, in) and (out, r) a layer, and the mask token's row."""
-        ends = sum(sum(self.layers[name]) for name in targets(config))
-        return config.lora_r * self.num_hidden_layers * ends + self.hidden_size
+        """Count the trained weights: LoRA's (r, in) and (out, r) a layer, the mask token's row."""
+        out_and_in = sum(sum(self.layers[name]) for name in adapted_layers(config))
+        return config.lora_r * self.num_hidden_layers * out_and_in + self.hidden_size
 
 
-def qwen3(hidden: int, mlp: int, parameters: int, heads: int = 4096, layers: int = 36) -> Shape:
-    """Give the shape of a Qwen3 of 0.6 to 8 billion parameters; `heads` is the width of all."""
-    key, up = (1024, hidden), (mlp, hidden)
-    attention = {"q_proj": (heads, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, heads)}
+def qwen3(hidden: int, mlp: int, parameters: int, query: int = 4096, depth: int = 36) -> Shape:
+    """Give the shape of a Qwen3 of 0.6 to 8 billion parameters.
+
+    `hidden`, `mlp` and `query` are widths, `query` that of all heads together; `depth` is the
+    number of decoder layers.
+    """
+    key, up = (1024, hidden), (mlp, hidden)  # 8 heads of keys, 128 wide each
+    attention = {"q_proj": (query, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, query)}
     inner = {"gate_proj": up, "up_proj": up, "down_proj": (hidden, mlp)}
-    return Shape(hidden, 151_936, layers, 40_960, attention | inner, parameters)
+    return Shape(hidden, 151_936, depth, 40_960, attention | inner, parameters)
 
 
 SHIPPED = {  # the recipes' models, so that their plan needs no network and is quick
     "Qwen/Qwen3-8B": qwen3(4096, 12_288, 8_190_735_360),
     "Qwen/Qwen3-4B": qwen3(2560, 9728, 4_022_468_096),
-    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 596_049_920, heads=2048, layers=28),
+    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 596_049_920, query=2048, depth=28),
 }
 
 
-def targets(config: ModelConfig) -> set[str]:
-    """Name the layers that get an adapter."""
-    named = config.lora_target_modules
-    return LAYERS if named == "all-linear" else set(named)
+def adapted_layers(config: ModelConfig) -> set[str]:
+    """Name the linear layers that get an adapter."""
+    names = config.lora_target_modules
+    return LAYERS if names == "all-linear" else set(names)
 
 
 def read_shape(config: ModelConfig) -> Shape | None:
-    """Count a model's weights from its config.json: in its folder, the hub's cache or the hub.
+    """Read a model's shape from its config.json: in its folder, the hub's cache or the hub.
 
-    None where that cannot be read, or its layers are not those that `layer_bytes` knows. Qwen3-8B:
-    8.19 B parameters, 6.95 B of them in linear layers; an adapter of rank 16 has 43.65 M.
+    Returns None where config.json cannot be read, or where the model's linear layers are not
+    `LAYERS`. Qwen3-8B: 8.19 B parameters, 6.95 B of them in linear layers; an adapter of rank 16
+    has 43.65 M.
     """
     name = config.model_name_or_path
     if (shape := SHIPPED.get(name.removesuffix("-Base"))) and not locate(name).is_dir():
@@ -98,50 +106,55 @@ def read_shape(config: ModelConfig) -> Shape | None:
 
 
 def shape_of(base: Any) -> Shape | None:
-    """Count the weights of a transformers model; None as in `read_shape`."""
+    """Give the shape of a transformers model; None where its linear layers are not `LAYERS`."""
+    # "model.layers.0.mlp.up_proj.weight" is of the layer up_proj.
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
-    others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
-    if layers.keys() != LAYERS or others > 2:  # more than embedding and head: experts
+    other_weights = len(weights) - len(LAYERS) * base.config.num_hidden_layers
+    if layers.keys() != LAYERS or other_weights > 2:  # more than embedding and head: experts
         return None
     sizes = {name: getattr(base.config, name) for name in Shape._fields[:4]}
     return Shape(**sizes, layers=layers, parameters=base.num_parameters())
 
 
 class Device(NamedTuple):
-    """What each process runs on."""
+    """What each process of a run computes on, a GPU or a share of the CPU."""
 
     name: str
-    processes: int
+    processes: int  # of the run, one a GPU
     memory: float  # bytes that a process can have
-    rates: Range  # TFLOP/s of products, GB/s of memory; NaN where one is not known
-    bf16: bool
-    on_card: bool
+    rates: Floats  # (2,): TFLOP/s of products and GB/s of memory; NaN where a rate is not known
+    bf16: bool  # whether it computes in bfloat16
+    on_card: bool  # whether it is a GPU
 
 
-@functools.cache
+@cache
 def machine_cards() -> list[tuple[str, int, bool]]:
-    """Give name, bytes and whether it has bfloat16 of each card.
+    """List this machine's GPUs: name, bytes of memory, whether it computes in bfloat16.
 
-    A process of its own asks, so that this one takes none of their memory. Raises `MachineError`
-    where they do not answer.
+    Another process asks the driver, since asking takes memory of each GPU until the process ends.
+    Raises `MachineError` where the GPUs do not answer.
     """
     if not torch.cuda.is_available():
         return []
-    cards = "map(c.get_device_properties, range(c.device_count()))"
-    ask = f"import torch.cuda as c; print([(x.name, x.total_memory, x.major > 7) for x in {cards}])"
-    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-    if told.returncode:
-        raise MachineError(f"the GPU does not answer; try nvidia-smi: {told.stderr[-200:].strip()}")
-    return list(ast.literal_eval(told.stdout))
+    gpus = "map(c.get_device_properties, range(c.device_count()))"
+    # bfloat16 came with compute capability 8.0
+    code = f"import torch.cuda as c; print([(x.name, x.total_memory, x.major > 7) for x in {gpus}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise MachineError(f"the GPU does not answer; try nvidia-smi: {done.stderr[-200:].strip()}")
+    return list(ast.literal_eval(done.stdout))
 
 
 def this_device(config: Config, processes: int) -> Device:
-    """Describe the machine's cards, or its CPU, shared by the processes."""
+    """Describe the machine's GPUs, or its CPU, shared by so many processes.
+
+    Of unequal GPUs the least memory and rates count, since each step waits for the slowest.
+    """
     cards = machine_cards()[:processes]
     if not cards:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
-        return Device("process on the CPU", processes, size, np.full(2, np.nan), True, False)
+        share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+        return Device("process on the CPU", processes, share, np.full(2, np.nan), True, False)
     names, sizes, bf16 = zip(*cards, strict=True)
     rates = np.min([card_facts(config, name)[1:3] for name in names], axis=0)
     kinds = sorted({f"{name}, {size / GIB:.0f} GiB" for name, size, _ in cards})
@@ -149,57 +162,61 @@ def this_device(config: Config, processes: int) -> Device:
     return Device(name, processes, min(sizes), rates, all(bf16), True)
 
 
-def planned_device(config: Config, cards: int) -> Device:
-    """Describe the cards of a plan; raises `ConfigError` where their memory is not known."""
+def planned_device(config: Config, processes: int) -> Device:
+    """Describe the GPU that `plan.card` names; raises `ConfigError` where its memory is unknown."""
     name = config.plan.card or "card"
     gib, *rates, bf16 = card_facts(config, name)
     if np.isnan(gib):
         known = f"known are {', '.join(CARDS.index)}"
         remedy = "give plan.card_gib, plan.card_tflops and plan.card_gbs"
         raise ConfigError(f"plan.card {name}: not known; {known}; of any other {remedy}")
-    return Device(name, cards, USABLE * gib * GIB, np.array(rates), bool(bf16), True)
+    return Device(name, processes, USABLE * gib * GIB, np.array(rates), bool(bf16), True)
 
 
 def card_facts(config: Config, name: str) -> list[float]:
-    """Give GiB, TFLOP/s, GB/s and bf16 of a card: the config's, else what `CARDS` has, else NaN.
+    """Give GiB, TFLOP/s, GB/s and bf16 of a GPU: the config's, else those in `CARDS`, else NaN.
 
-    "NVIDIA A100-SXM4-40GB", as torch calls it, → 40, 312, 1555, True.
+    A GPU is known where its name has all words of a row, the longest of which counts:
+    "NVIDIA A100-SXM4-40GB", as torch calls it, is "A100 40GB" → 40, 312, 1555, True.
     """
     words, plan = set(name.replace("-", " ").replace(" D", "D").split()), config.plan
-    found = [card for card in CARDS.index if words.issuperset(card.split())]
-    unknown = not found or "Laptop" in words
-    known = [np.nan] * 4 if unknown else CARDS.loc[max(found, key=len)]
-    given = (plan.card_gib, plan.card_tflops, plan.card_gbs, None)
-    return [mine or its for mine, its in zip(given, known, strict=True)]
+    rows = [card for card in CARDS.index if words.issuperset(card.split())]
+    unknown = not rows or "Laptop" in words  # which are slower than their namesakes
+    listed = [np.nan] * 4 if unknown else CARDS.loc[max(rows, key=len)]
+    configured = (plan.card_gib, plan.card_tflops, plan.card_gbs, None)
+    return [chosen or fact for chosen, fact in zip(configured, listed, strict=True)]
 
 
 def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
-    """Add up what a process of this run needs at its peak: bytes, by part."""
+    """Forecast the memory of one process at its peak: bytes by part, which add up."""
     training, bits = config.training, config.model.quantization
-    width = 2 if training.bf16 or training.fp16 else 4  # bytes
+    precision = 2 if training.bf16 or training.fp16 else 4  # bytes a number
     linear, hidden = shape.linear_parameters(), shape.hidden_size
-    weights = WEIGHT_BYTES.get(bits, width) * linear + width * (shape.parameters - linear)
+    # embedding, head and norms are never quantized
+    weights = WEIGHT_BYTES.get(bits, precision) * linear + precision * (shape.parameters - linear)
     # in float32: a weight, its gradient, Adam's two moments, and DDP's copy of the gradient
     adapter = shape.adapter_parameters(config.model) * (20 if device.processes > 1 else 16)
     tokens = training.per_device_train_batch_size * config.data.max_length
-    # a logit and, in its place, its gradient; a tied head's are copied; some in float32 at a time
+    # A logit has the precision of the training, and its gradient takes its place; of a tied head
+    # there is a copy. LOSS_LOGITS logits at a time have two copies in float32.
     logits = target_fraction(config) * tokens * shape.vocab_size
-    tied = shape.parameters - linear < 2 * shape.vocab_size * hidden
-    logits = width * (1 + tied) * logits + 8 * min(logits, LOSS_LOGITS)
-    backward: float = tokens * (3 * width * shape.layers["up_proj"][0] + 8 * hidden)
-    kept, how = tokens * layer_bytes(config, shape, device.on_card), "all kept"
+    tied = shape.parameters - linear < 2 * shape.vocab_size * hidden  # embedding and head are one
+    logit_bytes = precision * (1 + tied) * logits + 8 * min(logits, LOSS_LOGITS)
+    # gradients: three of the MLP's width, and two of the hidden state in float32
+    backward: float = tokens * (3 * precision * shape.layers["up_proj"][0] + 8 * hidden)
+    layer, kept = tokens * layer_bytes(config, shape, device.on_card), "all kept"
     if training.gradient_checkpointing:  # a layer's input is kept, the rest computed again
-        backward, kept, how = kept + backward, tokens * hidden * width, "checkpointed"
-    activations = shape.num_hidden_layers * kept
-    peaks = {"one layer's backward pass": backward, "logits and loss": logits}
-    peaks["held-out measurement"] = held_out_bytes(config, shape) - activations
+        backward, layer, kept = layer + backward, tokens * hidden * precision, "checkpointed"
+    activations = shape.num_hidden_layers * layer
+    peaks = {"one layer's backward pass": backward, "logits and loss": logit_bytes}
+    peaks["held-out measurement"] = held_out_bytes(config, shape) - activations  # which it has not
     largest = max(peaks, key=lambda name: peaks[name])
     # CUDA's own and fragmentation; on a CPU interpreter and libraries, and, as measured, weights
     reserve = GIB if device.on_card else 0.7 * GIB + 0.65 * weights
     return {
         "weights" if bits == "none" else f"weights ({bits} linear layers)": weights,
         "adapter, gradients, optimizer": adapter,
-        f"activations ({how})": activations,
+        f"activations ({kept})": activations,
         f"transient peak ({largest})": peaks[largest],
         "reserve": reserve,
     }
@@ -213,22 +230,25 @@ def fits(config: Config, shape: Shape, device: Device) -> bool:
 def held_out_bytes(config: Config, shape: Shape) -> float:
     """Bytes of a held-out batch's logits and their log-softmax, both in float32.
 
-    All tokens of few windows, or the masked ones of many. The scorecard has no more.
+    A batch has all logits of few windows, or those of the masked tokens of
+    `training.per_device_eval_batch_size` windows. The scorecard's batches are no larger.
     """
-    length, many = config.data.max_length, config.training.per_device_eval_batch_size
-    few = max(1, min(many, LOGITS // (length * shape.vocab_size)))
-    return max(few, many * config.masking.mask_ratio) * 8.0 * length * shape.vocab_size
+    length, batch = config.data.max_length, config.training.per_device_eval_batch_size
+    full_windows = max(1, min(batch, LOGITS // (length * shape.vocab_size)))
+    return max(full_windows, batch * config.masking.mask_ratio) * 8.0 * length * shape.vocab_size
 
 
 def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
     """Bytes a token and layer that autograd keeps for LoRA under scaled dot-product attention.
 
-    Counted in what `torch.autograd.graph.saved_tensors_hooks` sees; a test compares.
+    Counted in what `torch.autograd.graph.saved_tensors_hooks` sees; a test compares. h, q, k and m
+    are the widths of the hidden state, the queries, the keys and the MLP.
     """
-    (h, q, k, m), adapted = shape.widths(), targets(config.model)
+    (h, q, k, m), adapted = shape.widths(), adapted_layers(config.model)
     half = config.training.bf16 or config.training.fp16
     wide = len(adapted - {"o_proj", "down_proj"}) * h  # the hidden state, for each adapter
     dropped = wide + q * ("o_proj" in adapted) + m * ("down_proj" in adapted)
+    # Dropout keeps a byte a number on a GPU; on a CPU the mask has the precision of its input.
     inputs, masks = wide + q, dropped * (1 if on_card else 2 if half else 4)
     if config.model.lora_dropout == 0:  # LoRA shares its layer's input
         inputs, masks = 2 * h, 0
@@ -238,7 +258,7 @@ def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
 
 
 def target_fraction(config: Config) -> float:
-    """Share of the tokens whose logits are needed."""
+    """Share of a training batch's tokens whose logits are computed, by objective."""
     masked = config.masking.mask_ratio
     return {"masked": masked, "mixed": (1 + masked) / 2}.get(config.training.objective, 1.0)
 
@@ -246,9 +266,9 @@ def target_fraction(config: Config) -> float:
 class Text(NamedTuple):
     """Training text of an epoch, at least and at most: the two are equal where it was counted."""
 
-    tokens: Range
-    windows: Range
-    held_out: float  # windows that a measurement could take
+    tokens: Floats  # (2,)
+    windows: Floats  # (2,)
+    held_out: float  # windows of all sources that one measurement could take
 
 
 def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
@@ -259,22 +279,23 @@ def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
 
 
 def estimated_text(config: Config) -> Text:
-    """Estimate it from the sizes of the novels' files, before they are read.
+    """Estimate the text of a mixture from the sizes of the novels' files, before they are read.
 
     Raises `DataError` where there is no novel.
     """
     data, files = config.data, mixing.find_texts(config)
-    characters: dict[str, float] = {}  # by book; of three bytes each
+    characters: dict[str, float] = {}  # by book; Chinese takes three bytes a character in UTF-8
     for file in {file.path: file for file in files if file.source == "wuxia"}.values():
         characters[file.book] = characters.get(file.book, 0) + mixing.utf8_size(file.path) / 3
     held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
     if not general:
         mixing.warn_without_general(config)
-    size = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
-    tokens = size / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
-    chapters = 2 * config.evaluation.max_documents * 4000  # tokens of 武侠 and general text
-    return Text(tokens, tokens / data.max_length, chapters / data.max_length)
+    train_bytes = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
+    tokens = train_bytes / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
+    # of 武侠 and of general text, documents of 4,000 tokens
+    held_out_tokens = 2 * config.evaluation.max_documents * 4000
+    return Text(tokens, tokens / data.max_length, held_out_tokens / data.max_length)
 
 
 def save_steps(config: Config, windows: int, processes: int) -> int:
@@ -286,44 +307,50 @@ def save_steps(config: Config, windows: int, processes: int) -> int:
 def held_out_limits(config: Config, windows: float, processes: int) -> tuple[int, int]:
     """Count a run's measurements of held-out text, and the windows of a source that each may take.
 
-    With these all of them take a tenth of the run at most, since a window, forward twice, costs no
-    more than one that is trained on. Fewer than 64 would say little.
+    A source's windows of all measurements are 0.05 of the windows trained on. There are two
+    sources, and a held-out window goes forward twice, which costs no more than training on one: the
+    measurements take a tenth of the run at most, unless a source would have fewer than 64 windows,
+    which say little.
     """
     steps = mixing.run_steps(config, windows, processes)
-    times = 1 + int(np.ceil(steps / config.training.eval_steps))  # the first before the run
-    return times, max(64, int(0.05 * steps * effective_batch(config, processes) / times))
+    count = 1 + int(np.ceil(steps / config.training.eval_steps))  # the first before the run
+    return count, max(64, int(0.05 * steps * effective_batch(config, processes) / count))
 
 
-def token_costs(config: Config, shape: Shape) -> Range:
-    """Operations of a token, and bytes moved beside the large products: of training, of measuring.
+def token_costs(config: Config, shape: Shape) -> Floats:
+    """Count a token's operations, and the bytes it moves beside the large products: (2, 2).
 
-    (2, 2). Operations are 2 a weight and pass, in attention too, where a token sees half a window;
-    backward is one pass, since the base's weights get no gradient; the head counts for target
-    tokens. To measure, held-out text goes forward twice: with masks, and for all tokens. Bytes are
-    those of elementwise operations, attention and the adapters' thin products in half precision, as
-    counted on fake tensors; a test compares.
+    The rows are training and measuring held-out text, the columns operations and bytes. Operations
+    are 2 a weight and pass, in attention too, where a token sees half a window; backward is one
+    pass, since the base's weights get no gradient; the head counts for target tokens. To measure,
+    held-out text goes forward twice: with masks, and for all tokens. Bytes are those of elementwise
+    operations, attention and the adapters' thin products in half precision, as counted on fake
+    tensors; a test compares.
     """
-    layers, h, dropped = shape.num_hidden_layers, shape.hidden_size, config.model.lora_dropout > 0
-    ends = np.sum([shape.layers[name] for name in targets(config.model)], axis=0)
-    widths = np.array((*shape.widths(), *ends))  # and the outputs and inputs of the adapted layers
-    each = np.array(((68, 73, 53, 12, 12, 2), (210, 142, 112, 17, 9, 11)))  # forward, backward
-    moved = layers * (each @ widths + 5 * dropped * ends[1])
+    layers, h, dropout = shape.num_hidden_layers, shape.hidden_size, config.model.lora_dropout > 0
+    adapted = [shape.layers[name] for name in adapted_layers(config.model)]
+    widths = np.array((*shape.widths(), *np.sum(adapted, axis=0)))  # h, q, k, m, outputs, inputs
+    # bytes for each unit of these widths; a row forward, a row backward
+    width_bytes = np.array(((68, 73, 53, 12, 12, 2), (210, 142, 112, 17, 9, 11)))
+    moved = layers * (width_bytes @ widths + 5 * dropout * widths[5])
     products = 2 * (shape.linear_parameters() + layers * config.data.max_length * widths[1])
+    # A row for training and one for measuring: forward and backward passes (training may go forward
+    # again); target tokens a token; operations and bytes of the head a target, in all its passes.
     passes = np.array(((1 + config.training.gradient_checkpointing, 1), (2, 0)))
-    asked = np.array(((target_fraction(config),), (1 + config.masking.mask_ratio,)))
+    targets = np.array(((target_fraction(config),), (1 + config.masking.mask_ratio,)))
     head = shape.vocab_size * np.array(((4 * h, 24), (2 * h, 18)))
-    costs: Range = passes @ ((products, moved[0]), (products, moved[1])) + asked * head
-    return costs
+    return np.asarray(passes @ ((products, moved[0]), (products, moved[1])) + targets * head)
 
 
 def checkpoint_bytes(config: Config, shape: Shape) -> float:
-    """Disk that the kept checkpoints take, with one more while it is written."""
-    checkpoints = 12 * (config.training.save_total_limit + 1)
-    return (checkpoints + 4) * shape.adapter_parameters(config.model)
+    """Forecast the disk that checkpoints take: those kept, one being written, the final adapter."""
+    # bytes of a trained weight: in a checkpoint the weight and Adam's two moments, in float32
+    weight_bytes = 12 * (config.training.save_total_limit + 1) + 4
+    return weight_bytes * shape.adapter_parameters(config.model)
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
-    """Write the forecast of a run, a line each thing."""
+    """Write the forecast of a run, one line for each thing."""
     name = config.model.model_name_or_path
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
@@ -339,11 +366,11 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
 
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
     """Write the memory of a process, and what saves some where it does not fit."""
-    parts, there = memory(config, shape, device), f"of {device.memory / GIB:.1f}"
-    said = "fits" if fits(config, shape, device) else f"DOES NOT FIT; {LESS_MEMORY}"
+    parts, limit = memory(config, shape, device), f"of {device.memory / GIB:.1f}"
+    verdict = "fits" if fits(config, shape, device) else f"DOES NOT FIT; {LESS_MEMORY}"
     yield "GiB a process"
     yield from (f"  {part:44}{size / GIB:7.2f}" for part, size in parts.items())
-    yield f"  {'in all':44}{sum(parts.values()) / GIB:7.2f} {there}: {said}"
+    yield f"  {'in all':44}{sum(parts.values()) / GIB:7.2f} {limit}: {verdict}"
 
 
 def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iterator[str]:
@@ -351,38 +378,49 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     training, batch = config.training, effective_batch(config, device.processes)
     steps = mixing.run_steps(config, text.windows, device.processes)
     source = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
-    yield f"an epoch: {span(text.tokens)} tokens, {span(text.windows)} windows{source}"
-    yield f"the run: {span(steps)} steps of {batch} windows"
+    yield f"an epoch: {as_text(text.tokens)} tokens, {as_text(text.windows)} windows{source}"
+    yield f"the run: {as_text(steps)} steps of {batch} windows"
     if (training.warmup_steps or 0) > steps[1] / 5:
         warm = f"the warm-up takes {training.warmup_steps} steps"
         yield f"TOO LONG: {warm}, a fifth is enough; leave training.warmup_steps out"
     if np.isnan(device.rates).any() or not (training.bf16 or training.fp16):
         yield f"hours: {device.name} in this precision is not known; --plan --measure times it"
         return
-    rates = device.rates * (1e12, 1e9)
-    seconds = (token_costs(config, shape) / rates).sum(axis=1)  # of one process
-    slowly = np.array((1, 1 / REACHED)) / 3600
-    epoch = text.tokens * seconds[0] * slowly / device.processes
-    run = steps * batch * epoch / text.windows
-    times, most = held_out_limits(config, text.windows[1], device.processes)
-    window = config.data.max_length * seconds[1] * slowly
-    held_out = times * min(2 * most, text.held_out) * window / device.processes
-    # By one process five such measurements of all that was drawn, and 2,400 tokens one by one, each
-    # of which reads the weights.
-    reading = 2400 * 2 * shape.parameters / rates[1] * slowly
-    allowed = (config.evaluation.minutes or np.inf) / 60
-    card = np.minimum(5 * text.held_out * window + reading, allowed)
     yield "hours, at all to {:.0%} of {:g} TFLOP/s and {:g} GB/s".format(REACHED, *device.rates)
-    parts = {"an epoch": epoch, "the run": run, "the scorecard": card}
-    parts[f"{times} measurements of held-out text"] = held_out
-    yield from (f"  {part:44}{span(hours, 2)}" for part, hours in parts.items())
-    if held_out[1] > run[1] / 10:
+    parts = run_hours(config, shape, device, text)
+    yield from (f"  {part:44}{as_text(hours, 2)}" for part, hours in parts.items())
+    _, run, scorecard, measurements = parts.values()
+    if measurements[1] > run[1] / 10:
         yield "MUCH of it for held-out text; raise training.eval_steps"
     if price := (config.plan.price_per_hour or 0) * device.processes:
-        yield f"all of it costs {span((run + held_out + card) * price, 1)}"
+        yield f"all of it costs {as_text((run + measurements + scorecard) * price, 1)}"
 
 
-def span(ends: Range, digits: int = 0) -> str:
-    """Write a range: "30 to 37", "1,000", "10.2 to 25.4"."""
+def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[str, Floats]:
+    """Forecast hours: of an epoch, the run, the scorecard, and the run's held-out measurements.
+
+    Each is (2,): at the device's full rates, which must be known, and at `REACHED` of them.
+    """
+    rates, processes = device.rates * (1e12, 1e9), device.processes  # operations, bytes a second
+    hours = np.array((1, 1 / REACHED)) / 3600  # that a second at the full rates comes to
+    training, measuring = (token_costs(config, shape) / rates).sum(axis=1)  # seconds a token
+    epoch = text.tokens * training * hours / processes
+    steps = mixing.run_steps(config, text.windows, processes)
+    run = steps * effective_batch(config, processes) * epoch / text.windows
+    count, source_limit = held_out_limits(config, text.windows[1], processes)
+    window = config.data.max_length * measuring * hours  # by one process
+    # Each takes windows of 武侠 and of general text.
+    measurements = count * min(2 * source_limit, text.held_out) * window / processes
+    reading = 2 * shape.parameters / rates[1] * hours  # all weights once, with 2 bytes each
+    scorecard = SCORECARD_MEASUREMENTS * text.held_out * window + SCORECARD_TOKENS * reading
+    # `evaluate` stops there: the default is a tenth of the training, 6 minutes an hour
+    default = np.maximum(config.evaluation.FEWEST_MINUTES, 6 * (run + measurements))
+    limit = (config.evaluation.minutes or default) / 60
+    parts = {"an epoch": epoch, "the run": run, "the scorecard": np.minimum(scorecard, limit)}
+    return parts | {f"{count} measurements of held-out text": measurements}
+
+
+def as_text(ends: Floats, digits: int = 0) -> str:
+    """Write a range, (2,), with so many decimals: "30 to 37", "1,000", "10.2 to 25.4"."""
     low, high = (f"{end:,.{digits}f}" for end in ends)
     return low if low == high else f"{low} to {high}"

@@ -90,7 +90,7 @@ def check_model(config: Config) -> plan.Shape | None:
     """
     shape = plan.read_shape(config.model)
     model.check_length(config, shape)
-    if shape and (others := plan.targets(config.model) - plan.LAYERS):
+    if shape and (others := plan.adapted_layers(config.model) - plan.LAYERS):
         layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {layers}")
     return shape
