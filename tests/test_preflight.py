@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers.integrations
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -239,6 +240,7 @@ def test_a_warm_up_that_nobody_set_follows_the_run_and_is_written_down(
         ("model.lora_target_modules=[q_proj,lm_head]", "model.lora_target_modules: lm_head"),
         ("training.report_to=[tensorbord]", "training.report_to tensorbord: .* tensorboard"),
         ("training.report_to=[tensorboard,clearml]", "report_to clearml: not installed"),
+        ("training.report_to=[kubeflow]", "report_to kubeflow: not installed"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, tmp_path):
@@ -247,6 +249,14 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(override, said, t
     refused = load_config(PROJECT / "configs" / "sample.yaml", [override])
     with pytest.raises(ConfigError, match=said):
         preflight.prepare_run(refused, tmp_path, Processes(1))
+
+
+def test_a_tracker_is_known_by_what_transformers_needs_of_it(config, monkeypatch):
+    """kubeflow is no Python package; azure_ml is in the package azureml."""
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://localhost")
+    monkeypatch.setattr(transformers.integrations, "is_azureml_available", lambda: True)
+    config.training.report_to = ["tensorboard", "kubeflow", "azure_ml"]
+    preflight.prepare.check_packages(config)
 
 
 def test_a_plan_alone_asks_for_no_card_and_no_package(config):

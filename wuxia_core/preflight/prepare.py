@@ -20,9 +20,11 @@ from wuxia_core.torchrun import Processes
 def prepare_run(
     config: Config, folder: Path, processes: Processes, start: Path | None = None
 ) -> None:
-    """Check all that can be checked without a model, mix, say what the run needs, open its folder.
+    """Check what can be checked without the model, mix, print the forecast, open the run folder.
 
-    `start` is the checkpoint that a run goes on from. Raises as what it calls.
+    `start` is the checkpoint that a resumed run goes on from. `config` gets `folder` as its
+    output_dir, and a number of warm-up steps where it has none. Raises `ConfigError`, `DataError`
+    or `MachineError` where the run cannot work.
     """
     config.training.output_dir = str(folder)
     device = plan.this_device(config, processes.total)
@@ -31,29 +33,33 @@ def prepare_run(
     shape = check_model(config)
     if shape:
         tokenizer = model.load_tokenizer(model.base_path(config.model))
+        # refuses a masking.mask_token that the tokenizer has not got
         model.mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
-        what = f"{processes.total} processes for {windows} training windows"
-        raise ConfigError(f"{what}: lower --nproc or data.max_length, or add text to data.data_dir")
+        fact = f"{processes.total} processes for {windows} training windows"
+        raise ConfigError(f"{fact}: lower --nproc or data.max_length, or add text to data.data_dir")
     if config.training.warmup_steps is None:
         steps = int(run_steps(config, windows, processes.total))
-        config.training.warmup_steps = min(100, -(-steps // 20))
-    needs = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
-    print(summary(config, processes.total, mixture), needs, *set_nccl_for_rtx40(), sep="\n")
+        config.training.warmup_steps = min(100, -(-steps // 20))  # 5 %, rounded up
+    text = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
+    print(summary(config, processes.total, mixture), text, *set_nccl_for_rtx40(), sep="\n")
     if shape:
         if not device.on_card and not plan.fits(config, shape, device):
             raise MachineError(f"this machine has not the memory for it; {model.LESS_MEMORY}")
         check_disk(folder, plan.checkpoint_bytes(config, shape))
     open_folder(config, mixture, folder)
-    step = step_of(start) if start else 0
-    print(messages("training")["into"].format(folder=folder, step=step))
+    print(messages("training")["into"].format(folder=folder, step=step_of(start) if start else 0))
 
 
 def forecast(config: Config, processes: int | None) -> str:
-    """Say what a run needs; nothing is mixed, loaded or started."""
-    shape, planned = check_model(config), config.plan.card or config.plan.card_gib
-    if planned and not torch.cuda.is_available():
+    """Write what a run needs, for `--plan`; nothing is mixed, loaded or started.
+
+    The run is on this machine's GPUs; where there are none, on those of the config's section
+    `plan`, or on this machine's CPU where `plan` names no GPU.
+    """
+    shape, card_named = check_model(config), config.plan.card or config.plan.card_gib
+    if card_named and not torch.cuda.is_available():
         device = plan.planned_device(config, processes or config.plan.cards)
     else:
         device = plan.this_device(config, process_count(processes))
@@ -64,19 +70,19 @@ def forecast(config: Config, processes: int | None) -> str:
     return plan.describe_plan(config, shape, device, text)
 
 
-def process_count(wanted: int | None) -> int:
-    """Choose how many processes to start: one a GPU, two on a machine without any.
+def process_count(nproc: int | None) -> int:
+    """Choose how many processes to start: `nproc`, else one a GPU, or two on a machine without any.
 
-    Raises `ConfigError` where more are wanted than there are GPUs.
+    Raises `ConfigError` where `nproc` is more than there are GPUs.
     """
     cards = torch.cuda.device_count()
-    if wanted and 0 < cards < wanted:
-        raise ConfigError(f"--nproc {wanted}: one a GPU, and this machine has {cards}")
-    return wanted or cards or 2
+    if nproc and 0 < cards < nproc:
+        raise ConfigError(f"--nproc {nproc}: one a GPU, and this machine has {cards}")
+    return nproc or cards or 2
 
 
 def check_device(config: Config, device: plan.Device) -> None:
-    """Refuse a precision that a device has not got; raises `ConfigError` naming the key."""
+    """Raise `ConfigError`, naming the key, where the device cannot train in the set precision."""
     if config.training.fp16 and not device.on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
     if config.training.bf16 and not device.bf16:
@@ -84,42 +90,43 @@ def check_device(config: Config, device: plan.Device) -> None:
 
 
 def check_model(config: Config) -> plan.Shape | None:
-    """Refuse what no machine could do with this model, before it is loaded; give its shape.
+    """Check windows and adapted layers against the model, before it is loaded; return its shape.
 
-    Raises `ConfigError` naming the key.
+    Returns None where the shape is not known. Raises `ConfigError`, naming the key, where windows
+    are longer than the model reads, or `model.lora_target_modules` names no layer of it.
     """
     shape = plan.read_shape(config.model)
     model.check_length(config, shape)
-    if shape and (others := plan.adapted_layers(config.model) - plan.LAYERS):
-        layers = f"{', '.join(others)} is none of the layers {', '.join(shape.layers)}"
-        raise ConfigError(f"model.lora_target_modules: {layers}")
+    if shape and (unknown := plan.adapted_layers(config.model) - plan.LAYERS):
+        fault = f"{', '.join(unknown)} is none of the layers {', '.join(shape.layers)}"
+        raise ConfigError(f"model.lora_target_modules: {fault}")
     return shape
 
 
 def check_packages(config: Config) -> None:
-    """Refuse what needs a package that is not installed, or a tracker that nobody knows.
-
-    Raises `ConfigError` naming the key.
-    """
+    """Raise `ConfigError`, naming the key, where quantization or a tracker lacks its package."""
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
         remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
         raise ConfigError(f"model.quantization {bits}: needs bitsandbytes; {remedy}")
-    for name in set(config.training.report_to) - {"tensorboard"}:  # to ask takes seconds
-        from transformers.integrations import INTEGRATION_TO_CALLBACK as KNOWN
+    for name in set(config.training.report_to) - {"tensorboard"}:  # which is always installed
+        from transformers import integrations  # takes seconds
 
-        if name not in KNOWN or find_spec(name) is None:
-            remedy = f"pip install {name}, or name another of {', '.join(KNOWN)}"
+        known = integrations.INTEGRATION_TO_CALLBACK  # by a tracker's name in report_to
+        # `is_…_available` has other names for some, and knows what each needs
+        alias = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}.get(name, name)
+        if name not in known or not getattr(integrations, f"is_{alias}_available")():
+            remedy = f"install its package, or name another of {', '.join(known)}"
             raise ConfigError(f"training.report_to {name}: not installed, or not known; {remedy}")
 
 
 def check_disk(folder: Path, needed: float) -> None:
-    """Refuse to start where the run's checkpoints would not find room.
+    """Raise `MachineError` where the disk has not the `needed` bytes for a run's checkpoints.
 
-    Raises `MachineError` naming both sizes.
+    The bytes of checkpoints that lie in `folder` already are not needed again.
     """
     free = shutil.disk_usage(folder).free
-    needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))  # pruned in time
+    needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
     if free < needed:
         raise MachineError(
             f"training.output_dir {folder}: checkpoints need {needed / 2**20:,.1f} MiB, free are "
@@ -130,29 +137,29 @@ def check_disk(folder: Path, needed: float) -> None:
 def set_nccl_for_rtx40() -> list[str]:
     """Switch off NCCL's peer-to-peer and InfiniBand for RTX 40, unless the user set them.
 
-    The cards have no peer-to-peer copy, and some drivers offer it all the same. Returns lines that
-    say what was set.
+    The cards have no peer-to-peer copy, and some drivers offer it all the same. Returns a line for
+    each variable that was set, such as "NCCL_P2P_DISABLE=1 (GeForce RTX 40)".
     """
     if not any("GeForce RTX 40" in name for name, *_ in plan.machine_cards()):
         return []
-    wanted = [key for key in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if key not in os.environ]
-    os.environ.update(dict.fromkeys(wanted, "1"))
-    return [f"{key}=1 (GeForce RTX 40)" for key in wanted]
+    unset = [key for key in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if key not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "1"))
+    return [f"{key}=1 (GeForce RTX 40)" for key in unset]
 
 
 def summary(config: Config, processes: int, mixture: Mixture) -> str:
-    """Describe the run in a few lines, the effective batch first."""
-    training, rows = config.training, mixture.report.itertuples()
+    """Describe a run's effective batch, novels, training and held-out text, one line for each."""
+    training, rows = config.training, mixture.report.itertuples()  # a row a source
     size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    batch = f"{size} a process × {accumulated} accumulated × {processes} in parallel"
-    wanted, there = effective_batch(config, processes), len(train_windows(mixture))
-    if wanted > there:
-        batch += f": each of {there} windows {wanted / there:.0f} times a step; lower it"
+    product = f"{size} a process × {accumulated} accumulated × {processes} in parallel"
+    batch, windows = effective_batch(config, processes), len(train_windows(mixture))
+    if batch > windows:
+        product += f": each of {windows} windows {batch / windows:.0f} times a step; lower it"
     shares = ", ".join(f"{row.source} {row.tokens:,} tokens ({row.share:.1%})" for row in rows)
     novels = mixture.outline.query("source == 'wuxia' and split in ('train', 'validation')")
     books = novels.groupby("book")["characters"].sum().sort_values(ascending=False).index
     return (
-        f"effective batch {wanted:,} = {batch}\n"
+        f"effective batch {batch:,} = {product}\n"
         f"read as novels: {len(books)}, the largest {', '.join(books[:5])}\n"
         f"training text: {shares}\n"
         f"held out: {mixture.preparation['held_out']}"
