@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node 2 -m wuxia_core.preflight.doctor FOLDER   # config.yaml is in it
 
-Prints a row a check, `ok`, `FAILED` or `–` for what cannot be checked here; exits with 5 where one
-failed. Memory and disk are the plan's and `prepare_run`'s to check.
+Prints a row a check: `ok`, `FAILED`, or `–` where a check cannot be made on this machine. Exits
+with 5 where a check failed. Memory and disk are checked by `plan` and `prepare_run`.
 """
 
 import itertools
@@ -28,17 +28,21 @@ from wuxia_core.preflight.prepare import set_nccl_for_rtx40
 
 WAIT = timedelta(seconds=60)  # for the other ranks, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
-NUMBERS = 1_000_000  # summed over the ranks, copied between cards
-SHARED = 2**28  # bytes of /dev/shm that NCCL may want; a container has 64 MiB unless told
-PROBE_SECONDS = 90.0  # for cards to copy, before that counts as a hang
+NUMBERS = 1_000_000  # that are summed over the ranks, or copied from one GPU to another
+SHARED_MEMORY = 2**28  # bytes of /dev/shm that NCCL may want; a container has 64 MiB by default
+PROBE_SECONDS = 90.0  # that the GPUs may take to copy; after these the copies hang
 
 
 class Skipped(Exception):
-    """Says why a check cannot be made here."""
+    """A check cannot be made on this machine; the message says why."""
 
 
 def check_all_reduce(_: Config) -> str:
-    """See that all_reduce sums."""
+    """Check that `all_reduce` gives the exact sum over the ranks.
+
+    Like all checks it returns what it found, and raises `RuntimeError` with the fault, or
+    `Skipped`.
+    """
     values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
     dist.all_reduce(values)
     size = dist.get_world_size()
@@ -48,46 +52,46 @@ def check_all_reduce(_: Config) -> str:
 
 
 def check_copies(_: Config) -> str:
-    """See that what goes from card to card arrives, or that a run does without direct copies.
+    """Check that copies from GPU to GPU arrive whole, unless NCCL is told to make none.
 
-    They are tried in a process of its own, since some drivers hang in them.
+    Another process tries them, on rank 0 alone, since some drivers hang in them.
     """
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
     if dist.get_rank() > 0:
         return "rank 0 looks"
     off = os.environ.get("NCCL_P2P_DISABLE", "0") != "0"
-    command = [sys.executable, "-c", "from wuxia_core.preflight import doctor; doctor.copy()"]
+    code = "from wuxia_core.preflight import doctor; doctor.copy_between_cards()"
     try:
-        subprocess.run(command, check=True, timeout=PROBE_SECONDS)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=PROBE_SECONDS)
     except subprocess.SubprocessError as error:
-        found = "hang" if isinstance(error, subprocess.TimeoutExpired) else "wrong"
+        fault = "hang" if isinstance(error, subprocess.TimeoutExpired) else "wrong"
         if not off:
-            raise RuntimeError(found) from None
-        return f"{found}, and NCCL makes none"
+            raise RuntimeError(fault) from None
+        return f"{fault}, and NCCL makes none"
     return "right; NCCL_P2P_DISABLE=0 lifts the precaution" if off else "right"
 
 
-def copy() -> None:
-    """Copy random numbers from each card to each other."""
+def copy_between_cards() -> None:
+    """Copy random numbers from each GPU to each other; end the process where they differ."""
     for a, b in itertools.permutations(range(torch.cuda.device_count()), 2):
-        sent = torch.rand(NUMBERS, device=f"cuda:{a}")
-        if not torch.equal(sent.cpu(), sent.to(f"cuda:{b}").cpu()):
+        numbers = torch.rand(NUMBERS, device=f"cuda:{a}")
+        if not torch.equal(numbers.cpu(), numbers.to(f"cuda:{b}").cpu()):
             sys.exit(f"wrong from card {a} to card {b}")
 
 
 def check_shared_memory(_: Config) -> str:
-    """See that there is room in /dev/shm, through which NCCL passes what goes from card to card."""
+    """Check that /dev/shm has room, through which NCCL passes what goes from GPU to GPU."""
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
     free = shutil.disk_usage("/dev/shm").free
-    if free < SHARED:
+    if free < SHARED_MEMORY:
         raise RuntimeError(f"/dev/shm has {free / 2**20:,.0f} MiB free")
     return f"/dev/shm has {free / 2**20:,.0f} MiB free"
 
 
 def check_bf16(config: Config) -> str:
-    """See that the device multiplies in bfloat16, where the run asks for it."""
+    """Check that the device multiplies in bfloat16, where the run trains in it."""
     if not config.training.bf16:
         raise Skipped("training.bf16 is false")
     random = torch.Generator().manual_seed(0)
@@ -99,70 +103,78 @@ def check_bf16(config: Config) -> str:
 
 
 def check_lora_updates(config: Config) -> str:
-    """See that lora_B, which starts at 0, moves in a step and stays finite."""
+    """Check that all of LoRA's B, which start at 0, are changed by a step and stay finite."""
     model = tiny_model()
     with torch.autocast(device().type, torch.bfloat16, enabled=config.training.bf16):
-        loss = compute_loss(model, windows(0), items=1)
+        loss = compute_loss(model, random_batch(0), targets=1)
     loss.backward()
     torch.optim.AdamW(model.parameters(), lr=config.training.learning_rate).step()
-    updated = [w for name, w in model.named_parameters() if "lora_B" in name]
-    failed = sum(not (w.any() and w.isfinite().all()) for w in updated)
-    if failed:
-        raise RuntimeError(f"{failed} of {len(updated)} are still 0, or not finite, after a step")
-    return f"all {len(updated)} are ≠ 0 and finite after a step"
+    weights = [w for name, w in model.named_parameters() if "lora_B" in name]
+    if failed := sum(not (w.any() and w.isfinite().all()) for w in weights):
+        raise RuntimeError(f"{failed} of {len(weights)} are still 0, or not finite, after a step")
+    return f"all {len(weights)} are ≠ 0 and finite after a step"
 
 
 def check_gradients(_: Config) -> str:
-    """See that all ranks together have one process's gradient, for unequal numbers of tokens."""
+    """Check that all ranks together, each with a batch, get the gradient of one process with all.
+
+    The batches have unequal numbers of tokens.
+    """
     size = dist.get_world_size()
-    batches = [windows(rank) for rank in range(size)]
-    items = sum(batch[:, 1:].numel() for batch in batches)  # nothing predicts a first token
-    alone, shared = tiny_model(spread=0.1), tiny_model(spread=0.1)
+    batches = [random_batch(rank) for rank in range(size)]
+    targets = sum(batch[:, 1:].numel() for batch in batches)  # nothing predicts a first token
+    single, parallel = tiny_model(b_std=0.1), DistributedDataParallel(tiny_model(b_std=0.1))
     for batch in batches:
-        compute_loss(alone, batch, items).backward()
-    parallel = DistributedDataParallel(shared)
-    loss = compute_loss(parallel, batches[dist.get_rank()], items)
-    (loss * size).backward()  # DDP averages; a step is a sum
-    pairs = zip(shared.parameters(), alone.parameters(), strict=True)
-    trained = [(a.grad, b.grad) for a, b in pairs if a.requires_grad]
-    error = float(torch.stack([(a - b).norm() / b.norm() for a, b in trained]).max())  # or NaN
+        compute_loss(single, batch, targets).backward()
+    loss = compute_loss(parallel, batches[dist.get_rank()], targets)
+    (loss * size).backward()  # DDP averages over the ranks; a step is a sum
+    pairs = zip(parallel.parameters(), single.parameters(), strict=True)
+    gradients = [(a.grad, b.grad) for a, b in pairs if a.requires_grad]
+    error = float(torch.stack([(a - b).norm() / b.norm() for a, b in gradients]).max())  # or NaN
     if not error < 1e-5:
         raise RuntimeError(f"those of {size} processes and of one differ by {error:.1e}")
     return f"of {size} processes and of one agree to {error:.0e}"
 
 
-def tiny_model(spread: float = 0.0) -> Any:
-    """Load the bundled base with an adapter, the same on every rank; `spread` is lora_B's."""
+def tiny_model(b_std: float = 0.0) -> Any:
+    """Load the bundled base with a random adapter, which is the same on every rank.
+
+    LoRA's B are normal with the standard deviation `b_std`; where they are 0, as by default, the
+    gradients of LoRA's A are 0 too.
+    """
     base = load_base(str(TINY_BASE), "float32")
     torch.manual_seed(0)
     model = add_adapter(base, ModelConfig(lora_dropout=0), mask_id=1)
     for name, weights in model.named_parameters():
-        if "lora_B" in name:  # where it is 0, so are lora_A's gradients
-            weights.data.normal_(std=spread)
+        if "lora_B" in name:
+            weights.data.normal_(std=b_std)
     return model.to(device())
 
 
-def windows(rank: int) -> torch.Tensor:
-    """Make token ids for a rank, (2, tokens): the higher, the more tokens."""
+def random_batch(rank: int) -> torch.Tensor:
+    """Draw a rank's random token ids, (2, T): T is 32 for rank 0, 36 for rank 1 … 60 for rank 7."""
     random = torch.Generator().manual_seed(rank)
     ids = torch.randint(2, 1000, (2, 32 + 4 * (rank % 8)), generator=random)
     ids[:, 0] = 1  # the mask token, whose row is trained
     return ids.to(device())
 
 
-def compute_loss(model: Any, input_ids: torch.Tensor, items: int) -> Any:
-    """Compute the loss of a batch, as a share of a step with `items` target tokens."""
-    inputs = {"input_ids": input_ids, "labels": input_ids, "num_items_in_batch": items}
+def compute_loss(model: Any, input_ids: torch.Tensor, targets: int) -> Any:
+    """Compute a batch's part of the loss of a step that has so many target tokens in all batches.
+
+    All tokens of a window but its first are targets; the parts of all batches add up to the loss.
+    """
+    inputs = {"input_ids": input_ids, "labels": input_ids, "num_items_in_batch": targets}
     return model(**inputs, use_cache=False).loss
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """Give the device that this rank computes on."""
     return torch.device(best_device())
 
 
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
-CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do where one fails
+CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remedy where it fails
     "all_reduce": (check_all_reduce, LINK),
     "copies between cards": (check_copies, "set NCCL_P2P_DISABLE=1; dmesg may name an Xid"),
     "shared memory": (check_shared_memory, "docker run --shm-size=1g"),
@@ -173,19 +185,19 @@ CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # with what to do wh
 
 
 def run_check(name: str, config: Config) -> tuple[str, str]:
-    """Run one check on this rank; give its mark and what it found."""
+    """Run a check on this rank; return one of `MARKS` and a text: what was found, or why not."""
     check, remedy = CHECKS[name]
     try:
         return OK, check(config)
     except Skipped as reason:
         return SKIPPED, str(reason)
     except (RuntimeError, OSError, ValueError, MachineError) as error:
-        found = (str(error) or type(error).__name__).splitlines()[0]
-        return FAILED, f"rank {dist.get_rank()}: {found} → {remedy}"
+        fault = (str(error) or type(error).__name__).splitlines()[0]
+        return FAILED, f"rank {dist.get_rank()}: {fault} → {remedy}"
 
 
 def init_process_group() -> None:
-    """Meet the other ranks, as a run does; raises `MachineError`."""
+    """Join the other ranks as a run does; raises `MachineError` where they do not answer."""
     set_nccl_for_rtx40()
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
     try:
@@ -197,19 +209,20 @@ def init_process_group() -> None:
 
 
 def main() -> None:
-    """Print a row a check, that of the rank that fares worst; exit with 5 where one failed."""
+    """Run all checks; print the row of each from the rank with the worst mark; exit."""
     disable_progress_bar()  # of the bundled base, which is loaded for several checks
     config = load_config(Path(sys.argv[1]) / "config.yaml")
     init_process_group()
-    # its own group: that of the checks may be broken, and the others may wait there meanwhile
+    # Results are gathered in a group of their own: that of the checks may be broken, and other
+    # ranks may still wait in it.
     group = dist.new_group(backend="gloo", timeout=4 * WAIT)
     rows, marks = [("", "")] * dist.get_world_size(), set()
     for name in CHECKS:
         dist.all_gather_object(rows, run_check(name, config), group)
-        mark, found = min(rows, key=lambda row: MARKS.index(row[0]))
+        mark, text = min(rows, key=lambda row: MARKS.index(row[0]))
         marks.add(mark)
         if dist.get_rank() == 0:
-            print(f"{mark:7}{name:22}{found}", flush=True)
+            print(f"{mark:7}{name:22}{text}", flush=True)
     dist.destroy_process_group()
     sys.exit(MachineError.exit_status if FAILED in marks else 0)
 
