@@ -53,7 +53,7 @@ from wuxia_core.messages import messages
 from wuxia_core.mixing import VALIDATION, Mixture, held_out_windows, open_run_mixture, train_windows
 from wuxia_core.preflight import held_out_limits, save_steps
 from wuxia_core.text import one_line
-from wuxia_core.write import Sampling, continued, encode_prompt, seeded, training_precision
+from wuxia_core.write import Sampling, continue_prompts, encode_prompt, seeded, training_precision
 
 NOT_TRAINERS = {
     "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
@@ -190,7 +190,7 @@ class Passages(TrainerCallback):
         settings = Sampling(PASSAGE).settings() | {"min_new_tokens": PASSAGE}
         precision, draws = training_precision(model), seeded(model, args.seed)
         with precision, draws, torch.compiler.set_stance("force_eager"):
-            texts = continued(model, self._tokenizer, rows, settings)
+            texts = continue_prompts(model, self._tokenizer, rows, settings)
         pairs = list(zip(self._prompts, texts, strict=True))
         passages = [{"prompt": prompt, "text": text} for prompt, text in pairs]
         row = {"step": state.global_step, "time": time.time(), "passages": passages}

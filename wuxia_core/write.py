@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-STRONGEST = 2.0
-ONE_AT_A_TIME = Lock()  # a model has one strength at a time
-HALF = "\ufffd"  # of a character whose last bytes were not made any more
+STRONGEST = 2.0  # the largest `strength`, by which the adapter is multiplied
+ONE_AT_A_TIME = Lock()  # for threads that write with one model, which has one strength at a time
+HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were not generated
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a continuation is drawn; the same settings give the same text on the same machine."""
+    """How a continuation is drawn; the same settings give the same text on the same machine.
+
+    `tokens` is the number of new tokens at most; the others are as in transformers' `generate`.
+    """
 
     tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})
     temperature: float = field(default=0.9, metadata={"range": (0, 10)})  # 0: the likeliest token
@@ -53,16 +56,19 @@ class Sampling:
                 raise ConfigError(f"--{flag} {value}: must be from {low:,} to {high:,}")
 
     def settings(self) -> dict[str, Any]:
-        """Give what `model.generate` takes; other settings of the model's own are overruled."""
-        sampled = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        drawn = {"do_sample": True, **sampled} if self.temperature else {"do_sample": False}
+        """Give the arguments of `model.generate`; they overrule the model's own defaults."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        how = {"do_sample": True, **sampling} if self.temperature else {"do_sample": False}
         penalty = {"repetition_penalty": self.repetition_penalty}
-        return {"max_new_tokens": self.tokens, "use_cache": True, **drawn, **penalty}
+        return {"max_new_tokens": self.tokens, "use_cache": True, **how, **penalty}
 
 
 @contextmanager
 def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
-    """Draw as `seed` says in here, on the model's device; what is drawn behind it is unchanged."""
+    """Seed torch's random numbers inside the `with` block, on the CPU and the model's GPU.
+
+    Behind the block the generators go on as if nothing had been drawn in it.
+    """
     import torch
 
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -71,36 +77,44 @@ def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
 
 
 def training_precision(model: "PreTrainedModel") -> "torch.autocast":
-    """Compute as in training in here: in half precision where the base is."""
+    """Give a context in which the model computes as in training: by autocast in half precision.
+
+    A base in float32 computes in float32.
+    """
     import torch
 
     leave_casts_to_autocast(model)
     return torch.autocast(model.device.type, model.dtype, model.dtype != torch.float32)
 
 
-def continued(
+def continue_prompts(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[list[int]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """Continue prompts, lists of tokens, in one batch; `settings` are those of `model.generate`."""
+    """Continue prompts, each a list of token ids, in one batch; return the new text of each.
+
+    `settings` are arguments of `model.generate`.
+    """
     import torch
 
-    end, longest = tokenizer.eos_token_id, max(map(len, prompts))
-    rows = [[end] * (longest - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
-    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    ids, mask = (torch.tensor(each, device=model.device) for each in (rows, seen))
+    pad, length = tokenizer.eos_token_id, max(map(len, prompts))
+    rows = [[pad] * (length - len(ids)) + ids for ids in prompts]  # (B, T), padded at the left
+    masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]  # 1: no padding
+    input_ids, mask = (torch.tensor(lists, device=model.device) for lists in (rows, masks))
     with torch.inference_mode():
-        output = model.generate(ids, attention_mask=mask, pad_token_id=end, **settings)
-    texts: list[str] = tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        output = model.generate(input_ids, attention_mask=mask, pad_token_id=pad, **settings)
+    texts: list[str] = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     return texts
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> list[int]:
-    """Turn a prompt into tokens: behind what starts a document, or through the chat template.
+    """Turn a prompt into token ids, for the model to continue.
 
-    Raises `ConfigError` where `chat` is asked of a tokenizer without a template.
+    The prompt stands behind the token that starts a document, or with `chat` as a user's turn in
+    the tokenizer's chat template. Special tokens in its text are read as plain text. Raises
+    `ConfigError` where `chat` is set and the tokenizer has no template.
     """
     if not chat:
         ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -108,9 +122,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
     if not tokenizer.chat_template:
         raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
     how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
-    how["sanitize_control_tokens"] = True  # those of the prompt; the template's own stay
-    turn = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(turn, **how))
+    how["sanitize_control_tokens"] = True  # in the prompt; the template's own stay
+    return list(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **how))
 
 
 def stream(
@@ -123,49 +136,43 @@ def stream(
     strength: float = 1.0,
     chat: bool = False,
 ) -> str:
-    """Continue a prompt until the text ends; `echo` takes each piece as soon as it is made.
+    """Continue a prompt until the text ends or has `sampling.tokens` tokens; return the new text.
 
-    `strength` scales the adapter: 0 is the base, 1 as trained.
+    `echo` is called with each piece of it as soon as that is generated. `strength` scales the
+    adapter: 0 is the base, 1 as trained. `chat` is as in `encode_prompt`.
 
-    Raises
-    ------
-    ConfigError
-        Where `strength` is not from 0 to 2, or `chat` is asked of a base without a template.
-    DataError
-        Where prompt and continuation are longer than the model's context.
+    Raises `ConfigError` where `strength` is not from 0 to 2, or `chat` is set and the base has no
+    chat template; `DataError` where prompt and new text do not fit into the model's context.
     """
     from peft.helpers import rescale_adapter_scale
+    from transformers import TextStreamer
 
     if not 0 <= strength <= STRONGEST:
         raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
     ids = encode_prompt(tokenizer, prompt, chat)
     context = getattr(model.config, "max_position_embeddings", math.inf)
     if len(ids) + sampling.tokens > context:
-        what = f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more"
+        length = f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more"
         remedy = "shorten it, or lower the number of tokens (--tokens)"
-        raise DataError(f"{what} do not fit into the context of {context:,}; {remedy}")
+        raise DataError(f"{length} do not fit into the context of {context:,}; {remedy}")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    # called with whole characters, and at the end with HALF if one is left over
+    streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text.rstrip(HALF)))
     ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
-    how = sampling.settings() | {"eos_token_id": ends, "streamer": _streamer(tokenizer, echo)}
+    settings = sampling.settings() | {"eos_token_id": ends, "streamer": streamer}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
     with ONE_AT_A_TIME, seeded(model, sampling.seed), scaled:
-        (text,) = continued(model, tokenizer, [ids], how)
+        (text,) = continue_prompts(model, tokenizer, [ids], settings)
     return text.rstrip(HALF)
-
-
-def _streamer(tokenizer: "PreTrainedTokenizerBase", echo: Callable[[str], object]) -> Any:
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text.rstrip(HALF)))
-    return streamer
 
 
 def open_writer(
     output_dir: str, base_model: str | None = None
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load an adapter to write with: on a card where there is one, in half precision there.
+    """Load an adapter on its base, and its tokenizer, to write with: on a GPU where there is one.
 
-    Raises as `load_adapter` does.
+    On a GPU a base in float32 becomes bfloat16. `output_dir` and `base_model` are as in
+    `load_adapter`, which also says what is raised.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -194,16 +201,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> None:
-    """Continue the prompt, or each that is asked for, as tuned and if asked for as base too."""
+    """Print what the adapter, with `--base` the base too, writes behind the prompt.
+
+    Without a prompt, prompts are asked for until an empty line.
+    """
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     writer = open_writer(options.output_dir, options.base_model)
-    echo, said = partial(print, end="", flush=True), messages("write")
+    echo, labels = partial(print, end="", flush=True), messages("write")
 
     def answer(prompt: str) -> None:
+        """Print the text of each writer; raise `ConfigError` where the prompt is not UTF-8."""
         if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
             raise ConfigError("PROMPT: not UTF-8; set PYTHONUTF8=1, or the terminal's encoding")
         for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
-            echo(said[name] if options.base else "")
+            echo(labels[name] if options.base else "")
             echo("" if options.chat else visible(prompt))
             stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
             print()
@@ -215,7 +226,7 @@ def _write(options: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise ConfigError("PROMPT: none is given, and there is no terminal to ask for one")
     with suppress(EOFError):
-        while prompt := input(said["prompt"]).strip():
+        while prompt := input(labels["prompt"]).strip():
             answer(prompt)
 
 

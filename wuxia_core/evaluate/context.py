@@ -13,7 +13,7 @@ from wuxia_core.config import Config
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture
 from wuxia_core.model import LOGITS
-from wuxia_core.write import continued
+from wuxia_core.write import continue_prompts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,7 +78,7 @@ class EvalContext(NamedTuple):
         kept = [layer for name, layer in layers if name.endswith(("k_proj", "v_proj"))]
         tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]
         fits = max(1, LOGITS // (tokens * max(1, sum(layer.out_features for layer in kept))))
-        go_on = partial(continued, self.model, self.tokenizer, settings=settings)
+        go_on = partial(continue_prompts, self.model, self.tokenizer, settings=settings)
         return [text for n in range(0, len(rows), fits) for text in go_on(rows[n : n + fits])]
 
     def within_budget(
