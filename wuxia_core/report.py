@@ -34,29 +34,31 @@ from wuxia_core.page import public, render, say, write_page
 from wuxia_core.text import escape, visible
 
 NOTEBOOKS = PROJECT / "notebooks"
-HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)
+HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)  # of Markdown, its text as group 1
 
 
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     """Execute `notebooks/NAME.ipynb` and write it and its HTML into a folder; return the HTML.
 
-    What is typed is taken as text where the notebook has text, else read as YAML.
+    A parameter given as text, as on the command line, stays text where the notebook's default is
+    text or None, and is read as YAML elsewhere: "3" becomes 3.
 
     Raises `ConfigError` where the notebook or one of its parameters does not exist, or the folder
     holds another notebook of that name; `DataError` where a cell fails, with its error;
-    `MachineError` where its kernel dies.
+    `MachineError` where its kernel dies, or the folder cannot be written.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
     values = _read(parameters, source)
     executed = folder / source.name
+    # a notebook that papermill executed has its name in the metadata
     if executed.exists() and '"papermill"' not in executed.read_text("utf-8", "replace"):
         raise ConfigError(f"--out {folder}: its {executed.name} is no report; name another")
     logging.getLogger("papermill").setLevel(logging.WARNING)
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     with raise_machine_error(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".") as name:
-            staged = Path(name) / source.name
+        with TemporaryDirectory(dir=folder, prefix=".") as staging:
+            staged = Path(staging) / source.name
             try:
                 papermill.execute_notebook(source, staged, values, progress_bar=False, **quiet)
             except papermill.PapermillExecutionError as error:
@@ -70,11 +72,15 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
 
 
 def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
-    """Read a notebook's parameters; refuse what does not exist, naming what does."""
+    """Read the parameters that are given as text, each as `run` says.
+
+    Raises `ConfigError` where the notebook `source` or a parameter does not exist, naming those
+    that do.
+    """
     if not source.is_file():
-        there = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
-        raise ConfigError(f"no run folder and no notebook {source.stem}; there are: {there}")
-    known = papermill.inspect_notebook(source)
+        stems = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+        raise ConfigError(f"no run folder and no notebook {source.stem}; there are: {stems}")
+    known = papermill.inspect_notebook(source)  # by name: its default, as Python code, and more
     for name in parameters.keys() - known.keys():
         raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
     typed = {name: value for name, value in parameters.items() if isinstance(value, str)}
@@ -83,11 +89,12 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
 
 
 def export(executed: Path) -> Path:
-    """Write HTML without scripts, under a policy that would refuse them; return its path.
+    """Write an executed notebook as one HTML file beside it; return the file's path.
 
-    A page may be sent around: nothing secret is in it, and of an absolute path the last name alone.
-    Code is folded away; what was logged, and warnings of libraries, are left out. Markdown keeps
-    its tags as text, and loses links that run; one to a notebook becomes one to its report.
+    A page may be sent around: it has no scripts, and a policy that would refuse them, nothing
+    secret, and of an absolute path the last name alone. Code is folded away; stderr, which has the
+    log and warnings, is left out. HTML tags in Markdown are shown as text, links that run scripts
+    are dropped, and a link to a notebook becomes one to its report.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
     cells, fold = nbformat.read(executed, 4).cells, messages("report")["code"]
@@ -106,7 +113,7 @@ def export(executed: Path) -> Path:
 
 
 def _output_html(output: nbformat.NotebookNode) -> str:
-    """Draw an output as HTML, picture or text, the first of them that it has; nothing that runs."""
+    """Draw a cell's output as the first of HTML, picture and text that it has; "" for stderr."""
     if output.get("name") == "stderr":
         return ""
     data = output.get("data", {"text/plain": output.get("text", "")})
@@ -114,7 +121,7 @@ def _output_html(output: nbformat.NotebookNode) -> str:
         return f"<div>{public(data['text/html'])}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
-    # Of a progress bar only its last state.
+    # A progress bar overwrites its line behind \r: only the last state is kept.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
     return f"<pre>{say(text)}</pre>"
 
@@ -129,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace) -> Path:
-    """Make the page that is asked for."""
+    """Make the page of the run folder or the notebook that `what` names; return its path."""
     folder = Path(options.what)
     if (folder / "config.yaml").is_file() and not options.p:
         return write_page(folder, evaluate(folder))
