@@ -417,8 +417,8 @@ class MaskCollator:
     def _maskable(self, windows: Sequence[Window]) -> Bools:
         """Flag the tokens that may be masked or be targets, (B, T).
 
-        Special tokens and padding may not, nor the first token of a chunk, which no token of its
-        own chunk precedes and so predicts.
+        Special tokens and padding may not, nor the first token of a chunk: its chunk has no token
+        before it that could predict it.
         """
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         position_ids = padded([window.position_ids for window in windows], 0)
