@@ -207,19 +207,17 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
     _write_json(staging / store.MANIFEST, manifest)
 
 
-def _read_files(
-    reports: list[corpus.FileReport], texts: Texts, settings: DataConfig
-) -> pd.DataFrame:
+def _read_files(reports: list[corpus.FileReport], texts: Texts, data: DataConfig) -> pd.DataFrame:
     """Read and clean all files into `texts`; fill in their reports; return the outline.
 
     Raises `DataError` where no novel, or none of the general text, is left.
     """
-    skip = frozenset(settings.skip_cleaning) | (set() if settings.curly_quotes else corpus.OFF)
+    skip = frozenset(data.skip_cleaning) | (set() if data.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
     for report in tqdm(reports, messages("bars")["reading"], leave=False):
         name = report.file.place.name
-        encoding, weight = settings.encoding.get(name), settings.weights.get(name, 1.0)
-        for document in corpus.read_documents(report, encoding, skip, settings.to_simplified):
+        encoding, weight = data.encoding.get(name), data.weights.get(name, 1.0)
+        for document in corpus.read_documents(report, encoding, skip, data.to_simplified):
             texts[len(rows)] = document.text
             rows.append((*document[:-1], len(document.text), weight))  # all fields but the text
         if report.skip_reason:
