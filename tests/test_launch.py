@@ -320,7 +320,7 @@ def test_a_run_is_not_resumed_as_another_one(short_run, tmp_path, launch, caplog
     config = load_config(folder / "config.yaml", ["training.learning_rate=1e-3"])
     run.check_unchanged(config, folder, None, 2, insist=True)
     assert "another run" in caplog.text and "0.0005 then, 0.001 now" in caplog.text
-    newest = run.newest_whole(folder)
+    newest = run.newest_checkpoint(folder)
     (newest / "MANIFEST.json").unlink()
     packages = ("torch", "transformers", "peft", "accelerate", "numpy")
     facts = {"world_size": 2, "base": "another", "versions": dict.fromkeys(packages, "0.1")}

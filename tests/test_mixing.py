@@ -577,7 +577,7 @@ def test_held_out_windows_come_from_held_out_documents(library, config):
 def test_fewer_held_out_windows_count_the_characters_that_they_have(library, config):
     mixture = mix(config)
     everything = held_out_windows(mixture, limit=1000, seed=0)
-    some = held_out_windows(mixture, limit=1000, seed=0, most=4)
+    some = held_out_windows(mixture, limit=1000, seed=0, max_windows=4)
     outline = mixture.outline.query("split == 'validation'").groupby("source")["characters"].sum()
     for source, windows in everything.items():
         assert windows.characters == outline[source]

@@ -27,7 +27,7 @@ def make_checkpoint(folder, step, **files):
 def test_a_checkpoint_with_its_manifest_is_whole_and_says_what_it_is_of(tmp_path):
     made = make_checkpoint(tmp_path, 4)
     assert run.find_damage(made) is None
-    assert run.newest_whole(tmp_path) == made
+    assert run.newest_checkpoint(tmp_path) == made
     manifest = json.loads((made / "MANIFEST.json").read_text())
     assert manifest["step"] == 4 and manifest["files"]["adapter"]["bytes"] == 100
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
     before, newest = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
     (tmp_path / "checkpoint-abc").mkdir()
     harm(newest)
-    assert run.newest_whole(tmp_path) == before
+    assert run.newest_checkpoint(tmp_path) == before
     assert said in caplog.text and "set aside as checkpoint-10.broken" in caplog.text
     assert (tmp_path / "checkpoint-10.broken").is_dir() and not newest.exists()
 
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
 def test_what_was_set_aside_before_stays(tmp_path):
     for _ in range(2):
         flip(make_checkpoint(tmp_path, 3) / "adapter")
-        assert run.newest_whole(tmp_path) is None
+        assert run.newest_checkpoint(tmp_path) is None
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"checkpoint-3.broken", "checkpoint-3.broken-2"}
 

@@ -1,13 +1,16 @@
-"""Which tokens of a window are masked, what stands in their place, and what the model is asked.
+"""Which tokens of a window are masked, what the model sees there, and which tokens are targets.
 
-`SpanMasker` draws the positions, `Corruption` what the model sees there, `MaskCollator` makes
-windows into model inputs. A draw depends only on (seed, epoch, key of the window): each window has
-generators of its own, so its mask is the same in any batch, on any rank and in any worker.
+`SpanMasker` draws which tokens are masked, `Corruption` what the model sees in their place, and
+`MaskCollator` makes windows into model inputs. A draw depends only on (seed, epoch, key of the
+window): each window has random generators of its own, so that its mask is the same in any batch, on
+any rank and in any worker.
 
-Masks are arranged by stars and bars. A run of n maskable tokens is seen as n + 1 places, tiled by
-kept tokens of one place each and by masked blocks with the kept token behind them: a span of L
-tokens takes L + 1 places, a single two. The orders of the tiles are the arrangements in which no
-two blocks touch, so that shuffled tiles are a random arrangement.
+A run is a stretch of maskable tokens; a block is a masked span or a single masked token. Blocks are
+arranged by shuffling tiles. A run of n tokens has n + 1 places: its tokens and the unmaskable token
+behind it (a row gets one more such token at its end). A kept token is a tile of one place. A block
+and the kept token behind it are one tile: a span of L tokens takes L + 1 places, a single takes
+two. In any order of the tiles no two blocks touch, and every arrangement in which no two blocks
+touch is one order of the tiles: shuffled tiles are a random arrangement.
 """
 
 from collections.abc import Sequence
@@ -24,30 +27,30 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-KEPT, SINGLE, SPAN = 0, 1, 2
-UNTOUCHED, MASKED, RANDOM, UNCHANGED = 0, 1, 2, 3
-IGNORE_INDEX = -100
+KEPT, SINGLE, SPAN = 0, 1, 2  # kinds: not masked, masked alone, masked in a span
+UNTOUCHED, MASKED, RANDOM, UNCHANGED = 0, 1, 2, 3  # actions, see `Corruption.actions`
+IGNORE_INDEX = -100  # the label of a token that is no target, as in PyTorch
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Kinds = npt.NDArray[np.int8]
 Tokens = npt.NDArray[np.int32]
-Keys = Sequence[int] | Ints
-Shares = tuple[float, float, float]
+Keys = Sequence[int] | Ints  # (B,), the key of each window of a batch
+Shares = tuple[float, float, float]  # of the masked tokens: MASKED, RANDOM, UNCHANGED
 
-FOR_MASKS, FOR_ACTIONS, FOR_TOKENS = 0, 1, 2  # what a window's generators draw
+MASK_DRAWS, ACTION_DRAWS, TOKEN_DRAWS = 0, 1, 2  # a window has a generator for each purpose
 
 
 class Window(NamedTuple):
-    """Chunks of one or more documents, one behind the other, as the collator takes them."""
+    """One training example: chunks of one or more documents, joined end to end, T tokens in all."""
 
     input_ids: Tokens  # (T,)
-    word_ids: Tokens  # (T,)
+    word_ids: Tokens  # (T,), the number of the word that a token belongs to
     position_ids: Tokens  # (T,), from 0 in each chunk
-    key: int
+    key: int  # the window's number in its mixture; its random draws depend on it
     epoch: int
-    row: int = 0  # its place among the windows of its split
+    row: int = 0  # the window's index among the windows of its split
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class SpanMasker:
     """Draw which tokens are masked.
 
     `SpanMasker(0.5, 0, seed=1).kinds(np.ones((1, 6), bool), [0])` masks three of the six tokens,
-    each alone: `[[1, 0, 1, 0, 0, 1]]`, say. A value that is out of range, or a ratio that cannot be
-    arranged, is a `ConfigError`.
+    none beside another: `[[1, 0, 1, 0, 0, 1]]`, say. A `ConfigError` is raised for a value out of
+    range, and for a ratio that leaves too few tokens to stand between masked blocks.
 
     Parameters
     ----------
@@ -83,131 +86,144 @@ class SpanMasker:
             raise ConfigError(
                 f"masking.span_length {[*self.span_length]}: must be [shortest, longest]"
             )
-        # one unmasked token is left a block; spans count as the longest
-        mean = (shortest + longest) / 2
-        dense = 1 / (1 + self.span_ratio / mean + (1 - self.span_ratio))
-        largest = min(dense, mean / (longest + 1) / (self.span_ratio or 1))
-        if not 0 < self.mask_ratio <= largest:
-            bounds = f"(0, {int(1000 * largest) / 1000:.3f}]"
-            why = f"must lie in {bounds}, to leave a token between two masked blocks"
-            raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: {why}")
+        mean_length = (shortest + longest) / 2
+        # a masked token makes span_ratio / mean_length spans and 1 - span_ratio singles on average,
+        # and each of these blocks has one unmasked token behind it
+        max_for_blocks = 1 / (1 + self.span_ratio / mean_length + (1 - self.span_ratio))
+        # and in `_draw_row` each span is given the places of the longest
+        max_ratio = min(max_for_blocks, mean_length / (longest + 1) / (self.span_ratio or 1))
+        if not 0 < self.mask_ratio <= max_ratio:
+            bounds = f"(0, {int(1000 * max_ratio) / 1000:.3f}]"  # rounded down
+            rule = f"must lie in {bounds}, to leave a token between two masked blocks"
+            raise ConfigError(f"masking.mask_ratio {self.mask_ratio}: {rule}")
 
     def kinds(
         self, maskable: Bools, keys: Keys, epoch: int = 0, word_ids: Tokens | None = None
     ) -> Kinds:
-        """Draw one mask a row, (B, T) int8: 0 kept, 1 single, 2 in a span.
+        """Draw a mask for each row: (B, T) int8 of KEPT (0), SINGLE (1) and SPAN (2).
 
         `mask_ratio` of a row's maskable tokens is masked, to within one token, and `span_ratio` of
-        that in spans, to within half a span as long as a row has some tens of tokens; no two blocks
-        touch and none leaves a run of maskable tokens. Whole words may leave too little room for
-        that at ratios above 0.5. Runs get their share by length; inside a run every arrangement is
-        equally likely.
+        the masked tokens lie in spans, to within half a span if the row has some tens of tokens. At
+        ratios above 0.5 spans of whole words may leave too little room for that. No two blocks
+        touch, and a block lies within one run of maskable tokens. Runs share the masked tokens in
+        proportion to their length; inside a run every arrangement is equally likely.
 
         Parameters
         ----------
         maskable : (B, T) bool
             Where a token may be masked: no special token, no padding, no first token of a chunk.
         keys : (B,) int
-            What tells the windows apart.
+            The key of each row's window; rows with different keys have different masks.
         epoch : int
             Each epoch has its own masks.
         word_ids : (B, T) int32, optional
             Number of the word each token belongs to; spans then cover whole words.
         """
-        ended = np.pad(maskable, ((0, 0), (0, 1)))
-        kinds: Kinds = np.zeros(ended.shape, np.int8)
+        maskable = np.pad(maskable, ((0, 0), (0, 1)))  # an unmaskable token behind the last run
+        kinds: Kinds = np.zeros(maskable.shape, np.int8)
         words = [None] * len(kinds) if word_ids is None else word_ids
-        for row, tokens, ids, key in zip(kinds, ended, words, keys, strict=True):
-            self._fill(row, tokens, ids, _generator(FOR_MASKS, self.seed, epoch, key))
+        for row, tokens, ids, key in zip(kinds, maskable, words, keys, strict=True):
+            self._draw_row(row, tokens, ids, _generator(MASK_DRAWS, self.seed, epoch, key))
         return kinds[:, :-1]
 
-    def _fill(self, row: Kinds, maskable: Bools, words: Tokens | None, rng: Generator) -> None:
-        """Write the mask of a row, (T + 1,): the last run, too, has a place behind it."""
-        count = int(np.count_nonzero(maskable) * self.mask_ratio + _dither(rng))
+    def _draw_row(self, row: Kinds, maskable: Bools, words: Tokens | None, rng: Generator) -> None:
+        """Draw one row's mask and write it into `row`, which is all KEPT before.
+
+        `row` and `maskable` are (T + 1,), since `kinds` pads them by one unmaskable token: so every
+        run has a token behind it. `words` is (T,), or None where spans need not cover whole words.
+        """
+        masked_count = int(np.count_nonzero(maskable) * self.mask_ratio + _dither(rng))
         if words is not None:
-            self._place_word_spans(row, maskable, words, count, rng)
-            spans = row > KEPT
-            maskable = maskable & ~(spans | np.roll(spans, 1) | np.roll(spans, -1))
-        places = maskable | np.roll(maskable, 1)  # the tokens of a run and the one behind it
-        rooms = np.diff(np.flatnonzero(~maskable[places]), prepend=-1)  # places of a run, (R,)
-        span_rooms = rooms // (self.span_length[1] + 1)
+            self._place_word_spans(row, maskable, words, masked_count, rng)
+            in_spans = row == SPAN  # singles must not touch these tokens
+            maskable = maskable & ~(in_spans | np.roll(in_spans, 1) | np.roll(in_spans, -1))
+        is_place = maskable | np.roll(maskable, 1)  # the tokens of each run and the one behind it
+        sizes = np.diff(np.flatnonzero(~maskable[is_place]), prepend=-1)  # in places, (R,)
+        max_spans = sizes // (self.span_length[1] + 1)  # as many as fit if all are longest, (R,)
         lengths: Ints = np.empty(0, np.int64)
         if words is None:
-            lengths = self._draw_lengths(count, int(span_rooms.sum()), rng)
-        singles = int(count - np.count_nonzero(row) - lengths.sum())
-        row[places] = _arrange(rooms, lengths, span_rooms, singles, rng)
+            lengths = self._draw_lengths(masked_count, int(max_spans.sum()), rng)
+        singles = int(masked_count - np.count_nonzero(row) - lengths.sum())
+        row[is_place] = _arrange(sizes, max_spans, lengths, singles, rng)
 
-    def _draw_lengths(self, count: int, room: int, rng: Generator) -> Ints:
-        """Draw the lengths of a row's spans, at most `room` of them, in random order.
+    def _draw_lengths(self, masked_count: int, max_spans: int, rng: Generator) -> Ints:
+        """Draw the lengths of a row's spans, at most `max_spans` of them, in random order.
 
-        77 masked tokens, half of them in spans of 3 to 5: `[4, 3, 5, 3, 5, 4, 3, 4, 5, 3]`, say.
-        Their sum is `span_ratio * count` on average and at most half a span from it, and each
-        length is as likely as the others: one dither moves the sum by as much as it moves the
-        number of spans.
+        77 masked tokens, half of them in spans of 3 to 5: 38.5 tokens are to lie in spans, which
+        makes 9.625 spans of 4 tokens on average. One number in [0, 1), the dither, rounds both: at
+        0.5 there are floor(9.625 + 0.5) = 10 spans of 39 tokens in all, `[4, 3, 5, 3, 5, 4, 3, 4,
+        5, 3]`, say; at 0.1 there are floor(9.625 + 0.1) = 9 spans of 37 tokens in all. Both numbers
+        are so right on average, the tokens are at most half a span from 38.5, and each length from
+        3 to 5 is equally frequent.
         """
         shortest, longest = self.span_length
-        mean, dither = (shortest + longest) / 2, _dither(rng)
-        wanted = min(count * self.span_ratio, room * mean)
-        spans = max(int(wanted / mean + dither), int(wanted > mean / 2))
-        spans = min(spans, count // shortest)
-        total = int(wanted + mean * (dither - 0.5) + 0.5)
-        total = max(shortest * spans, min(total, longest * spans, count))
-        longer = self._longer_than(spans, total, _dither(rng))
+        mean_length, dither = (shortest + longest) / 2, _dither(rng)
+        wanted = min(masked_count * self.span_ratio, max_spans * mean_length)  # tokens in spans
+        spans = max(int(wanted / mean_length + dither), int(wanted > mean_length / 2))
+        spans = min(spans, masked_count // shortest)
+        total = int(wanted + mean_length * (dither - 0.5) + 0.5)
+        total = max(shortest * spans, min(total, longest * spans, masked_count))
+        longer = self._count_longer(spans, total, _dither(rng))
         return rng.permutation(shortest + (np.arange(spans)[:, None] < longer).sum(1))
 
-    def _longer_than(self, spans: int, total: int, dither: float) -> Ints:
-        """Count the spans longer than the shortest length, than the next one, …, (K - 1,).
+    def _count_longer(self, spans: int, total: int, dither: float) -> Ints:
+        """Count the spans longer than each length but the longest: (K - 1,) for K lengths.
 
-        10 spans of 3 to 5, `total` 39 tokens: 6 exceed 3 and 3 exceed 4, or 7 and 2. These are the
-        counts of a uniform draw, moved evenly so that they add up to what `total` needs. Where so
-        few spans cannot do that, all lengths come nearer to the shortest or the longest.
+        10 spans of 3 to 5 tokens with a `total` of 39: `[6, 3]` or `[7, 2]`, by the `dither`. In
+        `[6, 3]` 6 spans exceed 3 tokens and 3 of these exceed 4: 4 spans of 3, 3 of 4, 3 of 5. The
+        counts add up to the 39 - 10 * 3 = 9 tokens above the shortest length. Uniform lengths would
+        have `[6.67, 3.33]`, which add up to 10; both are moved by -0.5, to `[6.17, 2.83]`, and then
+        rounded. Where a count cannot move so far, the lengths come nearer to all shortest or all
+        longest.
         """
         shortest, longest = self.span_length
-        steps = np.arange(longest - shortest, 0, -1)
-        even = spans / (len(steps) + 1)  # of each length
-        # all are shortest, or uniform and moved down or up as far as can be, or longest: (4, K - 1)
-        counts = np.array([0 * steps, even * (steps - 1), even * (steps + 1), 0 * steps + spans])
+        ranks = np.arange(longest - shortest, 0, -1)  # how many lengths are longer: K - 1, …, 1
+        even = spans / (len(ranks) + 1)  # spans of each length if uniform: even * ranks are longer
+        # all shortest; uniform, moved down by `even` and moved up by it; all longest: (4, K - 1)
+        counts = np.array([0 * ranks, even * (ranks - 1), even * (ranks + 1), 0 * ranks + spans])
         needed, sums = total - shortest * spans, counts.sum(1)
         longer = [np.interp(needed, sums, column) for column in counts.T]
         return _rounded(np.cumsum(longer), dither)
 
     def _place_word_spans(
-        self, row: Kinds, maskable: Bools, words: Tokens, count: int, rng: Generator
+        self, row: Kinds, maskable: Bools, words: Tokens, masked_count: int, rng: Generator
     ) -> None:
-        """Write spans of whole words into a row: about `span_ratio` of `count` tokens.
+        """Write spans of whole words into `row`: about `span_ratio` of `masked_count` tokens.
 
-        Spans start at words taken in random order; one that would touch another is dropped.
+        Spans start at words taken in random order; one that would touch another is dropped. Shapes
+        are those of `_draw_row`.
         """
-        wanted, most = self.span_ratio * count, count
-        begins = np.concatenate([[True], words[1:] != words[:-1], [True]])  # (T + 1,)
-        for start in rng.permutation(np.flatnonzero(begins & maskable)).tolist():
-            ends = self._word_ends(begins, start, start + int(maskable[start:].argmin()))
+        span_budget, budget = self.span_ratio * masked_count, masked_count  # tokens
+        starts_word = np.concatenate([[True], words[1:] != words[:-1], [True]])  # (T + 1,)
+        for start in rng.permutation(np.flatnonzero(starts_word & maskable)).tolist():
+            ends = self._span_ends(starts_word, start, start + int(maskable[start:].argmin()))
             if not ends:
                 continue
             end = ends[int(rng.random() * len(ends))]
             length = end - start
-            if wanted < length / 2:
+            if span_budget < length / 2:
                 break
-            if length <= most and not row[max(0, start - 1) : end + 1].any():
+            if length <= budget and not row[max(0, start - 1) : end + 1].any():
                 row[start:end] = SPAN
-                wanted, most = wanted - length, most - length
+                span_budget, budget = span_budget - length, budget - length
 
-    def _word_ends(self, begins: Bools, start: int, stop: int) -> list[int]:
-        """Where a span from `start` may end: where a word does, at `stop` at the latest.
+    def _span_ends(self, starts_word: Bools, start: int, run_end: int) -> list[int]:
+        """List the ends that a span of whole words from `start` may have, at most `run_end`.
 
-        A word of up to twice the longest span is one by itself: a rare idiom takes more tokens
-        than a common one.
+        Spans of 3 to 5 tokens, words of 2, 2 and 7 tokens: a span from 0 may end at 4, and one from
+        4 at 11: a word longer than the longest span, up to twice, is a span by itself, since a rare
+        idiom takes more tokens than a common one.
         """
         shortest, longest = self.span_length
-        word_end = start + 1 + int(begins[start + 1 :].argmax())
-        if longest < word_end - start <= 2 * longest and word_end <= stop:
+        word_end = start + 1 + int(starts_word[start + 1 :].argmax())
+        if longest < word_end - start <= 2 * longest and word_end <= run_end:
             return [word_end]
-        ends = range(start + shortest, min(start + longest, stop) + 1)
-        return [end for end in ends if begins[end]]
+        ends = range(start + shortest, min(start + longest, run_end) + 1)
+        return [end for end in ends if starts_word[end]]
 
 
 def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Floats:
-    """Share of the maskable tokens that was masked at least once after each epoch, (epochs,).
+    """Give the share of the maskable tokens masked in at least one epoch so far: (epochs,).
 
     Independent draws would cover 1 - (1 - mask_ratio)^E after E epochs: 0.15, 0.2775, 0.3859, ….
     """
@@ -216,11 +232,12 @@ def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Fl
 
 
 def _generator(purpose: int, seed: int, epoch: int, key: int) -> Generator:
+    """Make a window's own random generator for one purpose, such as `MASK_DRAWS`."""
     return np.random.default_rng([purpose, seed, epoch, int(key) % 2**64])  # a key may be negative
 
 
 def _dither(rng: Generator) -> float:
-    """Draw from [0, 1) in steps of 2^-24, so that sums with integers are exact."""
+    """Draw a multiple of 2^-24 from [0, 1), so that its sums with integers are exact."""
     return float(rng.random(dtype=np.float32))
 
 
@@ -229,47 +246,55 @@ def _rounded(totals: Floats, dither: float) -> Ints:
 
     6.5 and 2.5, given as `[6.5, 9]`, become `[6, 3]` for dithers below 0.5, else `[7, 2]`.
     """
+    # 1e-10: a total that is an integer but for the rounding of floats must not fall below it
     return np.diff(np.floor(totals + dither + 1e-10), prepend=0).astype(np.int64)
 
 
-def _share_out(count: int, rooms: Ints, dither: float) -> Ints:
-    """Share `count` among runs in proportion to their room: 3 among `[4, 8]` are `[1, 2]`."""
-    return _rounded(count * rooms.cumsum() / max(1, rooms.sum()), dither)
+def _share_out(count: int, capacities: Ints, dither: float) -> Ints:
+    """Share `count` blocks among runs in proportion to their capacities, which they never exceed.
 
-
-def _arrange(rooms: Ints, lengths: Ints, span_rooms: Ints, singles: int, rng: Generator) -> Kinds:
-    """Arrange spans and singles in the places of a row's runs, (sum of `rooms`,).
-
-    A span of 3 and a single in 10 places: the tiles `2220 10 0 0 0 0` are shuffled, to
-    `0 0 2220 0 10 0`, say. Singles that there is no room for are left out.
+    3 blocks among runs that hold `[4, 8]` are `[1, 2]`.
     """
-    runs = np.arange(len(rooms))
-    spans = _share_out(len(lengths), span_rooms, _dither(rng))
-    taken = np.bincount(runs.repeat(spans), lengths + 1, len(runs)).astype(np.int64)
-    halves = (rooms - taken) // 2
-    alone = _share_out(min(singles, halves.sum()), halves, _dither(rng))
+    return _rounded(count * capacities.cumsum() / max(1, capacities.sum()), dither)
 
-    tiles = np.array([spans, alone, rooms - taken - 2 * alone])  # (3, R)
-    kind = np.array([SPAN, SINGLE, KEPT] * len(runs), np.int8).repeat(tiles.T.ravel())
-    size = 1 + (kind == SINGLE)
-    size[kind == SPAN] = lengths + 1
-    order = (runs.repeat(tiles.sum(0)) + rng.random(len(kind))).argsort()
-    kind, size = kind[order], size[order]
-    arranged = kind.repeat(size)
-    arranged[size.cumsum() - 1] = KEPT  # the last place of a tile
-    return arranged
+
+def _arrange(sizes: Ints, max_spans: Ints, lengths: Ints, singles: int, rng: Generator) -> Kinds:
+    """Arrange spans and singles in the places of a row's runs, (sum of `sizes`,).
+
+    `sizes` (R,) are the places of each run (the module's docstring says what a place is) and
+    `max_spans` (R,) the spans that it holds; `lengths` are those of all spans, in tokens. A span of
+    3 and a single in one run of 10 places: the tiles `2220 10 0 0 0 0` are shuffled, to
+    `0 0 2220 0 10 0`, say. Singles that no run has room for are left out.
+    """
+    runs = np.arange(len(sizes))
+    spans = _share_out(len(lengths), max_spans, _dither(rng))  # of each run, (R,)
+    places = sizes - np.bincount(runs.repeat(spans), lengths + 1, len(runs)).astype(np.int64)
+    max_singles = places // 2  # beside the spans; a single takes two places
+    run_singles = _share_out(min(singles, max_singles.sum()), max_singles, _dither(rng))
+
+    # tiles of each kind in each run, (3, R); what blocks leave free is kept tokens
+    tiles = np.array([spans, run_singles, places - 2 * run_singles])
+    kinds = np.array([SPAN, SINGLE, KEPT] * len(runs), np.int8).repeat(tiles.T.ravel())
+    tile_sizes = 1 + (kinds == SINGLE)  # in places
+    tile_sizes[kinds == SPAN] = lengths + 1
+    order = (runs.repeat(tiles.sum(0)) + rng.random(len(kinds))).argsort()
+    kinds, tile_sizes = kinds[order], tile_sizes[order]  # shuffled within each run
+    mask = kinds.repeat(tile_sizes)
+    mask[tile_sizes.cumsum() - 1] = KEPT  # the last place of each tile
+    return mask
 
 
 @dataclass(frozen=True, eq=False)
 class Corruption:
-    """Corrupt masked tokens one by one; the draw depends only on (seed, epoch, key).
+    """Choose what the model sees in the place of each masked token.
 
-    BERT's is `shares=(0.8, 0.1, 0.1)` (Devlin et al. 2019, section 3.1).
+    A choice depends only on (seed, epoch, key of the window). BERT's shares are `(0.8, 0.1, 0.1)`
+    (Devlin et al. 2019, section 3.1).
     """
 
-    mask_token_id: int  # the row that the adapter trains
-    ordinary_ids: Ints  # (N,), what a random token is drawn from: no special token is among them
-    shares: Shares = (1.0, 0.0, 0.0)  # of the masked: mask, random, unchanged
+    mask_token_id: int  # its embedding row is the one that the adapter trains
+    ordinary_ids: Ints  # (N,), the tokens that a random one is drawn from; none is special
+    shares: Shares = (1.0, 0.0, 0.0)  # of the masked tokens: mask token, random token, unchanged
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -279,54 +304,59 @@ class Corruption:
     def of(
         cls, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int, shares: Shares, seed: int = 0
     ) -> Self:
-        """Draw random tokens from all of a tokenizer's that are neither special nor added."""
+        """Make a `Corruption` whose random tokens are all that are neither special nor added."""
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         ordinary = set(tokenizer.get_vocab().values()) - added - {mask_token_id}
         return cls(mask_token_id, np.array(sorted(ordinary), np.int64), shares, seed)
 
     def actions(self, masked: Bools, keys: Keys, epoch: int = 0) -> Kinds:
-        """Draw what becomes of each token, (B, T): MASKED, RANDOM, UNCHANGED; 0 if not masked."""
-        draws = self._draw(FOR_ACTIONS, keys, epoch, masked.shape[1])
-        chosen = np.digitize(draws, np.cumsum(self.shares[:2])) + MASKED
-        return np.where(masked, chosen, UNTOUCHED).astype(np.int8)
+        """Draw an action for each token: (B, T) int8 of MASKED, RANDOM, UNCHANGED.
+
+        They mean that the model sees the mask token, a random token or the token itself. A token
+        that is not `masked`, (B, T), gets UNTOUCHED (0).
+        """
+        numbers = self._draw_uniform(ACTION_DRAWS, keys, epoch, masked.shape[1])
+        actions = np.digitize(numbers, np.cumsum(self.shares[:2])) + MASKED
+        return np.where(masked, actions, UNTOUCHED).astype(np.int8)
 
     def apply(self, input_ids: Ints, actions: Kinds, keys: Keys, epoch: int = 0) -> Ints:
         """Return the corrupted tokens, (B, T): `[7, 8, 9]`, actions `[0, 1, 3]`: `[7, mask, 9]`."""
-        draws = self._draw(FOR_TOKENS, keys, epoch, actions.shape[1])
-        others = self.ordinary_ids[(draws * len(self.ordinary_ids)).astype(np.int64)]
-        corrupted = np.where(actions == RANDOM, others, input_ids)
+        numbers = self._draw_uniform(TOKEN_DRAWS, keys, epoch, actions.shape[1])
+        random_ids = self.ordinary_ids[(numbers * len(self.ordinary_ids)).astype(np.int64)]
+        corrupted = np.where(actions == RANDOM, random_ids, input_ids)
         return np.where(actions == MASKED, self.mask_token_id, corrupted)
 
-    def _draw(self, purpose: int, keys: Keys, epoch: int, count: int) -> Floats:
-        """Draw from [0, 1) for each window, (B, count)."""
+    def _draw_uniform(self, purpose: int, keys: Keys, epoch: int, count: int) -> Floats:
+        """Draw `count` numbers from [0, 1) for each window, (B, count)."""
         return np.stack([_generator(purpose, self.seed, epoch, key).random(count) for key in keys])
 
 
 def check_shares(shares: Shares) -> None:
-    """Refuse shares that are negative or do not add up to 1."""
-    if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN too
+    """Raise `ConfigError` if shares are negative, do not add up to 1 or are not numbers."""
+    if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # `not`, to be true of NaN too
         raise ConfigError(f"masking.corruption {list(shares)}: must be three shares of 1 in all")
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> Ints:
-    """Stack rows of unequal lengths to (B, T) int64: `[1, 2], [3]` to `[[1, 2], [3, fill]]`."""
+    """Stack rows of unequal lengths: `[1, 2], [3]` become `[[1, 2], [3, fill]]`, (B, T) int64."""
     stacked = np.full((len(rows), max(map(len, rows))), fill, np.int64)
-    for place, row in zip(stacked, rows, strict=True):
-        place[: len(row)] = row
+    for padded_row, row in zip(stacked, rows, strict=True):
+        padded_row[: len(row)] = row
     return stacked
 
 
 def model_inputs(
     input_ids: Ints, labels: Ints, position_ids: Ints | None = None
 ) -> "dict[str, torch.Tensor]":
-    """Add the positions whose logits are needed: (B, T) `input_ids`, `labels`, `logits_to_keep`.
+    """Make the model's inputs from arrays (B, T), with the positions whose logits are needed.
 
-    `labels` is -100 everywhere but at the target positions. The logit that scores token i stands at
-    i - 1, so `logits_to_keep` (bool) is the target positions moved left by one: labels
+    The keys are `input_ids`, `labels` and `logits_to_keep`, and `position_ids` if given. `labels`
+    are -100 everywhere but at the target positions. The logit that scores token i stands at i - 1,
+    so `logits_to_keep` (bool) is the target positions moved left by one: labels
     `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. Position 0 cannot be a target. No attention mask is
     needed: padding stands behind the text, where causal attention never looks. `position_ids` that
-    restart within a row keep its chunks apart, at the price of a (B, 1, T, T) mask; without them
-    attention takes the fast path.
+    restart within a row keep its chunks from seeing each other, at the price of a (B, 1, T, T)
+    mask inside the model; without `position_ids` attention takes the fast path.
     """
     import torch
 
@@ -338,7 +368,7 @@ def model_inputs(
 
 
 def masked_this_epoch(row: int, epoch: int) -> bool:
-    """Say whether `mixed` masks a window in this epoch: window 3 in epochs 1, 3, 5, …."""
+    """Whether the objective `mixed` masks window `row` in this epoch: 3 in epochs 1, 3, 5, …."""
     return (row + epoch) % 2 == 0
 
 
@@ -346,10 +376,10 @@ def masked_this_epoch(row: int, epoch: int) -> bool:
 class MaskCollator:
     """Make a batch of windows into model inputs, for any objective.
 
-    `masked` masks tokens, which are the targets; `clm` masks nothing, and every token is a target;
-    `meap` masks tokens, and every token is a target (arXiv 2502.07490); `mixed` does as `masked` or
-    as `clm` by turns, window by window and epoch by epoch, and the sampler sees to it that a batch
-    has as many of both. Tokens in `special_ids` are never masked and never targets. With
+    `masked` masks tokens, and these are the targets; `clm` masks nothing, and every token is a
+    target; `meap` masks tokens, and every token is a target (arXiv 2502.07490); `mixed` treats a
+    window as `masked` in one epoch and as `clm` in the next, and the sampler sees to it that a
+    batch has as many of both. Tokens in `special_ids` are never masked and never targets. With
     `span_unit` "word" spans cover whole words.
     """
 
@@ -364,28 +394,32 @@ class MaskCollator:
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         keys, epoch = [window.key for window in windows], windows[0].epoch
-        masks: Bools | bool = self.objective in {"masked", "meap"}
+        is_masked: Bools | bool = self.objective in {"masked", "meap"}  # of each window, (B, 1)
         if self.objective == "mixed":
-            masks = np.array([[masked_this_epoch(window.row, epoch)] for window in windows])
-        masked = (self.kinds(windows) > KEPT) & masks
-        only_masked = masks & (self.objective != "meap")
-        targets = np.where(only_masked, masked, self._maskable(windows))
+            is_masked = np.array([[masked_this_epoch(window.row, epoch)] for window in windows])
+        masked = (self.kinds(windows) > KEPT) & is_masked
+        scores_masked = is_masked & (self.objective != "meap")  # only masked tokens are targets
+        targets = np.where(scores_masked, masked, self._maskable(windows))
         labels = np.where(targets, input_ids, IGNORE_INDEX)
         actions = self.corruption.actions(masked, keys, epoch)
         corrupted = self.corruption.apply(input_ids, actions, keys, epoch)
         positions = [window.position_ids for window in windows]
-        packed = any((row[1:] == 0).any() for row in positions)
+        packed = any((row[1:] == 0).any() for row in positions)  # a window has several chunks
         return model_inputs(corrupted, labels, padded(positions, 0) if packed else None)
 
     def kinds(self, windows: Sequence[Window]) -> Kinds:
         """Draw the masks of windows of one epoch, (B, T), as `SpanMasker.kinds` gives them."""
         keys, epoch = [window.key for window in windows], windows[0].epoch
         words = padded([window.word_ids for window in windows], 0).astype(np.int32)
-        by_words = self.span_unit == "word"
-        return self.masker.kinds(self._maskable(windows), keys, epoch, words if by_words else None)
+        word_ids = words if self.span_unit == "word" else None
+        return self.masker.kinds(self._maskable(windows), keys, epoch, word_ids)
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:
-        """Mark what may be masked, (B, T): nothing predicts the first token of a chunk."""
+        """Flag the tokens that may be masked or be targets, (B, T).
+
+        Special tokens and padding may not, nor the first token of a chunk: its chunk has no token
+        before it that could predict it.
+        """
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         position_ids = padded([window.position_ids for window in windows], 0)
         return ~np.isin(input_ids, list(self.special_ids)) & (position_ids > 0)

@@ -1,4 +1,7 @@
-"""The run folder: which one, its lock, its checkpoints, going on from one, and `metrics.jsonl`."""
+"""The run folder: choosing and locking it, its checkpoints, resuming, and `metrics.jsonl`.
+
+A checkpoint is undamaged if all its files are as its `MANIFEST.json` describes them.
+"""
 
 import fcntl
 import hashlib
@@ -19,17 +22,17 @@ from typing import Any, TextIO
 
 from wuxia_core.config import PROJECT, Config, expand, load_config
 from wuxia_core.errors import ConfigError, MachineError, raise_machine_error
-from wuxia_core.mixing import Mixture, manifest_of, read_json, read_manifest
+from wuxia_core.mixing import RUN_MIXTURE, Mixture, manifest_of, read_json, read_manifest
 from wuxia_core.model import ADAPTER_WEIGHTS
 
 LOCK, METRICS, MANIFEST = "run.lock", "metrics.jsonl", "MANIFEST.json"
-RUN_MIXTURE = "mixture.json"  # by which a folder is known as a run's
-STAGING = ".tmp-step-"
-FEWEST = 2  # whole checkpoints that are never pruned, so that a damaged one can be done without
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")
-# Settings that may change on resuming; not how many texts the best adapter is chosen by.
-FREE = ("plan.", "evaluation.", "training.output_dir")
-FIXED = "evaluation.max_documents"
+CONFIG = "config.yaml"
+STAGING = ".tmp-step-"  # begins the name of a folder in which a checkpoint is written
+FEWEST = 2  # undamaged checkpoints that are never pruned: should one be damaged later, one is left
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")  # see `versions`
+# Settings that may change on resuming, by the beginnings of their names. EXCEPTION may not: the
+# best adapter is chosen by so many held-out documents.
+CHANGEABLE, EXCEPTION = ("plan.", "evaluation.", "training.output_dir"), "evaluation.max_documents"
 logger = logging.getLogger(__name__)
 
 
@@ -37,96 +40,97 @@ logger = logging.getLogger(__name__)
 def acquire(
     config: Config, *, named: bool, resume: bool, rendezvous: str | None = None
 ) -> Iterator[Path]:
-    """Choose the run folder, make it and keep other runs out of it.
+    """Choose the run folder, make it, keep other runs out of it while it is used, and yield it.
 
-    It is the one that was named, or the first free one of `sample`, `sample-2` and so on; to go on
-    with a run, the newest of these that is not finished.
+    If the user `named` it, it is `training.output_dir`; else that is the first of the numbered
+    folders `sample`, `sample-2` and so on, and the first free one is taken or, to `resume`, the
+    newest one whose run is not finished. Launchers on several machines that start one run together
+    have the same `rendezvous`, an address.
 
-    Raises `ConfigError` where the folder holds a run that is not to go on, or none that could;
-    `MachineError` where another run is at work there, or it cannot be written.
+    Raises `ConfigError` where the folder holds a run and is not to be resumed, or holds none and
+    is to be; `MachineError` where another run is at work there, or the folder cannot be written.
     """
-    wanted = expand(config.training.output_dir)
-    folder = wanted if named else _newest(wanted) if resume else _first_free(wanted)
+    base = expand(config.training.output_dir)
+    folder = base if named else _newest_unfinished(base) if resume else _first_free(base)
     if occupied(folder) and not resume:
         remedy = "is never overwritten; go on with it (--resume), or name another folder"
         raise ConfigError(f"training.output_dir {folder}: the run there {remedy}")
-    _refuse_strangers(folder)
+    _refuse_other_folder(folder)
     if resume and read_manifest(folder, RUN_MIXTURE) is None:
         raise ConfigError(f"--resume: no run in {folder}; name its folder or leave --resume out")
-    new = not folder.exists()
+    is_new = not folder.exists()
     try:
         with locked(folder, rendezvous):
             yield folder
     finally:
-        with suppress(OSError):  # it is not empty: something came of the run
-            if new:
+        with suppress(OSError):  # a folder that is not empty stays: the run wrote something
+            if is_new:
                 folder.rmdir()
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Refuse a folder that is neither empty nor a run's; hidden files are anybody's.
-
-    Raises `ConfigError`.
-    """
+def _refuse_other_folder(folder: Path) -> None:
+    """Raise `ConfigError` if a folder is neither empty nor a run's; hidden files do not count."""
     key = f"training.output_dir {folder}"
     if folder.resolve() in {Path("/"), Path.cwd(), Path.home(), PROJECT}:
         raise ConfigError(f"{key}: a folder of other things; name one below it")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{key}: not a folder; name another")
-    there = [path.name for path in folder.glob("[!.]*") if path.name != LOCK]
-    if there and read_manifest(folder, RUN_MIXTURE) is None:
-        what = f"holds {min(there)}, and is no run's"
-        raise ConfigError(f"{key}: {what}, so it is left alone; name another, or an empty one")
+    names = [path.name for path in folder.glob("[!.]*") if path.name != LOCK]
+    if names and read_manifest(folder, RUN_MIXTURE) is None:
+        reason = f"holds {min(names)}, and is no run's"
+        raise ConfigError(f"{key}: {reason}, so it is left alone; name another, or an empty one")
 
 
 def occupied(folder: Path) -> bool:
-    """Whether a folder already holds a run, finished or not."""
+    """Whether a run was started in a folder, finished or not."""
     return (folder / METRICS).exists() or (folder / ADAPTER_WEIGHTS).exists()
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """Count `sample`, `sample-2`, `sample-3`, … without end."""
+    """Yield `sample`, `sample-2`, `sample-3`, … without end."""
     yield path
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def _first_free(folder: Path) -> Path:
+    """Give the first of the numbered folders that does not exist or is empty."""
     return next(path for path in _numbered(folder) if not path.exists() or not any(path.iterdir()))
 
 
-def _newest(folder: Path) -> Path:
-    """Find the last of the numbered folders whose run is not finished; the first without any."""
+def _newest_unfinished(folder: Path) -> Path:
+    """Give the last of the numbered folders whose run is not finished; without any, the first."""
     runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
     return [folder, *(path for path in runs if not (path / ADAPTER_WEIGHTS).exists())][-1]
 
 
 def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
-    """Write into the run folder the resolved config, and which mixture it is for.
+    """Make the run folder and write into it the resolved config and the mixture's manifest.
 
-    Raises `MachineError` where that cannot be done.
+    Raises `MachineError` where they cannot be written.
     """
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:  # other machines may read
-            staging = Path(name)
-            shutil.copyfile(mixture.folder / "manifest.json", staging / RUN_MIXTURE)
-            config.save(staging / "config.yaml")
-            for written in (RUN_MIXTURE, "config.yaml"):
-                (staging / written).replace(folder / written)
+        # other machines may be reading, so that a file must be complete when it gets its name
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
+            shutil.copyfile(mixture.folder / "manifest.json", Path(staging, RUN_MIXTURE))
+            config.save(Path(staging, CONFIG))
+            for name in (RUN_MIXTURE, CONFIG):
+                Path(staging, name).replace(folder / name)
 
 
 def is_main_launcher(folder: Path) -> bool:
-    """Whether this launcher started the first process of all, which writes for the others."""
+    """Whether this process launched rank 0: only the launcher that did evaluates the run."""
     launcher = (read_json(folder / "environment.json") or {}).get("launcher")
     return launcher == [socket.gethostname(), os.getpid()]
 
 
 @contextmanager
 def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
-    """Keep other runs out of a folder; launchers of the same rendezvous share it.
+    """Keep other runs out of a folder; launchers of the same `rendezvous` share its lock.
 
-    The lock is the operating system's, on `run.lock`: it lasts as long as one of the launchers, or
-    of the processes that `hold_lock`, lives. The last launcher to end well removes the file.
+    The lock is the operating system's, on `run.lock`. It lasts as long as any of the launchers, or
+    of the processes that called `hold_lock`, lives. The last one to leave this context removes the
+    file, unless it is killed.
 
     Raises `MachineError` where a run is at work there, or the folder cannot be written.
     """
@@ -146,15 +150,15 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(BlockingIOError):  # others hold it still
+            with suppress(BlockingIOError):  # another process still shares the lock
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
 
 def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
-    """Open a lock file and take a shared lock; write `owner` into it where nobody else has one.
+    """Open a lock file and share its lock; if nobody else does, write `owner` into the file first.
 
-    For writing the lock is exclusive; nobody keeps it so, and waiting to share it takes no time.
+    Only to write is the lock taken exclusively, for a moment: the wait for a share of it is short.
     """
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -164,22 +168,22 @@ def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
             file.write(json.dumps(owner))
             file.flush()
         fcntl.flock(file, fcntl.LOCK_SH)
-        if os.fstat(file.fileno()).st_nlink:
+        if os.fstat(file.fileno()).st_nlink:  # the file still has a name
             return file
-        file.close()  # removed meanwhile by the run before
+        file.close()  # the run before has removed it meanwhile, so that a new one is needed
 
 
 def hold_lock(folder: Path) -> None:
-    """Share the folder's lock, where there is one, for the life of this process.
+    """Share the folder's lock, if there is one, until this process ends.
 
-    A worker may outlive its launcher.
+    A worker may outlive its launcher, and the folder is then still in use.
     """
     if (folder / LOCK).exists():
-        fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # never closed
+        fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # stays open
 
 
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest of a folder's files, and have the disk take all of them."""
+    """Write the manifest of a checkpoint's files, with `facts`, and flush all files to the disk."""
     files = {path.name: _describe(path) for path in sorted(checkpoint.iterdir())}
     manifest = facts | {"files": files}
     text = json.dumps(manifest | {"sha256": _hash(manifest)}, indent=1)
@@ -188,15 +192,18 @@ def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
         fsync(path)
 
 
-def publish(staged: Path, folder: Path) -> None:
-    """Give a checkpoint that has its manifest its place in the run folder, in one step."""
-    staged.replace(folder / staged.name)
-    shutil.rmtree(staged.parent)
+def publish(checkpoint: Path, folder: Path) -> None:
+    """Move a checkpoint, in one step, from its staging folder into the run folder.
+
+    The checkpoint has its manifest by then, and the staging folder is deleted.
+    """
+    checkpoint.replace(folder / checkpoint.name)
+    shutil.rmtree(checkpoint.parent)
     fsync(folder)
 
 
 def fsync(path: Path) -> None:
-    """Have the disk take a file's content, or the names in a folder."""
+    """Flush a file's content, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -205,34 +212,36 @@ def fsync(path: Path) -> None:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Find what keeps a checkpoint from being used; None where it is whole."""
-    whole = manifest(checkpoint)
-    if not whole:
+    """Describe the first difference of a checkpoint from its manifest; None if it is undamaged."""
+    facts = manifest(checkpoint)
+    if not facts:
         return f"{MANIFEST} is missing or damaged"
-    for name, written in whole["files"].items():
+    for name, before in facts["files"].items():
         try:
             now = _describe(checkpoint / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if now != written:
-            return f"{name} has changed ({written['bytes']:,} bytes then, {now['bytes']:,} now)"
+        if now != before:
+            return f"{name} has changed ({before['bytes']:,} bytes then, {now['bytes']:,} now)"
     return None
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of itself; nothing where that is missing or damaged."""
-    found = read_json(checkpoint / MANIFEST) or {}
-    return found if found.pop("sha256", None) == _hash(found) else {}
+    """Read a checkpoint's manifest: `files` and facts. Empty if it is missing or damaged."""
+    facts = read_json(checkpoint / MANIFEST) or {}
+    return facts if facts.pop("sha256", None) == _hash(facts) else {}
 
 
 def _describe(path: Path) -> dict[str, Any]:
+    """Give a file's size in bytes and its hash."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _hash(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _hash(facts: dict[str, Any]) -> str:
+    """Hash a manifest without its own `sha256`."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:
@@ -241,63 +250,71 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """List what goes by the name of a checkpoint, by step."""
-    found = (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
-    return sorted(found, key=step_of)
+    """List the folders `checkpoint-STEP` by step, damaged ones included."""
+    paths = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit())
+    return sorted(paths, key=step_of)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Find the newest checkpoint that is whole; damaged ones are renamed, and named in the log."""
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find the newest undamaged checkpoint, and rename newer ones, which are damaged.
+
+    A damaged `checkpoint-40` becomes `checkpoint-40.broken`, with a warning in the log. None if no
+    checkpoint is undamaged.
+    """
     for checkpoint in reversed(checkpoints(folder)):
         damage = find_damage(checkpoint)
         if damage is None:
             return checkpoint
-        aside = _first_free(checkpoint.with_name(f"{checkpoint.name}.broken"))
-        with suppress(FileNotFoundError):  # another machine's launcher was faster
-            checkpoint.rename(aside)
-            logger.warning("%s: %s; set aside as %s", checkpoint, damage, aside.name)
+        broken = _first_free(checkpoint.with_name(f"{checkpoint.name}.broken"))
+        with suppress(FileNotFoundError):  # another machine's launcher has renamed it already
+            checkpoint.rename(broken)
+            logger.warning("%s: %s; set aside as %s", checkpoint, damage, broken.name)
     return None
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Keep the newest `limit` whole checkpoints, two at least, and delete older ones of a run."""
-    whole = 0
+    """Keep the newest `limit` undamaged checkpoints, two at least, and delete the older ones.
+
+    A folder without a readable manifest is not deleted: it may not be this run's.
+    """
+    undamaged = 0
     for checkpoint in reversed(checkpoints(folder)):
-        if whole >= max(limit, FEWEST):
+        if undamaged >= max(limit, FEWEST):
             if manifest(checkpoint):
                 shutil.rmtree(checkpoint)
         else:
-            whole += find_damage(checkpoint) is None
+            undamaged += find_damage(checkpoint) is None
 
 
 def clear_staging(folder: Path) -> None:
-    """Delete what a save that was cut off left behind."""
+    """Delete the checkpoints that were being written when their process ended."""
     for staging in folder.glob(f"{STAGING}*"):
         shutil.rmtree(staging)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Give the installed versions of the packages that a run's numbers depend on."""
     return {package: version(package) for package in PACKAGES}
 
 
 def how_to_measure(folder: Path) -> str:
-    """Name the command that measures a finished run and writes its page."""
+    """Say which command measures a finished run and writes its page."""
     return f"python -m wuxia_core.report {quote(str(folder))} measures it and writes its page"
 
 
 def resume_point(folder: Path) -> Path | None:
-    """Find the checkpoint that a stopped run goes on from; None where it has to start again.
+    """Find the checkpoint that a stopped run resumes from; None if it has to start again.
 
-    Raises `ConfigError` where the run is finished.
+    A checkpoint that other package versions wrote is taken with a warning. Raises `ConfigError`
+    where the run is finished.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(f"--resume: {folder} is finished; {how_to_measure(folder)}")
-    checkpoint = newest_whole(folder)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         logger.warning("--resume: no whole checkpoint in %s, so it starts again", folder)
-    elif (then := manifest(checkpoint)["versions"]) != versions():
-        changed = [f"{p} {then[p]} (now {now})" for p, now in versions().items() if then[p] != now]
+    elif (old := manifest(checkpoint)["versions"]) != versions():
+        changed = [f"{p} {old[p]} (now {new})" for p, new in versions().items() if old[p] != new]
         logger.warning("%s was saved with %s; numbers may differ", checkpoint, ", ".join(changed))
     return checkpoint
 
@@ -305,37 +322,40 @@ def resume_point(folder: Path) -> Path | None:
 def check_unchanged(
     config: Config, folder: Path, checkpoint: Path | None, processes: int, insist: bool = False
 ) -> None:
-    """Refuse to go on with other settings, texts or processes than the run began with.
+    """Refuse to resume a run with other settings, texts or processes than it began with.
 
-    Raises `ConfigError` naming each that differs; who insists is only told.
+    `checkpoint` is that of `resume_point`, and `processes` is their number now. Raises
+    `ConfigError` with all changes, or with `insist` logs them as a warning. A
+    `training.warmup_steps` that is not set is copied into `config` from the run's.
     """
-    written = load_config(folder / "config.yaml")
+    saved = load_config(folder / CONFIG)
     if config.training.warmup_steps is None:
-        config.training.warmup_steps = written.training.warmup_steps
-    before, now = _settings(written), _settings(config)
+        config.training.warmup_steps = saved.training.warmup_steps
+    before, now = _settings(saved), _settings(config)
     before["processes"] = manifest(checkpoint)["world_size"] if checkpoint else processes
     now["processes"] = processes  # --nproc times --nnodes
-    differing = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]
+    changes = [f"{k}: {before[k]} then, {now[k]} now" for k in now if before[k] != now[k]]
     if manifest_of(config) != read_manifest(folder, RUN_MIXTURE):
-        differing.append(f"the texts, or how they are cut, are not those in {folder}/{RUN_MIXTURE}")
-    if differing:
-        what = "\n  ".join([f"another run than the one in {folder}:", *differing])
+        changes.append(f"the texts, or how they are cut, are not those in {folder}/{RUN_MIXTURE}")
+    if changes:
+        text = "\n  ".join([f"another run than the one in {folder}:", *changes])
         if not insist:
-            raise ConfigError(f"--resume: {what}\nSet them back, or insist with --allow-changed")
-        logger.warning("--allow-changed: from here on it is %s", what)
+            raise ConfigError(f"--resume: {text}\nSet them back, or insist with --allow-changed")
+        logger.warning("--allow-changed: from here on it is %s", text)
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Give the settings that the adapter depends on, such as `training.seed`, by name."""
+    """Give the settings that must not change on resuming, by name, such as `training.seed`."""
     sections = config.model_dump()
-    named = {f"{s}.{key}": value for s in sections for key, value in sections[s].items()}
-    return {name: v for name, v in named.items() if name == FIXED or not name.startswith(FREE)}
+    values = {f"{s}.{key}": value for s in sections for key, value in sections[s].items()}
+    return {k: v for k, v in values.items() if k == EXCEPTION or not k.startswith(CHANGEABLE)}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's rows without what a resumed attempt did again; a row that was cut off is left.
+    """Read the rows of a run's metrics.jsonl, without those that were written again on resuming.
 
-    Of `step 1, 2, 3, resumed at 2, 3` the first 3 is dropped.
+    A run that reached step 3, was resumed at step 2 and wrote step 3 again: the first row of step 3
+    is dropped. So is a row that is cut off.
     """
     rows: list[dict[str, Any]] = []
     for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
@@ -344,16 +364,16 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         except ValueError:  # the process was killed while it wrote
             continue
         if row.get("event") in ("started", "resumed"):
-            rows = [old for old in rows if old["step"] <= row["step"]]
+            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
         rows.append(row)
     return rows
 
 
 def append(folder: Path, row: dict[str, Any]) -> None:
-    """Add a row, on a line of its own also where the last one was cut off."""
+    """Add a row to metrics.jsonl, on a line of its own also if the last line was cut off."""
     with (folder / METRICS).open("ab+") as file:
-        if file.tell():
-            file.seek(-1, 2)
+        if file.tell():  # the file is not empty
+            file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(row).encode() + b"\n")

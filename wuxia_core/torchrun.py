@@ -27,7 +27,7 @@ from wuxia_core.errors import (
     heeded_signals,
 )
 from wuxia_core.model import ADAPTER_WEIGHTS, best_device
-from wuxia_core.run import how_to_measure, newest_whole
+from wuxia_core.run import how_to_measure, newest_checkpoint
 
 SHUTDOWN = 120  # seconds that processes have to save when a signal has come
 JOIN = 120  # seconds that machines wait for each other
@@ -136,7 +136,7 @@ def supervise(
             launch(folder, processes, *flags, *([f"--from={start}"] if start else []))
             return
         except Ended as ended:
-            newest = newest_whole(folder) if ended.crashed and restarts else None
+            newest = newest_checkpoint(folder) if ended.crashed and restarts else None
             if newest is None or newest == start:
                 raise
             logger.warning("%s\nstarting afresh from %s", ended, newest)
@@ -173,7 +173,7 @@ def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run leaves behind, and the command that goes on."""
     if (folder / ADAPTER_WEIGHTS).exists():
         return f"the adapter is done: {how_to_measure(folder)}"
-    checkpoint = newest_whole(folder)
+    checkpoint = newest_checkpoint(folder)
     left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
     config = quote(str(folder / "config.yaml"))
     return f"{left}; go on: python {LAUNCHER} --config {config} --nproc {processes} --resume"
@@ -183,6 +183,6 @@ def with_next_step(ended: Ended, folder: Path, processes: int) -> Ended:
     """Add what is left of the run, and that it can go on where it can."""
     if not ended.crashed and ended.exit_status != STOPPED:
         return ended
-    resumable = ended.exit_status == MachineError.exit_status and newest_whole(folder)
+    resumable = ended.exit_status == MachineError.exit_status and newest_checkpoint(folder)
     status = STOPPED if resumable else ended.exit_status
     return Ended(f"{ended}; {describe_saved(folder, processes)}", status, crashed=ended.crashed)

@@ -1,9 +1,10 @@
 """From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
 
 The folder is written atomically and used again while its inputs and settings are unchanged:
-`documents.parquet` (source, book, chapter, split, characters, text), `windows.parquet` (a row a
-chunk: window, document, start, end, source, split; offsets into the tokens), `tokens.npy` (int32),
-`word_starts.npy` (bool), `preparation.json` (what became of the files) and `manifest.json`.
+`documents.parquet` (source, book, chapter, split, characters, text), `windows.parquet` (a row for
+each chunk: window, document, start, end, source, split; [start, end) are offsets into the tokens),
+`tokens.npy` (int32, of all documents), `word_starts.npy` (bool, a flag for each token),
+`preparation.json` (what became of the files) and `manifest.json` (what the folder was built from).
 """
 
 from wuxia_core.mixing.build import (
@@ -15,6 +16,7 @@ from wuxia_core.mixing.build import (
 )
 from wuxia_core.mixing.holdout import FEWEST, likely_share
 from wuxia_core.mixing.store import (
+    RUN_MIXTURE,
     TRAIN,
     UNUSED,
     VALIDATION,

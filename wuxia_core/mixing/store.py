@@ -1,6 +1,6 @@
-"""The mixture folder: opening it, its windows as datasets, and what a build writes it with.
+"""The mixture folder: opening it, its windows as datasets, and the tools that a build writes with.
 
-It does not decide what is in the folder; `mixing.build` does.
+What is in the folder is decided by `mixing.build`.
 """
 
 import fcntl
@@ -23,24 +23,27 @@ from wuxia_core.config import Config, effective_batch, expand, locate
 from wuxia_core.errors import ConfigError, DataError, raise_machine_error
 from wuxia_core.masking import Bools, Tokens, Window
 
+# Splits of documents. UNUSED is training text without a window (too short, of weight 0, or general
+# text beyond what the ratio takes); DUPLICATE is a copy of another book, or empty.
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
-OUTLINE = ["source", "book", "chapter", "split", "characters"]
+OUTLINE = ["source", "book", "chapter", "split", "characters"]  # documents' columns but the text
 
 FORMAT = 5  # raise it when the folder's content changes, so that older ones are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
+RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; without one it is no run's
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
 TOKENS, WORD_STARTS = "tokens.npy", "word_starts.npy"
-TEXTS = "texts"  # of a folder that becomes a mixture
+TEXTS = "texts"  # the file of a build's `Texts`
 FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a run trains and is judged on.
+    """An opened mixture folder: the documents that a run trains on and is judged on.
 
-    `tokens` (N,) int32 are all documents, each behind `<|endoftext|>`, and `word_starts` (N,) bool
-    flags the tokens that begin a word, both memory-mapped; `windows` has a row a chunk, as in the
-    package's docstring.
+    `tokens` (N,) int32 are those of all documents, each behind `<|endoftext|>`, and `word_starts`
+    (N,) bool flags the tokens that begin a word; both are memory-mapped. `windows` has a row for
+    each chunk, with the columns that the package's docstring lists.
     """
 
     tokens: Tokens
@@ -50,29 +53,29 @@ class Mixture:
 
     @functools.cached_property
     def outline(self) -> pd.DataFrame:
-        """Source, book, chapter, split and characters of each document."""
+        """A table of all documents without their texts; its columns are those in `OUTLINE`."""
         return pd.read_parquet(self.folder / DOCUMENTS, columns=OUTLINE)
 
     @functools.cached_property
     def documents(self) -> pd.DataFrame:
-        """The outline and the texts, which take as much memory as the corpus has."""
+        """The table of all documents with their texts, which takes as much memory as the corpus."""
         return pd.read_parquet(self.folder / DOCUMENTS)
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
-        """Read the texts of some documents."""
+        """Read the texts of documents, given by their numbers: rows of `outline`."""
         from pyarrow import dataset
 
         table = dataset.dataset(self.folder / DOCUMENTS)
         return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
 
     def draw(self, seed: int, source: str, *splits: str) -> list[int]:
-        """Put the documents of some splits in the order in which they are drawn by key."""
-        outline = self.outline
-        there = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
-        return shuffled(there, seed, "held out")
+        """List the numbers of a source's documents in some splits, shuffled by `seed`."""
+        outline = self.outline  # a row a document, without the texts
+        chosen = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
+        return shuffled(chosen, seed, "held out")
 
     def training_texts(self) -> Iterator[tuple[str, str]]:
-        """Read all texts that are trained on, each behind its book and chapter."""
+        """Yield a title, of book and chapter, and the text of each document that is trained on."""
         from pyarrow import parquet
 
         for batch in parquet.ParquetFile(self.folder / DOCUMENTS).iter_batches(256):
@@ -81,12 +84,12 @@ class Mixture:
 
     @functools.cached_property
     def preparation(self) -> dict[str, Any]:
-        """What became of each file, what was there twice, what held-out text shared."""
+        """What became of each file, which copies were found, what held-out text shared."""
         return read_json(self.folder / PREPARATION) or {}
 
     @property
     def report(self) -> pd.DataFrame:
-        """Training windows by source."""
+        """Documents and tokens that are trained on, and share of these tokens: a row a source."""
         train = self.windows[self.windows["split"] == TRAIN]
         sources = train.assign(tokens=train["end"] - train["start"]).groupby("source")
         table = sources.agg(documents=("document", "nunique"), tokens=("tokens", "sum"))
@@ -97,21 +100,21 @@ class Mixture:
 class Windows:
     """Windows as a dataset: `windows[3]` at epoch 0, `windows[2, 3]` at epoch 2.
 
-    The epoch travels with the index, so that a worker or a resumed run needs to be told nothing.
+    The index bears the epoch, so that a worker process or a resumed run need not be told of it.
 
     Attributes
     ----------
     packed : (windows,) bool
         Whether a window holds more than one chunk.
     characters : int
-        Of the documents in all; 0 for training windows.
+        Characters of the text in all windows together; 0 for training windows.
     """
 
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self._spans = chunks[["start", "end"]].to_numpy()  # in order of windows
+        self._spans = chunks[["start", "end"]].to_numpy()  # sorted by window
         self._keys, counts = np.unique(chunks["window"], return_counts=True)
-        self._bounds = np.append(0, np.cumsum(counts))
+        self._bounds = np.append(0, np.cumsum(counts))  # each window's first span, and the end
         self.packed = counts > 1
         self.characters = characters
 
@@ -119,6 +122,7 @@ class Windows:
         return len(self._keys)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
+        """Join the chunks of a window; `index` is its row, or (epoch, row)."""
         epoch, row = index if isinstance(index, tuple) else (0, index)
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
         places = np.concatenate([np.arange(start, end) for start, end in spans])
@@ -129,9 +133,9 @@ class Windows:
 
 
 def open_mixture(folder: Path) -> Mixture:
-    """Map a mixture folder into memory.
+    """Open a mixture folder; the tokens are mapped into memory, not read.
 
-    Raises `DataError` where the folder holds none, or a damaged one.
+    Raises `DataError` where the folder holds no mixture, or a damaged one.
     """
     try:
         tokens = np.load(folder / TOKENS, mmap_mode="r")
@@ -143,78 +147,78 @@ def open_mixture(folder: Path) -> Mixture:
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
-    """Open the mixture that a run folder was made for.
+    """Open the mixture that the run in the folder `run` was made for.
 
-    Raises `DataError` where another one lies there by now: what was trained on then would be held
-    out now.
+    Raises `DataError` where the mixture's folder holds another one by now: texts that the run was
+    trained on could be held out in that one.
     """
     folder = locate(str(mixture_folder(processed_data_file)))
-    wanted = read_manifest(run, "mixture.json")
-    if wanted is None:
-        raise DataError(f"{run}: no run folder of this project (mixture.json is missing)")
-    if not is_built(folder, wanted):
-        where = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
+    manifest = read_manifest(run, RUN_MIXTURE)
+    if manifest is None:
+        raise DataError(f"{run}: no run folder of this project ({RUN_MIXTURE} is missing)")
+    if not is_built(folder, manifest):
+        absent = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
         remedy = f"mix the same texts again with {run / 'config.yaml'}"
-        remedy = remedy if folder.exists() else where + remedy
+        remedy = remedy if folder.exists() else absent + remedy
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {remedy}")
     return open_mixture(folder)
 
 
 def mixture_folder(processed_data_file: str) -> Path:
-    """Turn `data/processed.jsonl`, as older files have it, into the folder `data/processed`."""
+    """Give the mixture's folder: of `data/processed.jsonl`, as in old configs, `data/processed`."""
     path = expand(processed_data_file)
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 def train_windows(mixture: Mixture) -> Windows:
-    """All training windows."""
+    """Select the training windows of a mixture."""
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
 
 
 def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
-    """Count the optimizer steps of a run over so many training windows."""
-    epoch = np.ceil(np.divide(windows, effective_batch(config, processes)))
-    steps, most = np.ceil(epoch * config.training.num_train_epochs), config.training.max_steps
-    return steps if most < 0 else np.full_like(steps, most)
+    """Count the optimizer steps of a run over so many training windows, a number or an array."""
+    training, batch = config.training, effective_batch(config, processes)
+    steps = np.ceil(np.ceil(np.divide(windows, batch)) * training.num_train_epochs)
+    return steps if training.max_steps < 0 else np.full_like(steps, training.max_steps)
 
 
 def held_out_windows(
-    mixture: Mixture, limit: int, seed: int, most: int | None = None
+    mixture: Mixture, limit: int, seed: int, max_windows: int | None = None
 ) -> dict[str, Windows]:
-    """Windows by source of at most `limit` held-out documents each, drawn by key.
+    """Draw held-out documents, at most `limit` of each source; give their windows by source.
 
-    Of these `most` windows, drawn likewise; a document counts with the characters that its part of
-    them has on average.
+    Of each source's windows at most `max_windows` are drawn and the others left out. The attribute
+    `characters` then counts of each document the share of its tokens that is in drawn windows.
     """
-    chosen = {}
+    windows = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
         drawn = mixture.draw(seed, str(source), VALIDATION)[:limit]
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
-        kept = shuffled(chunks["window"].unique(), seed, "windows")[:most]
-        sizes, part = chunks["end"] - chunks["start"], chunks["window"].isin(kept)
-        shares = (sizes * part).groupby(chunks["document"]).sum()
-        shares /= sizes.groupby(chunks["document"]).sum()
-        characters = (documents["characters"] * shares).sum()
+        numbers = shuffled(chunks["window"].unique(), seed, "windows")[:max_windows]
+        tokens, is_drawn = chunks["end"] - chunks["start"], chunks["window"].isin(numbers)
+        shares = (tokens * is_drawn).groupby(chunks["document"]).sum()
+        shares /= tokens.groupby(chunks["document"]).sum()
+        characters = (documents["characters"] * shares).sum()  # no share: not drawn
         if len(chunks):
-            chosen[source] = Windows(mixture, chunks[part], round(characters))
-    return chosen
+            windows[source] = Windows(mixture, chunks[is_drawn], round(characters))
+    return windows
 
 
 def hash_key(seed: int, *names: object) -> str:
-    """Turn a seed and names into a key to sort by: the same order on any machine."""
+    """Hash a seed and names, in hexadecimal; sorting by hashes shuffles alike on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
 
 
-def shuffled(documents: Iterable[int], seed: int, *purpose: str) -> list[int]:
-    """Put documents in the order in which they are drawn for a purpose."""
-    return sorted(map(int, documents), key=lambda number: hash_key(seed, *purpose, number))
+def shuffled(numbers: Iterable[int], seed: int, *purpose: str) -> list[int]:
+    """Shuffle numbers; the order depends only on the seed, the purpose and the numbers."""
+    return sorted(map(int, numbers), key=lambda number: hash_key(seed, *purpose, number))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other builds of a folder waiting; a process that dies lets go of the lock.
+    """Make other builds of a folder wait; the lock ends with the process at the latest.
 
-    Raises `MachineError` where the lock, or what is built, cannot be written.
+    Raises `MachineError` where the lock, or a file that is written inside, cannot be written.
     """
     with _may_fail(folder), _open_beside(folder, "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -223,9 +227,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
-    """Keep the mixture of a run from being replaced while the run needs it.
+    """Keep the mixture of the run in the folder `run` from being replaced while it is needed.
 
-    Raises `MachineError` where that cannot be noted beside the mixture.
+    The run's name is written into a file beside the mixture, for the message of `replaceable`.
+    Raises `MachineError` where this file cannot be written.
     """
     with _open_beside(mixture_folder(processed_data_file), "users") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -235,9 +240,9 @@ def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
 
 @contextmanager
 def replaceable(folder: Path) -> Iterator[None]:
-    """Replace a mixture, which no run may begin to use meanwhile.
+    """Keep runs from beginning to use a mixture while it is replaced.
 
-    Raises `ConfigError` where one uses it, naming the runs that share it.
+    Raises `ConfigError`, naming the runs, where some use it already.
     """
     with _open_beside(folder, "users") as file:
         try:
@@ -246,17 +251,19 @@ def replaceable(folder: Path) -> Iterator[None]:
             file.seek(0)
             runs = ", ".join(dict.fromkeys(file.read().splitlines()))
             remedy = "wait for its end, or name another folder"
-            what = f"the mixture there is in use, by {runs}, and this one differs"
-            raise ConfigError(f"data.processed_data_file {folder}: {what}; {remedy}") from None
+            reason = f"the mixture there is in use, by {runs}, and this one differs"
+            raise ConfigError(f"data.processed_data_file {folder}: {reason}; {remedy}") from None
         file.truncate(0)
         yield
 
 
 def _may_fail(folder: Path) -> AbstractContextManager[None]:
+    """Turn errors of writing inside into `MachineError` with the name of the mixture's folder."""
     return raise_machine_error(f"data.processed_data_file {folder}")
 
 
 def _open_beside(folder: Path, kind: str) -> TextIO:
+    """Open a hidden file beside a folder: `data/.mixed.lock` for `data/mixed` and "lock"."""
     with _may_fail(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
@@ -264,10 +271,10 @@ def _open_beside(folder: Path, kind: str) -> TextIO:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the place of `folder` when all went well.
+    """Yield an empty folder to write into; if no error is raised, it takes the place of `folder`.
 
-    A folder that is not empty cannot be replaced in one step: it is moved aside, and deleted once
-    the new one is in its place. What a killed build left behind is mended before and after.
+    A folder that is not empty cannot be replaced in one step: the old one is moved aside, and
+    deleted once the new one is in its place. What a killed build left is cleared up first.
     """
     staging = folder.with_name(f".{folder.name}-building")
     new, old = staging / "new", staging / "old"
@@ -283,22 +290,25 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _mend(folder: Path, staging: Path) -> None:
-    """Put back a folder that was moved aside and not replaced; delete the rest."""
+    """Delete `staging`, but put back an old folder there that no new one has replaced."""
     if (staging / "old").exists() and not folder.exists():
         (staging / "old").replace(folder)
     shutil.rmtree(staging, ignore_errors=True)
 
 
 class Texts:
-    """A list of texts in a file; `texts[3] = text` writes it at the end, also to replace one."""
+    """A list of texts in a file: `texts[3]` reads one, `texts[3] = text` adds or replaces one.
+
+    A text is always written at the end of the file, and `spans` then points there.
+    """
 
     def __init__(self, file: IO[bytes], spans: Iterable[tuple[int, int]] = ()) -> None:
         self._file = file
-        self.spans = list(spans)  # first byte, bytes
+        self.spans = list(spans)  # of each text: its first byte in the file, its bytes
 
     def __setitem__(self, number: int, text: str) -> None:
         span = self._file.seek(0, os.SEEK_END), self._file.write(text.encode("utf-8"))
-        self.spans[number : number + 1] = [span]  # one behind the last makes the list longer
+        self.spans[number : number + 1] = [span]  # with number = len(spans) it is appended
 
     def __getitem__(self, number: int) -> str:
         start, size = self.spans[number]
@@ -307,19 +317,19 @@ class Texts:
 
 
 def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole mixture that a manifest describes."""
-    whole = all((folder / name).is_file() for name in FILES)
-    return whole and read_manifest(folder) == manifest
+    """Whether a folder holds the complete mixture that a manifest describes."""
+    is_complete = all((folder / name).is_file() for name in FILES)
+    return is_complete and read_manifest(folder) == manifest
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """Read what a mixture was built from; None where there is no whole mixture."""
+    """Read a mixture's manifest: what it was built from. None if it is missing or damaged."""
     manifest = read_json(folder / name)
     return manifest if manifest and "inputs" in manifest else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read an object from a file; None where there is none."""
+    """Read a JSON object from a file; None if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
