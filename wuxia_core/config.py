@@ -438,7 +438,7 @@ def _explain(error: Any, places: dict[str, str], path: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """Turn `training.max_lenght` into `; did you mean data.max_length?`, a name like none into ""."""
+    """Say what `data.max_lenght` may mean: `; did you mean data.max_length?`; "" if unclear."""
     full_names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
     full_names |= {section: section for section, _ in Config()}
     matches = difflib.get_close_matches(name.rpartition(".")[2], full_names, n=1)
