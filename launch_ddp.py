@@ -20,11 +20,11 @@ from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
 from wuxia_core.messages import messages
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-STEPS = 400  # of the tiny model on own novels: minutes, however many they are
+STEPS = 400  # of the tiny base on the user's novels: minutes, however many novels there are
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line, and refuse flags that do not go together."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,25 +60,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def settings(options: argparse.Namespace) -> list[str]:
-    """Write --novels, --general and --name as settings; those of --set come behind and win."""
-    chosen: dict[str, object] = {}
+    """Write --novels, --general and --name as `section.key=value`; --set comes last, and so wins.
+
+    `--novels "my texts"` gives `data.data_dir=my texts`, `training.output_dir=output/my-texts` ….
+    """
+    values: dict[str, object] = {}
     if options.novels:
-        chosen["data.data_dir"] = options.novels
-    if options.novels and options.config is None:  # the sample's general text is not theirs
-        chosen["data.general_file"] = "null"
-        if not any(each.startswith("training.num_train_epochs=") for each in options.set):
-            chosen["training.max_steps"] = STEPS
+        values["data.data_dir"] = options.novels
+    if options.novels and options.config is None:  # without the general text of sample.yaml
+        values["data.general_file"] = "null"
+        if not any(pair.startswith("training.num_train_epochs=") for pair in options.set):
+            values["training.max_steps"] = STEPS
     if options.general:
-        chosen["data.general_file"] = options.general
+        values["data.general_file"] = options.general
     if name := options.name or (options.novels and Path(options.novels).resolve().name):
-        safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "novels"
-        chosen["data.processed_data_file"] = f"data/mixed/{safe}"
-        chosen["training.output_dir"] = f"output/{safe}"
-    return [*(f"{key}={value}" for key, value in chosen.items()), *options.set]
+        safe_name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "novels"
+        values["data.processed_data_file"] = f"data/mixed/{safe_name}"
+        values["training.output_dir"] = f"output/{safe_name}"
+    return [*(f"{key}={value}" for key, value in values.items()), *options.set]
 
 
 def plan(options: argparse.Namespace, config: Config) -> None:
-    """Say what the run needs; with --measure, time its first steps too."""
+    """Print a forecast of what the run needs; with --measure, time its first steps too."""
     from wuxia_core import preflight, torchrun
 
     if options.measure:
@@ -91,7 +94,7 @@ def plan(options: argparse.Namespace, config: Config) -> None:
 
 
 def doctor(options: argparse.Namespace, config: Config) -> None:
-    """Check the machine; `MachineError` where something is wrong."""
+    """Check the machine in all processes; `MachineError` where a check fails."""
     from wuxia_core import preflight, torchrun
 
     processes = torchrun.Processes(preflight.process_count(options.nproc))
@@ -99,21 +102,24 @@ def doctor(options: argparse.Namespace, config: Config) -> None:
         config.save(Path(folder) / "config.yaml")
         try:
             torchrun.launch(Path(folder), processes, module="wuxia_core.preflight.doctor")
-        except torchrun.Ended:
+        except torchrun.Failure:
             raise MachineError("a check failed; what to do stands beside it") from None
 
 
 def train(options: argparse.Namespace, config: Config) -> None:
-    """Train, evaluate and report."""
+    """Prepare the run folder, train there, evaluate and write the run's page.
+
+    Raises `torchrun.Failure` or `Stopped`, each with the command that goes on.
+    """
     from wuxia_core import preflight, run, torchrun
 
-    named = bool(options.config or options.name or options.rdzv_endpoint) or any(
-        s.startswith("training.output_dir=") for s in options.set
+    folder_is_named = bool(options.config or options.name or options.rdzv_endpoint) or any(
+        pair.startswith("training.output_dir=") for pair in options.set
     )
-    here = preflight.process_count(options.nproc)
-    processes = torchrun.Processes(here, options.nnodes, options.rdzv_endpoint)
-    claim = {"named": named, "resume": options.resume, "rendezvous": options.rdzv_endpoint}
-    with run.acquire(config, **claim) as folder:
+    count = preflight.process_count(options.nproc)  # on this machine
+    processes = torchrun.Processes(count, options.nnodes, options.rdzv_endpoint)
+    selection = {"named": folder_is_named, "resume": options.resume}
+    with run.acquire(config, **selection, rendezvous=options.rdzv_endpoint) as folder:
         start = run.resume_point(folder) if options.resume else None
         if options.resume:
             run.check_unchanged(config, folder, start, processes.total, options.allow_changed)
@@ -123,15 +129,15 @@ def train(options: argparse.Namespace, config: Config) -> None:
             try:
                 torchrun.supervise(folder, processes, start, flags, options.max_restarts)
                 finish(folder)
-            except torchrun.Ended as ended:
-                raise torchrun.with_next_step(ended, folder, here) from None
+            except torchrun.Failure as failure:
+                raise torchrun.with_next_step(failure, folder, count) from None
             except (Stopped, KeyboardInterrupt) as error:
-                why = str(error) or "by a signal"
-                raise Stopped(f"{why}; {torchrun.describe_saved(folder, here)}") from None
+                reason = str(error) or "by a signal"
+                raise Stopped(f"{reason}; {torchrun.describe_saved(folder, count)}") from None
 
 
 def finish(folder: Path) -> None:
-    """Evaluate, write the page of the run and say what came out, on one machine."""
+    """Evaluate, write the run's page and print the result, on the machine of the first process."""
     from wuxia_core import evaluate, page, run
 
     if not run.is_main_launcher(folder):
@@ -143,19 +149,19 @@ def finish(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Launch; a user's mistake gets one message, never a traceback."""
+    """Do what the command line asks for and return the exit status; a mistake gets one message."""
     options = parse(arguments)
     return exit_status(lambda: launch(options))
 
 
 def launch(options: argparse.Namespace) -> None:
-    """Do what the flags ask for."""
-    print(messages("training")["looking"], file=sys.stderr)  # as all that tells of progress
+    """Load the config, and run `doctor`, `plan` or `train`."""
+    print(messages("training")["looking"], file=sys.stderr)  # where all progress is printed
     config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)
         return
-    mixing.find_texts(config)  # what sizes rule out is said before torch is loaded
+    mixing.find_texts(config)  # refuses missing and too short texts before torch loads
     plan(options, config) if options.plan else train(options, config)
 
 

@@ -23,7 +23,7 @@ from wuxia_core.model import add_adapter, load_base
 from wuxia_core.preflight import save_steps
 from wuxia_core.run import append, read_rows
 from wuxia_core.trainer import (
-    JUDGED_BY,
+    BEST_METRIC,
     EpochSampler,
     KeepBest,
     StopOnNonFinite,
@@ -226,7 +226,7 @@ def measured(folder, patience=None, state=None, **at):
     kept.on_train_begin(None, state, None)
     best, stops = [], []
     for name, bits in at.items():
-        state.global_step, metrics = int(name[2:]), {JUDGED_BY: bits}
+        state.global_step, metrics = int(name[2:]), {BEST_METRIC: bits}
         control = SimpleNamespace(should_training_stop=False)
         kept.on_evaluate(None, state, control, None, metrics)
         best += [state.global_step] * (state.global_step == state.best_global_step)
@@ -258,7 +258,7 @@ def test_passages_are_written_by_the_first_process_and_draw_nothing_of_the_train
     numbers = torch.get_rng_state()
     for first in (False, True):
         state, args = TrainerState(is_world_process_zero=first), SimpleNamespace(seed=7)
-        passages.on_evaluate(args, state, None, model, {JUDGED_BY: 6.9})
+        passages.on_evaluate(args, state, None, model, {BEST_METRIC: 6.9})
     assert torch.equal(torch.get_rng_state(), numbers)
     (row,) = read_rows(tmp_path)
     assert [passage["prompt"] for passage in row["passages"]] == ["剑光一闪", "雨夜"]
@@ -313,7 +313,7 @@ def test_early_stopping_keeps_the_adapter_that_was_best(short, tmp_path):
     short.training.per_device_train_batch_size = 2
     train(short, tmp_path / "run", processes=1, accumulation=1)
     rows = read_rows(tmp_path / "run")
-    bits = {r["step"]: r[JUDGED_BY] for r in rows if r["step"] and JUDGED_BY in r}
+    bits = {r["step"]: r[BEST_METRIC] for r in rows if r["step"] and BEST_METRIC in r}
     assert len(bits) < 5 and list(bits)[-2] == min(bits, key=bits.get)
     assert not list((tmp_path / "run").glob("best*"))
 

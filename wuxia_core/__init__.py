@@ -1,6 +1,6 @@
 """Teach a causal language model to write 武侠 prose by masked reconstruction.
 
-The public names load what they need when they are first used.
+The module of a public name is loaded when the name is first used.
 """
 
 import importlib
@@ -15,17 +15,17 @@ if find_spec("fcntl") is None:
     print("error: Windows: run this in WSL2, which is a Linux (wsl --install)", file=sys.stderr)
     sys.exit(5)
 
-# Torch's threads else wait for each other at full speed: where two processes share the cores, or
-# anything else is at work, that takes ten times as long. To be set before torch is loaded.
+# By default torch's threads wait for each other in a busy loop: where processes share the cores,
+# that takes ten times as long. torch reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, wanted or not
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft reads it
-# In a notebook bars stay behind in red boxes. To be set before tqdm is imported.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it in every run
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft uses it
+# In a notebook a finished bar stays as a red box. tqdm reads this when it is imported.
 if "ipykernel" in sys.modules:
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-_HOME = {
+_MODULES = {
     "Book": "corpus",
     "CorpusError": "errors",
     "Mixture": "mixing",
@@ -39,10 +39,10 @@ _HOME = {
     "xray": "evaluate",
 }
 
-__all__ = list(_HOME)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

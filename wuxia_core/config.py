@@ -19,25 +19,27 @@ from wuxia_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# configs/, data/ and notebooks/ are in an installed package, and beside one in a checkout.
+# Where configs/, data/ and notebooks/ are: inside an installed package, or in the checkout.
 _PACKAGE = Path(__file__).resolve().parent
 PROJECT = _PACKAGE / "project" if (_PACKAGE / "project").is_dir() else _PACKAGE.parent
-TINY_BASE = PROJECT / "data" / "tiny_base"
+TINY_BASE = PROJECT / "data" / "tiny_base"  # a small Qwen3, the base model of the sample
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Keys of older files that are accepted and have no effect: what happens instead.
+# Keys of older config files, which have no effect: the warning says what happens instead.
 RETIRED = {
     "training.eval_strategy": "held-out loss is measured every training.eval_steps steps",
     "training.metric_for_best_model": "that of the fewest held-out bits per character is kept",
 }
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-LIST = Field(strict=False)  # YAML has no tuples
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+FROM_LIST = Field(strict=False)  # a YAML list is accepted for a tuple: YAML has no tuples
 
 
 class _Section(BaseModel):
+    """Base of all sections: refuses unknown keys, other types, infinities and NUL characters."""
+
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -48,7 +50,7 @@ class _Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_text(cls, value: Any) -> Any:
+    def _refuse_nul(cls, value: Any) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError("holds a NUL, which no name or path can")
         return value
@@ -65,11 +67,11 @@ class ModelConfig(_Section):
     """Only adapters are trained."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """Of the base's linear layers, by bitsandbytes."""
-    lora_r: Count = 16
+    lora_r: PositiveInt = 16
     """Rank of the adapter."""
-    lora_alpha: Count = 32
+    lora_alpha: PositiveInt = 32
     """The adapter's update is multiplied by lora_alpha / lora_r."""
-    lora_dropout: Share = 0.05
+    lora_dropout: Fraction = 0.05
     """Share of the adapter's inputs that is dropped in training; 0 makes steps shorter."""
     lora_target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = (
         LINEAR_LAYERS
@@ -98,36 +100,37 @@ class DataConfig(_Section):
     """File name → how often its text is trained on in an epoch."""
     lexicon: str | None = "./data/lexicon.txt"
     """Words kept whole, one a line, for masking.span_unit word."""
-    general_ratio: Share = 0.1
+    general_ratio: Fraction = 0.1
     """Share of general text among the training tokens."""
-    max_general_epochs: Positive = 1.0
+    max_general_epochs: PositiveFloat = 1.0
     """Passes over the general text in one over the novels, at most."""
     processed_data_file: str = "./data/mixed/wuxia"
     """The mixture folder: what is trained on, made from the texts."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Length of a window, tokens."""
-    min_length: Whole = 0
+    min_length: NonNegativeInt = 0
     """Shorter documents are left out, tokens."""
-    stride: Count | None = None
+    stride: PositiveInt | None = None
     """From window to window, tokens; null: max_length, so that nothing overlaps."""
-    val_ratio: Share = 0.1
+    val_ratio: Fraction = 0.1
     """Share of the characters held out, by whole books where one is near."""
 
     @field_validator("encoding")
     @classmethod
-    def _check_encodings(cls, names: dict[str, str]) -> dict[str, str]:
+    def _check_encodings(cls, encodings: dict[str, str]) -> dict[str, str]:
         from wuxia_core.corpus import codec
 
-        for file, name in names.items():
+        for file, encoding in encodings.items():
             try:
-                "".encode(codec(name))
+                "".encode(codec(encoding))
             except LookupError:
-                raise ValueError(f"no encoding is called {name} ({file})") from None
-        return names
+                raise ValueError(f"no encoding is called {encoding} ({file})") from None
+        return encodings
 
     @field_validator("skip_cleaning")
     @classmethod
     def _check_rules(cls, names: list[str]) -> list[str]:
+        """Replace older names of rules by today's, and refuse names of no rule."""
         from wuxia_core.corpus import OLDER_NAMES, RULES
 
         names = [OLDER_NAMES.get(name, name) for name in names]
@@ -149,11 +152,11 @@ class MaskingConfig(_Section):
     """Share of the maskable tokens that is masked."""
     span_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the masked tokens that lies in spans; the others are single."""
-    span_length: Annotated[tuple[Count, Count], LIST] = (3, 5)
+    span_length: Annotated[tuple[PositiveInt, PositiveInt], FROM_LIST] = (3, 5)
     """Shortest and longest span, tokens."""
     span_unit: Literal["token", "word"] = "token"
     """Where spans start and end: at any token, or at the edges of words."""
-    corruption: Annotated[tuple[float, float, float], LIST] = (1.0, 0.0, 0.0)
+    corruption: Annotated[tuple[float, float, float], FROM_LIST] = (1.0, 0.0, 0.0)
     """Shares of the masked tokens that become the mask token, a random token, or stay."""
     mask_token: str | None = None
     """A token of the vocabulary to use as the mask token; null: a spare row of its table."""
@@ -162,41 +165,41 @@ class MaskingConfig(_Section):
     def _check_masks(self) -> Self:
         from wuxia_core.masking import SpanMasker, check_shares
 
-        SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)
+        SpanMasker(self.mask_ratio, self.span_ratio, self.span_length)  # raises `ConfigError`
         check_shares(self.corruption)
         return self
 
 
 class TrainingConfig(_Section):
-    """The run. Steps are optimizer steps, sizes are windows."""
+    """How the adapter is trained. Steps are optimizer steps; batch sizes are numbers of windows."""
 
     output_dir: str = "./output/wuxia_lora"
     """The run folder."""
     objective: Literal["masked", "mixed", "meap", "clm"] = "masked"
     """masked: masked tokens; clm: all tokens; mixed: half of each; meap: all tokens, with masks."""
-    num_train_epochs: Positive = 3.0
+    num_train_epochs: PositiveFloat = 3.0
     """Passes over the training text."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Steps of the run; -1: num_train_epochs decides."""
-    per_device_train_batch_size: Count = 4
+    per_device_train_batch_size: PositiveInt = 4
     """Windows a forward pass."""
-    per_device_eval_batch_size: Count = 4
+    per_device_eval_batch_size: PositiveInt = 4
     """Windows a forward pass of a measurement."""
-    gradient_accumulation_steps: Count = 8
+    gradient_accumulation_steps: PositiveInt = 8
     """Forward passes a step."""
-    learning_rate: Positive = 5e-5
+    learning_rate: PositiveFloat = 5e-5
     """Peak rate, after the warmup; then a cosine to 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's."""
-    warmup_steps: Whole | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Steps until the rate reaches its peak; null: 5 % of the run's, 100 at most."""
-    logging_steps: Count = 10
+    logging_steps: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
-    save_steps: Count | None = None
+    save_steps: PositiveInt | None = None
     """Steps between checkpoints; null: a tenth of the run, 500 at most."""
-    eval_steps: Count = 500
+    eval_steps: PositiveInt = 500
     """Steps between measurements of held-out text."""
-    save_total_limit: Count = 3
+    save_total_limit: PositiveInt = 3
     """Checkpoints that are kept."""
     fp16: bool = False
     """Train in float16; needs a GPU."""
@@ -206,11 +209,11 @@ class TrainingConfig(_Section):
     """Less memory for a third more time."""
     compile: bool = False
     """Compile the decoder layers: minutes at the start, shorter steps; not measured on a GPU."""
-    early_stopping_patience: Count | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Measurements without an improvement that end the run; null: none do."""
     report_to: list[str] = ["tensorboard"]
     """Trackers, as transformers knows them: tensorboard, swanlab, wandb …"""
-    ddp_timeout: Count = 1800
+    ddp_timeout: PositiveInt = 1800
     """Seconds that a process may be silent before the others give up."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of everything random: split, order, masks, dropout, samples."""
@@ -219,46 +222,46 @@ class TrainingConfig(_Section):
     def _check_together(self) -> Self:
         if self.max_steps == 0:
             raise ValueError("max_steps is 0: give a number of steps, or -1 for num_train_epochs")
-        size = self.per_device_train_batch_size
-        if self.objective == "mixed" and size % 2:
-            raise ValueError(f"per_device_train_batch_size {size} is odd: make it even for mixed")
+        batch = self.per_device_train_batch_size
+        if self.objective == "mixed" and batch % 2:
+            raise ValueError(f"per_device_train_batch_size {batch} is odd: make it even for mixed")
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 are both true: choose one (bf16 on RTX 30 and later)")
         return self
 
 
 class EvaluationConfig(_Section):
-    """The scorecard."""
+    """How the base and the tuned model are compared for the scorecard."""
 
-    max_documents: Count = 40
+    max_documents: PositiveInt = 40
     """Held-out documents of a source that are measured, at most."""
-    minutes: Positive | None = None
+    minutes: PositiveFloat | None = None
     """Time for the scorecard, about; null: a tenth of the training's, 20 at least."""
     FEWEST_MINUTES: ClassVar[float] = 20.0  # where minutes is null; the sample takes one
     wits_margin: Annotated[float, Field(gt=0, lt=1)] = 0.06
     """Accuracy on the questions that may go, as a share."""
     general_margin: Annotated[float, Field(ge=0)] = 0.02
     """Bits a character that general text may cost more."""
-    max_copied: Count = 30
+    max_copied: PositiveInt = 30
     """Characters of training text in a row that --gate refuses."""
     max_extracted: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of training prefixes, less that of held-out ones, that --gate refuses."""
 
 
 class PlanConfig(_Section):
-    """What a forecast is made for; the machine's own cards, where it has some, come first."""
+    """The GPUs that `--plan` forecasts a run for; GPUs of this machine take their place."""
 
     card: str | None = None
     """Name of a card, such as RTX 4090."""
-    cards: Count = 1
+    cards: PositiveInt = 1
     """How many of them."""
-    card_gib: Positive | None = None
+    card_gib: PositiveFloat | None = None
     """Its memory, GiB; null: that of the known card."""
-    card_tflops: Positive | None = None
+    card_tflops: PositiveFloat | None = None
     """Its dense products in half precision, TFLOP/s; null: as card_gib."""
-    card_gbs: Positive | None = None
+    card_gbs: PositiveFloat | None = None
     """Its memory's bandwidth, GB/s; null: as card_gib."""
-    price_per_hour: Positive | None = None
+    price_per_hour: PositiveFloat | None = None
     """Of a card, in any currency."""
 
 
@@ -273,43 +276,44 @@ class Config(_Section):
     plan: PlanConfig = Field(default_factory=PlanConfig)
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML."""
+        """Write every key with its value, defaults included, as YAML."""
         text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         path.write_text(text, encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that reads `5e-5` as a number, and refuses a key that is set twice."""
+    """Loader of YAML that reads `5e-5` as a number, and refuses a key that is set twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in keys[:number]:
-                said = f"{key.value} is set twice"
-                raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+        names = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in names[:index]:
+                problem = f"{key.value} is set twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def _whole(loader: _Loader, node: yaml.ScalarNode) -> int | str:
-    """Read `0100` as 100; what is not decimal (`0x10`, `1:30`) stays text, which no number is."""
+def _read_integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    """Read `0100` as 100, not as octal; `0x10` and `1:30` stay text, which number keys refuse."""
     digits = node.value.replace("_", "")
     return int(digits) if digits.lstrip("+-").isdecimal() else str(node.value)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+_Loader.add_constructor("tag:yaml.org,2002:int", _read_integer)
+# YAML 1.1 takes `5e-5` for text. The last argument lists the characters a number can begin with.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
 def effective_batch(config: Config, processes: int) -> int:
-    """Windows an optimizer step: a device's batch times accumulation times processes."""
+    """Count the windows of an optimizer step: a process's batch × accumulation × processes."""
     training = config.training
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
 
 def expand(path: str | Path) -> Path:
-    """Put a home folder in the place of `~` or `~name`; `ConfigError` where nobody is called so."""
+    """Replace a leading `~` or `~user` by the home folder; `ConfigError` where no such user is."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -317,22 +321,20 @@ def expand(path: str | Path) -> Path:
 
 
 def locate(path: str) -> Path:
-    """Find a path from the working directory, else from the project's folder.
+    """Look a path up in the working directory, then in `PROJECT`.
 
-    `locate("data/sample")` is found from `notebooks/` too. A path in neither place is returned
-    as it is.
+    So `data/sample` is found from `notebooks/` too. A path in neither place is returned unchanged,
+    but for its `~`.
     """
-    given = expand(path)
-    return PROJECT / given if not given.exists() and (PROJECT / given).exists() else given
+    local = expand(path)
+    return PROJECT / local if not local.exists() and (PROJECT / local).exists() else local
 
 
 def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and check everything.
 
-    Raises
-    ------
-    ConfigError
-        Naming the key, its file and line, and the nearest valid key.
+    Raises `ConfigError` where the file cannot be read, or a key or value is wrong; the message
+    names the key, its file and line, and the nearest valid key.
     """
     tree, places = _read_yaml(Path(path))
     for override in overrides or []:
@@ -342,17 +344,17 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0], places, str(path))) from None
-    except ConfigError as error:  # of the masks, which name their own keys
+    except ConfigError as error:  # from `_check_masks`; the message names the key
         raise ConfigError(f"{places.get('masking', path)}: {error}") from None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parse the file; the second value maps `section.key` to `file:line`."""
+    """Read values by section and key, and the `file:line` of each `section` and `section.key`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         _refuse_aliases(text, path)
         root = yaml.compose(text, Loader=_Loader)
-        places = _places(root, path) if root is not None else {}
+        places = _find_places(root, path) if root is not None else {}
         tree = yaml.load(text, Loader=_Loader) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
@@ -370,40 +372,44 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _refuse_aliases(text: str, path: Path) -> None:
-    """Refuse what hides a value: a few lines of it can stand for more than there is memory."""
+    """Raise `ConfigError` at an alias, `*name`: a few lines of nested ones can fill the memory."""
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
             place = f"{path}:{token.start_mark.line + 1}"
             raise ConfigError(f"{place}: *{token.value} is an alias; write out its value")
 
 
-def _places(root: yaml.Node, path: Path) -> dict[str, str]:
+def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
+    """Map each `section` and each `section.key` to its `file:line`."""
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: must hold sections such as `training:`")
     places: dict[str, str] = {}
     for section, keys in root.value:
-        inner = keys.value if isinstance(keys, yaml.MappingNode) else []
-        named = [(f"{section.value}.{key.value}", key) for key, _ in inner]
-        for name, node in [(str(section.value), section), *named]:
+        pairs = keys.value if isinstance(keys, yaml.MappingNode) else []
+        key_nodes = [(f"{section.value}.{key.value}", key) for key, _ in pairs]
+        for name, node in [(str(section.value), section), *key_nodes]:
             places[name] = f"{path}:{node.start_mark.line + 1}"
     return places
 
 
 def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Write `section.key=value` into the tree, and into `places` where it was said."""
+    """Write the value of `section.key=value` into `tree`, and the override into `places`."""
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):
         raise ConfigError(f"--set {override}: must read section.key=value")
-    sections = {name: type(part).model_fields for name, part in Config()}
-    field = sections.get(section, {}).get(key)
-    text = field is not None and field.annotation in (str, str | None)
-    tree.setdefault(section, {})[key] = read_value(value, text=text)
+    fields = {title: type(keys).model_fields for title, keys in Config()}
+    field = fields.get(section, {}).get(key)
+    is_text = field is not None and field.annotation in (str, str | None)
+    tree.setdefault(section, {})[key] = read_value(value, text=is_text)
     places[name] = f"--set {override}"
 
 
 def read_value(value: str, *, text: bool) -> Any:
-    """Read a typed value: where text is wanted as it stands, else as YAML where it is any."""
+    """Read a value from the command line: with `text` as it is (`null` is None), else as YAML.
+
+    As YAML `7` is a number and `[1, 2]` a list; a value that is not valid YAML stays text.
+    """
     if text:
         return None if value == "null" else value
     try:
@@ -413,26 +419,28 @@ def read_value(value: str, *, text: bool) -> Any:
 
 
 def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
-    for name, instead in RETIRED.items():
+    """Delete the keys of `RETIRED` from `tree`, each with a warning."""
+    for name, explanation in RETIRED.items():
         if name in places:
             section, key = name.split(".")
             del tree[section][key]
-            logger.warning("%s: %s has no effect: %s", places[name], name, instead)
+            logger.warning("%s: %s has no effect: %s", places[name], name, explanation)
 
 
 def _explain(error: Any, places: dict[str, str], path: str) -> str:
+    """Put a pydantic error into one line: place, key, what is wrong, and the value in the file."""
     name = ".".join(str(part) for part in error["loc"][:2])
     place = places.get(name, path)
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key {name}{_nearest(name)}"
-    got = repr(error["input"])
-    got = got if len(got) <= 60 else got[:57] + "..."
-    return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')} (got {got})"
+        return f"{place}: unknown key {name}{_suggestion(name)}"
+    value = repr(error["input"])
+    value = value if len(value) <= 60 else value[:57] + "..."  # a long list would fill the screen
+    return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')} (got {value})"
 
 
-def _nearest(name: str) -> str:
-    """Suggest a section, or a key of any section, that has nearly that name."""
-    names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
-    names |= {section: section for section, _ in Config()}
-    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=1)
-    return f"; did you mean {names[close[0]]}?" if close else ""
+def _suggestion(name: str) -> str:
+    """Say what `data.max_lenght` may mean: `; did you mean data.max_length?`; "" if unclear."""
+    full_names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
+    full_names |= {section: section for section, _ in Config()}
+    matches = difflib.get_close_matches(name.rpartition(".")[2], full_names, n=1)
+    return f"; did you mean {full_names[matches[0]]}?" if matches else ""

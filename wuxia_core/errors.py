@@ -1,6 +1,8 @@
-"""What can go wrong for a user, each with the exit status that `launch_ddp.py` ends with.
+"""Failures that a user can mend, each with the exit status that a command ends with.
 
-The message of every one of these says what, where and what to do; no traceback is shown for them.
+The message of each names the failure, the place and the remedy, and is shown without a traceback.
+`exit_status` and `run_command` make a function a command; its output harms neither the terminal nor
+the work.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from safetensors import SafetensorError
 
 from wuxia_core.text import visible
 
-STOPPED, BUG = 75, 1  # exit statuses: stopped but resumable; none of the user's making
+STOPPED, BUG = 75, 1  # exit statuses: stopped, and to be resumed (EX_TEMPFAIL); a bug
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # each asks a run to stop
-HUB_SECONDS = 6  # that the hub may take to answer
+HUB_TIMEOUT = 6  # seconds
+# `user:password` before an @, and a token of the Hugging Face hub
 SECRET = re.compile(r"[^/\s:@]+:[^/\s@]+(?=@)|\bhf_\w+")
 
 
@@ -33,7 +36,7 @@ class WuxiaError(Exception):
     exit_status = BUG
 
     def _render_traceback_(self) -> list[str]:
-        """Be one message in a notebook too: IPython shows this in place of a traceback."""
+        """Give the line that IPython shows in a notebook in place of a traceback."""
         return [f"error: {presentable(str(self))}"]
 
 
@@ -50,7 +53,7 @@ class DataError(WuxiaError):
 
 
 class CorpusError(DataError):
-    """A file that is not text: `path`, `offset` (byte) and `tried` (encodings) tell of it."""
+    """A file that is not text from byte `offset` on, in any of the `tried` encodings."""
 
     def __init__(
         self, message: str, path: str, offset: int | None = None, tried: tuple[str, ...] = ()
@@ -66,7 +69,7 @@ class NonFiniteError(WuxiaError):
 
 
 class Stopped(WuxiaError):
-    """A signal asked the run to stop; its newest checkpoint is where it goes on."""
+    """A signal asked the run to stop; `--resume` goes on from its newest checkpoint."""
 
     exit_status = STOPPED
 
@@ -84,18 +87,21 @@ class MachineError(WuxiaError):
 
 
 class DeviceLost(MachineError):
-    """A card, or the link between cards, failed; a fresh start may help."""
+    """A GPU, or the link between GPUs, failed; new processes may succeed."""
 
 
 def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
-    """Make the parser of `python -m MODULE`, which shows its docstring as it is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    name = f"python -m {module}"
-    return argparse.ArgumentParser(name, description=description, formatter_class=as_written)
+    """Make the parser of `python -m MODULE`; its help keeps the line breaks of `description`."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    program = f"python -m {module}"
+    return argparse.ArgumentParser(program, description=description, formatter_class=formatter)
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Do what a command asks for and return its status; errors and Ctrl-C are said in a line."""
+    """Run the work of a command, and return the exit status.
+
+    A failure that the user can mend, or Ctrl-C, is printed to stderr in a line; a bug is raised.
+    """
     try:
         work()
     except WuxiaError as error:
@@ -104,9 +110,9 @@ def exit_status(work: Callable[[], object]) -> int:
         return error.exit_status
     except OSError as error:
         print(f"error: {presentable(str(error))}", file=sys.stderr)
-        usual = isinstance(error, (FileExistsError, NotADirectoryError))
-        mistyped = usual or error.errno == errno.ENAMETOOLONG
-        return ConfigError.exit_status if mistyped else MachineError.exit_status
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        mistyped_path = in_the_way or error.errno == errno.ENAMETOOLONG
+        return ConfigError.exit_status if mistyped_path else MachineError.exit_status
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
@@ -119,49 +125,51 @@ def exit_status(work: Callable[[], object]) -> int:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether Python, the allocator, CUDA or cuBLAS says that there is no more memory."""
-    said = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    """Tell whether an error is that of Python, torch, CUDA or cuBLAS at the end of the memory."""
+    phrases = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 @functools.cache
 def hub_fault() -> str:
-    """Say why the hub does not answer, if so; from then on only its cache is looked at.
+    """Say why the Hugging Face hub does not answer, or give "" where it does.
 
-    Its own library would try again for a minute, at each file and in each process.
+    Where it does not, huggingface_hub is set to look only into its cache: it would otherwise try
+    again for a minute, for each file and in each process. `model.fetch` calls this first.
     """
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError
 
     if constants.is_offline_mode():
         return ""
-    faults = [f"no answer within {HUB_SECONDS} s"]
+    faults = [f"no answer within {HUB_TIMEOUT} s"]
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_session().head(constants.ENDPOINT)
             faults[0] = ""
         except HTTPError as error:
             faults[0] = str(error)
 
-    asking = Thread(target=ask, daemon=True)  # a name server may take longer than any time-out
-    asking.start()
-    asking.join(HUB_SECONDS)
+    thread = Thread(target=request, daemon=True)  # a name server may take longer than any time-out
+    thread.start()
+    thread.join(HUB_TIMEOUT)
     if faults[0]:
         constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
     return faults[0]
 
 
 def run_command(main: Callable[[], int]) -> None:
-    """Be a command: log in plain lines, survive without a terminal, end with a status.
+    """Run `main` as a command, and exit with the status that it returns.
 
-    A signal that asks for a stop raises `KeyboardInterrupt`.
+    Log records are plain lines on stderr, output to a closed terminal is dropped, and a signal that
+    asks for a stop raises `KeyboardInterrupt`.
     """
     make_output_expendable()
     handler = logging.StreamHandler()
-    handler.setFormatter(_Presentable())
+    handler.setFormatter(_PresentableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for client in ("httpx", "httpx2"):  # the hub's, older and newer
+    for client in ("httpx", "httpx2"):  # of huggingface_hub; they log each request
         logging.getLogger(client).setLevel(logging.WARNING)
     for number in heeded_signals():
         signal.signal(number, signal.default_int_handler)
@@ -169,72 +177,73 @@ def run_command(main: Callable[[], int]) -> None:
 
 
 def make_output_expendable() -> None:
-    """Let this process go on where its terminal or pipe is gone, full, or has not a character."""
-    sys.stdout = _Expendable.over(sys.stdout, 1)
-    sys.stderr = _Expendable.over(sys.stderr, 2)
+    """Let the process go on where stdout or stderr is closed, full, or lacks a character."""
+    sys.stdout = _ExpendableFile.wrap(sys.stdout, 1)  # 1 and 2 are their file descriptors
+    sys.stderr = _ExpendableFile.wrap(sys.stderr, 2)
 
 
 def heeded_signals() -> list[signal.Signals]:
-    """List the signals that stop a run; under `nohup` SIGHUP is ignored and stays so.
+    """List the signals that stop a run: all `SIGNALS`, without SIGHUP where `nohup` ignores it.
 
-    Others are heeded also where a shell that started us in the background ignores them.
+    SIGINT and SIGQUIT count even where the shell that started the process in the background made it
+    ignore them.
     """
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
 
 
 def presentable(text: str) -> str:
-    """Make a message fit to be shown: nothing in it acts on the terminal, nothing is secret."""
+    """Make a message safe to show: control characters become `⟨U+001B⟩`, secrets `***`."""
     return visible(SECRET.sub("***", text))
 
 
-class _Presentable(logging.Formatter):
+class _PresentableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return presentable(super().format(record))
 
 
-class _Expendable(io.FileIO):
-    """A terminal, pipe or file that may go or be full: then output is dropped, and no work lost."""
+class _ExpendableFile(io.FileIO):
+    """A terminal, pipe or file whose output is dropped, without an error, once it fails."""
 
     @classmethod
-    def over(cls, stream: TextIO | None, number: int) -> TextIO:
-        """Take the place of a stream; what its encoding has not is replaced.
+    def wrap(cls, stream: TextIO | None, descriptor: int) -> TextIO:
+        """Make a text stream in place of `stream`; `?` stands for what its encoding lacks.
 
-        By line, so that messages and errors that go to one place are in order there.
+        Each line is flushed, so that stdout and stderr are in order where both go to one place.
         """
-        if stream is None:  # closed by the shell; what is started from here needs one too
-            _to_nowhere(number)
+        if stream is None:  # the shell closed it, but child processes need the descriptor too
+            _discard_output(descriptor)
         else:
             stream.flush()
-        buffer = io.BufferedWriter(cls(number, "w", closefd=False))
+        buffer = io.BufferedWriter(cls(descriptor, "w", closefd=False))
         encoding = stream.encoding if stream else "utf-8"
         return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=True)
 
     def write(self, data: Any) -> int:
-        """Write, or from now on to nowhere."""
+        """Write `data`; where that fails, drop it and all later output."""
         try:
             return super().write(data)
         except OSError:
-            _to_nowhere(self.fileno())
+            _discard_output(self.fileno())
             return len(data)
 
 
-def _to_nowhere(number: int) -> None:
-    """Point a file descriptor at the null device, for what is started from here too."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    if nowhere != number:  # a closed one is the first that is free
-        os.dup2(nowhere, number)
-        os.close(nowhere)
-    os.set_inheritable(number, True)
+def _discard_output(descriptor: int) -> None:
+    """Point a file descriptor at the null device, for child processes too."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != descriptor:  # `open` takes the lowest free descriptor, which may be this closed one
+        os.dup2(null, descriptor)
+        os.close(null)
+    os.set_inheritable(descriptor, True)
 
 
 @contextmanager
-def raise_machine_error(what: str) -> Iterator[None]:
-    """Raise `MachineError` where something cannot be written in here."""
+def raise_machine_error(place: str) -> Iterator[None]:
+    """Make a failure to write inside the `with` block a `MachineError` that names `place`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        no_space = getattr(error, "errno", None) not in (errno.EACCES, errno.EEXIST, errno.EROFS)
-        remedy = "free some space or name another folder" if no_space else "name another folder"
-        raise MachineError(f"{what}: cannot be written ({why}); {remedy}") from None
+        reason = getattr(error, "strerror", None) or error
+        refused = getattr(error, "errno", None) in (errno.EACCES, errno.EEXIST, errno.EROFS)
+        remedy = "name another folder" if refused else "free some space or name another folder"
+        raise MachineError(f"{place}: cannot be written ({reason}); {remedy}") from None

@@ -26,41 +26,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MASK_ROW = "mask_row.safetensors"  # no other program takes it, and no prompt needs it
-# Weights last: once they are there, all is.
+MASK_ROW = "mask_row.safetensors"  # the mask token's embedding, which no other program reads
+# In the order in which they are put in place: where the weights are, all three are.
 ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 LESS_MEMORY = (
     "what saves memory, the least harmful first: training.gradient_checkpointing=true, half of "
     "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
     "model.quantization=8bit or 4bit, a smaller data.max_length or model"
 )
-ASK_DRIVER = "nvidia-smi --query-gpu=driver_version,name --format=csv,noheader"
-MODERN_DRIVER = 580  # the first for CUDA 13, which torch from PyPI is built for
-LOSS_LOGITS = 2**25  # of a training batch that are in float32 at a time
-LOGITS = 2**28  # of a batch of held-out text at most; 1 GiB in float32
-TRUST = {"trust_remote_code": False}  # said wherever transformers could ask
+DRIVER_QUERY = "nvidia-smi --query-gpu=driver_version,name --format=csv,noheader"
+CUDA_13_DRIVER = 580  # the first driver for CUDA 13, which torch from PyPI is built for
+LOSS_LOGITS = 2**25  # logits of a training batch that are in float32 at a time, 128 MiB
+LOGITS = 2**28  # logits of a batch of held-out text, at most; 1 GiB in float32
+NO_REMOTE_CODE = {"trust_remote_code": False}  # without it transformers asks the user
 TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
 
 
 def best_device() -> str:
-    """Choose where to compute: "cuda" where torch sees a card, else "cpu".
+    """Choose where to compute: "cuda" where torch sees a GPU, else "cpu".
 
-    Raises `MachineError` where cards are there that torch cannot use, and nobody hid them.
+    Raises `MachineError` where the driver lists a GPU that torch cannot use, unless
+    `CUDA_VISIBLE_DEVICES` hides all GPUs.
     """
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    failed, told = getstatusoutput(ASK_DRIVER)
-    if failed or not told or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    status, output = getstatusoutput(DRIVER_QUERY)
+    if status or not output or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "cpu"
-    driver, _, name = told.splitlines()[0].partition(", ")
-    wheels = "cu130" if int(driver.partition(".")[0]) >= MODERN_DRIVER else "cu126"
-    number = torch.__version__.partition("+")[0]
+    driver, _, gpu = output.splitlines()[0].partition(", ")
+    wheels = "cu130" if int(driver.partition(".")[0]) >= CUDA_13_DRIVER else "cu126"
+    release = torch.__version__.partition("+")[0]
     raise MachineError(
-        f"{name}: driver {driver} cannot run torch {number} for CUDA {torch.version.cuda}; pip "
-        f"install --force-reinstall torch=={number} --index-url https://download.pytorch.org/whl/"
-        f"{wheels}, or driver {MODERN_DRIVER}; CUDA_VISIBLE_DEVICES=-1 does without the card"
+        f"{gpu}: driver {driver} cannot run torch {release} for CUDA {torch.version.cuda}; pip "
+        f"install --force-reinstall torch=={release} --index-url https://download.pytorch.org/whl/"
+        f"{wheels}, or driver {CUDA_13_DRIVER}; CUDA_VISIBLE_DEVICES=-1 does without the card"
     )
 
 
@@ -71,10 +72,10 @@ def weights_dtype(config: Config) -> str:
 
 
 def base_path(config: ModelConfig) -> str:
-    """Give the base's folder, or its name on the Hugging Face hub; ModelScope's is downloaded.
+    """Give the base's folder or its name on the Hugging Face hub; download a ModelScope model.
 
-    Raises `ConfigError` where the package modelscope is missing, `MachineError` where it cannot be
-    reached or has no such model.
+    Raises `ConfigError` where the package modelscope is missing, `MachineError` where ModelScope
+    cannot be reached or has no such model.
     """
     name = config.model_name_or_path
     if config.hub == "huggingface" or locate(name).is_dir():
@@ -87,9 +88,9 @@ def base_path(config: ModelConfig) -> str:
     try:
         return str(snapshot_download(name))
     except (OSError, ValueError, HubError) as error:
-        first = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         remedy = "download it elsewhere, and name its folder as model.model_name_or_path"
-        raise MachineError(f"cannot get {name} from ModelScope ({first}); {remedy}") from None
+        raise MachineError(f"cannot get {name} from ModelScope ({reason}); {remedy}") from None
 
 
 def load_base(
@@ -97,51 +98,52 @@ def load_base(
 ) -> "PreTrainedModel":
     """Load a causal language model from a folder or the hub.
 
-    With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized as they
-    come, on this process's own device; embedding and head keep `dtype`.
+    With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized while they
+    load, on this process's own device; embedding and head keep `dtype`.
 
-    Raises `MachineError` where the folder is missing and the hub cannot be reached, or a tensor is.
+    Raises `MachineError` where the model cannot be loaded, or lacks a tensor.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **TRUST}
+    settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_REMOTE_CODE}
     if quantization != "none":
         device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-        how = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
-        bits = BitsAndBytesConfig(**how, bnb_4bit_compute_dtype=dtype)
-        settings |= {"quantization_config": bits, "device_map": {"": device}}
-    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are named
+        options = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
+        quantizer = BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=dtype)
+        settings |= {"quantization_config": quantizer, "device_map": {"": device}}
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
     load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel
-    base, found = fetch(name, load)
-    if wrong := sorted(map(str, {*found["missing_keys"], *found["mismatched_keys"]})):
-        what = f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}"
-        raise MachineError(f"the model {name} is not whole: {what}; get it anew")
-    # With a cache, positions that restart are ignored. Generation has a setting of its own.
+    base, info = fetch(name, load)
+    if broken := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
+        problem = f"{len(broken)} of its tensors are missing or of another shape: {broken[0]}"
+        raise MachineError(f"the model {name} is not whole: {problem}; get it anew")
+    # With a cache, positions that restart in packed windows are ignored. `generate` has a setting
+    # of its own.
     base.config.use_cache = False
     return base
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load a fast tokenizer from a folder or the hub.
+    """Load a tokenizer from a folder or the hub.
 
-    Raises `MachineError` where the folder is missing and the hub cannot be reached; `ConfigError`
-    where it is not a fast tokenizer with an end-of-text token.
+    Raises `MachineError` where that fails, `ConfigError` where it is not a fast tokenizer (one of
+    the library tokenizers) with an end-of-text token.
     """
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase
-    tokenizer = fetch(name, partial(AutoTokenizer.from_pretrained, **TRUST))
+    tokenizer = fetch(name, partial(AutoTokenizer.from_pretrained, **NO_REMOTE_CODE))
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ConfigError(f"model.model_name_or_path {name}: no fast tokenizer with an end of text")
     return tokenizer
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """List the files that make a tokenizer: in a folder, or in the hub's cache, which it fills.
+    """List the files of a tokenizer: in its folder, or downloaded from the hub into its cache.
 
-    Raises `MachineError` as `load_tokenizer` does.
+    Raises `MachineError` where the hub cannot be reached.
     """
     folder = locate(name)
     if not folder.is_dir():
@@ -152,61 +154,65 @@ def tokenizer_files(name: str) -> list[Path]:
 
 
 def fetch(name: str, load: Callable[[str], Any]) -> Any:
-    """Load from a folder, or from the hub; `MachineError` where neither has it."""
+    """Call `load` with the folder `name`, or, where there is none, with `name` on the hub.
+
+    Raises `MachineError` where that fails.
+    """
     path = locate(name)
-    silent = "" if path.is_dir() else hub_fault()
+    fault = "" if path.is_dir() else hub_fault()
     try:
         return load(str(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if lacks_memory(error):
             raise
-        there = "present" if path.is_dir() else "missing"
+        state = "present" if path.is_dir() else "missing"
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        first = silent or str(error).strip().splitlines()[0]
+        cause = fault or str(error).strip().splitlines()[0]
         raise MachineError(
-            f"cannot load the model {name}: tried the folder {path} ({there}) and {hub} "
-            f"({first}).\nDownload it where there is a network and name its folder: in a config as "
+            f"cannot load the model {name}: tried the folder {path} ({state}) and {hub} "
+            f"({cause}).\nDownload it where there is a network and name its folder: in a config as "
             "model.model_name_or_path, for an adapter --base-model or in its adapter_config.json; "
             "or set HF_ENDPOINT to a mirror you can reach."
         ) from None
 
 
-def check_length(config: Config, base: Any) -> None:
-    """Refuse windows that are longer than a base reads; `ConfigError`.
+def check_length(config: Config, base_config: Any) -> None:
+    """Raise `ConfigError` where windows are longer than the base reads.
 
-    `base` has `max_position_embeddings`, as most models' configs do.
+    `base_config` is transformers'; most have `max_position_embeddings`.
     """
-    length, most = config.data.max_length, getattr(base, "max_position_embeddings", None)
-    if most and length > most:
+    length, limit = config.data.max_length, getattr(base_config, "max_position_embeddings", None)
+    if limit and length > limit:
         name = config.model.model_name_or_path
-        raise ConfigError(f"data.max_length {length}: {name} reads {most} tokens at most")
+        raise ConfigError(f"data.max_length {length}: {name} reads {limit} tokens at most")
 
 
 def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Choose what stands before a text: `<|endoftext|>`, else the end-of-text token.
+    """Choose the token that stands before each text: `<|endoftext|>`, else the EOS token.
 
-    Chat models end a turn, not a text, with their end-of-text token.
+    The EOS token of a chat model ends a turn of the talk, not a text.
     """
-    known = tokenizer.backend_tokenizer.token_to_id("<|endoftext|>")
-    return int(tokenizer.eos_token_id if known is None else known)
+    endoftext_id = tokenizer.backend_tokenizer.token_to_id("<|endoftext|>")
+    return int(tokenizer.eos_token_id if endoftext_id is None else endoftext_id)
 
 
 def mask_token_id(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
 ) -> int:
-    """Choose the row that stands for a masked token: the named one, `<|mask|>`, or a spare row.
+    """Choose the id of the mask token: of the token `name`, of `<|mask|>`, or of a spare row.
 
-    Qwen3's table has rows that no token uses (151,669 to 151,935): nothing has to grow.
+    The embedding table of Qwen3 has rows that no token uses (151,669 to 151,935), so that the table
+    need not grow.
 
-    Raises `ConfigError` where no token is called so, or it begins, ends or fills up texts, or the
-    table has no spare row, or fewer rows than there are tokens.
+    Raises `ConfigError` where no single token is called `name`, or that token begins, ends or pads
+    texts; where no row is spare; where the table has fewer rows than there are tokens.
     """
-    known = tokenizer.get_vocab()
-    if (tokens := max(known.values()) + 1) > vocab_size:
-        what = f"its table has {vocab_size:,} rows for {tokens:,} tokens"
-        raise ConfigError(f"model.model_name_or_path: {what}; get the model anew")
+    vocabulary = tokenizer.get_vocab()
+    if (first_spare_id := max(vocabulary.values()) + 1) > vocab_size:
+        problem = f"its table has {vocab_size:,} rows for {first_spare_id:,} tokens"
+        raise ConfigError(f"model.model_name_or_path: {problem}; get the model anew")
     if name is None:
-        mask_id = int(known.get("<|mask|>", tokens))
+        mask_id = int(vocabulary.get("<|mask|>", first_spare_id))
         if mask_id >= vocab_size:
             remedy = "name a token that the model can do without"
             raise ConfigError(f"masking.mask_token: the table has no spare row; {remedy}")
@@ -222,7 +228,7 @@ def mask_token_id(
 def make_collator(
     config: Config, tokenizer: "PreTrainedTokenizerBase", mask_id: int, objective: str
 ) -> MaskCollator:
-    """Build the collator of a run; `mask_id` is the row that its adapter trains."""
+    """Build what masks and batches a run's windows; `mask_id` is put where tokens are masked."""
     masking, seed = config.masking, config.training.seed
     return MaskCollator(
         SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed),
@@ -237,7 +243,7 @@ def make_collator(
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
     """Put LoRA on the base, and train the embedding row of the mask token with it.
 
-    Casts are left to autocast. Saving asks no hub for the base's vocabulary.
+    Casts are left to autocast. Saving does not ask the hub for the size of the base's vocabulary.
 
     Raises `ConfigError` where `lora_target_modules` names no layer of the model.
     """
@@ -251,10 +257,9 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
         target_modules=config.lora_target_modules,
         trainable_token_indices=[mask_id],
     )
-    layers = "".join(f".{name} " for name, _ in base.named_modules())
-    named = config.lora_target_modules
-    missing = [] if named == "all-linear" else [name for name in named if f".{name} " not in layers]
-    if missing:
+    paths = "".join(f".{path} " for path, _ in base.named_modules())  # …self_attn.q_proj .model…
+    targets = [] if config.lora_target_modules == "all-linear" else config.lora_target_modules
+    if missing := [name for name in targets if f".{name} " not in paths]:
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
     patch_trainable_tokens(model)
@@ -264,9 +269,9 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
 
 
 def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
-    """Have LoRA's inputs keep their precision, from now on.
+    """Have LoRA layers take their inputs in the precision they come in.
 
-    PEFT makes them float32, for autocast to make them half of that again.
+    PEFT would cast the inputs to float32, and autocast back to half precision.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -276,7 +281,7 @@ def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
 
 
 def compile_layers(model: "torch.nn.Module") -> None:
-    """Compile each decoder layer; what is recomputed in the backward pass is compiled too."""
+    """Compile each decoder layer, together with its recomputation in the backward pass."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for layer in model.modules():
@@ -285,11 +290,11 @@ def compile_layers(model: "torch.nn.Module") -> None:
 
 
 def patch_trainable_tokens(model: "PeftModel") -> None:
-    """Compute with the trained rows of the embedding, not with a copy of the whole table.
+    """Have PEFT compute with the trained rows of the embedding, without a copy of the table.
 
-    PEFT writes them into a copy at each pass, whose gradient is as large again: with 151,936 rows
-    that is more than the rest of a small model, and with a tied head both are kept until the
-    backward pass. The results are the same.
+    At each pass PEFT copies the table and writes the rows into the copy, whose gradient is as large
+    again: with 151,936 rows that is more than the rest of a small model, and with a tied head both
+    are kept until the backward pass. The results are the same.
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
@@ -299,72 +304,71 @@ def patch_trainable_tokens(model: "PeftModel") -> None:
 
 
 def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "torch.Tensor":
-    """Look up or project with the base's table, then set right what the trained rows change."""
+    """Run an embedding, or the head tied to it, with the base's table and the trained rows.
+
+    The embedding takes ids (B, T) to (B, T, hidden), the head (..., hidden) to logits (..., V).
+    """
     import torch
 
     outputs: torch.Tensor = layer.base_layer(inputs)
     for name in [] if layer.disable_adapters or layer.merged else adapters:
         rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (rows, hidden)
-        for row, index in zip(rows, layer.token_indices[name], strict=True):
+        for row, token_id in zip(rows, layer.token_indices[name], strict=True):
             if isinstance(layer.base_layer, torch.nn.Embedding):
-                outputs = torch.where((inputs == index)[..., None], row, outputs)
-            else:  # a tied head: the token's own logit
-                column = (inputs @ row.to(inputs.dtype)).to(outputs.dtype)[..., None]
-                place = torch.tensor([index], device=outputs.device)
-                outputs = outputs.index_copy(-1, place, column)
+                outputs = torch.where((inputs == token_id)[..., None], row, outputs)
+            else:  # the head: the logit of this token is that of its trained row
+                logit = (inputs @ row.to(inputs.dtype)).to(outputs.dtype)[..., None]
+                column = torch.tensor([token_id], device=outputs.device)
+                outputs = outputs.index_copy(-1, column, logit)
     return outputs
 
 
 def write_adapter(model: "PeftModel", folder: Path) -> None:
-    """Write the adapter as plain LoRA, as other programs take it, and the mask token's row beside.
+    """Write the adapter as plain LoRA, which other programs load, and `MASK_ROW` beside it.
 
-    A base that is a folder is named by its absolute path: a relative one is looked up at the hub.
+    A base that is a folder is named by its absolute path: PEFT looks a relative one up on the hub.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = copy.copy(model.peft_config["default"])
-    base = locate(config.base_model_name_or_path)
-    if base.is_dir():
-        config.base_model_name_or_path = str(base.resolve())
+    base_folder = locate(config.base_model_name_or_path)
+    if base_folder.is_dir():
+        config.base_model_name_or_path = str(base_folder.resolve())
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     (row,) = (weights.pop(name) for name in list(weights) if "lora_" not in name)
     (mask_id,) = config.trainable_token_indices
     save_file({"mask_row": row}, folder / MASK_ROW, {"mask_id": str(mask_id)})
     config.trainable_token_indices, config.inference_mode = None, True
-    config.target_modules = sorted(config.target_modules)  # not as a set happens to have them
+    config.target_modules = sorted(config.target_modules)  # a set has no fixed order
     config.save_pretrained(str(folder))
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     share(folder, folder / ADAPTER_CONFIG)
 
 
-def share(folder: Path, like: Path) -> None:
-    """Let who may read one file read the weights too, which safetensors writes for us alone."""
+def share(folder: Path, example: Path) -> None:
+    """Give the weights the file mode of `example`: safetensors lets only their owner read them."""
     for path in folder.glob("*.safetensors"):
-        path.chmod(like.stat().st_mode)
+        path.chmod(example.stat().st_mode)
 
 
 def load_adapter(
     output_dir: str | Path, device: str = "cpu", base_model: str | None = None
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load a run's base model with its adapter, ready for evaluation, and the tokenizer.
+    """Load a base model with its adapter, ready for evaluation, and the tokenizer.
 
-    The folder is a run's or that of any other LoRA adapter; `base_model` is for a base that has
-    moved. `with model.disable_adapter():` gives the base. On the CPU weights are float32; elsewhere
-    they have the precision of the training, without `config.yaml` the base's. A base that was
-    quantized in training is so here.
+    `output_dir` is a run folder, or that of any other LoRA adapter; `base_model` names a base that
+    has moved. Within `with model.disable_adapter():` the model is the base. On the CPU weights are
+    float32; on a GPU they have the precision of the training, or, without a `config.yaml`, that of
+    the base's file. A base that was quantized for the training is quantized here too.
 
-    Raises
-    ------
-    DataError
-        Where the folder holds no adapter, or one of another base.
-    MachineError
-        Where the base model cannot be loaded.
+    Raises `DataError` where the folder holds no adapter, or one of another base; `MachineError`
+    where the base cannot be loaded.
     """
     folder = Path(output_dir)
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
-    written = folder / "config.yaml"
-    config = load_config(written) if written.is_file() else None
+    config_file = folder / "config.yaml"
+    config = load_config(config_file) if config_file.is_file() else None
     dtype = "float32" if device == "cpu" else weights_dtype(config) if config else "auto"
     base = load_base(name, dtype, config.model.quantization if config else "none")
     if not getattr(base, "is_quantized", False):
@@ -375,11 +379,11 @@ def load_adapter(
 def attach_adapter(
     base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True, strength: float = 1.0
 ) -> "PeftModel":
-    """Put a folder's adapter on its base, called `name`, with the mask token's row or without.
+    """Put a folder's adapter, scaled by `strength`, on its base; `name` is the base's, for errors.
 
-    `strength` scales it.
+    Without `mask_row` the trained embedding of the mask token is left out.
 
-    Raises `DataError` where it does not fit.
+    Raises `DataError` where the adapter is damaged or does not fit the base.
     """
     import peft
 
@@ -391,44 +395,45 @@ def attach_adapter(
     if not mask_row:
         config.trainable_token_indices = None
     elif (folder / MASK_ROW).is_file():
-        tensors, facts = _read_tensors(folder / MASK_ROW)
-        row, config.trainable_token_indices = tensors["mask_row"], [int(facts["mask_id"])]
+        tensors, metadata = _read_tensors(folder / MASK_ROW)
+        row, config.trainable_token_indices = tensors["mask_row"], [int(metadata["mask_id"])]
     try:
         model = peft.get_peft_model(base, config)
-        names = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-        rows = {name: row for name in names if "lora_" not in name and row is not None}
-        peft.set_peft_model_state_dict(model, weights | rows)
+        expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        mask_rows = {key: row for key in expected if "lora_" not in key and row is not None}
+        peft.set_peft_model_state_dict(model, weights | mask_rows)
     except (RuntimeError, ValueError) as error:
-        shapes = str(error).partition("\n")[2].partition("\n")[0].strip()  # of the first layer
+        # torch puts a line for each layer, with its shapes, below a line with the model's name.
+        shapes = str(error).partition("\n")[2].partition("\n")[0].strip()
         raise DataError(
             f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
             f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
         ) from None
-    if missing := names.keys() - weights.keys() - rows.keys():
-        what = f"{len(missing)} of {len(names)} tensors are missing, such as {min(missing)}"
-        raise DataError(f"{folder / ADAPTER_WEIGHTS}: {what}; copy it anew, or train again")
+    if missing := expected.keys() - weights.keys() - mask_rows.keys():
+        problem = f"{len(missing)} of {len(expected)} tensors are missing, such as {min(missing)}"
+        raise DataError(f"{folder / ADAPTER_WEIGHTS}: {problem}; copy it anew, or train again")
     patch_trainable_tokens(model)
     return model.eval()
 
 
 def _read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
-    """Read tensors and the notes beside them; `DataError` where they are damaged or not finite."""
+    """Read a safetensors file's tensors and metadata; `DataError` where damaged or not finite."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = file.metadata()
+            metadata = file.metadata()
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: damaged ({error}); copy it anew, or train again") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise DataError(f"{path}: {name} is not finite; train again at a lower rate")
-    return tensors, facts
+    return tensors, metadata
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """Read a folder's `adapter_config.json`; `DataError` where it holds no whole LoRA adapter."""
+    """Read a folder's `adapter_config.json`; `DataError` where it has no complete LoRA adapter."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(

@@ -1,6 +1,6 @@
-"""Start the processes of a run with torchrun, read how they ended, restart after a crash.
+"""Start the processes of a run with torchrun, find out how they ended, restart after a crash.
 
-torchrun runs inside the launcher, so that it gets the signals that the launcher gets.
+torchrun runs inside the launcher's process, so that it gets the signals that the launcher gets.
 """
 
 import logging
@@ -29,27 +29,27 @@ from wuxia_core.errors import (
 from wuxia_core.model import ADAPTER_WEIGHTS, best_device
 from wuxia_core.run import how_to_measure, newest_checkpoint
 
-SHUTDOWN = 120  # seconds that processes have to save when a signal has come
-JOIN = 120  # seconds that machines wait for each other
-TOGETHER = 2  # seconds within which failures may come of each other
-# A wheel has no script, but a module.
+SHUTDOWN_WAIT = 120  # seconds that processes have to save when a signal has come
+JOIN_WAIT = 120  # seconds that machines wait for each other
+CASCADE_TIME = 2  # seconds within which one process's failure may be the cause of another's
+# In a checkout the launcher is a script, in an installed package a module.
 LAUNCHER = "launch_ddp.py" if (PROJECT / "launch_ddp.py").is_file() else "-m launch_ddp"
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many, and where the machines meet."""
+    """How many processes train on how many machines, and where the machines meet."""
 
-    here: int  # on this machine
+    local: int  # on this machine, and on each other one
     machines: int = 1
     rendezvous: str | None = None  # HOST:PORT
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be started, before anything is prepared.
+        """Check the processes before a run is prepared for them.
 
         Raises `ConfigError` where the address is not HOST:PORT, `MachineError` where no such host
-        is known, or the machine's cards cannot be used.
+        is known, or the machine's GPUs cannot be used.
         """
         best_device()
         if self.rendezvous is None:
@@ -65,21 +65,21 @@ class Processes:
 
     @property
     def total(self) -> int:
-        """On all machines."""
-        return self.here * self.machines
+        """Give the number of processes on all machines."""
+        return self.local * self.machines
 
     def arguments(self) -> list[str]:
-        """Give the command line that asks torchrun for these processes."""
-        heard = ",".join(number.name for number in heeded_signals())
-        here = [f"--nproc-per-node={self.here}", f"--signals-to-handle={heard}"]
-        if self.rendezvous is None:  # the machine need not know its own name
-            return [*here, "--standalone", "--local-addr=127.0.0.1"]
-        meet = f"--nnodes={self.machines} --rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d"
-        return [*here, *meet.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN}"]
+        """Give torchrun's arguments for these processes."""
+        signals = ",".join(number.name for number in heeded_signals())
+        flags = [f"--nproc-per-node={self.local}", f"--signals-to-handle={signals}"]
+        if self.rendezvous is None:  # with the address the machine need not resolve its own name
+            return [*flags, "--standalone", "--local-addr=127.0.0.1"]
+        nodes = f"--nnodes={self.machines} --rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d"
+        return [*flags, *nodes.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN_WAIT}"]
 
 
-class Ended(WuxiaError):
-    """How torchrun ended otherwise than well; `crashed` where a fresh start may help."""
+class Failure(WuxiaError):
+    """A process of the run failed; `crashed` tells that new processes may succeed."""
 
     def __init__(self, message: str, status: int, *, crashed: bool) -> None:
         super().__init__(message)
@@ -89,26 +89,27 @@ class Ended(WuxiaError):
 def launch(
     folder: Path, processes: Processes, *flags: str, module: str = "wuxia_core.train"
 ) -> None:
-    """Start a module in these processes and wait for them.
+    """Run `python -m MODULE FOLDER FLAGS` in these processes, and wait for their end.
 
-    Raises `Ended` where a process failed, `Stopped` where a signal came, and `MachineError` where
+    Raises `Failure` where a process failed, `Stopped` where a signal came, and `MachineError` where
     the machines do not meet.
     """
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's own, with tracebacks; read on import
+    # torchrun reads this on import; its own log records have tracebacks.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.here)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.local)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN))
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_WAIT))
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the next one
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     if processes.rendezvous:
-        print(f"waiting at {processes.rendezvous} for {processes.machines} machines, {JOIN} s")
+        print(f"waiting at {processes.rendezvous} for {processes.machines} machines, {JOIN_WAIT} s")
     try:
         run(parse_args([*processes.arguments(), "-m", module, str(folder), *flags]))
     except ChildFailedError as error:
@@ -119,70 +120,78 @@ def launch(
         where = f"--rdzv-endpoint {processes.rendezvous}"
         raise MachineError(f"{where}: the machines did not meet there ({error})") from None
     finally:
-        print(file=sys.stderr)  # behind the progress bar
-        for number, handler in handlers.items():  # torchrun's would go on raising its own error
+        print(file=sys.stderr)  # ends the line of the progress bar
+        for number, handler in handlers.items():  # torchrun leaves its own, which raise its error
             signal.signal(number, handler)
 
 
 def supervise(
     folder: Path, processes: Processes, start: Path | None, flags: list[str], restarts: int
 ) -> None:
-    """Train; after a crash start afresh from the newest checkpoint, while there is a newer one.
+    """Train from the checkpoint `start`, or from step 0 where it is None.
 
-    Raises as `launch`.
+    After a crash new processes go on from the newest checkpoint: `restarts` times at most, and only
+    where there is a newer checkpoint than the one that the crashed processes went on from.
+
+    Raises what `launch` raises.
     """
     while True:
         try:
             launch(folder, processes, *flags, *([f"--from={start}"] if start else []))
             return
-        except Ended as ended:
-            newest = newest_checkpoint(folder) if ended.crashed and restarts else None
+        except Failure as failure:
+            newest = newest_checkpoint(folder) if failure.crashed and restarts else None
             if newest is None or newest == start:
                 raise
-            logger.warning("%s\nstarting afresh from %s", ended, newest)
+            logger.warning("%s\nstarting afresh from %s", failure, newest)
         start, restarts = newest, restarts - 1
 
 
-def read_failure(error: Any) -> Ended:
-    """Read torchrun's `ChildFailedError`: which process failed first, and of what."""
-    failures = error.failures.values()
-    first = min(process.timestamp for process in failures)  # s; torchrun kills the others
-    together = [_explain(p) for p in failures if p.timestamp <= first + TOGETHER]
-    return min(together, key=lambda explained: explained[0])[1]
+def read_failure(error: Any) -> Failure:
+    """Find in torchrun's `ChildFailedError` the failure that is nearest to the cause.
 
-
-def _explain(process: Any) -> tuple[int, Ended]:
-    """Say how a process ended; the lower the number before it, the nearer that is to the cause.
-
-    0: it said why; 1: it was killed, or its card failed; 2: it missed another process; 3: a bug.
+    Only failures soon after the first one count: torchrun itself kills the processes that are left.
     """
-    told = process.message if isinstance(process.message, dict) else {"message": ""}
-    kind, _, words = told["message"].partition(": ")
-    if process.exitcode < 0:
-        wants = {-signal.SIGKILL: "memory", -signal.SIGBUS: "/dev/shm (docker: --shm-size=1g)"}
-        why = f", for want of {what}?" if (what := wants.get(process.exitcode)) else ""
-        return 1, Ended(f"{process.message}{why}", MachineError.exit_status, crashed=True)
-    if kind in (marks := {DeviceLost.__name__: 1, RankLost.__name__: 2}):
-        return marks[kind], Ended(words, MachineError.exit_status, crashed=True)
-    if process.exitcode > BUG and words:
-        return 0, Ended(words, process.exitcode, crashed=False)
-    return 3, Ended("this is a bug; the failed process's traceback is above", BUG, crashed=True)
+    failures = error.failures.values()
+    first = min(process.timestamp for process in failures)  # in seconds
+    candidates = [_explain(p) for p in failures if p.timestamp <= first + CASCADE_TIME]
+    return min(candidates, key=lambda pair: pair[0])[1]
+
+
+def _explain(process: Any) -> tuple[int, Failure]:
+    """Give how near a process's failure is to the cause, the nearest first, and the failure.
+
+    0: it gave the reason; 1: it was killed, or its GPU failed; 2: another process was gone; 3: bug.
+    """
+    # A dict is what `train.exit_with` recorded: "DeviceLost: a card failed".
+    record = process.message if isinstance(process.message, dict) else {"message": ""}
+    kind, _, text = record["message"].partition(": ")
+    if process.exitcode < 0:  # killed by the signal of that number
+        lacks = {-signal.SIGKILL: "memory", -signal.SIGBUS: "/dev/shm (docker: --shm-size=1g)"}
+        guess = f", for want of {lack}?" if (lack := lacks.get(process.exitcode)) else ""
+        return 1, Failure(f"{process.message}{guess}", MachineError.exit_status, crashed=True)
+    if kind in (order := {DeviceLost.__name__: 1, RankLost.__name__: 2}):
+        return order[kind], Failure(text, MachineError.exit_status, crashed=True)
+    if process.exitcode > BUG and text:
+        return 0, Failure(text, process.exitcode, crashed=False)
+    return 3, Failure("this is a bug; the failed process's traceback is above", BUG, crashed=True)
 
 
 def describe_saved(folder: Path, processes: int) -> str:
-    """Say what a stopped run leaves behind, and the command that goes on."""
+    """Say what a stopped run has saved, and the command that goes on with it."""
     if (folder / ADAPTER_WEIGHTS).exists():
         return f"the adapter is done: {how_to_measure(folder)}"
     checkpoint = newest_checkpoint(folder)
-    left = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
+    saved = f"{checkpoint} is whole" if checkpoint else "no checkpoint yet"
     config = quote(str(folder / "config.yaml"))
-    return f"{left}; go on: python {LAUNCHER} --config {config} --nproc {processes} --resume"
+    return f"{saved}; go on: python {LAUNCHER} --config {config} --nproc {processes} --resume"
 
 
-def with_next_step(ended: Ended, folder: Path, processes: int) -> Ended:
-    """Add what is left of the run, and that it can go on where it can."""
-    if not ended.crashed and ended.exit_status != STOPPED:
-        return ended
-    resumable = ended.exit_status == MachineError.exit_status and newest_checkpoint(folder)
-    status = STOPPED if resumable else ended.exit_status
-    return Ended(f"{ended}; {describe_saved(folder, processes)}", status, crashed=ended.crashed)
+def with_next_step(failure: Failure, folder: Path, processes: int) -> Failure:
+    """Add to a crash what is saved, and how to go on; `STOPPED` is the status where that helps."""
+    if not failure.crashed and failure.exit_status != STOPPED:
+        return failure
+    resumable = failure.exit_status == MachineError.exit_status and newest_checkpoint(folder)
+    status = STOPPED if resumable else failure.exit_status
+    saved = describe_saved(folder, processes)
+    return Failure(f"{failure}; {saved}", status, crashed=failure.crashed)

@@ -1,10 +1,10 @@
 """The training stage: what torchrun starts in each process, for a run folder that is prepared.
 
-    python launch_ddp.py                                        # does all of it, from novels on
+    python launch_ddp.py                                        # all stages, from novels on
     torchrun --nproc-per-node 2 -m wuxia_core.train RUN_FOLDER  # only this stage
 
-The loop is `wuxia_core.trainer`. Here the config becomes its arguments, base and mixture are
-loaded, and a failure becomes an exit status.
+The loop is `wuxia_core.trainer`. Here the config is translated for it, base and mixture are loaded,
+and a failure becomes an exit status.
 """
 
 import atexit
@@ -55,17 +55,19 @@ from wuxia_core.preflight import held_out_limits, save_steps
 from wuxia_core.text import one_line
 from wuxia_core.write import Sampling, continue_prompts, encode_prompt, seeded, training_precision
 
-NOT_TRAINERS = {
+# Keys of the section training that `TrainingArguments` lacks, or that are given to it otherwise.
+OWN_KEYS = {
     "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
 }  # fmt: skip
 
-OPENINGS, OPENING = 3, 20  # what is continued at each measurement, and characters of each
-PASSAGE = 40  # tokens that are written after each
-NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")  # not ncclRemoteError
+OPENING_COUNT, OPENING_LENGTH = 3, 20  # openings continued at each measurement; their characters
+PASSAGE_TOKENS = 40  # that are written after each opening
+# The failures of this process's own GPU or link; ncclRemoteError means that another one is gone.
+NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")
 
 
 def parse() -> Namespace:
-    """Read what the launcher says."""
+    """Read the command line: `folder`, `measure`, `start` (a checkpoint), `allow_changed`."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--measure", action="store_true", help="time the first steps, save nothing")
@@ -75,14 +77,14 @@ def parse() -> Namespace:
 
 
 def arguments(config: Config, options: Namespace) -> TrainingArguments:
-    """Translate the config for `Trainer`."""
+    """Translate the config for `Trainer`; `options` are those that `parse` reads."""
     folder, on_gpu = options.folder, model.best_device() == "cuda"
-    warmup = config.training.warmup_steps  # which the launcher has set
+    warmup = config.training.warmup_steps  # never None in a run that the launcher prepared
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     return TrainingArguments(
         output_dir=str(folder),
-        **config.training.model_dump(exclude=NOT_TRAINERS),
-        warmup_steps=0.05 if warmup is None else warmup,  # a share of the steps
+        **config.training.model_dump(exclude=OWN_KEYS),
+        warmup_steps=0.05 if warmup is None else warmup,  # below 1 a share of the steps
         eval_strategy="no" if options.measure else "steps",
         eval_on_start=not (options.measure or options.start),
         save_strategy="no" if options.measure else "steps",
@@ -98,30 +100,33 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
 
 
 def train(options: Namespace) -> loop.SpanTrainer:
-    """Train the adapter of a run folder, whose `config.yaml` says everything, and save it there."""
+    """Train the adapter that a run folder's `config.yaml` describes, and save it in the folder.
+
+    Raises `Stopped` after a signal that asks for it.
+    """
     folder, start = options.folder, options.start
     run.hold_lock(folder)
     config = load_config(folder / "config.yaml")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
-        # accelerate gives the time-out to GPUs alone
+        # accelerate passes the time-out on for GPUs only
         dist.init_process_group("gloo", timeout=timedelta(seconds=config.training.ddp_timeout))
-    # transformers 5.24 has a new name for it, which 5.23 does not know.
+    # transformers 5.24 deprecates the argument's name; 5.23 does not know the new one.
     warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
     if int(os.environ.get("RANK", 0)):
-        disable_progress_bar()  # the first process draws for all
-    args, stop = arguments(config, options), loop.StopOnSignal()
+        disable_progress_bar()  # transformers' bars are drawn by the first process
+    args, stop_on_signal = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
-    callbacks = [stop, loop.Progress(), loop.StopOnNonFinite()]
+    callbacks = [stop_on_signal, loop.Progress(), loop.StopOnNonFinite()]
     callbacks.append(loop.FirstSteps(stop=options.measure))
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
         run.clear_staging(folder)
     step = run.step_of(start) if start else 0
-    trainer.note({"event": "resumed" if step else "started", "step": step})
+    trainer.write_row({"event": "resumed" if step else "started", "step": step})
     trainer.train(resume_from_checkpoint=str(start) if start else None)
-    if stop.stopped_at:
-        raise Stopped(f"by a signal at step {stop.stopped_at}")
+    if stop_on_signal.stopped_at:
+        raise Stopped(f"by a signal at step {stop_on_signal.stopped_at}")
     if not options.measure and trainer.is_world_process_zero():
         loop.finish(trainer.accelerator.unwrap_model(trainer.model), folder)
     trainer.accelerator.wait_for_everyone()
@@ -132,7 +137,7 @@ def train(options: Namespace) -> loop.SpanTrainer:
 def make_trainer(
     config: Config, args: TrainingArguments, options: Namespace, callbacks: list[TrainerCallback]
 ) -> loop.SpanTrainer:
-    """Load base and mixture, and set up the loop; `ConfigError` at another's checkpoint."""
+    """Load base and mixture, and set up the loop; `ConfigError` at a checkpoint of another base."""
     folder, start, name = options.folder, options.start, model.base_path(config.model)
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
@@ -145,8 +150,8 @@ def make_trainer(
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     windows, documents = train_windows(mixture), config.evaluation.max_documents
     args.save_steps = save_steps(config, len(windows), args.world_size)
-    _, most = held_out_limits(config, len(windows), args.world_size)
-    held_out = held_out_windows(mixture, documents, config.training.seed, most)
+    _, window_limit = held_out_limits(config, len(windows), args.world_size)
+    held_out = held_out_windows(mixture, documents, config.training.seed, window_limit)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
@@ -166,15 +171,16 @@ def make_trainer(
         callbacks=callbacks,
     )
     trainer.facts = facts
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # which prints every logged row
     return trainer
 
 
 class Passages(TrainerCallback):
-    """Continue the same openings with the same draws at every measurement: the style comes.
+    """Continue the same openings with the same random numbers at every measurement.
 
-    The first rank does it alone. They are shown, and are a row of `metrics.jsonl`: `passages`, each
-    with its `prompt` and `text`; those of step 0 are the base's.
+    So the change of style can be read. Only the first rank does this. It prints the passages, and
+    adds them to `metrics.jsonl` as a row's `passages`, each with `prompt` and `text`; those of step
+    0 are the base's.
     """
 
     def __init__(self, folder: Path, tokenizer: Any, prompts: list[str]) -> None:
@@ -183,11 +189,11 @@ class Passages(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
-        """Write them in the precision of the training, drawn apart from the training's numbers."""
+        """Write the passages in the training's precision; its random numbers stay as they were."""
         if not state.is_world_process_zero:
             return
         rows = [encode_prompt(self._tokenizer, prompt, chat=False) for prompt in self._prompts]
-        settings = Sampling(PASSAGE).settings() | {"min_new_tokens": PASSAGE}
+        settings = Sampling(PASSAGE_TOKENS).settings() | {"min_new_tokens": PASSAGE_TOKENS}
         precision, draws = training_precision(model), seeded(model, args.seed)
         with precision, draws, torch.compiler.set_stance("force_eager"):
             texts = continue_prompts(model, self._tokenizer, rows, settings)
@@ -195,53 +201,56 @@ class Passages(TrainerCallback):
         passages = [{"prompt": prompt, "text": text} for prompt, text in pairs]
         row = {"step": state.global_step, "time": time.time(), "passages": passages}
         run.append(self._folder, row)
-        said = messages("training")["measured"]
-        lines = [said.format(step=state.global_step, bits=metrics[loop.JUDGED_BY])]
+        template = messages("training")["measured"]
+        lines = [template.format(step=state.global_step, bits=metrics[loop.BEST_METRIC])]
+        # The ends of prompt and text that meet, on a line of 80 columns; 汉字 take two each.
         lines += [f"  {one_line(prompt)[-12:]} → {one_line(text)[:24]}" for prompt, text in pairs]
         tqdm.write("\n".join(lines))
 
 
 def openings(mixture: Mixture, seed: int) -> list[str]:
-    """Take what comes first, behind the title, in three held-out chapters of 武侠, drawn by key."""
-    texts = mixture.texts(mixture.draw(seed, "wuxia", VALIDATION)[:OPENINGS])
-    return [(text.partition("\n")[2] or text).lstrip()[:OPENING] for text in texts]
+    """Take the first characters below the title of held-out 武侠 chapters that `seed` draws."""
+    texts = mixture.texts(mixture.draw(seed, "wuxia", VALIDATION)[:OPENING_COUNT])
+    return [(text.partition("\n")[2] or text).lstrip()[:OPENING_LENGTH] for text in texts]
 
 
 def main() -> None:
     """Train; a failure that is not a bug ends with its message and exit status."""
     for number in heeded_signals():
-        signal.signal(number, signal.SIG_DFL)  # the launcher says what stopped the run
+        signal.signal(number, signal.SIG_DFL)  # end at once; the launcher names the signal
     make_output_expendable()
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
-    kept = train(options)  # noqa: F841
-    # Freeing a DDP model can wait for ever for gloo's thread, which waits for the GIL: end before.
+    # The trainer is held until `os._exit`: freeing a DDP model can wait for ever for gloo's thread,
+    # which itself waits for the GIL.
+    trainer = train(options)  # noqa: F841
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(0)
 
 
 def exit_with(error: BaseException, folder: Path) -> None:
-    """Tell the launcher what went wrong and end with its status; a bug prints its traceback.
+    """Tell the launcher what went wrong, and end this process with the error's exit status.
 
-    At once: the other processes may be anywhere, and a proper end would wait for them.
+    The traceback of a bug is printed. The process ends without cleaning up, which would wait for
+    the other processes, whatever these are doing.
     """
-    known = as_user_error(error, folder)
-    if known:
-        get_error_handler().record_exception(known)
-        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # no launcher says it
-            print(f"error: {presentable(str(known))}", file=sys.stderr)
+    user_error = as_user_error(error, folder)
+    if user_error:
+        get_error_handler().record_exception(user_error)  # into the file that the launcher reads
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # without a launcher
+            print(f"error: {presentable(str(user_error))}", file=sys.stderr)
     else:
-        traceback.print_exception(error, file=sys.__stderr__)  # torch puts a buffer before it
+        traceback.print_exception(error, file=sys.__stderr__)  # torch may buffer `sys.stderr`
     sys.stdout.flush()
-    os._exit(known.exit_status if known else BUG)
+    os._exit(user_error.exit_status if user_error else BUG)
 
 
 def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
-    """Say what a failure means to the user; None for a bug."""
+    """Translate an exception into an error with a message for the user; give None for a bug."""
     if isinstance(error, WuxiaError):
         return error
-    first, *_, last = (str(error).splitlines() or [""]) * 2
+    first, *_, last = (str(error).splitlines() or [""]) * 2  # lines of the message, maybe the same
     if isinstance(error, (MemoryError, RuntimeError)) and lacks_memory(error):
         return MachineError(f"out of memory ({first}); {model.LESS_MEMORY}")
     if isinstance(error, dist.DistError) and "/dev/shm" in str(error):
@@ -258,9 +267,10 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
 
 
 def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
-    """Hash the config, the mixture's manifest and the base, and name the versions.
+    """Hash what the adapter depends on: `config`, `data` and `base`; add the package `versions`.
 
-    Of each weight of the base its name, its shape and its first values tell models apart.
+    Of the base, the name, the shape and the first 1,024 values of each weight are hashed: enough to
+    tell models apart.
     """
     digest = hashlib.sha256()
     for name, weight in base.named_parameters():
@@ -272,7 +282,11 @@ def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
 
 
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
-    """Write what the run runs on to `environment.json`."""
+    """Write to `environment.json` which machine, versions and number of processes a run has.
+
+    `launcher` is its host name and process id (the parent's of this process), by which
+    `run.is_main_launcher` knows the launcher of the first process.
+    """
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,8 +1,8 @@
 """transformers' `Trainer` with what it lacks, and the callbacks of a run.
 
-`SpanTrainer` has an epoch that travels with each window, checkpoints that are whole or not there,
-and an exact measurement of held-out text. The callbacks time the first steps, keep the best
-adapter, and stop at a number that is not finite or at a signal.
+`SpanTrainer` tells the collator the epoch of each window, writes checkpoints that are complete or
+absent, and measures held-out text exactly. The callbacks draw the progress bar, time the first
+steps, keep the best adapter, and stop at a number that is not finite or at a signal.
 """
 
 import math
@@ -36,87 +36,86 @@ from wuxia_core.messages import messages
 from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, LOGITS, LOSS_LOGITS, write_adapter
 
-BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-WARM_UP, TIMED_STEPS = 2, 20
-JUDGED_BY = "eval_wuxia_bits_per_char"
+BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+TIMED_STEPS, WARM_UP_STEPS = 20, 2  # steps after which the time is told; of these not counted
+BEST_METRIC = "eval_wuxia_bits_per_char"  # which adapter is the best; lower is better
 Flags = npt.NDArray[np.bool_]
 
 
 class Progress(TrainerCallback):
-    """One bar for the whole training, on the first rank; all figures are in `metrics.jsonl`."""
+    """Draw one bar for the whole training, on the first rank; `metrics.jsonl` has the figures."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw it, from the step on that a run goes on from."""
-        elsewhere = not state.is_world_process_zero
-        how = {"initial": state.global_step, "dynamic_ncols": True, "bar_format": BAR}
-        self._bar = tqdm(total=state.max_steps, disable=elsewhere, **how)
-        self._said = messages("training")
+        """Draw the bar, at the step that a resumed run goes on from."""
+        style = {"initial": state.global_step, "dynamic_ncols": True, "bar_format": BAR_FORMAT}
+        self._bar = tqdm(total=state.max_steps, disable=not state.is_world_process_zero, **style)
+        self._labels = messages("training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move on."""
-        self._bar.set_description(self._said["steps"], refresh=False)
+        """Advance the bar by a step."""
+        self._bar.set_description(self._labels["steps"], refresh=False)
         self._bar.update()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say that held-out text is measured, and count the seconds meanwhile."""
-        self._bar.set_description(self._said["measuring"])
+        """Label the bar as measuring held-out text; drawing it again updates its clock."""
+        self._bar.set_description(self._labels["measuring"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the newest loss."""
+        """Show the newest loss beside the bar."""
         if "loss" in logs:
             self._bar.set_postfix_str(f"loss {logs['loss']:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave it as it is after the last step."""
-        self._bar.set_description(self._said["steps"])
+        """Close the bar, which stays on the screen as it is after the last step."""
+        self._bar.set_description(self._labels["steps"])
         self._bar.close()
 
 
 class FirstSteps(TrainerCallback):
-    """Time the first steps and say how long the run takes at that rate, and the peak of memory.
+    """Time the first 20 steps; print the hours of the run at that rate, and the peak of memory.
 
-    The first two are not counted: they warm the device up.
+    The first two are not counted: the device warms up. With `stop` training ends after them all.
     """
 
     def __init__(self, *, stop: bool) -> None:
-        self._stop, self._began = stop, 0.0
-        self._seconds: list[float] = []
+        self._stop, self._step_start = stop, 0.0
+        self._seconds: list[float] = []  # of each step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock; between steps held-out text is measured and checkpoints are saved."""
-        self._began = time.monotonic()
+        self._step_start = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the clock; say what it shows after the twentieth step."""
-        self._seconds.append(time.monotonic() - self._began)
+        """Stop the clock; after the last timed step print the mean and what follows from it."""
+        self._seconds.append(time.monotonic() - self._step_start)
         if len(self._seconds) != min(TIMED_STEPS, state.max_steps):
             return
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
-            timed = self._seconds[WARM_UP:] or self._seconds[-1:]
-            a_step = mean(timed)
-            tokens = state.num_input_tokens_seen / state.global_step / a_step
+            counted = self._seconds[WARM_UP_STEPS:] or self._seconds[-1:]
+            seconds = mean(counted)
+            rate = state.num_input_tokens_seen / state.global_step / seconds  # tokens/s
             tqdm.write(
-                f"measured over {len(timed)} steps: {a_step:.2f} s a step, {tokens:,.0f} "
+                f"measured over {len(counted)} steps: {seconds:.2f} s a step, {rate:,.0f} "
                 f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
-                f"{state.max_steps * a_step / 3600:.2f} hours for all {state.max_steps} steps"
+                f"{state.max_steps * seconds / 3600:.2f} hours for all {state.max_steps} steps"
             )
 
 
 def peak_memory() -> int:
-    """Bytes this process had at most: on a card what the allocator reserved, else resident."""
+    """Give the most bytes that this process held: what torch reserved on a GPU, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Keep this adapter as the best, `best-STEP`, in place of the one before; return its folder."""
+    """Save the adapter as `folder/best-STEP`, delete the best one before, and return the path."""
     staged = folder / f"{run.STAGING}best" / f"best-{step}"
     staged.mkdir(parents=True)
     write_adapter(model, staged)
     run.write_manifest(staged, {"step": step})
-    # Whoever crashes here goes on from a step before this one, and measures it again.
+    # A run that crashes here resumes from a checkpoint before this step, and measures it again.
     for older in folder.glob("best-[0-9]*"):
         shutil.rmtree(older)
     run.publish(staged, folder)
@@ -124,7 +123,7 @@ def save_best(model: Any, folder: Path, step: int) -> Path:
 
 
 def finish(model: Any, folder: Path) -> None:
-    """Put the best adapter, or where none was measured this one, at the top of the run folder."""
+    """Move the best adapter's files into the run folder; those of `model` where none was saved."""
     best = next(folder.glob("best-[1-9]*"), None) or save_best(model, folder, step=0)
     for path in (best / name for name in ADAPTER_FILES):
         if path.exists():  # one may have been moved before a crash
@@ -133,107 +132,108 @@ def finish(model: Any, folder: Path) -> None:
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stop before an update that would break the adapter; every rank sees the same numbers."""
+    """Raise `NonFiniteError` before an update that would break the adapter, on every rank alike."""
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any, **_: Any
     ) -> None:
-        """Look at the gradients, after clipping and after DDP has averaged them."""
-        if not args.fp16:  # its loss scaler meets infinities on purpose and skips those steps
+        """Check the norm of the gradients, after clipping and after DDP has averaged them."""
+        if not args.fp16:  # whose loss scaler makes infinities on purpose, and skips those steps
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-            self._check(math.isfinite(norm), "gradient", state.global_step + 1)
+            self._check(norm, "gradient", state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Look at the logged loss, which with fp16 is all there is to look at."""
-        self._check(math.isfinite(logs.get("loss", 0)), "loss", state.global_step)
+        """Check the logged loss; with fp16 no other check is made."""
+        self._check(logs.get("loss", 0), "loss", state.global_step)
 
-    def _check(self, finite: bool, what: str, step: int) -> None:
-        if not finite:
+    def _check(self, number: float | torch.Tensor, name: str, step: int) -> None:
+        if not math.isfinite(number):
             remedy = "lower training.learning_rate, or look at the text of that step"
-            raise NonFiniteError(f"the {what} at step {step} is not a finite number; {remedy}")
+            raise NonFiniteError(f"the {name} at step {step} is not a finite number; {remedy}")
 
 
 class StopOnSignal(TrainerCallback):
-    """Save and stop at the end of a step in which any rank got a signal that asks for it.
+    """Save and stop at the end of a step in which any rank got one of `heeded_signals`.
 
-    All ranks agree on it, so that all of them save. A launcher that is gone counts as a signal.
+    The ranks tell each other, so that all save. The death of the launcher counts as a signal.
     """
 
     def __init__(self) -> None:
-        self._signalled, self._launcher = False, os.getppid()
-        self.stopped_at: int | None = None
+        self._signalled, self._launcher_pid = False, os.getppid()
+        self.stopped_at: int | None = None  # the step after which a signal stopped the run
         for number in heeded_signals():
-            signal.signal(number, self._note)
+            signal.signal(number, self._on_signal)
 
-    def _note(self, *_: Any) -> None:
+    def _on_signal(self, *_: Any) -> None:
         self._signalled = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Make up for a measurement that was cut off, so that the same adapter is found best."""
-        step, last = state.global_step, (state.log_history or [{}])[-1]
+        """Have a resumed run first make the measurement of its step, if the stop cut that off."""
+        step, last_row = state.global_step, (state.log_history or [{}])[-1]
         due = step % state.eval_steps == 0 or step == state.max_steps
         if step and due and args.eval_strategy != "no":
-            args.eval_on_start = not any(name.startswith("eval") for name in last)
+            args.eval_on_start = not any(name.startswith("eval") for name in last_row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        """Stop where any rank has to; the last step ends the run anyway."""
+        """Stop where any rank got a signal; after the last step the run ends anyway."""
         if state.global_step < state.max_steps:
             self.on_prediction_step(args, state, control, **named)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop where any rank has to; a measurement is cut off, the first one for a step's sake."""
-        here = self._signalled or os.getppid() != self._launcher
-        anywhere = torch.tensor(int(here), device=args.device)
+        """Stop where any rank got a signal, also within a measurement, which is cut off.
+
+        `Trainer` heeds this after a step: one is still done after a measurement at the start.
+        """
+        signalled = self._signalled or os.getppid() != self._launcher_pid
+        stop = torch.tensor(int(signalled), device=args.device)
         if dist.is_initialized():
-            dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-        if anywhere:
+            dist.all_reduce(stop, dist.ReduceOp.MAX)  # 1 where any rank has 1
+        if stop:
             control.should_save = control.should_training_stop = control.should_epoch_stop = True
             self.stopped_at = state.global_step
 
 
 class KeepBest(TrainerCallback):
-    """Keep the adapter with the fewest held-out bits per character; stop when none gets better.
+    """Save the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    Which one that is stands in `Trainer`'s state, and so in each checkpoint; the untrained one is
-    none. `patience` is a number of measurements, None for no early stop. A run that resumes before
-    the step of the kept adapter judges anew from there on.
+    Its step and bits are in `Trainer`'s state, and so in each checkpoint; step 0 does not count.
+    `patience` is a number of measurements, None for no early stop. A run that resumes before the
+    step of the saved adapter starts to compare anew.
     """
 
     def __init__(self, folder: Path, patience: int | None) -> None:
         self._folder, self._patience = folder, patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Forget a best adapter that is not there any more."""
+        """Forget a best adapter whose folder a later one has replaced."""
         if not (self._folder / f"best-{state.best_global_step}").exists():
             state.best_metric = None
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
-        """Save the adapter where it is the best so far; stop after `patience` that were not."""
+        """Save the adapter where it is the best so far; stop after `patience` worse ones."""
         step = state.global_step
         if not step:
             return
-        if state.best_metric is None or metrics[JUDGED_BY] < state.best_metric:
-            state.best_metric, state.best_global_step = metrics[JUDGED_BY], step
+        if state.best_metric is None or metrics[BEST_METRIC] < state.best_metric:
+            state.best_metric, state.best_global_step = metrics[BEST_METRIC], step
             if state.is_world_process_zero:
                 save_best(model, self._folder, step)
         elif self._patience:
-            since = (step - state.best_global_step) / state.eval_steps
-            control.should_training_stop |= since >= self._patience
+            worse_count = (step - state.best_global_step) / state.eval_steps
+            control.should_training_stop |= worse_count >= self._patience
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
     """Yield `(epoch, row)` in an order that depends only on (seed, epoch).
 
-    The last step of an epoch is filled up from the epoch's first rows, so that every step has the
-    effective batch, however many processes share it. `packed` windows, which need an attention
-    mask, share a device's batch with each other, so that the others do without. With `by_turns`
-    rows of even and odd number take turns, so that half of a batch is of each kind that `mixed`
-    makes of them.
-
-    It is a callback too, since accelerate does not tell it the epoch where one is resumed.
+    The last step of an epoch is filled up to `effective_batch` from the epoch's first rows. Windows
+    `packed` from several texts need an attention mask: they share batches with each other, so that
+    most batches do without. With `by_turns` even and odd rows alternate: the objective `mixed`
+    masks the even ones in one epoch and the odd ones in the next, and so half of each batch.
+    The sampler is a callback too, since accelerate does not tell it the epoch of a resumed run.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
     ) -> None:
         self._packed, self._seed, self._batch = torch.from_numpy(packed), seed, batch
         self._by_turns, self.epoch = by_turns, 0
-        self.steps = -(-len(packed) // effective_batch)  # an epoch
+        self.steps = -(-len(packed) // effective_batch)  # of an epoch, rounded up
         self._length = self.steps * effective_batch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -253,32 +253,33 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Shuffle the rows, packed ones last, fill up the last step, then shuffle the batches."""
+        # The factor, a prime larger than any epoch, gives each (seed, epoch) its own number.
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         size = len(self._packed)
         order = torch.randperm(size, generator=generator)
         order = order[torch.argsort(self._packed[order].int(), stable=True)]
         if self._by_turns:
-            parity = order % 2
-            rank = torch.where(parity == 1, parity.cumsum(0), (1 - parity).cumsum(0))  # among those
-            order = order[(2 * rank + parity).argsort()]
+            odd = order % 2  # (size,); `place` counts the rows of the same parity up to each row
+            place = torch.where(odd == 1, odd.cumsum(0), (1 - odd).cumsum(0))
+            order = order[(2 * place + odd).argsort()]
         batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self.epoch, row
 
 
 class SpanTrainer(Trainer):
-    """Trainer whose samples know their epoch, and which measures held-out text exactly.
+    """Trainer whose samples carry their epoch, and which measures held-out text exactly.
 
-    Its checkpoints appear whole, under their name, or not at all. All ranks write
-    into a folder aside; the first adds the manifest and renames it. A rank that cannot write tells
-    the others; then older checkpoints make room, and all try once more.
+    A checkpoint appears complete or not at all: all ranks write into a staging folder, then the
+    first rank adds the manifest and renames the folder. A rank that cannot write tells the others;
+    then old checkpoints are deleted to make room, and all ranks try once more.
     """
 
-    facts: dict[str, Any]  # what a checkpoint's manifest says besides
-    _logged: tuple[float, int] | None = None
+    facts: dict[str, Any]  # `train.dependencies`, which go into each checkpoint's manifest
+    _last_log: tuple[float, int] | None = None  # its time in seconds, the tokens seen until then
 
-    def note(self, row: dict[str, Any]) -> None:
-        """Add a row to `metrics.jsonl`: what was logged, or when the run starts and saves."""
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Add a row to `metrics.jsonl`: logged figures, or that the run started or saved."""
         if self.is_world_process_zero():
             now = {"step": self.state.global_step, "time": time.time()}
             run.append(Path(self.args.output_dir), now | row)
@@ -289,30 +290,32 @@ class SpanTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save = super()._save_checkpoint
         for _ in range(2):
-            problem = self._tried(save, model, trial) or self._tried(self._publish)
-            self._tried(self._make_room, run.FEWEST if problem else self.args.save_total_limit)
+            problem = self._attempt(save, model, trial) or self._attempt(self._publish)
+            self._attempt(self._prune, run.FEWEST if problem else self.args.save_total_limit)
             if not problem:
-                return self.note({"event": "checkpoint"})
+                return self.write_row({"event": "checkpoint"})
         raise MachineError(
             f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} cannot be "
             f"written ({problem}); free some space and go on with --resume from the one before"
         )
 
-    def _tried(self, work: Callable[..., None], *arguments: Any) -> str | None:
-        """Do something on all ranks; tell every rank the first thing that went wrong on any."""
+    def _attempt(self, work: Callable[..., None], *arguments: Any) -> str | None:
+        """Call `work` on all ranks; return the first rank's failure in a line, None without any."""
         problem = None
         try:
             work(*arguments)
         except (OSError, RuntimeError, SafetensorError) as error:
             problem = (str(error).splitlines() or [type(error).__name__])[0]
-        return next(filter(None, gather_object([problem])), None)  # waits for all
+        return next(filter(None, gather_object([problem])), None)  # waits for all ranks
 
-    def _make_room(self, kept: int) -> None:
+    def _prune(self, limit: int) -> None:
+        """Delete, on the first rank, staging folders and all but the newest `limit` checkpoints."""
         if self.is_world_process_zero():
             run.clear_staging(Path(self.args.output_dir))
-            run.prune(Path(self.args.output_dir), kept)
+            run.prune(Path(self.args.output_dir), limit)
 
     def _publish(self) -> None:
+        """Add the manifest to the staged checkpoint and rename it into place, on the first rank."""
         if self.is_world_process_zero():
             step, ranks = self.state.global_step, self.args.world_size
             staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
@@ -324,61 +327,61 @@ class SpanTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
         args = self.args
         batch = args.per_device_train_batch_size
-        step = batch * args.gradient_accumulation_steps * args.world_size
+        effective = batch * args.gradient_accumulation_steps * args.world_size
         by_turns = self.data_collator.objective == "mixed"
-        sampler = EpochSampler(self.train_dataset.packed, args.seed, batch, step, by_turns)
+        sampler = EpochSampler(self.train_dataset.packed, args.seed, batch, effective, by_turns)
         self.add_callback(sampler)
         return sampler
 
     def get_batch_samples(self, *arguments: Any) -> Any:
-        """Take a step's batches, and count their tokens on all ranks."""
-        batches, items = super().get_batch_samples(*arguments)
+        """Give a step's batches and their number of targets; count the tokens of all ranks."""
+        batches, target_count = super().get_batch_samples(*arguments)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        everywhere = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
-        self.state.num_input_tokens_seen += int(everywhere)
-        return batches, items
+        total = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
+        self.state.num_input_tokens_seen += int(total)
+        return batches, target_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the throughput since the last row, and the peak of memory."""
-        now, seen = time.monotonic(), self.state.num_input_tokens_seen
+        """Log figures; beside a loss, the throughput since the last one and the peak of memory."""
+        now, tokens = time.monotonic(), self.state.num_input_tokens_seen
         if "loss" in logs:
-            if self._logged:
-                logs["tokens_per_second"] = (seen - self._logged[1]) / (now - self._logged[0])
+            if self._last_log:
+                logs["tokens_per_second"] = (tokens - self._last_log[1]) / (now - self._last_log[0])
             logs["memory_gib"] = peak_memory() / 2**30
-            self._logged = now, seen
+            self._last_log = now, tokens
         super().log(logs, start_time)
-        self.note(logs)
+        self.write_row(logs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure and log each source's held-out windows.
+        """Measure and log each source's held-out windows; return the metrics, {} if cut off.
 
-        In nats per masked token, the masks being those of epoch 0, and in bits per character, left
-        to right within a window.
+        `eval_SOURCE_loss` is in nats per masked token, with the masks of epoch 0;
+        `eval_SOURCE_bits_per_char` is for all tokens, left to right within a window.
         """
         self.model.eval()
         batch = self.args.per_device_eval_batch_size
         masked = replace(self.data_collator, objective="masked")
-        plain = replace(self.data_collator, objective="clm")
+        clm = replace(self.data_collator, objective="clm")
         metrics = {}
         for source, windows in self.eval_dataset.items():
-            nats, tokens = self._nats(windows, masked, batch)
-            metrics[f"eval_{source}_loss"] = nats / max(tokens, 1)
+            nats, targets = self._score(windows, masked, batch)
+            metrics[f"eval_{source}_loss"] = nats / max(targets, 1)
             longest = max(len(windows[row].input_ids) for row in range(len(windows)))
-            fits = LOGITS // (longest * self.model.config.vocab_size)
-            bits = self._nats(windows, plain, max(1, min(batch, fits)))[0] / math.log(2)
+            batch_limit = LOGITS // (longest * self.model.config.vocab_size)
+            bits = self._score(windows, clm, max(1, min(batch, batch_limit)))[0] / math.log(2)
             metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
-        if self.control.should_epoch_stop:  # a signal cut it off
+        if self.control.should_epoch_stop:  # a signal cut the measurement off
             self.control.should_evaluate = False
             return {}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._logged = time.monotonic(), self.state.num_input_tokens_seen
+        self._last_log = time.monotonic(), self.state.num_input_tokens_seen
         return metrics
 
     @torch.no_grad()
-    def _nats(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
-        """Sum nats and targets over all ranks; rows that fill up the last batch do not count."""
-        rows = []
+    def _score(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
+        """Sum nats and targets over all ranks; rows repeated to fill the last batch don't count."""
+        sums = []
         loader: Any = DataLoader(windows, batch_size=batch, collate_fn=collator)  # type: ignore[arg-type]
         for inputs in self.accelerator.prepare_data_loader(loader):
             labels = inputs.pop("labels")
@@ -386,13 +389,13 @@ class SpanTrainer(Trainer):
             logits = self.model(**inputs).logits.float()
             nats = torch.zeros(labels.shape, device=labels.device)
             nats[targets] = F.cross_entropy(logits, labels[targets], reduction="none")
-            sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
-            rows.append(self.accelerator.gather_for_metrics(sums))
+            row_sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
+            sums.append(self.accelerator.gather_for_metrics(row_sums))
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if self.control.should_epoch_stop:
                 break
-        nats_sum, targets_sum = torch.cat(rows).double().sum(0).tolist()
-        return nats_sum, targets_sum
+        nats_sum, target_count = torch.cat(sums).double().sum(0).tolist()
+        return nats_sum, target_count
 
 
 def masked_cross_entropy(
@@ -404,7 +407,8 @@ def masked_cross_entropy(
     ----------
     outputs : CausalLMOutput
         `.logits` is (N, V): one row for each target, because the collator's `logits_to_keep`
-        keeps position i - 1 for token i before the vocabulary projection. Overwritten.
+        keeps position i - 1 for token i before the vocabulary projection. The logits are
+        overwritten by their gradient, so that no second (N, V) table is held.
     labels : (B, T) int64
         Token ids at the N target positions, -100 elsewhere and in column 0.
     num_items_in_batch : scalar
@@ -413,35 +417,34 @@ def masked_cross_entropy(
 
     Returns
     -------
-    Scalar, nats per target once summed over accumulation steps and ranks.
+    Scalar whose sum over accumulation steps and ranks is the step's mean, in nats per target.
     """
     targets = labels[labels != IGNORE_INDEX]  # (N,) in the row-major order of the logits
-    summed: Any = SummedCrossEntropy.apply
-    total: torch.Tensor = summed(outputs.logits, targets)
-    return total / num_items_in_batch.clamp(min=1)  # a step may have no targets
+    cross_entropy: Any = SummedCrossEntropy.apply
+    nats: torch.Tensor = cross_entropy(outputs.logits, targets)
+    return nats / num_items_in_batch.clamp(min=1)  # a step may have no targets
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy that writes its gradient over the logits, some rows at a time.
+    """Summed cross-entropy that overwrites the logits by their gradient, some rows at a time.
 
-    Where every token of 4 x 1,024 is a target, the usual one holds four tables of the logits' size,
-    two of them in float32.
+    PyTorch's own holds four tables of the logits' size, (N, V), two of them in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum the nats of `targets` (N,), and make `logits` (N, V) softmax less one-hot."""
+        """Sum the nats of `targets` (N,); overwrite `logits` (N, V) by softmax minus one-hot."""
         rows = max(1, LOSS_LOGITS // logits.shape[1])
         nats = []
-        for part, ids in zip(logits.split(rows), targets.split(rows), strict=True):
+        for part, part_targets in zip(logits.split(rows), targets.split(rows), strict=True):
             log_p = F.log_softmax(part, -1, dtype=torch.float32)
-            chosen = ids[:, None]
-            nats.append(-log_p.gather(1, chosen).sum())
-            part.copy_(log_p.exp_().scatter_add_(1, chosen, log_p.new_full(chosen.shape, -1)))
+            columns = part_targets[:, None]
+            nats.append(-log_p.gather(1, columns).sum())
+            part.copy_(log_p.exp_().scatter_add_(1, columns, log_p.new_full(columns.shape, -1)))
         ctx.save_for_backward(logits)
         return torch.stack(nats).sum()
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Scale the gradient, (N, V)."""
-        return ctx.saved_tensors[0].mul_(scale), None
+    def backward(ctx: Any, grad_sum: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Multiply the stored gradient (N, V) by that of the sum, a scalar; targets have none."""
+        return ctx.saved_tensors[0].mul_(grad_sum), None

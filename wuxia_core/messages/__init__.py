@@ -1,4 +1,7 @@
-"""What a reader is told, in Chinese (`zh.toml`) or English (`en.toml`); errors and logs are not."""
+"""The sentences for a reader, in Chinese (`zh.toml`) or English (`en.toml`).
+
+Errors and logs are in English only, and not here.
+"""
 
 import functools
 import os
@@ -9,28 +12,31 @@ from typing import Any
 from wuxia_core.errors import ConfigError
 
 LANGUAGES = ("zh", "en")
-LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set counts
+LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # environment variables; the first that is set counts
 
 
 def language() -> str:
-    """Give `zh` or `en`: what `WUXIA_LANG` says, else the locale's; English where it is another's.
+    """Give the reader's language: `WUXIA_LANG`, else `zh` for a Chinese locale and `en` for others.
 
-    Raises `ConfigError` where `WUXIA_LANG` is something else.
+    Raises `ConfigError` where `WUXIA_LANG` is neither `zh` nor `en`.
     """
-    if asked := os.environ.get("WUXIA_LANG"):
-        if asked not in LANGUAGES:
-            raise ConfigError(f"WUXIA_LANG={asked}: must be {' or '.join(LANGUAGES)}")
-        return asked
+    if choice := os.environ.get("WUXIA_LANG"):
+        if choice not in LANGUAGES:
+            raise ConfigError(f"WUXIA_LANG={choice}: must be {' or '.join(LANGUAGES)}")
+        return choice
     locale = next(filter(None, map(os.environ.get, LOCALE)), "")
     return "zh" if locale.lower().startswith("zh") else "en"
 
 
 def messages(section: str) -> dict[str, Any]:
-    """Read the messages of a section in the reader's language; figures stand in braces."""
-    found: dict[str, Any] = _read(language())[section]
-    return found
+    """Read a section's messages, in the reader's language: templates with figures in braces.
+
+    In English `messages("training")["steps"]` is `"training"`.
+    """
+    templates: dict[str, Any] = _read(language())[section]
+    return templates
 
 
 @functools.cache
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
+def _read(language: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(f"{language}.toml").read_text(encoding="utf-8"))
