@@ -86,15 +86,16 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     proofs = {match["proof"] for match in words} - {None}  # words that only notices use
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
         return False
-    calls = sum(points for name, points in CALL_POINTS.items() if pattern(name).search(line))
-    listed = 2 * (len(proofs) > 1 and not SENTENCE.search(line))  # points for words in a list
-    if not (calls or points_around or listed or len(proofs) > (1 if points_at_edge else 2)):
+    call_points = sum(n for name, n in CALL_POINTS.items() if pattern(name).search(line))
+    list_points = 2 * (len(proofs) > 1 and not SENTENCE.search(line))  # words without a sentence
+    # With no such points a line needs three different proofs, or two at a chapter's edge.
+    if not (call_points or points_around or list_points or len(proofs) > 2 - bool(points_at_edge)):
         return False
-    points = points_around + points_at_edge + calls + listed + min(len(proofs), 2)
+    points = points_around + points_at_edge + call_points + list_points + min(len(proofs), 2)
     letters = len(LETTER.findall(line))
     share = sum(map(len, (match.group() for match in words))) / letters
     is_dense = sum(map(len, (match["proof"] or "" for match in words))) >= DENSE * letters
-    least_share = LEAST if calls or points_around > 1 or listed else LEAST_UNCALLED
+    least_share = LEAST if call_points or points_around > 1 or list_points else LEAST_UNCALLED
     return is_dense and share >= least_share and share + POINT * points >= ENOUGH
 
 
