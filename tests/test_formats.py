@@ -366,7 +366,7 @@ def test_what_is_damaged_or_malicious_has_one_clear_reason(tmp_path, caplog, nam
 def test_what_unpacks_to_far_more_than_a_book_is_not_unpacked(tmp_path, monkeypatch, name, sizes):
     monkeypatch.setattr(formats, "LARGEST", 1_000_000)
     members = {f"{n}.txt": b"0" * size for n, size in enumerate(sizes)}
-    write(tmp_path, name, packed(members | {formats.PARTS.get(name[1:], "x.txt"): "x"}))
+    write(tmp_path, name, packed(members | {formats.MAIN_MEMBER.get(name[1:], "x.txt"): "x"}))
     write(tmp_path, "好.txt", TEXT)
     reports = [FileReport(file) for file in find_files(tmp_path, None)]
     assert len([document for report in reports for document in read_documents(report)]) == 4

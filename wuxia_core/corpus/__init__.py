@@ -10,7 +10,6 @@ from wuxia_core.corpus.overlap import (
     DuplicateIndex,
     HeldOutNgrams,
     Leakage,
-    SameBook,
     drop_sentences,
     to_simplified,
 )

@@ -1,8 +1,9 @@
 """Cut a text into chapters, or into parts where it has none.
 
-A heading is not known by its wording alone. Lines that begin with a number are gathered by their
-form, and the form whose numbers go on through the book is that of its chapters: a list inside the
-story does not reach through it, and a sentence that begins like a heading repeats a number.
+A heading is not told by its wording alone. Lines that begin with a number are grouped by their
+form, and the form whose numbers go on through the book is that of its chapters: the numbers of a
+list inside the story do not reach through the book, and a sentence that begins like a heading
+repeats a number.
 """
 
 import math
@@ -18,13 +19,13 @@ from pathlib import Path
 from wuxia_core.errors import DataError
 from wuxia_core.text import Edit, join_pattern
 
-SECTION = 3000  # characters: length of a part where a book has no chapters
-LONGEST = 30_000  # characters: in a longer chapter some heading was hardly found
-LONE = 20  # characters: a heading with less text behind it opens no chapter
-FEWEST = 3  # chapters whose numbers go on
-SHORT = 100  # characters: a longer front is a part; a longer note says what only authors do
-WINDOW = 40  # lines that look like headings may stand between two headings
-TITLE = 40  # characters of a title behind a mere number
+PART_LENGTH = 3000  # characters: of a part where a book has no chapters
+LONGEST_CHAPTER = 30_000  # characters: in a longer one some heading was probably missed
+LEAST_TEXT = 20  # characters: a heading with less text behind it opens no chapter
+FEWEST_CHAPTERS = 3  # fewer numbers that go on are no proof of chapters
+SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs words of authors
+MOST_BETWEEN = 40  # lines that look like headings may stand between two headings
+LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -34,32 +35,41 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(join_pattern(FORMS, name), re.MULTILINE)
 
 
+# Units that stand behind a number: of chapters (章回), of chapters or sections of them (节话), of
+# volumes (卷部), and those that prove a heading.
 CHAPTERS, PARTS, VOLUMES, TRUSTED = (
     frozenset(join_pattern(FORMS, name)) for name in ("chapters", "parts", "volumes", "trusted")
 )
-HEADING, NAMED, LINE, KNOWN = map(_pattern, ("heading", "named", "line", "known"))
-OPENING, TAIL, RULED, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
-ASIDE, AUTHORS = _pattern("aside"), _pattern("authors")
-MISREAD = str.maketrans("两—－", "二一一")
+# Any heading; one without a number (楔子); a line that begins with a number; and what may stand
+# before 第 in a heading (正文, 第一卷).
+HEADING, UNNUMBERED, NUMBERED, PREFIX = map(_pattern, ("heading", "named", "line", "known"))
+# Beside a title: a story's opening words (话说), calls for votes, a rule of dashes with the title
+# below it. And a heading inside a line.
+OPENING, CALLS, RULE, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
+ASIDE, AUTHORS = _pattern("aside"), _pattern("authors")  # 完本感言; what only authors write of
+# Numerals that `unicodedata.numeric` does not know: 两, and dashes that were typed for 一.
+NUMERALS = str.maketrans("两—－", "二一一")
 
 
 @dataclass(eq=False)
-class _Line:
-    """A line that may be a heading; the lines of one family count the same things."""
+class _Candidate:
+    """A line that may be a heading. The numbers of lines of one family count the same things."""
 
     start: int
-    end: int  # of the title
+    end: int  # of the title; prose may stand behind it on the line
     number: float = math.nan
-    title: str = ""  # its letters
-    family: tuple[int | str | bool, ...] = ()  # first its rank: chapters, sections, other numbers
-    style: tuple[str | bool, ...] = ()
+    title: str = ""  # its letters, without signs and digits
+    # First a rank (0 chapters, 1 sections of chapters, 2 all else), then a unit (章, 卷), or else
+    # the word before the number, and the number's form. Empty for a heading without a number.
+    family: tuple[int | str | bool, ...] = ()
+    style: tuple[str | bool, ...] = ()  # how the line is written: signs, digits, a comma
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
 
 def chapter(text: str, number: int) -> str:
-    """Give one chapter of a cleaned text, by its place from 1 on.
+    """Give the text of one chapter of a cleaned book; chapters are counted from 1.
 
-    Raises `DataError` where there is none.
+    Raises `DataError` where no chapter has that number.
     """
     parts = split_chapters(text)
     if not 1 <= number <= len(parts):
@@ -68,74 +78,86 @@ def chapter(text: str, number: int) -> str:
 
 
 def split_chapters(text: str) -> list[tuple[str, str]]:
-    """Cut cleaned text into `(heading, text)`; the heading is the first line of its text.
+    """Cut cleaned text into parts, `(heading, text)`; the heading is also the text's first line.
 
-    A heading without text behind it (a table of contents, the name of a volume, a doubled one)
-    opens no chapter but stands above the next; neighbours of one number and title are one. What
-    stands before the first chapter is a part without heading, or goes to the first chapter if it
-    is under 100 characters. A book without headings, or with one or two that leave a part of over
-    30,000 characters, is cut between paragraphs into parts of about 3,000, called `part 1`,
-    `part 2` and so on. Joined by newlines the parts are the text.
+    A heading without text behind it (an entry in a table of contents, the name of a volume, a
+    doubled heading) opens no chapter but stands above the next one's heading. Neighbours with the
+    same number and title are one chapter. Text before the first chapter is a part with the heading
+    `""`, or belongs to the first chapter if it is of 100 characters or less. A book without
+    headings, or with one or two that leave a part of over 30,000 characters, is cut between
+    paragraphs into parts of about 3,000 that are called `part 1`, `part 2` and so on. The parts'
+    texts, joined by newlines, are the text.
     """
-    found = _cuts(text)
-    cuts = [] if found and found[0][0] <= SHORT else [(0, _Line(0, 0))]
-    cuts += found
-    starts = [0, *(start for start, _ in cuts[1:]), len(text) + 1]
+    chapters = _find_chapters(text)
+    has_front = not chapters or chapters[0][0] > SHORT_PART
+    spans = [(0, _Candidate(0, 0))] * has_front + chapters
+    starts = [0, *(start for start, _ in spans[1:]), len(text) + 1]
     parts = [
         (text[line.start : line.end].strip(), text[start : end - 1])
-        for (_, line), (start, end) in zip(cuts, pairwise(starts), strict=True)
+        for (_, line), (start, end) in zip(spans, pairwise(starts), strict=True)
     ]
-    if not found or (len(found) < FEWEST and max(len(part) for _, part in parts) > LONGEST):
-        return [(f"part {n}", part) for n, part in passages(text, SECTION)]
+    longest = max(len(part) for _, part in parts)
+    if not chapters or (len(chapters) < FEWEST_CHAPTERS and longest > LONGEST_CHAPTER):
+        return [(f"part {n}", part) for n, part in passages(text, PART_LENGTH)]
     return parts
 
 
-def _cuts(text: str) -> list[tuple[int, _Line]]:
-    """Find the headings, each behind the place where its chapter starts: lines may be above it."""
-    lines = list(_lines(text))
-    chosen = set(_series(lines, text) or [line for line in lines if line.trusted])
-    named = [_Line(*match.span(), trusted=not match["volume"]) for match in NAMED.finditer(text)]
-    marks = {line.start: line for line in lines if line.trusted or line in chosen}
-    cuts: list[tuple[int, _Line]] = []
-    for start, line in sorted(({line.start: line for line in named} | marks).items(), reverse=True):
-        below, after = cuts[-1] if cuts else (len(text), _Line(0, 0))
+def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
+    """List the chapters of a text, in order, as `(start, heading)`.
+
+    A chapter starts above its heading where headings without text (the name of a volume) stand
+    right above it.
+    """
+    lines = list(_find_candidates(text))
+    chosen = set(_choose_series(lines, text) or [line for line in lines if line.trusted])
+    numbered = [line for line in lines if line.trusted or line in chosen]
+    others = [_Candidate(*x.span(), trusted=not x["volume"]) for x in UNNUMBERED.finditer(text)]
+    chapters: list[tuple[int, _Candidate]] = []  # from the last to the first
+    for start, line in sorted({x.start: x for x in others + numbered}.items(), reverse=True):
+        next_start, next_line = chapters[-1] if chapters else (len(text), _Candidate(0, 0))
         if line.family:
             opens = line in chosen or line.family[-1] in VOLUMES
         else:  # 楔子, but not in a table of contents
             opens = line.trusted and not HEADING.match(text, line.end + 1)
-        if len(text[line.end : min(below, line.end + SHORT)].strip()) < LONE:
-            cuts[-1:] = [(start, after)] if cuts else []
-        elif opens:
-            same = line.number == after.number and after.title in line.title  # 第九回, 第九回 (2)
-            cuts[len(cuts) - same :] = [(start, line)]
-    return cuts[::-1]
+        if len(text[line.end : min(next_start, line.end + SHORT_PART)].strip()) < LEAST_TEXT:
+            chapters[-1:] = [(start, next_line)] if chapters else []  # it stands above the next one
+        elif opens:  # 第九回 takes in the next chapter if that only goes on, as 第九回 (2) does
+            goes_on = next_line.number == line.number and next_line.title in line.title
+            chapters[len(chapters) - goes_on :] = [(start, line)]
+    return chapters[::-1]
 
 
-def _lines(text: str) -> Iterator[_Line]:
-    """Find the lines that begin with a number, less those that go on as a sentence."""
-    for match in LINE.finditer(text):
+def _find_candidates(text: str) -> Iterator[_Candidate]:
+    """Yield the lines that begin with a number, without those that go on as a sentence.
+
+    `第三章 归尘` has the unit 章, a space as the gap, and the title 归尘. `第三章归尘` has no gap:
+    its title is glued.
+    """
+    for match in NUMBERED.finditer(text):
         unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
         end = match.start("title") + _title_length(match["title"])
         title = text[match.start("title") : end].strip()
-        known, glued = unit in PARTS | VOLUMES, bool(title) and match["gap"] is None
-        prose = bool(re.search("[。；]|[，：．﹒]$", title))
-        sentence = prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
-        nameless = not match["unit"] and (prose or len(title) > TITLE)
-        if nameless or (glued and (sentence or not (known if unit else match["close"]))):
+        is_glued = bool(title) and match["gap"] is None
+        may_be_glued = unit in PARTS | VOLUMES if unit else match["close"]
+        is_prose = bool(re.search("[。；]|[，：．﹒]$", title))
+        # A comma may only part the two halves of a couplet.
+        is_sentence = is_prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
+        is_number_in_prose = not match["unit"] and (is_prose or len(title) > LONGEST_TITLE)
+        if is_number_in_prose or (is_glued and (is_sentence or not may_be_glued)):
             continue
         digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
-        form = (match["sign"][:1], digits.isdecimal(), glued or (match["gap"] or "").strip()[:1])
-        parts = unit in PARTS or (word and word.isascii())
-        rank = 0 if match["unit"] in CHAPTERS else 1 if parts else 2
+        form = (match["sign"][:1], digits.isdecimal(), is_glued or (match["gap"] or "").strip()[:1])
+        is_section = unit in PARTS or (word and word.isascii())
+        rank = 0 if match["unit"] in CHAPTERS else 1 if is_section else 2
         family = (rank, unit) if unit else (rank, word, *form)
-        bare = not match["before"] or bool(KNOWN.search(match["before"]))
-        trusted = match["unit"] in TRUSTED and bare and not (glued or prose)
-        title = re.sub(r"[\W\d]", "", title)
-        yield _Line(match.start(), end, _number(digits), title, family, (*form, sentence), trusted)
+        is_bare = not match["before"] or bool(PREFIX.search(match["before"]))
+        trusted = match["unit"] in TRUSTED and is_bare and not (is_glued or is_prose)
+        title, style = re.sub(r"[\W\d]", "", title), (*form, is_sentence)
+        yield _Candidate(match.start(), end, _number(digits), title, family, style, trusted)
 
 
 def _title_length(title: str) -> int:
-    """Tell where the prose begins that follows a title on its line.
+    """Give the length of a title, in characters, without the prose that follows it on its line.
 
     雪夜孤灯访旧友　松林一剑退群雄话说那人… has a title of 15 characters: 话说 opens a story, and
     the halves of a couplet are of one length.
@@ -150,164 +172,188 @@ def _title_length(title: str) -> int:
     return single.end() if single else len(title)
 
 
-def _series(lines: list[_Line], text: str) -> list[_Line]:
-    """Choose the headings: a form whose numbers go on through the text; none where none does.
+def _choose_series(lines: list[_Candidate], text: str) -> list[_Candidate]:
+    """Choose the headings of chapters: the series of one family whose numbers go on best.
 
-    Of several the one that counts chapters, not parts of them, and the longer one; one whose
-    chapters are over 30,000 characters comes last.
+    A series must reach through half of the text, or begin with a trusted line. The first choice is
+    a series that reaches, with chapters of at most 30,000 characters; then one that counts
+    chapters, not their sections; then the longest. `[]` where no family has a series.
     """
-    best: tuple[bool, int | str, int, list[_Line]] = (True, 3, 0, [])
+    best: tuple[bool, int | str, int, list[_Candidate]] = (True, 3, 0, [])  # the least is chosen
     families = Counter(line.family for line in lines)
-    for family in (family for family, count in families.items() if count >= FEWEST):
+    for family in (family for family, size in families.items() if size >= FEWEST_CHAPTERS):
         members = [x for x in lines if x.family == family or x.trusted]  # 第五回 behind 第四章
-        chain = _chain(_with_text(members, text), family)
-        steps = [abs(other.number - one.number) for one, other in pairwise(chain)]
-        if len(chain) < FEWEST or sum(step <= 1 for step in steps) * 2 < len(steps):
+        series = _best_chain(_drop_empty(members, text), family)
+        steps = [abs(second.number - first.number) for first, second in pairwise(series)]
+        if len(series) < FEWEST_CHAPTERS or sum(step <= 1 for step in steps) * 2 < len(steps):
             continue
-        each = (chain[-1].start - chain[0].start) / len(steps)
-        through = each * len(chain) * 2 >= len(text)
-        if through or chain[0].trusted:
-            found = (not through or each > LONGEST, family[0], -len(chain), chain)
-            best = min(best, found, key=lambda entry: entry[:3])
+        mean_length = (series[-1].start - series[0].start) / len(steps)  # of a chapter
+        reaches = mean_length * len(series) * 2 >= len(text)
+        if reaches or series[0].trusted:
+            is_poor = not reaches or mean_length > LONGEST_CHAPTER
+            best = min(best, (is_poor, family[0], -len(series), series), key=lambda x: x[:3])
     return best[3]
 
 
-def _with_text(lines: list[_Line], text: str) -> list[_Line]:
-    """Leave out headings without text behind; those of a list are not trusted any more."""
-    kept, run = [], []
-    for line, after in zip_longest(lines, lines[1:]):
+def _drop_empty(lines: list[_Candidate], text: str) -> list[_Candidate]:
+    """Leave out the candidates without text between them and the next one.
+
+    Three or more in a row, all but the last without text and with rising numbers, are taken for a
+    table of contents: none of them is trusted any more.
+    """
+    filled, run = [], []
+    for line, next_line in zip_longest(lines, lines[1:]):
         run.append(line)
-        empty = after and len(text[line.end : after.start].strip()) < LONE
-        if empty and line.number < after.number:
+        is_empty = next_line and len(text[line.end : next_line.start].strip()) < LEAST_TEXT
+        if is_empty and line.number < next_line.number:
             continue
-        for listed in run if len(run) >= FEWEST else ():
+        for listed in run if len(run) >= FEWEST_CHAPTERS else ():
             listed.trusted = False
-        kept += [] if empty else [line]
+        filled += [] if is_empty else [line]
         run = []
-    return kept
+    return filled
 
 
-def _chain(lines: list[_Line], family: tuple[int | str | bool, ...]) -> list[_Line]:
-    """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines."""
+def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -> list[_Candidate]:
+    """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines.
+
+    A chain's score is the sum of the points of its lines (2 for a trusted one of the family, 0.3
+    for another of the family in a usual style, -1.2 for any else) and of `_pair_points`.
+    """
     styles = Counter(line.style for line in lines if line.family == family)
-    usual = max(1, lines[-1].start - lines[0].start) / len(lines)
-    score: dict[_Line, float] = {}  # of the best chain that ends there
-    before: dict[_Line, _Line] = {}  # in that chain
+    mean_distance = max(1, lines[-1].start - lines[0].start) / len(lines)  # characters
+    scores: dict[_Candidate, float] = {}  # of the best chain that ends with a line
+    previous: dict[_Candidate, _Candidate] = {}  # the line before it in that chain
     for n, line in enumerate(lines):
-        likely = line.family == family and (line.trusted or styles[line.style] >= FEWEST)
-        score[line] = -1.2 if not likely else 2 if line.trusted else 0.3
-        near = reversed(lines[max(0, n - WINDOW) : n])
-        gains = {other: score[other] + _gain(other, line, usual) for other in near}
-        best = max(gains, key=gains.__getitem__, default=line)
-        if gains.get(best, 0) > 0:
-            score[line] += gains[best]
-            before[line] = best
-    chain = [max(lines, key=score.__getitem__)]
-    while chain[-1] in before:
-        chain.append(before[chain[-1]])
+        fits = line.family == family and (line.trusted or styles[line.style] >= FEWEST_CHAPTERS)
+        scores[line] = -1.2 if not fits else 2 if line.trusted else 0.3
+        earlier = reversed(lines[max(0, n - MOST_BETWEEN) : n])
+        sums = {x: scores[x] + _pair_points(x, line, mean_distance) for x in earlier}
+        best = max(sums, key=sums.__getitem__, default=line)
+        if sums.get(best, 0) > 0:
+            scores[line] += sums[best]
+            previous[line] = best
+    chain = [max(lines, key=scores.__getitem__)]
+    while chain[-1] in previous:
+        chain.append(previous[chain[-1]])
     return chain[::-1]
 
 
-def _gain(one: _Line, other: _Line, usual: float) -> float:
-    """Score two headings as neighbours: most if the second number is the next and not too near."""
-    step = other.number - one.number
-    distance = max(1, other.start - one.start) / usual / min(max(step, 1), 3)
-    wrong = 0.5 if step == 0 else 0.1 if step == -1 else 0.4
-    gain = -wrong if step <= 0 else 1 if step <= 1 else 0.5 / step
-    return gain + min(0.1, max(-1.5, 0.3 * math.log(distance)))
+def _pair_points(first: _Candidate, second: _Candidate, mean_distance: float) -> float:
+    """Give points for two lines as headings of neighbouring chapters: at most 1.1.
+
+    A number that goes up by 1 gives 1, by more it gives less; one that stays or falls costs points,
+    least if it falls by 1 (two chapters in the wrong order). Lines closer together than the mean
+    distance, for each number that is passed, cost up to 1.5.
+    """
+    step = second.number - first.number
+    distance = max(1, second.start - first.start) / mean_distance / min(max(step, 1), 3)
+    penalty = 0.5 if step == 0 else 0.1 if step == -1 else 0.4
+    points = -penalty if step <= 0 else 1 if step <= 1 else 0.5 / step
+    return points + min(0.1, max(-1.5, 0.3 * math.log(distance)))
 
 
 def _number(numeral: str) -> float:
     """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, ⑪ is 11."""
     if "." in numeral:
         return float(numeral)
-    values = [int(unicodedata.numeric(c, 0)) for c in numeral.translate(MISREAD)]
+    values = [int(unicodedata.numeric(c, 0)) for c in numeral.translate(NUMERALS)]
     if max(values) < 10:
         return int("".join(map(str, values)))
     total = digit = 0
-    for value in values:  # a digit counts what stands behind it: 三百
+    for value in values:  # a digit multiplies the 十, 百 or 千 behind it: 三百
         total += (digit or 1) * value if value >= 10 else 0
         digit = value if value < 10 else 0
     return total + digit
 
 
 def passages(text: str, length: int) -> list[tuple[str, str]]:
-    """Cut a text between lines into numbered passages of at least `length` characters."""
-    groups = gather(text.split("\n"), length)
-    return [(str(n), "\n".join(lines)) for n, lines in enumerate(groups, 1)]
+    """Cut a text between lines into passages, `(number, text)`, of `length` characters or more.
+
+    The numbers are "1", "2" and so on; the last passage may be shorter.
+    """
+    return [(str(n), "\n".join(x)) for n, x in enumerate(gather(text.split("\n"), length), 1)]
 
 
 def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
-    """Group consecutive texts so that each group, but the last, has `length` characters or more."""
+    """Group consecutive texts so that each group but the last has `length` characters or more."""
     group: list[str] = []
-    gathered = 0
+    characters = 0  # in the group
     for text in texts:
         group.append(text)
-        gathered += len(text)
-        if gathered >= length:
+        characters += len(text)
+        if characters >= length:
             yield group
-            group, gathered = [], 0
+            group, characters = [], 0
     if group:
         yield group
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
-    """Tables of contents: five headings or more with nothing between them, which come again."""
+    """Delete tables of contents: five headings or more with nothing between, that occur again.
+
+    In a table at the text's beginning one heading that occurs again is enough, elsewhere half.
+    """
     matches = list(HEADING.finditer(text))
-    texts = Counter(match.group().strip() for match in matches)
-    run: list[re.Match[str]] = []
-    for match, after in zip_longest(matches, matches[1:]):
+    counts = Counter(match.group().strip() for match in matches)
+    run: list[re.Match[str]] = []  # headings with nothing between them
+    for match, next_match in zip_longest(matches, matches[1:]):
         run.append(match)
-        if after is None or text[match.end() : after.start()].strip():
-            again = [x for x in run if texts[x.group().strip()] > 1 or texts[x["count"]]]
-            front = again and run[0] is matches[0]
-            if len(run) >= 5 and (front or len(again) * 2 >= len(run)):
-                stays = text.find(match.group().strip(), match.end()) < 0  # opens the first one
+        if next_match is None or text[match.end() : next_match.start()].strip():
+            recurring = [x for x in run if counts[x.group().strip()] > 1 or counts[x["count"]]]
+            is_first = recurring and run[0] is matches[0]
+            if len(run) >= 5 and (is_first or len(recurring) * 2 >= len(run)):
+                # The last heading stays where it does not come again: it opens the first chapter.
+                stays = text.find(match.group().strip(), match.end()) < 0
                 yield run[0].start(), match.start() if stays else match.end(), ""
             run = []
 
 
 def headings(text: str) -> Iterator[Edit]:
-    """Headings get a line of their own, with their title and without a call for votes."""
+    """Put each heading, with its title and without a call for votes, on a line of its own."""
     edits: list[Edit] = []
     for match in INLINE.finditer(text):
         edits += [(*match.span(blanks), "\n") for blanks in ("before", "after") if match[blanks]]
-    for _, line in _cuts(text):
-        rest = re.compile(r"[^\S\n]*(?=\S)").match(text, line.end)
-        if rest and text[line.end] != "\n":
-            edits.append((*rest.span(), "\n"))
-        elif tail := TAIL.search(text, line.start, line.end):
-            edits.append((*tail.span(), ""))
-        elif not line.title and (ruled := RULED.match(text, line.end)):
-            edits.append((*ruled.span(), " "))
+    for _, line in _find_chapters(text):
+        blanks_before_prose = re.compile(r"[^\S\n]*(?=\S)").match(text, line.end)
+        if blanks_before_prose and text[line.end] != "\n":
+            edits.append((*blanks_before_prose.span(), "\n"))
+        elif calls := CALLS.search(text, line.start, line.end):
+            edits.append((*calls.span(), ""))
+        elif not line.title and (rule := RULE.match(text, line.end)):
+            edits.append((*rule.span(), " "))
     yield from sorted(edits)
 
 
 def asides(text: str) -> Iterator[Edit]:
-    """Chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍 with their text."""
+    """Delete chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍, with their text.
+
+    One of more than 100 characters is deleted only if it has words of authors and is of at most
+    3,000; one with quotation marks stays.
+    """
     if ASIDE.search(text):
-        known = (match.start() for match in HEADING.finditer(text))
-        starts = {*known, *(line.start for _, line in _cuts(text)), len(text)}
+        starts = {line.start for _, line in _find_chapters(text)} | {len(text)}
+        starts |= {match.start() for match in HEADING.finditer(text)}
         for start, end in pairwise(sorted(starts)):
             heading = text[start:end].strip().partition("\n")[0]
-            aside = re.search(rf"(?<!\w){ASIDE.pattern}(?!\w)", heading) and len(heading) < TITLE
-            longest = SECTION if AUTHORS.search(text, start, end) else SHORT
-            if aside and end - start <= longest and not re.search("[“「]", text[start:end]):
+            is_short = len(heading) < LONGEST_TITLE
+            is_aside = is_short and re.search(rf"(?<!\w){ASIDE.pattern}(?!\w)", heading)
+            longest = PART_LENGTH if AUTHORS.search(text, start, end) else SHORT_PART
+            if is_aside and end - start <= longest and not re.search("[“「]", text[start:end]):
                 yield start, end, ""
 
 
 def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
-    """Say what is odd in the parts that `split_chapters` gives; nothing where nothing is.
+    """Write notes on the parts that `split_chapters` gives, for the user: `[]` where all is well.
 
-    `["no headings found, cut into 12 parts"]`, or such as `"31,000 characters in 第五章 归尘"` and
+    A note is `"no headings found, cut into 12 parts"`, `"31,000 characters in 第五章 归尘"` or
     `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`.
     """
     if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
         return [f"no headings found, cut into {len(parts)} parts"]
-    notes = [
-        f"{len(x):,} characters in {name or 'the front'}" for name, x in parts if len(x) > LONGEST
-    ]
-    numbered = [(line.number, name) for name, _ in parts for line in _lines(name)]
+    long_parts = [(name, len(text)) for name, text in parts if len(text) > LONGEST_CHAPTER]
+    notes = [f"{length:,} characters in {name or 'the front'}" for name, length in long_parts]
+    numbered = [(line.number, name) for name, _ in parts for line in _find_candidates(name)]
     jumps = [
         f"{name} to {next_name}"
         for (number, name), (next_number, next_name) in pairwise(numbered)

@@ -1,7 +1,8 @@
 """Rules of cleaning: what is no story is cut out, and what was damaged is mended.
 
-A rule looks at a text and proposes edits, in order and apart from each other; its docstring says
-what it does. `RULES`, at the end, has all of them in the order in which they are applied.
+A rule is a function that looks at a text and proposes edits, in order and without overlap; `_apply`
+makes them. Some rules stand in noise.py, chapters.py and encodings.py. `RULES`, at the end, has
+all of them in the order in which they are applied.
 """
 
 import html
@@ -15,81 +16,90 @@ from statistics import mode
 
 from wuxia_core.corpus import noise
 from wuxia_core.corpus.chapters import HEADING, asides, headings, table_of_contents
-from wuxia_core.corpus.encodings import STANDARD, garbled, mojibake
+from wuxia_core.corpus.encodings import GB18030_2022, garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
 
-STRAIGHT = re.compile("[\"']")
-SINGLE = re.compile(f"(?<![A-Za-z])'(?=[{CJK}])[^'\n]*(?<=[{CJK}])'(?![A-Za-z])")
+STRAIGHT_QUOTE = re.compile("[\"']")
+IN_SINGLE_QUOTES = re.compile(f"(?<![A-Za-z])'(?=[{CJK}])[^'\n]*(?<=[{CJK}])'(?![A-Za-z])")
 PUNCTUATION = re.compile("[，。：；？！]")
 
-OFF = frozenset({"quotes"})  # rules that are applied only where they are asked for
+OFF = frozenset({"quotes"})  # rules that are applied only where a config asks for them
 LINE_ENDS = "\r\f\v\x85\u2028\u2029"
 LINE_END = re.compile(f"\r\n?|[{LINE_ENDS}]")
 BLANK_LINES = re.compile(r"\n(?:\n+|(?<=\A\n)|\Z)")
 SPACES = re.compile(f"[{BLANK}]+")
 PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
 ESCAPES = {"\\n": "\n", "\\u3000": "　"}
-BREAKS = re.compile(r"<br\b|(?<!，)<(?:/?p|/?div|/tr)\b", re.IGNORECASE)
-LONG_LINE = 500  # characters: of a longer one a sentence is looked at
+BREAKS = re.compile(r"<br\b|(?<!，)<(?:/?p|/?div|/tr)\b", re.IGNORECASE)  # tags that end a line
+LONG_LINE = 500  # characters: of a line so many are looked at on each side, which is enough
 
-LINE = re.compile(r"^.*\S", re.MULTILINE)
-ENDED = "".join(SENTENCE_END) + r"\s"
-RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDED}]\n)|(?<=[^{ENDED}][{BLANK}]\n))")
-FEWEST_CUT, NARROWEST, WIDEST, SLACK = 10, 20, 120, 8  # lines; columns
-FAR_SHORTER = 0.7  # of the width: such a line ends its paragraph
-WORDS = re.compile(r"[A-Za-z,]\s*[A-Za-z]")  # English words need a space between them
+LINE = re.compile(r"^.*\S", re.MULTILINE)  # without the blanks at its end
+ENDS = "".join(SENTENCE_END) + r"\s"
+RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDS}]\n)|(?<=[^{ENDS}][{BLANK}]\n))")  # inside a sentence
+# Lines cut inside a sentence; columns; columns; and the columns by which lines wrapped at one width
+# differ, since a word or a mark is not split.
+FEWEST_CUT, NARROWEST, WIDEST, SLACK = 10, 20, 120, 8
+FAR_SHORTER = 0.7  # of the width: so short a line ends its paragraph
+ENGLISH = re.compile(r"[A-Za-z,]\s*[A-Za-z]")  # they need a space between them
 EXAMPLES, AROUND = 5, 12  # examples kept for a rule and text; characters shown around each
 
 
 def line_ends(text: str) -> Iterator[Edit]:
-    """CRLF and other line ends become a newline."""
+    """Replace CRLF and other line ends by a newline."""
     return replace(LINE_END, "\n", text) if any(end in text for end in LINE_ENDS) else iter(())
 
 
 def entities(text: str) -> Iterator[Edit]:
-    r"""Entities of HTML, also doubled (`&amp;nbsp;`), and `\n` or `\u3000` spelt out."""
+    r"""Decode entities of HTML, also doubled (`&amp;nbsp;`), and `\n` or `\u3000` spelt out."""
     for match in pattern("entity").finditer(text if "&" in text or "\\" in text else ""):
-        old, new = "", match.group()
-        while new != old:
-            old, new = new, html.unescape(new)
-        yield *match.span(), ESCAPES.get(new, "") if new[0] == "\\" else new
+        entity, decoded = "", match.group()
+        while decoded != entity:
+            entity, decoded = decoded, html.unescape(decoded)
+        yield *match.span(), ESCAPES.get(decoded, "") if decoded[0] == "\\" else decoded
 
 
 def markup(text: str) -> Iterator[Edit]:
-    """HTML comments and tags, with readings of characters and text of no size, and forum tags."""
+    """Delete HTML comments and tags, text that they hide or put above characters, and forum tags.
+
+    A tag that ends a line becomes a newline.
+    """
     text = text if "<" in text or "[" in text else ""
     return replace(pattern("markup"), lambda x: "\n" * bool(BREAKS.match(text, x.start())), text)
 
 
 def invisible(text: str) -> Iterator[Edit]:
-    """Byte-order marks, controls, zero widths, directions, fillers, variation selectors."""
+    """Delete byte-order marks, controls, zero widths, directions, fillers, variation selectors."""
     return replace(pattern("invisible"), "", text)
 
 
 def lookalikes(text: str) -> Iterator[Edit]:
-    """Rare blanks and radicals become the ordinary characters that they look like: ⼈ is 人."""
+    """Replace rare blanks and radicals by the usual characters that they look like: ⼈ by 人."""
     return replace(pattern("lookalike"), lambda x: unicodedata.normalize("NFKC", x[0]), text)
 
 
 def spaces(text: str) -> Iterator[Edit]:
-    """Spaces at the ends of a line and stray ones in a sentence; of several together one is left.
+    """Delete spaces at the ends of a line and stray ones in a sentence; make one of several.
 
-    Wide ones after a sentence's end are the indent of a paragraph whose line break was lost.
-    Headings, and verse without punctuation, keep their spaces.
+    Two wide ones after a sentence's end are the indent of a paragraph whose line break was lost:
+    they become a newline. Headings, and verse without punctuation, keep single spaces.
     """
     for match in SPACES.finditer(text):
         start, end = match.span()
-        at_an_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
-        if at_an_end or _is_stray(text, start, end):
+        at_line_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
+        if at_line_end or _is_stray(text, start, end):
             yield start, end, ""
         elif end - start > 1:
-            indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
-            yield start, end, "\n" if indent else "　" if text[start - 1] > "⺀" else " "
+            is_indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
+            # From ⺀ on characters are Chinese, and wide.
+            yield start, end, "\n" if is_indent else "　" if text[start - 1] > "⺀" else " "
 
 
 def _is_stray(text: str, start: int, end: int) -> bool:
-    """Whether a lone space stands between characters of a line that has punctuation."""
+    """Whether the blanks from `start` to `end` are one space in a sentence of Chinese.
+
+    The sentence's line must have punctuation, and be no heading.
+    """
     if end - start > 1 or not (CJK_TEXT.match(text, start - 1) and CJK_TEXT.match(text, end)):
         return False
     before = text[max(0, start - LONG_LINE) : start].rpartition("\n")[2]
@@ -98,106 +108,116 @@ def _is_stray(text: str, start: int, end: int) -> bool:
 
 
 def private_use(text: str) -> Iterator[Edit]:
-    """Private-use characters that GB18030-2022 gives a place; others, and □, are kept, counted."""
-    return replace(PRIVATE_USE, lambda match: match.group().translate(STANDARD), text)
+    """Replace the private-use characters that GB18030-2022 gives a place.
+
+    Others, and □, are replaced by themselves, so that they are counted.
+    """
+    return replace(PRIVATE_USE, lambda match: match.group().translate(GB18030_2022), text)
 
 
 def blank_lines(text: str) -> Iterator[Edit]:
-    """Empty lines: a paragraph is a line."""
+    """Delete empty lines, so that a paragraph is a line."""
     return replace(BLANK_LINES, lambda x: "\n" * (x.start() > 0 and x.end() < len(text)), text)
 
 
 def quotes(text: str) -> Iterator[Edit]:
-    """Straight quotes become “ ” in turn in each paragraph, and ' around Chinese becomes ‘ ’."""
-    for start, end in lines_with(STRAIGHT, text):
+    """Replace straight quotes by “ and ” in turn in each paragraph, and ' around Chinese by ‘ ’."""
+    for start, end in lines_with(STRAIGHT_QUOTE, text):
         doubles = (match.start() for match in re.finditer('"', text[start:end]))
-        singles = (match.span() for match in SINGLE.finditer(text[start:end]))
+        singles = (match.span() for match in IN_SINGLE_QUOTES.finditer(text[start:end]))
         if CJK_TEXT.search(text, start, end):
-            marks = [*zip(doubles, cycle("“”"), strict=False)]
+            marks = [*zip(doubles, cycle("“”"), strict=False)]  # (place in the line, its new mark)
             marks += [mark for a, b in singles for mark in ((a, "‘"), (b - 1, "’"))]
-            yield from ((start + at, start + at + 1, new) for at, new in sorted(marks))
+            yield from ((start + at, start + at + 1, mark) for at, mark in sorted(marks))
 
 
 def stamps(text: str) -> Iterator[Edit]:
-    """Stamps: times of update, counts of words, and what stands before them unless it is story."""
+    """Delete stamps (times of update, counts of words), with the text before them on their line.
+
+    That text stays if it is a heading or a sentence of the story.
+    """
     for start, end in lines_with(pattern("stamped"), text):
         match = pattern("stamp").search(text, start, end + 1)
         if not match:
             continue
-        heading = HEADING.match(text, match.start())
-        is_story = heading or match["before"].endswith(SENTENCE_END)
-        yield *match.span("stamp" if is_story else 0), ""
+        keeps_text = HEADING.match(text, match.start()) or match["before"].endswith(SENTENCE_END)
+        yield *match.span("stamp" if keeps_text else 0), ""
 
 
 def page_marks(text: str) -> Iterator[Edit]:
-    """Page marks; a sentence that one cuts is joined again."""
-    last = 0
+    """Delete page marks; a sentence that one cuts is joined again."""
+    last_end = 0
     for match in pattern("page_mark").finditer(text):
         start, end = match.span()
-        before = text[max(last, start - LONG_LINE) : start]
+        before = text[max(last_end, start - LONG_LINE) : start]
         start -= len(before) - len(pattern("before_mark").sub("", before))
         behind = pattern("behind_mark").match(text, end)
         end = behind.end() if behind else end
-        indented = text[match.end() : end].endswith(("　", "  "))
+        is_indented = text[match.end() : end].endswith(("　", "  "))
         heading = HEADING.match(text, text.rfind("\n", 0, start) + 1) or HEADING.match(text, end)
-        apart = indented or heading or text.endswith(SENTENCE_END, 0, start)
-        yield max(start, last), end, "\n" if start == 0 or apart else ""
-        last = end
+        parts_paragraphs = is_indented or heading or text.endswith(SENTENCE_END, 0, start)
+        yield max(start, last_end), end, "\n" if start == 0 or parts_paragraphs else ""
+        last_end = end
 
 
 def hard_wrap(text: str) -> Iterator[Edit]:
-    """Lines that were broken at a fixed width become paragraphs again, also where only some were.
+    """Join the lines that were broken at a fixed width, the full width, into paragraphs again.
 
-    What is usual behind a broken line, an empty line or an indent, sets no paragraph apart; more
-    does, and so does a line far shorter than the width.
+    The gap (blanks and newlines) that is usual behind a line cut inside a sentence parts no
+    paragraphs; a wider one does, and so does a line far shorter than the full width. If wider gaps
+    are rare, paragraphs are not set apart by them: then only lines beside a cut one are joined, and
+    a line that ends a sentence only if it is as wide as most cut ones.
     """
     if sum(1 for _ in RUNS_ON.finditer(text)) <= FEWEST_CUT:
         return
     lines = list(LINE.finditer(text))
     widths = [_columns(line.group()) for line in lines]
-    ended = [line.group().endswith(SENTENCE_END) for line in lines]
-    full = _full_width(lines, widths, ended)
+    ends_sentence = [line.group().endswith(SENTENCE_END) for line in lines]
+    full = _full_width(lines, widths, ends_sentence)
     if not full:
         return
-    cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ended, strict=True)]
-    wider = sum(width >= full + 2 * SLACK for width in widths)
-    if wider > 2 * sum(cut) and sum(a and b for a, b in pairwise(cut)) < sum(cut) / 4:
+    cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ends_sentence, strict=True)]
+    wider_lines = sum(width >= full + 2 * SLACK for width in widths)
+    if wider_lines > 2 * sum(cut) and sum(a and b for a, b in pairwise(cut)) < sum(cut) / 4:
         return  # lone lines among longer ones: of a notice, say
     starts = [line.end() - len(line[0].lstrip()) for line in lines]
     gaps = [start - line.end() for line, start in zip(lines, starts[1:], strict=False)]
-    usual = mode(compress(gaps, cut))
-    indented = sum(gap > usual for gap in gaps) > len(lines) / 20
-    shortest = full if indented else mode(compress(widths, cut)) - 1
-    for n, (line, then) in enumerate(pairwise(lines)):
-        least = shortest if ended[n] else full * FAR_SHORTER if indented else full
-        wrapped = indented or any(cut[max(0, n - 1) : n + 2])
-        fits = least <= widths[n] < full + 2 * SLACK and gaps[n] <= usual
-        if fits and wrapped and not (HEADING.match(line[0]) or HEADING.match(then[0])):
+    usual_gap = mode(compress(gaps, cut))
+    has_wide_gaps = sum(gap > usual_gap for gap in gaps) > len(lines) / 20
+    least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1  # of a sentence
+    least_inside = full * FAR_SHORTER if has_wide_gaps else full
+    for n, (line, next_line) in enumerate(pairwise(lines)):
+        least = least_at_end if ends_sentence[n] else least_inside
+        fits = least <= widths[n] < full + 2 * SLACK and gaps[n] <= usual_gap
+        is_wrapped = fits and (has_wide_gaps or any(cut[max(0, n - 1) : n + 2]))
+        if is_wrapped and not (HEADING.match(line[0]) or HEADING.match(next_line[0])):
             end = line.end() + gaps[n]
-            yield line.end(), end, " " if WORDS.match(text[line.end() - 1] + text[end]) else ""
+            yield line.end(), end, " " if ENGLISH.match(text[line.end() - 1] + text[end]) else ""
 
 
 def _columns(line: str) -> int:
+    """Measure a line in columns: a Chinese character is two wide, as it has two bytes in GBK."""
     return len(line.encode("gbk", "replace")) if len(line) <= WIDEST else 2 * len(line)
 
 
-def _full_width(lines: list[re.Match[str]], widths: list[int], ended: list[bool]) -> int:
+def _full_width(lines: list[re.Match[str]], widths: list[int], ends_sentence: list[bool]) -> int:
     """Find the width, in columns, from which a line is full; 0 for text that is not hard-wrapped.
 
-    A third of the lines of about that width end inside a sentence.
+    More than a third of the lines of up to 8 columns more, and more than ten of them, end inside a
+    sentence.
     """
-    inside, alike = Counter[int](), Counter(widths)
-    for line, width, is_ended in zip(lines, widths, ended, strict=True):
-        inside[width] += not is_ended and bool(PUNCTUATION.search(line[0]))
-    sums = {w: sum(inside[w + n] for n in range(SLACK)) for w in range(NARROWEST, WIDEST)}
+    cut_lines, all_lines = Counter[int](), Counter(widths)  # by their width
+    for line, width, ends in zip(lines, widths, ends_sentence, strict=True):
+        cut_lines[width] += not ends and bool(PUNCTUATION.search(line[0]))
+    sums = {w: sum(cut_lines[w + n] for n in range(SLACK)) for w in range(NARROWEST, WIDEST)}
     full = max(sums, key=sums.__getitem__)
-    enough = max(FEWEST_CUT, sum(alike[full + n] for n in range(SLACK)) / 3)
+    enough = max(FEWEST_CUT, sum(all_lines[full + n] for n in range(SLACK)) / 3)
     return full if sums[full] > enough else 0
 
 
 @dataclass
 class Tally:
-    """What a rule did to a text, in characters."""
+    """How often a rule edited a text, the characters it removed and inserted, and some examples."""
 
     rule: str
     count: int = 0
@@ -206,7 +226,7 @@ class Tally:
     examples: list[tuple[str, str]] = field(default_factory=list)  # before and after
 
     def add(self, other: "Tally") -> None:
-        """Count what the rule did to another text too."""
+        """Add what the rule did to another text."""
         self.count += other.count
         self.removed += other.removed
         self.inserted += other.inserted
@@ -214,9 +234,11 @@ class Tally:
 
 
 def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
-    r"""Apply every rule but those in `skip`, by default `quotes`; list what did something.
+    r"""Apply every rule but those in `skip`, by default `quotes`.
 
-    `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"`: two line ends, two indents, an empty line.
+    Returns the cleaned text, and the tallies of the rules that edited it.
+    `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"` by the rules `line_ends` (two edits),
+    `spaces` (two) and `blank_lines` (one).
     """
     tallies = []
     for name in RULES:
@@ -227,24 +249,25 @@ def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
 
 
 def _apply(name: str, text: str) -> tuple[str, Tally]:
+    """Make the edits that the rule of that name proposes; return the new text, and the tally."""
     edits = list(RULES[name](text))
     if not edits:
         return text, Tally(name)
     pieces: list[str] = []
-    done = 0
-    for start, end, new in [*edits, (len(text), len(text), "")]:
-        pieces += (text[done:start], new)
+    done = 0  # where the last edit ends
+    for start, end, replacement in [*edits, (len(text), len(text), "")]:
+        pieces += (text[done:start], replacement)
         done = end
     cleaned = "".join(pieces)
-    inserted = sum(len(new) for _, _, new in edits)
+    inserted = sum(len(replacement) for _, _, replacement in edits)
     tally = Tally(name, len(edits), len(text) - len(cleaned) + inserted, inserted)
-    for start, end, new in edits[:EXAMPLES]:
+    for start, end, replacement in edits[:EXAMPLES]:
         before, after = text[max(0, start - AROUND) : start], text[end : end + AROUND]
-        tally.examples.append((before + text[start:end] + after, before + new + after))
+        tally.examples.append((before + text[start:end] + after, before + replacement + after))
     return cleaned, tally
 
 
-# In the order in which they are applied; with each whether it is for novels only.
+# The rules in the order in which they are applied, each with whether it is for novels only.
 _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     mojibake: False,
     line_ends: False,
@@ -275,4 +298,5 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
 }
 RULES = {rule.__name__: rule for rule in _RULES}
 NOVELS_ONLY = frozenset(rule.__name__ for rule, novels_only in _RULES.items() if novels_only)
+# Names that rules once had: they are still accepted in configs.
 OLDER_NAMES = {"notices": "ads", "furniture": "boilerplate", "contents": "table_of_contents"}

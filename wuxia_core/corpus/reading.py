@@ -1,6 +1,6 @@
-"""From files to documents: find the files, decode them, clean and cut what they hold.
+"""From files to documents: find the files, decode them, clean and cut the texts in them.
 
-Which files are novels and which general text is decided here, and never by what they say.
+Which files are novels and which general text is decided here, by place and name, never by content.
 """
 
 import functools
@@ -16,109 +16,111 @@ from typing import NamedTuple
 
 from wuxia_core.corpus.chapters import chapter_notes, passages, split_chapters
 from wuxia_core.corpus.cleaning import NOVELS_ONLY, OFF, Tally, clean
-from wuxia_core.corpus.formats import READ, contents, read
+from wuxia_core.corpus.formats import READABLE, contents, read
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
 from wuxia_core.text import visible
 
 logger = logging.getLogger(__name__)
-_warn = functools.cache(logger.warning)  # once: a launch looks at the folder again and again
+_warn = functools.cache(logger.warning)  # once a text: a launch lists the folder again and again
 
 # Files.
-OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # below data_dir they are not the user's novels
+OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # of this project: no novels of the user's
 OWN = "called like a folder of this project; rename it, or name it in data_dir"
-# Silently; `._` are what macOS leaves behind.
+# Names of files that are left out silently; those that begin with `._` macOS leaves behind.
 IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
-ADVICE = {kind: what for what, kinds in (
+# What the user may do, by kind of file.
+ADVICE = {kind: advice for advice, kinds in (
     ("convert it with Calibre to .epub or .txt",
      ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
     ("unpack it", ".rar .7z .gz .tgz .tar .bz2 .xz"),
     ("save it as .docx or .txt", ".doc .rtf .odt .wps"),
     ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
-UNKNOWN = "if it is a book, save it as .txt"
+OTHER = "if it is a book, save it as .txt"
 GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")  # in a name
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
-SHOWN = 3  # names in a warning
+NAMES_SHOWN = 3  # in a warning
 BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
 PASSAGE = 200  # shorter lines of general text are gathered up to this length
-SHORTEST = 20  # less than that is no book
-LONG = re.compile("^.{6001,}", re.MULTILINE)  # lines that no window or tokenizer could hold
-PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")  # of one, up to a sentence's end
+SHORTEST = 20  # a shorter text is no book
+LONG_LINE = re.compile("^.{6001,}", re.MULTILINE)  # no window or tokenizer could hold it
+PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")  # of it, up to a sentence's end
 
 
 @dataclass(frozen=True)
 class File:
-    """A file or a member of an archive: `source` is "wuxia", "general", or "" where it is left out.
+    """A file, or a member of an archive, that is read or left out."""
 
-    `book` is what its documents go by. `name` is the path below `data_dir`, or the last part of a
-    path elsewhere, and goes on into an archive: `合集.zip/书.txt`.
-    """
-
-    path: Path
-    source: str
-    book: str
+    path: Path  # of the file or the archive
+    source: str  # "wuxia", "general", or "" where the file is left out
+    book: str  # name of the book, under which the file's documents go
+    # The path below `data_dir`, or the last part of a path elsewhere, with the member of an
+    # archive: `合集.zip/书.txt`.
     name: str
-    member: str = ""
-    left_out: str = ""  # why
+    member: str = ""  # name in the archive; "" for a file
+    left_out: str = ""  # the reason; "" for a file that is read
 
     @property
     def place(self) -> Path:
-        """The path, which goes on into an archive."""
+        """The path, followed by the member's name where the path is an archive."""
         return Path(self.path, self.member)
 
 
 def find_files(
     data_dir: Path, general: Path | None, novels: Path | None = None, lexicon: Path | None = None
 ) -> list[File]:
-    """List the novels below `data_dir`, the general text and what is left out, each by its path.
+    """List the novels, then the general text, then the files that are left out, each by path.
 
-    Neither a lexicon nor a file called general.txt or lexicon.txt is a novel; one that is called
-    like general text, such as wiki.txt, is left out.
-
-    `novels` is a JSONL that stands in for the novels. A novel's `book` is its name without the
-    suffix, a general text's is its stem; where two would have the same, the later is numbered.
+    Novels are the files below `data_dir`, or `novels`, a JSONL that stands in for them. General
+    text is the file or folder `general`, and any file called general.txt. A lexicon is no novel
+    (`lexicon`, or a file called lexicon.txt); a file that is called like general text, such as
+    wiki.txt, is left out. A novel's `book` is its name without the suffix, a general text's is its
+    stem; where two would have the same, the later is numbered.
 
     Raises `DataError` where there is no novel, or nothing to read in `general`.
     """
     if not data_dir.is_dir():
         raise DataError(f"data.data_dir {data_dir}: no such folder; novels are .txt files in one")
-    named = [os.path.realpath(path) for path in (general, lexicon) if path]
-    real = {path: Path(os.path.realpath(path)) for path in _below(data_dir)}
-    paths = [path for path in real if not any(map(real[path].is_relative_to, named))]
-    found = list(dict.fromkeys(file for path in paths for file in _look_into(path, data_dir)))
+    not_novels = [os.path.realpath(path) for path in (general, lexicon) if path]
+    real = {path: Path(os.path.realpath(path)) for path in _list_paths(data_dir)}
+    paths = [path for path in real if not any(map(real[path].is_relative_to, not_novels))]
+    files = list(dict.fromkeys(file for path in paths for file in _look_into(path, data_dir)))
     if novels:
-        found = [file for file in found if file.source == "general"]
-        found += _look_into(novels, data_dir, "wuxia", ".jsonl")
-    _check(found, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
+        files = [file for file in files if file.source == "general"]
+        files += _look_into(novels, data_dir, "wuxia", ".jsonl")
+    _check(files, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
     if general is not None:
-        also = (data_dir, "general", ".jsonl", general.suffix.lower())
-        paths = [general] if general.is_file() else _below(general)
-        more = [file for path in paths for file in _look_into(path, *also)]
+        options = (data_dir, "general", ".jsonl", general.suffix.lower())
+        paths = [general] if general.is_file() else _list_paths(general)
+        more = [file for path in paths for file in _look_into(path, *options)]
         _check(more, "general", f"data.general_file {general}: no .txt or .jsonl file there")
-        found += more
-    found.sort(key=lambda file: file.place)
-    by_source = {x: [file for file in found if file.source == x] for x in ("wuxia", "general", "")}
-    return [*_named(by_source["wuxia"]), *_named(by_source["general"]), *by_source[""]]
+        files += more
+    files.sort(key=lambda file: file.place)
+    by_source = {x: [file for file in files if file.source == x] for x in ("wuxia", "general", "")}
+    return [*_name_books(by_source["wuxia"]), *_name_books(by_source["general"]), *by_source[""]]
 
 
-def _check(found: list[File], source: str, none: str) -> None:
-    """Say what is left out, a line a reason; raise `DataError` where nothing is of a source."""
-    reasons = []
-    for why in dict.fromkeys(file.left_out for file in found if file.left_out):
-        names = [file.name for file in found if file.left_out == why]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        reasons.append(visible(f"{', '.join(names[:SHOWN])}{more}: {why}"))
-    if not any(file.source == source for file in found):
-        raise DataError("\n".join([none, *reasons]))
-    for reason in reasons:
-        _warn(f"left out: {reason}")
+def _check(files: list[File], source: str, message: str) -> None:
+    """Warn of the files that are left out, once for each reason.
+
+    Raises `DataError` with the message and the reasons where no file is of the source.
+    """
+    warnings = []
+    for reason in dict.fromkeys(file.left_out for file in files if file.left_out):
+        names = [file.name for file in files if file.left_out == reason]
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        warnings.append(visible(f"{', '.join(names[:NAMES_SHOWN])}{more}: {reason}"))
+    if not any(file.source == source for file in files):
+        raise DataError("\n".join([message, *warnings]))
+    for warning in warnings:
+        _warn(f"left out: {warning}")
 
 
-def _named(files: list[File]) -> Iterator[File]:
-    """Give the files of a source the names of their books; one that is taken gets a number."""
+def _name_books(files: list[File]) -> Iterator[File]:
+    """Give each file of a source the name of its book; a name that is taken gets a number."""
     taken: set[str] = set()
     for file in files:
         path = PurePath(file.place.name if file.source == "general" else file.name)
@@ -131,64 +133,69 @@ def _named(files: list[File]) -> Iterator[File]:
         yield replace(file, book=book)
 
 
-def _below(folder: Path) -> list[Path]:
-    """List the files below a folder, linked folders once, and the folders that cannot be read."""
-    found: list[Path] = []
-    seen: set[str] = set()
+def _list_paths(folder: Path) -> list[Path]:
+    """List the files below a folder, and the folders that cannot be read.
+
+    A folder that links lead to again is listed once; folders that begin with a dot are passed over.
+    """
+    paths: list[Path] = []
+    listed: set[str] = set()  # real paths of folders
     errors: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = sorted(x for x in folders if real not in seen and not x.startswith("."))
-        found += [Path(parent, name) for name in names if real not in seen]
-        seen.add(real)
-    return sorted(found + [Path(error.filename) for error in errors])
+        # os.walk goes on into the folders that are left in its list.
+        folders[:] = sorted(x for x in folders if real not in listed and not x.startswith("."))
+        paths += [Path(parent, name) for name in names if real not in listed]
+        listed.add(real)
+    return sorted(paths + [Path(error.filename) for error in errors])
 
 
-def _look_into(path: Path, root: Path, source: str = "", *also: str) -> Iterator[File]:
-    """Tell what a file or an archive holds: as what it is read, or why it is not.
+def _look_into(path: Path, root: Path, source: str = "", *also_read: str) -> Iterator[File]:
+    """Yield a file, or the members of an archive, with the source or the reason to leave it out.
 
-    Kinds in `also` are read too; without a `source` it goes by the name.
+    A file below `root` is named by its path from there. Without a `source` the file's name tells
+    it. `also_read` are suffixes that are read besides the usual ones.
     """
     inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     if not source and inside.parts[0] in OWN_FOLDERS:
         yield File(root / inside.parts[0], "", "", inside.parts[0], left_out=OWN)
         return
-    for member, kind, wrong in contents(path):
+    for member, kind, reason in contents(path):
         name = str(inside / member).encode("utf-8", "backslashreplace").decode()
-        last = PurePath(name).name.lower()
-        if kind not in {*READ, *also}:
-            wrong = wrong or f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, UNKNOWN)}"
-        wrong = wrong if name == str(inside / member) else "its name is not UTF-8; rename it"
-        wrong = "describes a folder" if last == "readme.md" else wrong
-        if not (wrong or source or last == "general.txt") and GENERAL.search(name.lower()):
-            wrong = NO_NOVEL
-        if not (IGNORED.search(last) or (wrong and last[0] == ".")):
-            what = source or ("general" if last == "general.txt" else "wuxia")
-            yield File(path, "" if wrong else what, "", name, member, wrong)
+        last_part = PurePath(name).name.lower()
+        if kind not in {*READABLE, *also_read}:
+            reason = reason or f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, OTHER)}"
+        reason = reason if name == str(inside / member) else "its name is not UTF-8; rename it"
+        reason = "describes a folder" if last_part == "readme.md" else reason
+        if not (reason or source or last_part == "general.txt") and GENERAL.search(name.lower()):
+            reason = NO_NOVEL
+        if not (IGNORED.search(last_part) or (reason and last_part[0] == ".")):
+            file_source = source or ("general" if last_part == "general.txt" else "wuxia")
+            yield File(path, "" if reason else file_source, "", name, member, reason)
 
 
 class Document(NamedTuple):
-    """A chapter, or one general text: the unit of the split and of every statistic."""
+    """A chapter of a novel, or one general text: the unit of the split and of every statistic."""
 
     source: str  # "wuxia" or "general"
-    book: str
-    chapter: str
+    book: str  # the file's `book`
+    chapter: str  # its heading, or a number in general text
     text: str
 
 
 @dataclass
 class FileReport:
-    """What became of a file. `characters` and `kept` count before and after cleaning."""
+    """What was found and done while a file was read; filled in by `read_documents`."""
 
     file: File
-    encoding: str = ""
-    characters: int = 0
-    kept: int = 0
-    documents: int = 0
-    broken: int = 0  # characters that cannot be decoded
-    notes: list[str] = field(default_factory=list)  # what is odd
-    cleaning: dict[str, Tally] = field(default_factory=dict)  # by rule
-    skip_reason: str = ""  # why the file, or what is left of it, was left out
+    encoding: str = ""  # or several, joined by +
+    characters: int = 0  # before cleaning
+    kept: int = 0  # characters after cleaning
+    documents: int = 0  # number of documents
+    broken: int = 0  # number of characters that cannot be decoded
+    notes: list[str] = field(default_factory=list)  # see `chapter_notes`
+    cleaning: dict[str, Tally] = field(default_factory=dict)  # by name of the rule
+    skip_reason: str = ""  # why the file, or the rest of it, is left out
 
 
 def read_documents(
@@ -197,38 +204,39 @@ def read_documents(
     skip: frozenset[str] = OFF,
     simplify: bool = False,
 ) -> Iterator[Document]:
-    """Read, clean and cut a file; one that is no text, or has none left, is refused in its report.
+    """Read, clean and cut the file of a report into documents, and fill in the report.
 
-    The report is filled in; of a file that was left out nothing is read. `encoding` is its
-    name, detected by default; `skip` names cleaning rules to leave out; `simplify` turns
-    traditional characters into simplified ones.
+    `encoding` is the name of the file's encoding, detected by default; `skip` names cleaning rules
+    to leave out; `simplify` turns traditional characters into simplified ones. A file that is no
+    text, or has none left after cleaning, gets a `skip_reason`; one that was left out is not read.
 
-    Raises `DataError` naming file and line, where a line of JSONL is not an object with a `text`.
+    Raises `DataError` naming file and line where a line of JSONL is not an object with a `text`.
     """
-    file, lines = report.file, 0
-    jsonl = file.place.suffix.lower() == ".jsonl"
-    if jsonl or file.source == "general":
-        skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if jsonl else set())
+    file, lines_read = report.file, 0
+    is_jsonl = file.place.suffix.lower() == ".jsonl"
+    if is_jsonl or file.source == "general":
+        skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if is_jsonl else set())
     try:
         for block in () if file.left_out else read(file.path, file.member, encoding, BLOCK):
-            used = [*report.encoding.split("+"), *block.encoding.split("+")]
-            report.encoding = "+".join(dict.fromkeys(filter(None, used)))
+            encodings = [*report.encoding.split("+"), *block.encoding.split("+")]
+            report.encoding = "+".join(dict.fromkeys(filter(None, encodings)))
             report.broken += block.text.count("\ufffd")
-            text = block.text
-            texts = _records(text, report, skip, lines) if jsonl else _parts(text, report, skip)
-            for name, part in texts:
+            read_parts = (
+                functools.partial(_records, lines_before=lines_read) if is_jsonl else _parts
+            )
+            for name, text in read_parts(block.text, report, skip):
                 report.documents += 1
-                part = to_simplified(part) if simplify else part
-                yield Document(file.source, file.book, name, part)
-            lines += text.count("\n")
+                text = to_simplified(text) if simplify else text
+                yield Document(file.source, file.book, name, text)
+            lines_read += block.text.count("\n")
     except CorpusError as error:
         report.skip_reason = str(error)
     if not report.documents and not file.left_out:
         report.skip_reason = report.skip_reason or _nothing_left(report)
 
 
-def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
-    """Clean a text and put that into the report."""
+def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str:
+    """Clean a text, and add the characters and the tallies of its cleaning to the report."""
     cleaned, tallies = clean(text, skip)
     report.characters += len(text)
     report.kept += len(cleaned)
@@ -238,11 +246,15 @@ def _cleaned(text: str, report: FileReport, skip: frozenset[str]) -> str:
 
 
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
-    """Clean a text and cut it into chapters, or into passages where it is general text."""
-    text, long = LONG.subn(lambda line: PIECE.sub(r"\1\n", line[0]), _cleaned(text, report, skip))
-    if long:
-        what = "lines of over 6,000 characters, cut behind sentences; nothing is lost"
-        logger.warning("%s: %d %s", report.file.place, long, what)
+    """Clean a text and cut it into parts, `(heading, text)`; general text has numbers as headings.
+
+    Lines of more than 6,000 characters are cut before, and the notes on chapters go to the report.
+    """
+    text = _clean_and_count(text, report, skip)
+    text, long_lines = LONG_LINE.subn(lambda line: PIECE.sub(r"\1\n", line[0]), text)
+    if long_lines:
+        note = "lines of over 6,000 characters, cut behind sentences; nothing is lost"
+        logger.warning("%s: %d %s", report.file.place, long_lines, note)
     if len(text) < SHORTEST:
         return []
     if report.file.source == "general":
@@ -253,17 +265,22 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
 
 
 def _nothing_left(report: FileReport) -> str:
-    left = f"{report.kept} of {report.characters} characters are left"
+    """Write the reason to skip a file of which cleaning left no document."""
+    rest = f"{report.kept} of {report.characters} characters are left"
     rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
-    most = f", most removed by the rule {rules[0].rule}" if rules else ""
-    return f"{report.file.place}: {left} after cleaning{most}; nothing to train on"
+    main_rule = f", most removed by the rule {rules[0].rule}" if rules else ""
+    return f"{report.file.place}: {rest} after cleaning{main_rule}; nothing to train on"
 
 
 def _records(
-    text: str, report: FileReport, skip: frozenset[str], lines: int
+    text: str, report: FileReport, skip: frozenset[str], lines_before: int
 ) -> Iterator[tuple[str, str]]:
-    """Read the `text` of each line of JSONL; `lines` stand before them in the file."""
-    for number, line in enumerate(text.split("\n"), lines + 1):
+    """Clean the `text` of each line of JSONL, and yield `(number of the line, text)`.
+
+    `lines_before` is the number of the file's lines before this block. Raises `DataError` naming
+    file and line where a line is not an object with a `text`.
+    """
+    for number, line in enumerate(text.split("\n"), lines_before + 1):
         if not line.strip():
             continue
         try:
@@ -272,5 +289,5 @@ def _records(
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             place = f"{report.file.place}:{number}"
             raise DataError(f'{place}: must be an object like {{"text": "…"}} ({error})') from None
-        if cleaned := _cleaned(value, report, skip):
+        if cleaned := _clean_and_count(value, report, skip):
             yield str(number), cleaned

@@ -1,6 +1,6 @@
-"""Words: cut with a user's lexicon, told apart by class, counted and compared.
+"""Words: a text cut into them with a user's lexicon, their classes, their counts compared.
 
-The lexicon has the say in where words end: 使一招白鹤亮翅 -> 使, 一招, 白鹤亮翅.
+A word of the lexicon is never cut: 使一招白鹤亮翅 becomes 使, 一招, 白鹤亮翅.
 """
 
 import re
@@ -29,25 +29,27 @@ FUNCTION_CHARACTERS = frozenset(
     "在于从自由向往朝对为给替把将被让叫使比同与和跟及以因用按据且而则虽但却若如便就才又再也都只还更最很太"
     "甚颇极皆俱均各每已曾正方即既遂乃莫勿毋未非无不没别是有等些个们所者第几来去上下里中内外前后间"
 )
-FOUR = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")
-# One mark opens and its like closes; a straight one does both.
-QUOTED = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
+FOUR_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")  # four Chinese characters
+# A quotation; one group for each kind of marks. It ends with its line where no mark closes it.
+QUOTATION = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
 DIGIT = "[一二三四五六七八九两几]"
-# In 一百二十 and 十几年来, not in 一五一十.
-NUMBER = re.compile(f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}")
+# A numeral, which makes a word of four characters no idiom: 一百二十, 十几年来; but not 一五一十.
+NUMERAL = re.compile(f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}")
 ONLY_HAN = re.compile(f"[{HAN}]+")
-WORD = re.compile("[\\w·・•‧'’-]{2,}")  # a line of a lexicon
-USE = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
-KIND = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
-MOVE = re.compile(f"{USE}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{KIND})")
-PRIOR = 1000.0  # strength of the prior, in words
+LEXICON_WORD = re.compile("[\\w·・•‧'’-]{2,}")
+# 使了个“毒蛇出洞”, 使一招白鹤亮翅式: a verb of using, then a move's name, either in quotation marks
+# (group 1) or before a word for "move" (group 2).
+VERB = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
+NOUN = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
+MOVE = re.compile(f"{VERB}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{NOUN})")
+PRIOR_WORDS = 1000.0  # strength of the prior: it weighs as much as a text of so many words
 
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
     """Read a lexicon: UTF-8, one word a line; lines that start with `#` are comments.
 
-    White space around a word is not part of it.
+    White space around a word is taken off.
 
     Raises
     ------
@@ -58,17 +60,17 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        why = f"cannot be read ({error.strerror}); correct it or set it to null"
-        raise ConfigError(f"data.lexicon {path}: {why}") from None
+        problem = f"cannot be read ({error.strerror}); correct it or set it to null"
+        raise ConfigError(f"data.lexicon {path}: {problem}") from None
     words: list[str] = []
     for number, line in enumerate(lines, 1):
         word = line.strip()
         if word.startswith("#"):
             continue
-        if not WORD.fullmatch(word):
+        if not LEXICON_WORD.fullmatch(word):
             form = "one word a line, two characters or more, letters and ·, - or ’ alone, in UTF-8"
-            why = f"{word!r} is no word; write {form}, or delete the line"
-            raise ConfigError(f"data.lexicon {path}:{number}: {why}")
+            problem = f"{word!r} is no word; write {form}, or delete the line"
+            raise ConfigError(f"data.lexicon {path}:{number}: {problem}")
         words.append(word)
     if not words:
         raise ConfigError(f"data.lexicon {path}: holds no word; write one a line or set it to null")
@@ -78,11 +80,11 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
 class Segmenter:
     """Cuts text into words: those of the lexicon wherever they stand, rjieba's between them.
 
-    The lexicon is not added to rjieba's dictionary, where it would only be a hint: rjieba weighs
-    its words against all others by frequency, and still joins some to a neighbour (宋江便 is one
-    word to it). It also stays out of the next Segmenter. Of matches that overlap the first counts,
-    and of those that begin together the longest, so the order of the lexicon does not matter.
-    The price: a short word is also found where it is none, 解穴 in 了解穴道.
+    The lexicon is not added to rjieba's dictionary. There it would only be a hint (rjieba weighs
+    words by frequency, and still joins some to a neighbour: to it 宋江便 is one word), and it would
+    stay for the next Segmenter. Of lexicon words that overlap in a text the first counts, and of
+    those that begin together the longest, so the order of the lexicon does not matter. The price:
+    a short word is also found where it is none, such as 解穴 in 了解穴道.
 
     Parameters
     ----------
@@ -92,79 +94,83 @@ class Segmenter:
 
     def __init__(self, lexicon: Collection[str] = ()) -> None:
         self._words = frozenset(lexicon)
-        self._sizes = sorted({len(word) for word in self._words}, reverse=True)
-        # whether a code point is some word's first or second: (2, 0x110000)
-        self._opens = np.zeros((2, 0x110000), np.bool_)
+        self._lengths = sorted({len(word) for word in self._words}, reverse=True)
+        # Whether a code point is the first, and whether it is the second, of some word.
+        self._begins = np.zeros((2, 0x110000), np.bool_)
         for word in self._words:
-            self._opens[[0, 1], codes(word[:2])] = True
+            self._begins[[0, 1], codes(word[:2])] = True
 
     def cut(self, text: str) -> list[str]:
-        """Cut a text into words; joined, they are the text."""
+        """Cut a text into words; joined, the words are the text."""
         import rjieba
 
         characters = codes(text)
-        likely = self._opens[0, characters[:-1]] & self._opens[1, characters[1:]]
+        may_begin = self._begins[0, characters[:-1]] & self._begins[1, characters[1:]]  # a word
         words: list[str] = []
-        behind = 0
-        for start in np.flatnonzero(likely).tolist():
-            ends = (start + n for n in self._sizes if text[start : start + n] in self._words)
-            if start >= behind and (end := next(ends, 0)):
-                words += [*rjieba.cut(text[behind:start]), text[start:end]]
-                behind = end
-        return words + rjieba.cut(text[behind:])
+        done = 0  # where the last word of the lexicon ends
+        for start in np.flatnonzero(may_begin).tolist():
+            ends = (start + n for n in self._lengths if text[start : start + n] in self._words)
+            if start >= done and (end := next(ends, 0)):
+                words += [*rjieba.cut(text[done:start]), text[start:end]]
+                done = end
+        return words + rjieba.cut(text[done:])
 
 
 def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
-    """Class of each character, (C,): an index of `CLASSES`.
+    """Give the class of each of a text's C characters as an index of `CLASSES`: (C,).
 
-    `他大惊失色。` gives 1 3 3 3 3 0. What is neither a word nor punctuation (digits, letters of
-    other scripts) counts as content, white space as punctuation.
+    `他大惊失色。` gives 1 3 3 3 3 0. Digits and letters of other scripts count as content, white
+    space as punctuation; every word of four Chinese characters counts as an idiom.
     """
-    found: list[int] = []
+    indices: list[int] = []
     for word in segmenter.cut(text):
-        found += [IDIOM] * 4 if FOUR.fullmatch(word) else map(_class, word)
-    return np.array(found, np.int8)
+        indices += [IDIOM] * 4 if FOUR_HAN.fullmatch(word) else map(_character_class, word)
+    return np.array(indices, np.int8)
 
 
-def _class(character: str) -> int:
+def _character_class(character: str) -> int:
+    """Give the class of a character that stands in no idiom."""
     if not character.isalnum():
         return PUNCTUATION
     return FUNCTION if character in FUNCTION_CHARACTERS else CONTENT
 
 
 def dialogue(text: str) -> npt.NDArray[np.bool_]:
-    """Whether each character stands inside quotation marks, (C,); a paragraph ends a quotation."""
+    """Flag the characters that stand inside quotation marks: (C,).
+
+    A quotation that is not closed ends with its paragraph.
+    """
     inside = np.zeros(len(text), np.bool_)
-    for match in QUOTED.finditer(text):
-        inside[slice(*match.span(match.lastindex or 0))] = True
+    for match in QUOTATION.finditer(text):
+        inside[slice(*match.span(match.lastindex or 0))] = True  # the group is without the marks
     return inside
 
 
 def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> "Counter[str]":
-    """Count the words or the characters, Chinese ones only; rjieba finds the words."""
+    """Count the words (rjieba cuts them) or the characters of texts, Chinese ones only."""
     import rjieba
 
     cut = rjieba.cut if unit == "word" else list
     counts = Counter(part for text in texts for part in cut(text))
-    return Counter({word: n for word, n in counts.items() if ONLY_HAN.fullmatch(word)})
+    return Counter({part: n for part, n in counts.items() if ONLY_HAN.fullmatch(part)})
 
 
 def typical(counts: "Counter[str]", reference: "Counter[str]") -> "pd.DataFrame":
-    """Rank words by how much more often they stand here than in the reference.
+    """Rank words by how much more often a text has them than a reference text; a row for each word.
 
-    Columns: `here` and `there` in uses per 10,000, and `z`, the log-odds ratio over its standard
-    deviation under a Dirichlet prior from both texts (Monroe, Colaresi & Quinn 2008, "Fightin'
-    Words", equations 15 to 22). Above 2 is more than chance.
+    Columns: `here` and `there`, the uses in 10,000 words of the text and of the reference, and `z`,
+    the log-odds ratio over its standard deviation under a Dirichlet prior from both (Monroe,
+    Colaresi & Quinn 2008, "Fightin' Words", equations 15 to 22). A `z` above 2 is more than chance.
     """
     import pandas as pd
 
     table = pd.DataFrame({"here": counts, "there": reference}, dtype=float).fillna(0).sort_index()
     totals = table.sum()
-    with_prior = table.add(PRIOR * table.sum(axis=1) / max(1, totals.sum()), axis=0)
-    odds = with_prior / (totals + PRIOR - with_prior)
-    deviation = np.sqrt((1 / with_prior).sum(axis=1))
+    with_prior = table.add(PRIOR_WORDS * table.sum(axis=1) / max(1, totals.sum()), axis=0)
+    odds = with_prior / (totals + PRIOR_WORDS - with_prior)
+    deviations = np.sqrt((1 / with_prior).sum(axis=1))
     table *= 10_000 / totals.clip(lower=1)
-    table["z"] = np.log(odds["here"] / odds["there"]) / deviation
+    table["z"] = np.log(odds["here"] / odds["there"]) / deviations
     return table.sort_values("z", ascending=False, kind="stable")
 
 
@@ -173,9 +179,9 @@ def idioms(texts: Iterable[str]) -> "Counter[str]":
     import rjieba
 
     words = (word for text in texts for word in rjieba.cut(text, hmm=False))
-    return Counter(word for word in words if FOUR.fullmatch(word) and not NUMBER.search(word))
+    return Counter(word for word in words if FOUR_HAN.fullmatch(word) and not NUMERAL.search(word))
 
 
 def moves(texts: Iterable[str]) -> "Counter[str]":
-    """Count what the text calls a move: 使一招白鹤亮翅式, 使了个“毒蛇出洞”."""
+    """Count the names of moves: 白鹤亮翅 in 使一招白鹤亮翅式, 毒蛇出洞 in 使了个“毒蛇出洞”."""
     return Counter(match[1] or match[2] for text in texts for match in MOVE.finditer(text))
