@@ -147,7 +147,7 @@ def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
 def repetition(text: str, n: int = 4) -> float:
     """Measure how much of a text repeats itself: 1 - unique/all n-grams of characters.
 
-    This is rep-n of Welleck et al. (2020), there of words. `哈哈哈哈哈` with n 4 gives 1/2. A
+    This is rep-n of Welleck et al. (2020), there of tokens. `哈哈哈哈哈` with n 4 gives 1/2. A
     text must have at least n characters.
     """
     grams = [text[start : start + n] for start in range(len(text) - n + 1)]

@@ -199,7 +199,7 @@ class WritingDesk(widgets.VBox):
         self._set_busy(False)
 
     def _make_controls(self, prompt: str, seed: int) -> None:
-        """Make an attribute of each control; a button calls the method of its name with `_`."""
+        """Make an attribute of each control; the button `write` calls `_write`, and so on."""
         labels, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
         width = {"width": "auto"}
         self.prompt = widgets.Textarea(prompt, description=named("prompt"), layout=width)
