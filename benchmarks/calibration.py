@@ -19,7 +19,7 @@ from tqdm import trange
 from wuxia_core.config import PROJECT, load_config
 from wuxia_core.errors import exit_status, run_command
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.writing import AT_ONCE, generate, prompts, score_generations
+from wuxia_core.evaluate.writing import PASSAGE_BATCH, generate, prompts, score_generations
 from wuxia_core.mixing import open_run_mixture
 from wuxia_core.model import load_adapter
 
@@ -30,8 +30,8 @@ OTHER = 1_000_000  # added to a seed
 def written(context: EvalContext, asked: list[str], seed: int) -> list[str]:
     """Let the model go on from all prompts."""
     parts = [
-        generate(context, asked[start : start + AT_ONCE], seed + start)
-        for start in range(0, len(asked), AT_ONCE)
+        generate(context, asked[start : start + PASSAGE_BATCH], seed + start)
+        for start in range(0, len(asked), PASSAGE_BATCH)
     ]
     return [passage for part in parts for passage in part]
 

@@ -21,7 +21,7 @@ from wuxia_core.errors import DataError, exit_status, run_command
 from wuxia_core.evaluate.statistics import Metric, compare, ratio
 from wuxia_core.masking import IGNORE_INDEX, Window
 from wuxia_core.model import document_start_id, load_tokenizer, make_collator, mask_token_id
-from wuxia_core.show.plots import INK, LEGEND, LINES, drawable
+from wuxia_core.show.plots import INK, LEGEND, LINE_COLOURS, LINE_DASHES, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +142,8 @@ def plot_frontier(runs: pd.DataFrame, share: float, *, ax: "Axes | None" = None)
     """Draw learning against forgetting by condition, the mean of all seeds, from the base on."""
     ax = show.axes(ax)
     by_condition = curves(runs).xs(share, level="ratio").groupby("condition", sort=False)
-    for (name, curve), colour, dash in zip(by_condition, *map(cycle, LINES), strict=False):
+    styles = cycle(LINE_COLOURS), cycle(LINE_DASHES)
+    for (name, curve), colour, dash in zip(by_condition, *styles, strict=False):
         ax.plot(curve["general"], curve["wuxia"], dash, color=colour, marker=".", label=name)
     ax.plot(0, 0, "s", color=INK, markersize=9)
     ax.set(xlabel="general text, bits per character", ylabel="武侠, bits per character")

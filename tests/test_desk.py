@@ -108,7 +108,7 @@ def test_it_can_be_stopped(writer):
     assert desk.stop.disabled and desk.keep.disabled
     desk.view.observe(lambda _: desk.stop.click(), "value")
     press(desk.write, desk)
-    assert "stopped" in desk.said.value and PROMPT in desk.view.value
+    assert "stopped" in desk.status.value and PROMPT in desk.view.value
     assert desk.keep.disabled and desk.stop.disabled and not desk.write.disabled
 
 
@@ -123,10 +123,10 @@ def test_another_adapter_has_a_column_of_its_own(writer):
 def test_what_cannot_be_written_is_said_and_can_be_mended(desk):
     desk.prompt.value = "剑" * 3000
     press(desk.write, desk)
-    assert "shorten it" in desk.said.value and desk.keep.disabled
+    assert "shorten it" in desk.status.value and desk.keep.disabled
     desk.prompt.value = PROMPT
     press(desk.write, desk)
-    assert "shorten it" not in desk.said.value and not desk.keep.disabled
+    assert "shorten it" not in desk.status.value and not desk.keep.disabled
 
 
 ATTACK = "<img src=x onerror=alert(1)>\u202e$$x$$"

@@ -18,7 +18,7 @@ from wuxia_core.evaluate import closing_words, context, evaluate, scoring
 from wuxia_core.evaluate.__main__ import main
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import score_extraction
-from wuxia_core.evaluate.recovery import recovery
+from wuxia_core.evaluate.recovery import score_recovery
 from wuxia_core.evaluate.scorecard import PARTS, affordable_minutes, gate_failures
 from wuxia_core.evaluate.scoring import document_bits, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Metric, compare, group_difference, interval, ratio
@@ -120,7 +120,7 @@ def test_a_scorecard_needs_no_more_memory_than_the_training(
 
     inner.lm_head.register_forward_hook(lambda _, __, output: logits.append(output.numel()))
     inner.model.register_forward_hook(note, with_kwargs=True)
-    score_bits(run_of), recovery(run_of), score_questions(run_of), score_extraction(run_of)
+    score_bits(run_of), score_recovery(run_of), score_questions(run_of), score_extraction(run_of)
     generate(run_of, [TEXT] * 12, seed=0)
     assert most / 2 < max(logits) <= most
     assert most / 2 < max(cached) <= most

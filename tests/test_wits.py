@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from wuxia_core.evaluate.__main__ import main
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.scoring import QUESTIONS, answers, questions, verdict
+from wuxia_core.evaluate.scoring import QUESTIONS, answers, questions, questions_verdict
 from wuxia_core.model import load_base
 
 GOOD = {
@@ -123,7 +123,7 @@ def sides(both, lost, gained, neither):
     ],
 )
 def test_verdicts(counts, expected):
-    row = verdict(*sides(*counts), 0.06)
+    row = questions_verdict(*sides(*counts), 0.06)
     assert row["verdict"] == expected and row["n"] == sum(counts)
     assert ("reason" in row) == (expected == "cannot tell")
     assert (row["name"], row["margin"]) == ("wits", 0.06) and "90 % interval" in row["unit"]
@@ -134,14 +134,14 @@ def test_verdicts(counts, expected):
 
 def test_the_interval_where_nothing_changed():
     # z² = n·d / (1 - d) = 1.6449² gives d = 2.7057 / (n + 2.7057)
-    row = verdict(*sides(120, 0, 0, 80), 0.06)
+    row = questions_verdict(*sides(120, 0, 0, 80), 0.06)
     assert (-row["low"], row["high"]) == pytest.approx((2.7057 / 202.7057,) * 2, abs=1e-4)
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(12, 3), (30, 30), (7, 0)])
 def test_the_interval_ends_where_a_score_test_refuses(lost, gained):
     n = 200
-    row = verdict(*sides(100, lost, gained, 100 - lost - gained), 0.06)
+    row = questions_verdict(*sides(100, lost, gained, 100 - lost - gained), 0.06)
     for delta in (row["low"], row["high"]):
 
         def unlikely(p, delta=delta):  # p of lost; the likeliest one by search, not by formula
@@ -160,7 +160,7 @@ def test_a_loss_of_the_margin_is_called_kept_one_time_in_twenty(gained):
     rng = np.random.default_rng(0)
     shares = [0.5, gained + 0.06, gained, 0.44 - 2 * gained]
     drawn = rng.multinomial(219, shares, 1000)
-    kept = [verdict(*sides(*counts), 0.06)["verdict"] == "kept" for counts in drawn]
+    kept = [questions_verdict(*sides(*counts), 0.06)["verdict"] == "kept" for counts in drawn]
     assert np.mean(kept) < 0.05 + 2 * (0.05 * 0.95 / 1000) ** 0.5
 
 

@@ -1,7 +1,7 @@
-"""One page of a run, which opens offline in any browser and may be sent around.
+"""The page of a run, one HTML file that opens offline in any browser and may be sent around.
 
-It is made of what lies in the run folder and its mixture; no model is loaded where there is a
-scorecard. Nothing secret is on it, and of an absolute path the last name alone.
+The page is made from the scorecard, the run folder and its mixture; no model is loaded. It shows no
+secret, and of an absolute path only the last name.
 """
 
 import io
@@ -27,12 +27,12 @@ from wuxia_core.text import escape
 PAGE = "index.html"
 TEMPLATE = Path(__file__).with_name("report.html")
 ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
-PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
+PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}  # settings
 PATHS |= {"processed_data_file"}
 PAIR = ("base", "tuned")
-MOST_FILES = 60
-SIZE = (4.2, 3.3)  # inches; a phone shows them as wide as they are
-# What matplotlib writes that is no drawing.
+MOST_FILES = 60  # that are listed
+SIZE = (4.2, 3.3)  # inches of a plot; a phone shows that without scaling
+# Parts of matplotlib's SVG that draw nothing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
 
 Scorecard = dict[str, Any]
@@ -47,7 +47,7 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
     config = load_config(folder / "config.yaml")
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     metrics = show.read_metrics(folder)
-    said, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
+    templates, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
     sections = {
         "passage": _passage(scorecard),
         "verdict": _verdict(scorecard),
@@ -57,13 +57,13 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
         "settings": _settings(config),
         "table": _table(scorecard),
     }
-    drawn = [
-        f'<section id="{name}"><h2>{said["heads"][name]}</h2>'
-        f"<p>{said['leads'][name].format(**facts)}</p>{html}</section>"
+    blocks = [
+        f'<section id="{name}"><h2>{templates["heads"][name]}</h2>'
+        f"<p>{templates['leads'][name].format(**facts)}</p>{html}</section>"
         for name, html in sections.items()
     ]
-    title, about = (say(said[name].format(**facts)) for name in ("title", "about"))
-    body = f"<header><h1>{title}</h1><p>{about}</p></header>{''.join(drawn)}"
+    title, about = (say(templates[name].format(**facts)) for name in ("title", "about"))
+    body = f"<header><h1>{title}</h1><p>{about}</p></header>{''.join(blocks)}"
     page = folder / PAGE
     with raise_machine_error(str(folder)):
         page.write_text(render(title, body, about), encoding="utf-8")
@@ -71,17 +71,20 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
 
 
 def say(text: object) -> str:
-    """Make text fit for a page: escaped, without secrets and the folders of absolute paths."""
+    """Make text fit for a page: escape it, and leave out what `public` leaves out."""
     return escape(public(str(text)))
 
 
 def public(text: str) -> str:
-    """Leave out secrets, and the folders of absolute paths."""
+    """Replace secrets by ***, and leave out the folders of absolute paths."""
     return ABOVE.sub("", SECRET.sub("***", text))
 
 
 def render(title: str, body: str, about: str = "") -> str:
-    """Put HTML into the page that all reports share, under a policy that refuses scripts."""
+    """Put a page's HTML into the template of all reports, whose policy refuses scripts.
+
+    `title`, and `about` as the page's description, are HTML too.
+    """
     code = "zh-Hans" if language() == "zh" else "en"
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(title=title, body=body, about=about, language=code)
@@ -90,15 +93,14 @@ def render(title: str, body: str, about: str = "") -> str:
 def _facts(
     scorecard: Scorecard, config: Config, mixture: Mixture, metrics: pd.DataFrame
 ) -> dict[str, Any]:
-    """Gather the figures that the messages of the page have places for."""
+    """Gather the values that the templates in the messages' section `[page]` have places for."""
     trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
-    books = trained.loc[trained["source"] == "wuxia", "book"].nunique()
-    found = by_name(scorecard)["masked_accuracy", "wuxia"]
-    shares = {name: "–" if found[name] is None else f"{found[name]:.0%}" for name in PAIR}
+    row = by_name(scorecard)["masked_accuracy", "wuxia"]
+    shares = {name: "–" if row[name] is None else f"{row[name]:.0%}" for name in PAIR}
     return {
         "base_model": scorecard["base"],
-        "books": books,
+        "books": trained.loc[trained["source"] == "wuxia", "book"].nunique(),
         "wuxia": int(sizes.get("wuxia", 0)),
         "general": int(sizes.get("general", 0)),
         "steps": int(metrics["step"].max()),
@@ -110,7 +112,7 @@ def _facts(
 
 
 def _passage(scorecard: Scorecard) -> str:
-    """Draw the X-ray of the chosen passage."""
+    """Draw the X-ray of the scorecard's passage, or say that there is none."""
     if not scorecard["passage"]:
         return _none("passage")
     tokens = pd.DataFrame(scorecard["passage"]["tokens"])
@@ -118,18 +120,19 @@ def _passage(scorecard: Scorecard) -> str:
 
 
 def _none(name: str) -> str:
+    """Say why a section or plot, `name` in the messages, is empty."""
     return f"<p>{messages('page')['none'][name]}</p>"
 
 
 def _verdict(scorecard: Scorecard) -> str:
-    """Say in three sentences what was learned, forgotten and copied."""
-    asked = messages("page")["asked"].values()
-    pairs = zip(asked, map(say, sentences(scorecard)), strict=True)
+    """Answer in a sentence each whether the model learned, whether it forgot, whether it copied."""
+    questions = messages("page")["asked"].values()
+    pairs = zip(questions, map(say, sentences(scorecard)), strict=True)
     return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
 
 
 def _written(scorecard: Scorecard) -> str:
-    """Put three passages of base and tuned beside each other, below their prompts."""
+    """Put passages of base and tuned beside each other, below three of the prompts."""
     heads, tiny = messages("columns"), locate(scorecard["base"]).resolve() == TINY_BASE.resolve()
     warning = f"<p>{messages('passages')['tiny']}</p>" if tiny else ""
     return warning + "".join(
@@ -141,28 +144,35 @@ def _written(scorecard: Scorecard) -> str:
 
 
 def _course(scorecard: Scorecard, metrics: pd.DataFrame) -> str:
-    """Draw strengths, learning against forgetting, and the course of training."""
-    bits, losses = ([f"eval_{name}_{what}" for name in ("wuxia", "general")]
-                    for what in ("bits_per_char", "loss"))  # fmt: skip
-    measured = len(metrics.reindex(columns=bits).dropna())
+    """Draw the strengths, learning against forgetting, and the course of training.
+
+    A plot that too little was measured for is replaced by a sentence.
+    """
+    bits = ["eval_wuxia_bits_per_char", "eval_general_bits_per_char"]
+    losses = ["eval_wuxia_loss", "eval_general_loss", "loss"]
+    measurements = metrics.reindex(columns=bits).dropna()
     plots: dict[str, Callable[..., object] | None] = {
         "strengths": partial(show.plot_strengths, scorecard)
         if len(scorecard["strengths"]) > 1
         else None,
-        "forgetting": partial(show.plot_forgetting, metrics) if measured else None,
+        "forgetting": partial(show.plot_forgetting, metrics) if len(measurements) else None,
         "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
-        "losses": partial(show.plot_metric, metrics, [*losses, "loss"], ylabel="nats"),
+        "losses": partial(show.plot_metric, metrics, losses, ylabel="nats"),
     }
-    return f'<div class="plots">{"".join(_figure(*each) for each in plots.items())}</div>'
+    return f'<div class="plots">{"".join(_figure(*pair) for pair in plots.items())}</div>'
 
 
 def _figure(name: str, plot: Callable[..., object] | None) -> str:
-    """Draw a plot as SVG in the colours and the font of the page, below its title."""
-    said = messages("page")["plots"][name]
+    """Draw a plot as SVG in the colours and the font of the page, below its title.
+
+    `name` is that of the plot in the messages; `plot` draws on the axes that it is given as `ax`.
+    Where `plot` is None, a sentence says that there is nothing to draw.
+    """
+    texts = messages("page")["plots"][name]
     if plot is None:
-        return f"<figure><h3>{said['title']}</h3>{_none('plot')}</figure>"
+        return f"<figure><h3>{texts['title']}</h3>{_none('plot')}</figure>"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
-        show.axes(Figure().subplots())  # what is made from here on has the plots' style
+        show.axes(Figure().subplots())  # sets the plots' style, which the next figure then has
         figure = Figure(SIZE, layout="constrained")
         ax = figure.subplots()
         plot(ax=ax)
@@ -171,82 +181,90 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
             figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
-        drawn = NO_DRAWING.sub("", file.getvalue())
-    drawn = drawn.replace(show.INK.lower(), "currentColor")
-    body = drawn.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
-    box = " ".join(f"{72 * inches:g}" for inches in SIZE)
-    svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{said["title"]}">{body}'
-    return f"<figure><h3>{said['title']}</h3>{svg}<figcaption>{said['about']}</figcaption></figure>"
+        svg = NO_DRAWING.sub("", file.getvalue()).replace(show.INK.lower(), "currentColor")
+    body = svg.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
+    box = " ".join(f"{72 * inches:g}" for inches in SIZE)  # in points, as matplotlib draws
+    title, about = texts["title"], texts["about"]
+    svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{title}">{body}'
+    return f"<figure><h3>{title}</h3>{svg}<figcaption>{about}</figcaption></figure>"
 
 
 def _texts(mixture: Mixture) -> str:
-    """List the files, novels first: size, what cleaning took out, and what became of each."""
-    said, files = messages("page"), mixture.preparation["files"]
+    """List the files, novels first: characters, those cleaned away, and what became of each."""
+    templates, files = messages("page"), mixture.preparation["files"]
     files = sorted(files, key=lambda file: (file["source"] == "general", -file["characters"]))
     fates = _fates(mixture)
     rows = []
     for file in files[:MOST_FILES]:
-        why = file["refused"] and said["fates"]["refused"].format(why=say(file["refused"]))
-        what = said["sources"][file["source"]].format(fate=why or fates.get(file["book"], ""))
-        title = f"{say(file['book'] or file['path'])}<br><small>{what}</small>"
+        fate = fates.get(file["book"], "")
+        if file["refused"]:  # the reason, or empty
+            fate = templates["fates"]["refused"].format(why=say(file["refused"]))
+        source = templates["sources"][file["source"]].format(fate=fate)
+        title = f"{say(file['book'] or file['path'])}<br><small>{source}</small>"
         removed = sum(rule["removed"] for rule in file["cleaning"].values())
         rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
-    more = len(files) - len(rows)
-    rest = f"<p>{said['more'].format(more=more)}</p>" if more else ""
-    return _rows(said["files"].values(), rows) + rest + _cleaned(mixture)
+    omitted = len(files) - len(rows)
+    rest = f"<p>{templates['more'].format(more=omitted)}</p>" if omitted else ""
+    return _rows(templates["files"].values(), rows) + rest + _cleaned(mixture)
 
 
 def _fates(mixture: Mixture) -> dict[str, str]:
-    """Say of each book whether it was trained on, held out, or left out as a copy of another."""
-    said, outline = messages("page")["fates"], mixture.outline
+    """Say of each book whether it was trained on, held out, or left out as a copy of another.
+
+    Returns a sentence for each name of a book.
+    """
+    templates, outline = messages("page")["fates"], mixture.outline
     held_out = outline["characters"].where(outline["split"] == VALIDATION, 0)
     sizes = outline.assign(held_out=held_out).groupby("book")[["characters", "held_out"]].sum()
     shares = sizes["held_out"] / sizes["characters"]
     states = {book: {0: "train", 1: "validation"}.get(x, "part") for book, x in shares.items()}
-    fates = {book: said[state].format(share=shares[book]) for book, state in states.items()}
+    fates = {book: templates[state].format(share=shares[book]) for book, state in states.items()}
     return fates | {
-        same["book"]: said["copy"].format(share=same["share"], kept=say(same["kept"]))
-        for same in mixture.preparation["same_books"]
+        copy["book"]: templates["copy"].format(share=copy["share"], kept=say(copy["kept"]))
+        for copy in mixture.preparation["same_books"]
     }
 
 
 def _cleaned(mixture: Mixture) -> str:
-    """Name what the rules of cleaning did in all files, the most first."""
-    said = messages("page")
-    done = [
-        said["cleaned"].format(rule=said["rules"][row.rule], places=row.places, removed=row.removed)
+    """Say in a paragraph what the rules of cleaning removed in all files, the most first."""
+    texts, template = messages("page"), messages("page")["cleaned"]
+    clauses = [
+        template.format(rule=texts["rules"][row.rule], places=row.places, removed=row.removed)
         for row in show.cleaning_table(mixture).itertuples()
     ]
-    return f"<p>{said['cleaning'].format(done=said['between'].join(done))}</p>" if done else ""
+    done = texts["between"].join(clauses)
+    return f"<p>{texts['cleaning'].format(done=done)}</p>" if clauses else ""
 
 
 def _rows(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Make a table of HTML."""
-    first = "".join(f"<th>{head}</th>" for head in heads)
-    rest = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="rows"><tr>{first}</tr>{rest}</table>'
+    """Make an HTML table; heads and cells are HTML."""
+    head_cells = "".join(f"<th>{head}</th>" for head in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<table class="rows"><tr>{head_cells}</tr>{body}</table>'
 
 
 def _settings(config: Config) -> str:
-    """List the settings that differ from their defaults; paths say nothing to others."""
-    usual = dict(Config())
+    """List the settings that differ from their defaults; not paths, which tell others nothing."""
+    defaults = dict(Config())
     rows = [
-        [f"<code>{section}.<wbr>{key}</code>", _value(value), _value(getattr(usual[section], key))]
+        [f"<code>{section}.<wbr>{key}</code>", _value(value), _value(default)]
         for section, keys in config
         for key, value in keys
-        if section != "plan" and key not in PATHS and value != getattr(usual[section], key)
+        if section != "plan" and key not in PATHS
+        if value != (default := getattr(defaults[section], key))
     ]
     return _rows(messages("page")["keys"].values(), rows) if rows else _none("settings")
 
 
 def _value(value: object) -> str:
+    """Write the value of a setting, `None` as a dash."""
     return "–" if value is None else say(value)
 
 
 def _table(scorecard: Scorecard) -> str:
-    """Fold the whole scorecard away."""
+    """Write the whole scorecard as a table that is folded away until it is clicked."""
     rows = show.scorecard_table(scorecard)
-    rows["unit"] = rows.pop("unit")  # last: a phone shows the first columns
+    rows["unit"] = rows.pop("unit")  # moved to the end: a phone shows the first columns
     table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")
-    shown = public(table.to_html())
-    return f"<details><summary>{messages('page')['fold']}</summary>{shown}</details>"
+    html = public(table.to_html())
+    return f"<details><summary>{messages('page')['fold']}</summary>{html}</details>"

@@ -1,4 +1,4 @@
-"""Judge an adapter against its base on text neither was trained on.
+"""Judge an adapter against its base on text that neither was trained on.
 
 Every figure is measured for the base and for the tuned model on the same documents; the interval
 of a difference comes from resampling documents, never tokens.

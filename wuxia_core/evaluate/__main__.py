@@ -1,6 +1,7 @@
-"""Measure a run folder, unless it was, and say what came out; stopped, it goes on later.
+"""Measure a run folder, unless it was measured before, and say what came out.
 
-How it is measured stands under `evaluation:` in the folder's config.yaml.
+An evaluation that was stopped goes on where it was when it is started again. Its settings stand
+under `evaluation:` in the folder's config.yaml.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 from wuxia_core.config import load_config
 from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status, run_command
 from wuxia_core.evaluate import closing_words, evaluate
-from wuxia_core.evaluate.scorecard import gate_failures, predicted, quick_look
+from wuxia_core.evaluate.scorecard import bits_sentence, gate_failures, quick_look
 from wuxia_core.model import best_device, load_adapter
 
 
@@ -19,41 +20,45 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser("python -m wuxia_core.evaluate", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--quick", action="store_true", help="passages and bits per character only")
-    what.add_argument("--gate", action="store_true", help="end with 3 if it copied or forgot")
-    what.add_argument("--harness", nargs="+", metavar="TASK", help="lm-eval's, such as cmmlu")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="passages and bits per character only")
+    mode.add_argument("--gate", action="store_true", help="end with 3 if it copied or forgot")
+    mode.add_argument("--harness", nargs="+", metavar="TASK", help="lm-eval's, such as cmmlu")
     return exit_status(functools.partial(_measure, parser.parse_args(arguments)))
 
 
 def _measure(options: argparse.Namespace) -> None:
+    """Print what the options of the command line ask for; without one, the whole scorecard.
+
+    Raises `DataError` where `--gate` finds something against publishing the adapter.
+    """
     if options.harness:
         harness(options.output_dir, options.harness)
     elif options.quick:
         wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]
-        print(f"\n{predicted(wuxia)}\n{predicted(general)}")
+        print(f"\n{bits_sentence(wuxia)}\n{bits_sentence(general)}")
     else:
         scorecard = evaluate(options.output_dir, echo=print)
         print(closing_words(scorecard))
         if options.gate:
             limits = load_config(options.output_dir / "config.yaml").evaluation
-            if found := list(gate_failures(scorecard, limits)):
-                raise DataError("\n  ".join(["not to be published:", *found]))
+            if failures := list(gate_failures(scorecard, limits)):
+                raise DataError("\n  ".join(["not to be published:", *failures]))
             print("\ngate: nothing that was measured speaks against publishing it")
 
 
 def harness(output_dir: Path, tasks: list[str]) -> None:
     """Print lm-evaluation-harness's tables (Gao et al. 2024) for a run's base and tuned model.
 
-    `tasks` names tasks or groups, such as "ceval-valid" and "cmmlu", whose data come from the hub
-    and stay in its cache, or task files (YAML) of your own.
+    `tasks` are names of tasks or groups, such as "ceval-valid" and "cmmlu", or paths of task files
+    (YAML) of your own. The data of named tasks are downloaded from the hub and stay in its cache.
 
     Raises
     ------
     ConfigError
-        Where lm-eval is not installed, or knows no task of a name.
+        Where lm-eval is not installed, or does not know a task.
     MachineError
-        Where the data cannot be had.
+        Where the data of a task can be neither downloaded nor found in the cache.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
@@ -63,7 +68,7 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
 
     model, tokenizer = load_adapter(output_dir, best_device())
     model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)  # so that all fit
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)  # any length fits so
     try:
         with model.disable_adapter():
             base = simple_evaluate(wrapped, tasks=tasks)

@@ -1,8 +1,8 @@
-"""A blind comparison for people: sheets to fill in, and what filled ones say.
+"""A blind comparison for people: write sheets to fill in, and count the answers in filled ones.
 
 A rater writes A, B or = (no telling) into the columns `style` (which is more like 武侠?) and
-`quality` (which is better written?) of `blind/sheet.csv`. Which is base and which tuned stands in
-`blind_key.csv` alone: do not hand it out.
+`quality` (which is better written?) of `blind/sheet.csv`. Only `blind_key.csv` says which of A
+and B is tuned: do not hand that file out.
 """
 
 import argparse
@@ -22,17 +22,17 @@ KEY = "blind_key.csv"
 
 
 def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
-    """Write the sheet, and apart from it the key; return the sheet.
+    """Write the sheet and the key, each into a folder of its own; return the sheet's path.
 
-    `passages` are those of a scorecard. Raises `DataError` where there is a sheet that is filled
-    in, `MachineError` where the folder cannot be written.
+    `passages` are those of a scorecard. Raises `DataError` where a sheet exists that a rater has
+    begun to fill in, `MachineError` where the folder cannot be written.
     """
     path = output_dir / "blind" / "sheet.csv"
     if path.exists() and _read(path)[QUESTIONS].ne("").any(axis=None):
         raise DataError(f"{path}: is filled in; name it to read it, or move it away")
-    digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # of these passages, no others
+    digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # ties the ids to these passages
     sheet = pd.DataFrame(passages)[["prompt", "tuned", "base"]].map(visible)
-    sheet = sheet.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)  # a spreadsheet would run these
+    sheet = sheet.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)  # else a spreadsheet runs formulas
     ids = pd.Index([f"{n}-{digest[:6]}" for n in range(1, len(sheet) + 1)], name="id")
     sheet = sheet.set_axis(["prompt", "A", "B"], axis=1).set_axis(ids)
     swapped = np.random.default_rng(int(digest, 16)).permutation(len(sheet)) % 2 == 1
@@ -47,33 +47,40 @@ def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
 def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     """Count how often raters prefer the tuned model; a tie is half a win.
 
+    `sheets` are the filled sheets of a run folder, one a rater.
+
     Returns
     -------
-    A row a question: `question`, `tuned` (win rate; 0.5 is no preference), `low` and `high` (95 %
-    interval: Wilson 1927, over prompts, each with the mean of its raters), `n` prompts, `raters`.
+    A row a question: `question`, "style" or "quality"; `tuned`, the tuned model's win rate, where
+    0.5 is no preference; `low` and `high`, its 95 % interval (Wilson 1927) over prompts, each with
+    the mean of its raters; `n`, the number of prompts; `raters`, the number of sheets.
 
     Raises
     ------
     DataError
-        Where the key is missing, no prompt is filled in, a sheet comes twice or does not fit; it
-        names file and value.
+        Where the key is missing, a question is answered nowhere, a sheet is named twice, or a
+        sheet is not this run's or has an answer that is not A, B or =.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
     key = _read(output_dir / KEY).set_index("id")["tuned"].to_dict()
-    votes = pd.concat([_votes(sheet, key) for sheet in sheets])
+    votes = pd.concat([_read_votes(sheet, key) for sheet in sheets])
     prompts = votes.groupby(["question", "id"], sort=False)["won"].mean()
     table = prompts.groupby("question").agg(tuned="mean", n="count").reindex(QUESTIONS)
     for question in table.index[table["n"].isna()]:
         raise DataError(f"{', '.join(map(str, sheets))}: no {question} is filled in")
-    rate, z2 = table["tuned"], 1.96**2 / table["n"]
-    middle, half = rate + z2 / 2, np.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
-    bounds = {"low": (middle - half) / (1 + z2), "high": (middle + half) / (1 + z2)}
+    rate, z2 = table["tuned"], 1.96**2 / table["n"]  # z²/n of Wilson's formula
+    centre, half_width = rate + z2 / 2, np.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
+    bounds = {"low": (centre - half_width) / (1 + z2), "high": (centre + half_width) / (1 + z2)}
     return table.assign(**bounds, raters=len(sheets)).reset_index()
 
 
-def _votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
-    """Read a filled sheet: `id`, `question`, `vote` and `won` (by the tuned model)."""
+def _read_votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
+    """Read the answers in a filled sheet; `key` maps the id of a prompt to the tuned side, A or B.
+
+    Returns a row an answer: `id`, `question`, `vote` ("A", "B" or "=") and `won`, 1 where the vote
+    is for the tuned model, 0.5 for a tie, else 0. Empty cells have no row.
+    """
     filled = _read(sheet)
     if not {"id", *QUESTIONS} <= set(filled) or not filled["id"].isin(key).all():
         raise DataError(f"{sheet}: not this run's sheet, by its columns or ids: another's?")
@@ -87,6 +94,7 @@ def _votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """Read a CSV file, all as strings, "" where a cell is empty; `DataError` where it cannot be."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except (OSError, ValueError) as error:
@@ -98,10 +106,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m wuxia_core.evaluate.blind", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     parser.add_argument("filled", type=Path, nargs="*", help="filled sheets, one a rater, to count")
-    return exit_status(functools.partial(_sheets, parser.parse_args(arguments)))
+    return exit_status(functools.partial(_write_or_count, parser.parse_args(arguments)))
 
 
-def _sheets(options: argparse.Namespace) -> None:
+def _write_or_count(options: argparse.Namespace) -> None:
+    """Count the filled sheets that are named; where none is named, write a sheet to fill in."""
     if options.filled:
         print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
         print("0.5 is no preference; = counts as half a win")

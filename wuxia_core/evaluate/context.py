@@ -1,4 +1,4 @@
-"""What an evaluation works with: the model with its adapter, the mixture, settings and time."""
+"""`EvalContext`: the model with its adapter, the mixture, the settings and the time to evaluate."""
 
 import logging
 import time
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-Tables = tuple[pd.DataFrame, pd.DataFrame]  # base, tuned
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # of the base, of the tuned model
+CACHED = ("k_proj", "v_proj")  # layers whose output a generation keeps for each token
+HUMAN_CHARACTERS = 300_000
 logger = logging.getLogger(__name__)
 
 
@@ -35,22 +37,25 @@ class EvalContext(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Seed of the run; everything random depends only on it."""
+        """Seed of the run; all that an evaluation draws depends only on it."""
         return self.config.training.seed
 
     @property
     def pass_tokens(self) -> int:
-        """Tokens of a forward pass: those of one in training, which also had a backward pass."""
+        """Most tokens of a forward pass: those of one in training, which fitted into memory."""
         return self.config.training.per_device_train_batch_size * self.config.data.max_length
 
     def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
-        """Do something with the base, then with the tuned model."""
+        """Call `work` with the adapter switched off, then switched on; return both results."""
         with self.model.disable_adapter():
             base = work()
         return base, work()
 
     def measure_both(self, work: Callable[[T], pd.DataFrame], chunks: Iterable[T]) -> Tables:
-        """Let base and tuned work on each chunk, and put together what each of them gives."""
+        """Call `work` on each chunk with the base, then with the tuned model.
+
+        Returns all rows of the base in one table, all rows of the tuned model in another.
+        """
         tables = [self.base_and_tuned(partial(work, chunk)) for chunk in chunks]
         if not tables:
             return pd.DataFrame(), pd.DataFrame()
@@ -58,43 +63,48 @@ class EvalContext(NamedTuple):
         return base, tuned
 
     def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
-        """Draw documents of some splits by key, `evaluation.max_documents` or another limit."""
-        most = limit or self.config.evaluation.max_documents
-        return self.mixture.draw(self.seed, source, *splits)[:most]
+        """Draw documents of a source and some splits; return their numbers in the mixture.
+
+        At most `limit` are drawn, by default `evaluation.max_documents`.
+        """
+        limit = limit or self.config.evaluation.max_documents
+        return self.mixture.draw(self.seed, source, *splits)[:limit]
 
     def human_texts(self, source: str, *splits: str) -> list[str]:
-        """Draw whole documents of about 300,000 characters in all."""
+        """Draw whole documents until they have 300,000 characters in all; return their texts."""
         outline = self.mixture.outline
         drawn = outline.loc[self.documents(source, *splits, limit=len(outline)), "characters"]
-        chosen = drawn[drawn.cumsum().shift(fill_value=0) < 300_000]
+        chosen = drawn[drawn.cumsum().shift(fill_value=0) < HUMAN_CHARACTERS]
         return self.mixture.texts(chosen.index.tolist())
 
     def continue_rows(self, rows: Sequence[list[int]], settings: dict[str, Any]) -> list[str]:
-        """Continue rows of tokens, as many at once as keep keys and values as small as logits.
+        """Continue rows of tokens; return for each row the text that was generated behind it.
 
-        Of held-out text in training, that is.
+        `settings` are those of `model.generate`. A batch has so many rows that its cache of keys
+        and values holds at most `LOGITS` numbers, the bound on the logits of a batch.
         """
         layers = self.model.named_modules()
-        kept = [layer for name, layer in layers if name.endswith(("k_proj", "v_proj"))]
-        tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]
-        fits = max(1, LOGITS // (tokens * max(1, sum(layer.out_features for layer in kept))))
-        go_on = partial(continue_prompts, self.model, self.tokenizer, settings=settings)
-        return [text for n in range(0, len(rows), fits) for text in go_on(rows[n : n + fits])]
+        widths = [layer.out_features for name, layer in layers if name.endswith(CACHED)]
+        tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]  # of the longest row
+        size = max(1, LOGITS // (tokens * max(1, sum(widths))))
+        generate = partial(continue_prompts, self.model, self.tokenizer, settings=settings)
+        return [text for n in range(0, len(rows), size) for text in generate(rows[n : n + size])]
 
     def within_budget(
-        self, what: str, items: Sequence[T], size: int, share: float
+        self, message: str, items: Sequence[T], size: int, share: float
     ) -> Iterator[Sequence[T]]:
-        """Give `size` items at a time, once and while a share of `evaluation.minutes` lasts.
+        """Yield batches of `size` items until `share` of `evaluation.minutes` has passed.
 
-        `what` names their bar, and the warning where that was too short.
+        The first batch is always yielded. `message` is the key of the progress bar's text in the
+        messages' section `[bars]`, and begins the warning when items are left over.
         """
         minutes = self.config.evaluation.minutes or float("inf")
-        end = time.monotonic() + 60 * share * minutes
-        with tqdm(desc=messages("bars")[what], total=len(items), leave=False) as bar:
+        deadline = time.monotonic() + 60 * share * minutes
+        with tqdm(desc=messages("bars")[message], total=len(items), leave=False) as bar:
             for start in range(0, len(items), size):
-                if start and time.monotonic() > end:
-                    done = f"{start} of {len(items)}"
-                    logger.warning("%s: %s within evaluation.minutes %g", what, done, minutes)
+                if start and time.monotonic() > deadline:
+                    count = f"{start} of {len(items)}"
+                    logger.warning("%s: %s within evaluation.minutes %g", message, count, minutes)
                     return
-                yield (some := items[start : start + size])
-                bar.update(len(some))
+                yield (batch := items[start : start + size])
+                bar.update(len(batch))

@@ -1,6 +1,6 @@
-"""Did it copy? What generated texts share with the training text.
+"""Measure copying: what generated texts share with the training text, and what is recited.
 
-Characters are compared after NFC, white space aside; nothing shared runs across two documents. The
+Characters are compared after NFC and without white space; a shared run lies in one document. The
 training text is read a document at a time, so it may be far larger than memory.
 """
 
@@ -23,12 +23,12 @@ from wuxia_core.model import document_start_id
 # Characters. 14,853 chunks of 200 characters of six old novels share 6 or 7 with the other five
 # (median), 99 % at most 11, and none over 19 but a poem that two of them quote.
 FLAGGED = 30
-SEEDS = (8, 4, 1)  # characters
+SEEDS = (8, 4, 1)  # characters of the runs that are looked up, one pass each
 AROUND = 20  # characters shown on either side of a run
-PREFIX, STRETCH = 50, 100  # tokens; of a stretch all but the prefix are to be said
-NEAR = 0.9  # normalised Levenshtein similarity
-PREFIXES = 50  # of each kind
-Stretch = tuple[bool, int, list[int]]  # trained on, number of its document, tokens
+PREFIX, STRETCH = 50, 100  # tokens; the model is to continue the prefix of a stretch to its end
+NEAR = 0.9  # normalised Levenshtein similarity from which a continuation counts as recited
+STRETCHES = 50  # of training text, and as many of held-out text
+Stretch = tuple[bool, int, list[int]]  # whether trained on, number of the document, tokens
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": PREFIX}
 
 
@@ -37,48 +37,49 @@ def overlap(
 ) -> pd.DataFrame:
     """Find each text's longest common substring with the training text.
 
-    `documents` gives (title, text) of each training document, anew at each call. Runs of 8
-    characters that both have are looked up and followed as far as they go; a text that shares none
-    is looked for by runs of 4, then by single characters. Give all texts at once: the training text
-    is read each time. `["一剑光寒"]` against `[("书", "他说：剑光！")]` gives length 2,
-    `一【剑光】寒` and `他说：【剑光】！`.
+    `documents()` iterates over (title, text) of all training documents. A first pass over them
+    looks up each run of 8 characters, and follows one that a text shares to its end. Texts that
+    share no such run have a second pass by runs of 4, and a third by single characters. Give all
+    texts at once, since each pass reads all training text. `["一剑光寒"]` against
+    `[("书", "他说：剑光！")]` gives length 2, `一【剑光】寒` and `他说：【剑光】！`.
 
     Returns
     -------
-    A row a text: `length` in characters; `flagged`, 30 or more; the run in 【】 with 20 characters
-    on either side as `generated`, and in the `source`, the first document that has it (`title`). 0
-    and "" where nothing is shared.
+    A row a text: `length` in characters; `flagged`, whether that is 30 or more; `generated`, the
+    run in 【】 with 20 characters of the text on either side; `source`, the same of the first
+    document that has the run; `title`, that document's. 0 and "" where nothing is shared.
     """
     squeezed = [_squeeze(text) for text in texts]
-    found = [("", "", "", 0)] * len(texts)
+    best = [("", "", "", 0)] * len(texts)  # generated, source, title, length
     for n in SEEDS:
-        rest = [t if row[-1] < n else "" for t, row in zip(squeezed, found, strict=True)]
-        index = _index(rest, n)
+        unmatched = [t if row[-1] < n else "" for t, row in zip(squeezed, best, strict=True)]
+        index = _index(unmatched, n)
         training = documents() if index else ()
         for title, text in tqdm(training, messages("bars")["copying"], leave=False):
             document = _squeeze(text)
-            for at in range(len(document) - n + 1):
-                for number, start in index.get(document[at : at + n], ()):
-                    size = _longer_run(squeezed[number], start, document, at, found[number][-1])
-                    if size > found[number][-1]:
-                        shown = in_brackets(squeezed[number], start, size)
-                        found[number] = (shown, in_brackets(document, at, size), title, size)
-    table = pd.DataFrame(found, columns=["generated", "source", "title", "length"])
+            for place in range(len(document) - n + 1):
+                for number, start in index.get(document[place : place + n], ()):
+                    length = _longer_run(squeezed[number], start, document, place, best[number][-1])
+                    if length > best[number][-1]:
+                        generated = in_brackets(squeezed[number], start, length)
+                        source = in_brackets(document, place, length)
+                        best[number] = (generated, source, title, length)
+    table = pd.DataFrame(best, columns=["generated", "source", "title", "length"])
     return table.assign(flagged=table["length"] >= FLAGGED)
 
 
 def strip_whitespace(text: str) -> str:
-    """Drop all white space, inside the text too."""
+    """Drop all white space of a text: `" 一 二"` becomes `"一二"`."""
     return "".join(text.split())
 
 
 def _squeeze(text: str) -> str:
-    """Compose characters (NFC) and drop the white space."""
+    """Compose characters (NFC), then drop all white space."""
     return strip_whitespace(unicodedata.normalize("NFC", text))
 
 
 def _index(texts: Sequence[str], n: int) -> dict[str, list[tuple[int, int]]]:
-    """Map every run of n characters to where it stands: number of a text, start in it."""
+    """Map every run of n characters to its places: pairs of a text's number and the start in it."""
     index = defaultdict(list)
     for number, text in enumerate(texts):
         for start in range(len(text) - n + 1):
@@ -86,40 +87,44 @@ def _index(texts: Sequence[str], n: int) -> dict[str, list[tuple[int, int]]]:
     return index
 
 
-def _longer_run(text: str, start: int, document: str, at: int, longest: int) -> int:
-    """Measure the run that both have from two places on, `longest` where it is no longer."""
+def _longer_run(text: str, start: int, document: str, place: int, longest: int) -> int:
+    """Measure the run that `text` from `start` on and `document` from `place` on share.
+
+    Where the run is no longer than `longest`, the result is `longest`.
+    """
     end = start + longest
-    while end < len(text) and document.startswith(text[start : end + 1], at):
+    while end < len(text) and document.startswith(text[start : end + 1], place):
         end += 1
     return end - start
 
 
 def in_brackets(text: str, start: int, length: int) -> str:
-    """Show a run of characters in 【】, with 20 on either side."""
+    """Show a run of a text's characters in 【】, with 20 characters on either side."""
     end = start + length
     return f"{text[max(0, start - AROUND) : start]}【{text[start:end]}】{text[end : end + AROUND]}"
 
 
 def longest_runs(overlaps: pd.DataFrame, count: int = 10) -> pd.DataFrame:
-    """Choose the longest runs of `overlap`'s table, longest first, at most `count` rows.
+    """Choose the rows of `overlap` with the longest runs, longest first, at most `count`.
 
-    `text` numbers the texts; those that share nothing are left out.
+    Rows without a shared run are left out. The new column `text` has the number of each text.
     """
     shared = overlaps[overlaps["length"] > 0].sort_values("length", ascending=False, kind="stable")
     return shared.head(count).rename_axis("text").reset_index()
 
 
 def score_extraction(context: EvalContext) -> Row:
-    """Say how much more often a training prefix draws out its text than one never trained on.
+    """Compare the share of prefixes that base and tuned recite, training less held-out text.
 
-    Documents are resampled, since prefixes of one are not independent; prefixes where there are too
-    few documents.
+    Documents are resampled, since prefixes of one document are not independent. Where there are
+    fewer than six documents of a kind, prefixes are resampled.
     """
-    both = zip_longest(*(stretches(context, split) for split in (TRAIN, VALIDATION)))
-    by_turns = [stretch for pair in both for stretch in pair if stretch]
-    chunks = context.within_budget("prefixes continued", by_turns, 20, 0.1)
-    sides = context.measure_both(partial(extraction, context), chunks)
-    base, tuned = (_by_document(side) for side in sides)
+    pairs = zip_longest(*(stretches(context, split) for split in (TRAIN, VALIDATION)))
+    # Of both kinds in turn, so that where time runs out both are left with as many.
+    alternating = [stretch for pair in pairs for stretch in pair if stretch]
+    chunks = context.within_budget("prefixes continued", alternating, 20, 0.1)
+    tables = context.measure_both(partial(extraction, context), chunks)
+    base, tuned = map(_by_document, tables)
     total = base["prefixes"].sum()
     unit = f"share of {total} prefixes continued nearly word for word, trained − held out"
     columns = ["trained", "near", "prefixes"]
@@ -128,45 +133,47 @@ def score_extraction(context: EvalContext) -> Row:
 
 
 def stretches(context: EvalContext, split: str) -> list[Stretch]:
-    """Draw 50 stretches of 100 tokens of a split's documents, fewer where there are not so many.
+    """Draw 50 stretches of 100 tokens from 武侠 of a split; fewer where there are not so many.
 
-    The seed chooses where in its document each stands; one of each comes before a second of any.
+    The seed chooses where in its document each stretch stands. Every document gives one stretch
+    before any document gives a second.
     """
     documents, rng = context.documents("wuxia", split), np.random.default_rng(context.seed)
-    texts, how = context.mixture.texts(documents), {"add_special_tokens": False}
-    encoded = context.tokenizer(texts, split_special_tokens=True, **how).input_ids if texts else []
+    texts, tokenizer = context.mixture.texts(documents), context.tokenizer
+    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
+    encoded = encode(texts).input_ids if texts else []
     drawn = [
         (turn, rng.random(), number, ids[slot * STRETCH :][:STRETCH])
         for number, ids in zip(documents, encoded, strict=True)
         for turn, slot in enumerate(rng.permutation(len(ids) // STRETCH).tolist())
     ]
-    return [(split == TRAIN, number, ids) for *_, number, ids in sorted(drawn)[:PREFIXES]]
+    return [(split == TRAIN, number, ids) for *_, number, ids in sorted(drawn)[:STRETCHES]]
 
 
 def extraction(context: EvalContext, stretches: Sequence[Stretch]) -> pd.DataFrame:
-    """Ask whether a model goes on as a document does: 50 tokens of it, then 50 greedy ones.
+    """Let the model continue the first 50 tokens of each stretch by 50 greedy ones.
 
-    Extraction as Carlini et al. (2023) define it; near-verbatim answers count as Ippolito et al.
-    (2023) ask.
+    This is extraction as Carlini et al. (2023) define it. Continuations that are nearly verbatim
+    count too, as Ippolito et al. (2023) ask.
 
     Returns
     -------
-    A row a stretch: `trained`, `document`, and `near`: whether the normalised Levenshtein
-    similarity of what is said to what stands there is 0.9 or more; `prefixes` is 1.
+    A row a stretch: `trained` (bool); `document`, its number; `near`, whether the continuation has
+    a normalised Levenshtein similarity of 0.9 or more to the document's own; `prefixes`, always 1.
     """
     from rapidfuzz.distance import Levenshtein
 
     tokenizer = context.tokenizer
     start_id = document_start_id(tokenizer)
-    said = context.continue_rows([[start_id, *ids[:PREFIX]] for *_, ids in stretches], GREEDY)
+    texts = context.continue_rows([[start_id, *ids[:PREFIX]] for *_, ids in stretches], GREEDY)
     truths = [tokenizer.decode(ids[PREFIX:], skip_special_tokens=True) for *_, ids in stretches]
-    near = [likeness >= NEAR for likeness in map(Levenshtein.normalized_similarity, truths, said)]
+    similarities = map(Levenshtein.normalized_similarity, truths, texts)
     table = pd.DataFrame(stretches, columns=["trained", "document", "ids"]).drop(columns="ids")
-    return table.assign(near=near, prefixes=1)
+    return table.assign(near=[value >= NEAR for value in similarities], prefixes=1)
 
 
-def _by_document(every: pd.DataFrame) -> pd.DataFrame:
-    """Sum prefixes by document; of fewer than six documents, leave the prefixes as they are."""
-    documents = every.groupby(["trained", "document"], sort=False)[["near", "prefixes"]].sum()
+def _by_document(prefixes: pd.DataFrame) -> pd.DataFrame:
+    """Sum the rows of `extraction` by document; unchanged where a kind has under six documents."""
+    documents = prefixes.groupby(["trained", "document"], sort=False)[["near", "prefixes"]].sum()
     few = documents.groupby("trained").size().min() < FEWEST
-    return every if few else documents.reset_index()
+    return prefixes if few else documents.reset_index()

@@ -1,7 +1,7 @@
-"""The scorecard of a run folder: every metric for base and tuned, and what it says in words.
+"""The scorecard of a run folder: every metric for base and tuned, and sentences that sum it up.
 
-Each part is kept beside the run as soon as it is done, so that an evaluation that was cut off goes
-on with the next one; the parts go when the scorecard is written.
+Each part is written into the run folder as soon as it is done, so that an evaluation that was cut
+off goes on with the next part. The parts are deleted when the scorecard is written.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from wuxia_core.config import TINY_BASE, EvaluationConfig, load_config, locate
 from wuxia_core.errors import MachineError, raise_machine_error
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import FLAGGED, score_extraction
-from wuxia_core.evaluate.recovery import recovery, shown_passage
+from wuxia_core.evaluate.recovery import score_recovery, shown_passage
 from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Row
 from wuxia_core.evaluate.strength import best_strength, frontier
@@ -32,7 +32,7 @@ from wuxia_core.messages import messages
 from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
-SCORECARD, PARTS = "scorecard.json", ".scorecard"
+SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
 
 Scorecard = dict[str, Any]
@@ -41,59 +41,64 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
-    """Score a run folder and write its `scorecard.json`; read it where it was done before.
+    """Score a run folder, write its `scorecard.json` and return it; or read the one that is there.
 
-    It is measured anew where the adapter, texts, questions or settings of the evaluation have
-    changed. `echo` takes the first passages as soon as they are written, before anything is
-    measured. Raises `DataError` where the folder holds no finished adapter, or its mixture is gone;
-    `MachineError` where memory runs out or the folder cannot be written.
+    A scorecard is measured anew where the adapter, the texts, the questions or the settings of the
+    evaluation have changed. `echo` is called with the first passages as soon as they are written,
+    before anything is measured. Raises `DataError` where the folder holds no finished adapter, or
+    its mixture is gone; `MachineError` where memory runs out or the folder cannot be written.
     """
     folder = Path(output_dir)
-    if scorecard := _current(folder, digest := _digest(folder)):
+    if scorecard := _read_current(folder, digest := _digest(folder)):
         return scorecard
-    with _opened(folder, digest) as (context, parts):
+    with _open_context(folder, digest) as (context, parts):
         scorecard = _quick_part(context, parts, echo)
         metrics, passages = scorecard["metrics"], scorecard["passages"]
-        metrics += _kept(parts, "recovery", lambda: recovery(context))
-        metrics.append(_kept(parts, "questions", lambda: score_questions(context)))
-        writing = _kept(parts, "writing", lambda: score_generations(context, passages))
+        metrics += _read_or_make(parts, "recovery", lambda: score_recovery(context))
+        metrics.append(_read_or_make(parts, "questions", lambda: score_questions(context)))
+        writing = _read_or_make(parts, "writing", lambda: score_generations(context, passages))
         metrics += writing.pop("metrics")
-        metrics.append(_kept(parts, "extraction", lambda: score_extraction(context)))
-        scorecard["passage"] = _kept(parts, "passage", lambda: shown_passage(context))
-        scorecard["strengths"] = _kept(parts, "strengths", lambda: frontier(context))
+        metrics.append(_read_or_make(parts, "extraction", lambda: score_extraction(context)))
+        scorecard["passage"] = _read_or_make(parts, "passage", lambda: shown_passage(context))
+        scorecard["strengths"] = _read_or_make(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
     scorecard |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     scorecard["objective"] = context.config.training.objective
-    margin, most = context.config.evaluation.general_margin, context.config.evaluation.max_copied
-    scorecard["best_strength"] = best_strength(scorecard["strengths"], margin, most)
-    scorecard["minutes"] = context.config.evaluation.minutes
+    limits = context.config.evaluation
+    best = best_strength(scorecard["strengths"], limits.general_margin, limits.max_copied)
+    scorecard |= {"best_strength": best, "minutes": limits.minutes}
     _write_json(folder / SCORECARD, scorecard)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return scorecard
 
 
 def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
-    """Write passages and measure bits per character only: `passages` and `metrics`.
+    """Write passages and measure bits per character only; return `passages` and `metrics`.
 
-    What it makes is kept for a whole evaluation. Raises as `evaluate` does.
+    Both are kept as parts of a later evaluation. Where the folder has a scorecard already, that is
+    returned. Raises as `evaluate` does.
     """
     folder = Path(output_dir)
-    if scorecard := _current(folder, digest := _digest(folder)):
+    if scorecard := _read_current(folder, digest := _digest(folder)):
         echo(first_passages(scorecard["passages"]))
         return scorecard
-    with _opened(folder, digest) as (context, parts):
+    with _open_context(folder, digest) as (context, parts):
         return _quick_part(context, parts, echo)
 
 
-def _current(folder: Path, digest: str) -> Scorecard | None:
-    """Read a scorecard; None where there is none of this adapter, its texts and settings."""
+def _read_current(folder: Path, digest: str) -> Scorecard | None:
+    """Read the folder's scorecard; None where there is none, or it has another digest."""
     scorecard = mixing.read_json(folder / SCORECARD)
     return scorecard if scorecard and scorecard.get("digest") == digest else None
 
 
 @contextmanager
-def _opened(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
-    """Load what is evaluated, and turn a lack of GPU memory into advice."""
+def _open_context(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
+    """Load model and mixture for an evaluation; yield the context and the folder of its parts.
+
+    While the context is open, no other program may change the mixture. Raises `MachineError` where
+    GPU memory runs out.
+    """
     import torch
 
     config = load_config(folder / "config.yaml")
@@ -112,28 +117,31 @@ def _opened(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
 
 
 def affordable_minutes(folder: Path) -> float:
-    """Give a tenth of the minutes that a run trained, and 20 at least, for its scorecard."""
-    steps = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
-    trained: float = sum(b["time"] - a["time"] for a, b in steps if b.get("event") != "resumed")
-    return max(EvaluationConfig.FEWEST_MINUTES, trained / 600)
+    """Choose the minutes for a scorecard: a tenth of those that the run trained, at least 20."""
+    pairs = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
+    # Not the time between the end of a run and its resumption.
+    seconds: float = sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "resumed")
+    return max(EvaluationConfig.FEWEST_MINUTES, seconds / 600)  # a tenth, in minutes
 
 
 def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
-    passages = _kept(parts, "written", lambda: write_passages(context))
+    """Write the passages, echo the first, then measure bits per character."""
+    passages = _read_or_make(parts, "written", lambda: write_passages(context))
     echo(first_passages(passages))
-    return {"passages": passages, "metrics": _kept(parts, "bits", lambda: score_bits(context))}
+    bits = _read_or_make(parts, "bits", lambda: score_bits(context))
+    return {"passages": passages, "metrics": bits}
 
 
-def _kept(parts: Path, name: str, work: Callable[[], Any]) -> Any:
-    """Read a part that was done before, or do it and keep it."""
+def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
+    """Read the part `name` if it was made before; else call `make` and write what it returns."""
     path = parts / f"{name}.json"
     if not path.exists():
-        _write_json(path, work())
+        _write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Write a file in one step: it is whole, or it is not there."""
+    """Write a JSON file in one step, so that it never exists with half of its content."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another may evaluate the same run
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,9 +150,10 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Identify what a scorecard depends on; the limits of the gate are not among it.
+    """Hash what a scorecard depends on, all but the limits of the gate: 16 hex digits.
 
-    A base from the hub is known by its name, one in a folder by what is in its files.
+    Of a base in a folder the files are hashed, of a base from the hub only the name, which stands
+    in the adapter's settings.
     """
     base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     config = load_config(folder / "config.yaml")
@@ -160,73 +169,79 @@ def _digest(folder: Path) -> str:
 
 
 def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[str]:
-    """Name what speaks against publishing an adapter: copied text, or wits that were lost.
+    """Name what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
 
-    Copying and general text have to be measured; where the sample is too small to tell whether
-    wits were kept, nothing speaks against it.
+    A failure is also that copying or general text was not measured. Where the questions cannot
+    tell whether the model forgot, that is none.
     """
     rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
-    for found in scorecard["copied"]:
-        if found["length"] >= limits.max_copied:
-            yield "copied {length} characters in a row of {title}: {generated}".format(**found)
+    for overlap in scorecard["copied"]:
+        if overlap["length"] >= limits.max_copied:
+            yield "copied {length} characters in a row of {title}: {generated}".format(**overlap)
     for row in (rows["copied_length", "training"], extraction, general):
         if row["delta"] is None:
             yield f"{row['source']} {row['name']} was {_change(row)}"
     if (share := extraction["tuned"] or 0) > limits.max_extracted:
         yield f"{share:.0%} more of training prefixes than of others are recited"
     if general["verdict"] == "worse":
-        yield predicted(general)
+        yield bits_sentence(general)
     if rows["wits", "questions"]["verdict"] == "worse":
         yield "the wits fell by more than evaluation.wits_margin"
 
 
 def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
-    """Say what came out, for a person: three sentences, a table, a passage by each, what is next.
+    """Write the last words of an evaluation, four parts with a blank line between them.
 
-    The parts are a blank line apart. `report` is the page that was made of the run just now.
+    They are three sentences, a table of figures, a passage by base and by tuned, and what to do
+    next. `report` is the path of the run's page, if it has been made; else the command to make it
+    stands there.
     """
-    rows, folder = by_name(scorecard), scorecard["adapter"]
-    page = report or f"python -m wuxia_core.report {shlex.quote(folder)}"
-    said = messages("next")
-    after = [said["always"].format(folder=folder, report=page, quoted=shlex.quote(folder))]
-    if (best := scorecard.get("best_strength")) not in (None, 1):
-        after.append(said["strength"].format(best=best))
-    after += [said["masked"]] if scorecard["objective"] == "masked" else []
-    return "\n\n".join(
-        ["\n".join(sentences(scorecard)), _table(rows), _pair(scorecard), "\n".join(after)]
-    )
+    folder, quoted = scorecard["adapter"], shlex.quote(scorecard["adapter"])
+    page = report or f"python -m wuxia_core.report {quoted}"
+    templates = messages("next")
+    next_steps = [templates["always"].format(folder=folder, report=page, quoted=quoted)]
+    if (best := scorecard.get("best_strength")) not in (None, 1):  # 1: the strength as trained
+        next_steps.append(templates["strength"].format(best=best))
+    if scorecard["objective"] == "masked":
+        next_steps.append(templates["masked"])  # advises training.objective=clm
+    parts = ["\n".join(sentences(scorecard)), _figures_table(scorecard), _best_passages(scorecard)]
+    return "\n\n".join([*parts, "\n".join(next_steps)])
 
 
 def sentences(scorecard: Scorecard) -> list[str]:
-    """Say whether it was learned, forgotten and copied, in a sentence each."""
+    """Say in three sentences whether the model learned, whether it forgot, whether it copied."""
     rows = by_name(scorecard)
-    said = [predicted(rows["bits_per_char", source]) for source in ("wuxia", "general")]
-    return [*said, copied(scorecard)]
+    changes = [bits_sentence(rows["bits_per_char", source]) for source in ("wuxia", "general")]
+    return [*changes, copying_sentence(scorecard)]
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
-    """Show the first three passages of base and tuned."""
-    return "\n".join([messages("passages")["first"], *map(_both, passages[:3]), ""])
+    """Show the first three prompts with the passages of base and tuned."""
+    return "\n".join([messages("passages")["first"], *map(_passage_lines, passages[:3]), ""])
 
 
-def predicted(row: Row) -> str:
-    """Say in a sentence whether held-out text of a source became easier or harder to predict."""
-    state = "not measured"
+def bits_sentence(row: Row) -> str:
+    """Say in a sentence whether held-out text of a source became easier or harder to predict.
+
+    `row` is one of `bits_per_char`. That of general text has a verdict by `score_bits`, which
+    decides the sentence; that of 武侠 has none, so its interval decides.
+    """
+    state = "not measured"  # the key of the sentence in the source's messages
     if row["delta"] is not None:
-        state = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
-        state = row.get("verdict", state)
-        if state == "not shown" and row["low"] > 0:
+        change = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
+        state = row.get("verdict", change)
+        if state == "not shown" and change == "worse":  # perhaps by less than the margin
             state = "a little worse"
     sentence: str = messages(row["source"])[state]
     return sentence.format(**row, change=_change(row))
 
 
-def copied(scorecard: Scorecard) -> str:
-    """Say in a sentence whether training text came out again."""
-    rows, runs = by_name(scorecard), scorecard["copied"]
+def copying_sentence(scorecard: Scorecard) -> str:
+    """Say in a sentence whether the tuned model copied training text, or learned it by heart."""
+    rows, overlaps = by_name(scorecard), scorecard["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    longest: Scorecard = runs[0] if runs else {"length": 0, "title": ""}
+    longest: Scorecard = overlaps[0] if overlaps else {"length": 0, "title": ""}
     state = "nothing" if row["delta"] is not None else "not measured"
     if longest["length"] >= FLAGGED:
         state = "copied"
@@ -237,7 +252,7 @@ def copied(scorecard: Scorecard) -> str:
 
 
 def by_name(scorecard: Scorecard) -> dict[tuple[str, str], Row]:
-    """Give the rows of a scorecard by metric and source."""
+    """Map (name of the metric, source) to the row of the scorecard."""
     return {(row["name"], row["source"]): row for row in scorecard["metrics"]}
 
 
@@ -248,31 +263,37 @@ def _change(row: Row) -> str:
     return str(messages("change")["interval"].format(**row)).replace("-", "−")
 
 
-def _table(rows: dict[tuple[str, str], Row]) -> str:
-    """Put the figures that the messages name below each other."""
+def _figures_table(scorecard: Scorecard) -> str:
+    """Write a table of the metrics that the messages' section `[table]` lists, a row each.
+
+    Where a row has no verdict, the reason why figures are missing stands in that column.
+    """
     columns = ["base", "tuned", "delta", "low", "high", "verdict", "reason"]
-    said = messages("table")
-    shown = {title: rows[name, source] for name, source, title in said["rows"]}
-    table = pd.DataFrame(list(shown.values()), list(shown), columns)
+    texts, metrics = messages("table"), by_name(scorecard)
+    rows = {title: metrics[name, source] for name, source, title in texts["rows"]}
+    table = pd.DataFrame(list(rows.values()), list(rows), columns)
     table["verdict"] = table["verdict"].replace(messages("verdicts")).fillna(table.pop("reason"))
-    table = table.rename(columns=messages("columns")).rename_axis(columns=said["title"])
+    table = table.rename(columns=messages("columns")).rename_axis(columns=texts["title"])
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
 
-def _pair(scorecard: Scorecard) -> str:
-    """Show what both wrote after the prompt where the style rose most."""
+def _best_passages(scorecard: Scorecard) -> str:
+    """Show the passages of base and tuned after the prompt where style strength rose most.
+
+    Without style figures the first prompt is shown.
+    """
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in scorecard["texts"]}
     numbers = [number for writer, number in style if writer == "base"]
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
-    text = [messages("passages")["best"], _both(scorecard["passages"][best])]
+    lines = [messages("passages")["best"], _passage_lines(scorecard["passages"][best])]
     if locate(scorecard["base"]).resolve() == TINY_BASE.resolve():
-        text.append(messages("passages")["tiny"])
-    return "\n".join(text)
+        lines.append(messages("passages")["tiny"])
+    return "\n".join(lines)
 
 
-def _both(passage: dict[str, Any]) -> str:
+def _passage_lines(passage: dict[str, Any]) -> str:
     """Show a prompt and the beginnings of what base and tuned wrote, each on a line."""
     prompt, base, tuned = (one_line(passage[key])[:100] for key in ("prompt", "base", "tuned"))
-    said = messages("passages")
-    return f"{prompt} …\n  {said['base']}{base}\n  {said['tuned']}{tuned}"
+    labels = messages("passages")
+    return f"{prompt} …\n  {labels['base']}{base}\n  {labels['tuned']}{tuned}"

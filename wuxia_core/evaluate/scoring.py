@@ -1,7 +1,7 @@
-"""What a model makes of fixed texts, left to right: bits per character, and questions of choice.
+"""Score fixed texts, left to right: bits per character, and multiple-choice questions.
 
-Nothing is generated and no answer is parsed: the option of a question that a model finds likeliest
-is its answer, so that base models can be asked too.
+Nothing is generated and no answer is parsed: a model's answer to a question is the option that it
+finds likeliest, so that base models can be asked too.
 """
 
 import functools
@@ -17,16 +17,8 @@ import pandas as pd
 
 from wuxia_core.errors import DataError
 from wuxia_core.evaluate.context import EvalContext, Tables
-from wuxia_core.evaluate.statistics import (
-    Floats,
-    Metric,
-    Row,
-    compare,
-    group_difference,
-    ratio,
-    reason,
-)
-from wuxia_core.masking import IGNORE_INDEX, Ints, Tokens, model_inputs, padded
+from wuxia_core.evaluate.statistics import Metric, Row, compare, group_difference, ratio, reason
+from wuxia_core.masking import IGNORE_INDEX, Floats, Ints, Tokens, model_inputs, padded
 from wuxia_core.mixing import TRAIN, VALIDATION, hash_key
 from wuxia_core.model import LOGITS, document_start_id
 
@@ -34,11 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-Scored = tuple[int, Tokens, Tokens]  # number of an item, tokens, labels
-# Of N labelled tokens: numbers of their items (N,), logits (N, V) and the tokens (N,), tensors.
+# A row for the model: number of the item (a text, or an option of a question) that the row is of,
+# tokens (T,), and labels (T,), which are `IGNORE_INDEX` where nothing is scored.
+Scored = tuple[int, Tokens, Tokens]
+# Of the N labelled tokens of a batch: item numbers (N,); as tensors, logits (N, V), tokens (N,).
 Prediction = tuple[Ints, Any, Any]
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
-OPTIONS = 4
+OPTIONS = 4  # of each question
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
 
 
@@ -60,9 +54,9 @@ def bits_per_char(
     texts : sequence of str
         At least one character in all.
     window : int
-        Context, tokens; windows overlap by half.
+        Length of the context in tokens; windows overlap by half.
     tokens : int, optional
-        Of a forward pass at most; by default those of one window.
+        Most tokens of a forward pass; by default those of one window.
 
     Returns
     -------
@@ -86,20 +80,26 @@ def document_bits(
     window: int,
     tokens: int | None = None,
 ) -> pd.DataFrame:
-    """Score each text: columns `bits`, `chars` and (UTF-8) `bytes`, a row a text."""
-    normal = [unicodedata.normalize("NFC", text) for text in texts]
+    """Score each text as `bits_per_char` does, after NFC.
+
+    Returns a row a text: `bits` of all its tokens, and its length in `chars` and (UTF-8) `bytes`.
+    """
+    composed = [unicodedata.normalize("NFC", text) for text in texts]
     start_id = document_start_id(tokenizer)
-    encoded = tokenizer(normal, add_special_tokens=False, split_special_tokens=True).input_ids
-    started = [np.array([start_id, *ids], np.int32) for ids in encoded]
-    rows = [row for n, ids in enumerate(started) for row in _sliding(n, ids, window)]
-    nats = sequence_nll(model, rows, len(normal), tokens or window)
-    table = {"bits": nats / np.log(2), "chars": [len(text) for text in normal]}
-    return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in normal]})
+    encoded = tokenizer(composed, add_special_tokens=False, split_special_tokens=True).input_ids
+    documents = [np.array([start_id, *ids], np.int32) for ids in encoded]
+    rows = [row for n, ids in enumerate(documents) for row in _sliding(n, ids, window)]
+    nats = sequence_nll(model, rows, len(composed), tokens or window)
+    table = {"bits": nats / np.log(2), "chars": [len(text) for text in composed]}
+    return pd.DataFrame(table | {"bytes": [len(text.encode()) for text in composed]})
 
 
 def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
-    """Cut windows that overlap by half; each token but the first is a label exactly once."""
-    scored = 1
+    """Cut an item's tokens into windows that overlap by half, rows for `predictions`.
+
+    Each token but the first, which nothing precedes, is a label in exactly one window.
+    """
+    scored = 1  # tokens that need no label any more
     for start in range(0, max(1, len(tokens) - window // 2), window // 2):
         ids = tokens[start : start + window]
         labels = ids.copy()
@@ -111,9 +111,9 @@ def _sliding(number: int, tokens: Tokens, window: int) -> Iterator[Scored]:
 def sequence_nll(
     model: "PreTrainedModel", rows: Sequence[Scored], count: int, tokens: int
 ) -> Floats:
-    """Sum -log p of the labelled tokens of each item, (count,).
+    """Sum -log p (nats) of the labelled tokens of each of `count` items: (count,).
 
-    A row is an item's number, tokens and labels; an item may have several.
+    An item may have several rows or none. `tokens` is the most of a forward pass.
     """
     import torch.nn.functional as F
 
@@ -129,41 +129,45 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Let a model predict the labelled tokens of rows, a batch at a time; logits are float32.
 
-    A batch has so many `tokens` at most, and no more logits than one of held-out text in training.
+    A batch has at most `tokens` tokens and `LOGITS` logits, but one row at least.
     """
     import torch
 
-    most = LOGITS // model.config.vocab_size  # labels
-    rows = list(_split(rows, most))
-    size = max(1, min(tokens, most) // max((len(ids) for _, ids, _ in rows), default=1))
+    max_labels = LOGITS // model.config.vocab_size
+    rows = list(_split(rows, max_labels))
+    size = max(1, min(tokens, max_labels) // max((len(ids) for _, ids, _ in rows), default=1))
     for start in range(0, len(rows), size):
-        numbers, ids, labelled = zip(*rows[start : start + size], strict=True)
-        batch = model_inputs(padded(ids, 0), padded(labelled, IGNORE_INDEX))
+        numbers, ids, labels = zip(*rows[start : start + size], strict=True)
+        batch = model_inputs(padded(ids, 0), padded(labels, IGNORE_INDEX))
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = batch.pop("labels")
-        chosen = targets != IGNORE_INDEX  # (B, T)
+        labelled = targets != IGNORE_INDEX  # (B, T)
         with torch.inference_mode():
             logits = model(**batch, use_cache=False).logits.float()
-        yield np.repeat(numbers, chosen.sum(1).cpu()), logits, targets[chosen]
+        yield np.repeat(numbers, labelled.sum(1).cpu()), logits, targets[labelled]
 
 
-def _split(rows: Iterable[Scored], most: int) -> Iterator[Scored]:
-    """Make several rows of one with more than `most` labels; each ends with its last label."""
+def _split(rows: Iterable[Scored], max_labels: int) -> Iterator[Scored]:
+    """Make several rows of each row that has more than `max_labels` labels.
+
+    All begin with the first token, as the context, and end with their last label.
+    """
     for number, ids, labels in rows:
         places = np.flatnonzero(labels != IGNORE_INDEX)
-        for start in range(0, len(places), most):
-            first, last = places[start], places[start : start + most][-1]
-            kept = np.where(np.arange(last + 1) < first, IGNORE_INDEX, labels[: last + 1])
-            yield number, ids[: last + 1], kept
+        for start in range(0, len(places), max_labels):
+            first, last = places[start], places[start : start + max_labels][-1]
+            part = np.where(np.arange(last + 1) < first, IGNORE_INDEX, labels[: last + 1])
+            yield number, ids[: last + 1], part
 
 
 def score_bits(context: EvalContext) -> list[Row]:
-    """Bits per character of held-out documents by source, and the memorisation of training ones.
+    """Measure bits per character of 武侠 and of general text, and memorisation, in three rows.
 
-    `bits_per_byte` (UTF-8) stands beside, so that other projects can compare. Whether general text
-    was kept within `evaluation.general_margin` is its row's `verdict`. Memorisation is the
-    difference of differences: bits per character on training documents less those on held-out ones,
-    tuned less base.
+    The first two are of held-out documents. They have `bits_per_byte` (UTF-8) too, so that other
+    projects can compare. The row of general text has a `verdict`, by its interval: `kept` where all
+    of it lies below `evaluation.general_margin`, `worse` where all lies above, else `not shown`.
+    Memorisation is a difference of differences: bits per character on training documents less those
+    on held-out documents, tuned less base.
     """
     held_out = {source: _bits(context, source, VALIDATION) for source in ("wuxia", "general")}
     rows = []
@@ -172,27 +176,26 @@ def score_bits(context: EvalContext) -> list[Row]:
         rows.append(compare(metric, base, tuned, context.seed))
         if rows[-1]["delta"] is not None:
             sums = {"base": base.sum(), "tuned": tuned.sum()}
-            rows[-1]["bits_per_byte"] = {side: n["bits"] / n["bytes"] for side, n in sums.items()}
+            rows[-1]["bits_per_byte"] = {name: s["bits"] / s["bytes"] for name, s in sums.items()}
     general, margin = rows[-1], context.config.evaluation.general_margin
     general |= {"verdict": "not measured", "margin": margin}
     if general["delta"] is not None:
         kept, worse = general["high"] < margin, general["low"] > margin
         general["verdict"] = "kept" if kept else "worse" if worse else "not shown"
-    both = zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)
-    base, tuned = map(pd.concat, both)
+    pairs = zip(_bits(context, "wuxia", TRAIN), held_out["wuxia"], strict=True)  # of base, of tuned
+    base, tuned = map(pd.concat, pairs)
     statistic = group_difference("trained", "bits", "chars")
     metric = Metric("memorisation", "bits/character, train − held out", "wuxia", statistic)
     return [*rows, compare(metric, base, tuned, context.seed)]
 
 
 def _bits(context: EvalContext, source: str, split: str) -> Tables:
-    """Score documents with base and tuned, as `document_bits` does, and flag those `trained` on."""
+    """Score documents by `document_bits` with base and tuned; add a bool column `trained`."""
     window = context.config.data.max_length
 
-    def score(chosen: Sequence[int]) -> pd.DataFrame:
-        texts = context.mixture.texts(chosen)
-        model, tokenizer = context.model, context.tokenizer
-        bits = document_bits(model, tokenizer, texts, window, context.pass_tokens)
+    def score(numbers: Sequence[int]) -> pd.DataFrame:
+        texts = context.mixture.texts(numbers)
+        bits = document_bits(context.model, context.tokenizer, texts, window, context.pass_tokens)
         return bits.assign(trained=split == TRAIN)
 
     chunks = context.within_budget("documents scored", context.documents(source, split), 8, 0.12)
@@ -200,35 +203,36 @@ def _bits(context: EvalContext, source: str, split: str) -> Tables:
 
 
 def questions(path: Path = QUESTIONS) -> list[SimpleNamespace]:
-    """Read a file of questions, by default our own, after NFC.
+    """Read a file of questions, by default our own, and compose its characters (NFC).
 
-    Each has an `id`, a `kind` (knowledge, reading, instruction or arithmetic), the `question`, four
-    `options`, the `answer` (which of them, from 0), and the `reason` why it is the answer.
+    Each question has an `id`, a `kind` (knowledge, reading, instruction or arithmetic), the
+    `question` itself, four `options`, the `answer` (index of the right option, from 0) and the
+    `reason` why it is right.
     """
     text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
     return [SimpleNamespace(**json.loads(line)) for line in text.rstrip("\n").split("\n")]
 
 
 def score_questions(context: EvalContext) -> Row:
-    """Ask the questions, and say whether the tuned model answers them as well as its base."""
+    """Put our questions to base and tuned; return the scorecard's row, by `questions_verdict`."""
     shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
     chunks = context.within_budget("questions asked", shuffled, 32, 0.13)
-    sides = context.measure_both(functools.partial(answers, context), chunks)
-    return verdict(*sides, context.config.evaluation.wits_margin)
+    base, tuned = context.measure_both(functools.partial(answers, context), chunks)
+    return questions_verdict(base, tuned, context.config.evaluation.wits_margin)
 
 
 def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.DataFrame:
-    r"""Ask a model which of a question's options is the likeliest, character for character.
+    r"""Ask the model which option of each question is the likeliest, character for character.
 
-    An option scores the sum of log p of its tokens behind `问题：…\n答案：`, divided by its
-    characters (code points after NFC) so that long ones stand a chance: `acc_norm` of
-    lm-evaluation-harness (Gao et al. 2021). Its tokens are those of the option by itself, so that
-    all four stand behind the very same prompt.
+    An option's score is the sum of log p of its tokens behind `问题：…\n答案：`, over the number of
+    its characters (code points after NFC) so that long options stand a chance: `acc_norm` of
+    lm-evaluation-harness (Gao et al. 2021). An option is tokenized by itself, so that all four
+    stand behind the same tokens of the prompt.
 
     Returns
     -------
     A row a question, in their order: `right` (0 or 1), and `margin`, nats a character by which the
-    right option beats the best wrong one: above 0 where `right` is 1.
+    right option beats the best wrong option: above 0 where `right` is 1.
     """
     start_id, tokenizer = document_start_id(context.tokenizer), context.tokenizer
     encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
@@ -247,45 +251,51 @@ def answers(context: EvalContext, questions: Sequence[SimpleNamespace]) -> pd.Da
     return pd.DataFrame({"right": (margin > 0).astype(int), "margin": margin})
 
 
-def verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
-    """Say whether the tuned model answers as well as its base: two one-sided tests.
+def questions_verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
+    """Test whether the tuned model answers as well as its base; return the row of the scorecard.
 
-    `kept` where the 90 % interval of the difference in accuracy lies inside ±margin, which tests
-    either side at 5 % (TOST: Schuirmann 1987); `worse` where all of it lies below -margin; else
-    `not shown`. `cannot tell` where the base is not above chance by two standard errors of
-    guessing, sqrt(0.25 · 0.75 / n), since nothing can be forgotten then. The upper bound is tested
-    too: novels teach no school subjects, so an adapter that is far *better* points at a mistake.
-    The interval is the score interval of paired shares (Tango 1998): with few changed answers a
-    normal or bootstrap one is too short.
+    Its `verdict` is `kept` where the 90 % interval of the difference in accuracy lies inside
+    ±margin, which tests either side at 5 % (TOST: Schuirmann 1987); `worse` where all of the
+    interval lies below -margin; else `not shown`. It is `cannot tell` where the base is not above
+    chance by two standard errors of guessing, sqrt(0.25 · 0.75 / n), since a base that knows
+    nothing can forget nothing. The upper bound is tested too: novels teach no school subjects, so
+    an adapter that is far *better* points at a mistake. The interval is the score interval of
+    paired shares (Tango 1998): with few changed answers a normal or bootstrap one is too short.
 
     Parameters
     ----------
     base, tuned : DataFrame
-        What `answers` gave for the same questions.
+        The tables of `answers` for the same questions in the same order.
     margin : float
         The difference in accuracy that does not matter, set beforehand; 0.06 is 6 points.
     """
     n, before, after = len(base), float(base["right"].mean()), float(tuned["right"].mean())
     low, high = _paired_interval(tuned["right"].to_numpy() - base["right"].to_numpy())
+    # "wits" is the share of questions that are answered right.
     row: Row = {"name": "wits", "unit": "share of questions, 90 % interval", "source": "questions"}
     row |= {"base": before, "tuned": after, "delta": after - before, "low": low, "high": high}
     row |= {"n": n, "margin": margin}
     chance = 1 / OPTIONS
     guessing = chance + 2 * np.sqrt(chance * (1 - chance) / n)
     if before <= guessing:
-        why = reason("guessing", n, right=before, guessing=guessing)
-        return row | {"verdict": "cannot tell", "reason": why}
+        text = reason("guessing", n, right=before, guessing=guessing)
+        return row | {"verdict": "cannot tell", "reason": text}
     kept, worse = -margin < low and high < margin, high < -margin
     return row | {"verdict": "kept" if kept else "worse" if worse else "not shown"}
 
 
 def _paired_interval(change: Floats) -> tuple[float, float]:
-    """Bound the mean of changes by -1, 0 or 1, to 0.0001: what a test at 10 % does not refuse."""
+    """Bound the mean change of answers, each -1 (lost), 0 or 1 (gained): low and high at 90 %.
+
+    The score interval (Tango 1998): of a grid of differences in steps of 0.0001, all that a
+    two-sided test at 10 % does not reject.
+    """
     gained, lost, n = int((change > 0).sum()), int((change < 0).sum()), len(change)
-    delta = np.linspace(-1, 1, 20_002)[1:-1]  # without 0, where nothing need vary
+    delta = np.linspace(-1, 1, 20_002)[1:-1]  # an even number, so without 0: z is 0 / 0 there
+    # The likeliest share of lost answers under each delta: the root of 2n p² + b p + c.
     b = (2 * n - gained + lost) * delta - gained - lost
     c = lost * delta * (delta - 1)
-    share = (np.sqrt(b**2 - 8 * n * c) - b) / (4 * n)  # of lost ones, likeliest under delta
-    z = (gained - lost - n * delta) / np.sqrt(n * (2 * share + delta * (1 - delta)))
-    inside = delta[np.abs(z) <= Z90]
-    return float(inside[0]), float(inside[-1])
+    lost_share = (np.sqrt(b**2 - 8 * n * c) - b) / (4 * n)
+    z = (gained - lost - n * delta) / np.sqrt(n * (2 * lost_share + delta * (1 - delta)))
+    accepted = delta[np.abs(z) <= Z90]
+    return float(accepted[0]), float(accepted[-1])

@@ -1,4 +1,4 @@
-"""What a person looks at: masked text, what became of files, plots; text is escaped in HTML."""
+"""Views for notebooks and terminals: masked text, tables, plots, widgets; HTML is escaped."""
 
 from wuxia_core.show.interactive import GuessBox, MaskExplorer, WritingDesk, strengths_table
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks

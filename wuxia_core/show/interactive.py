@@ -1,4 +1,4 @@
-"""What a person plays with: masks that follow controls, and a desk to write at."""
+"""Widgets for notebooks: masks that follow controls, a box to guess in, and a desk to write at."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -24,28 +24,31 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` gives it
+    Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` returns it
 
-STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}
-SETTINGS = ("strength", "seed", "tokens", "temperature")
+STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}  # by column's name
+SETTINGS = ("strength", "seed", "tokens", "temperature")  # that stand beside a text of the desk
+# CSS of a table's cells and heads.
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
 ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
 HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
 
 
 class MaskExplorer(widgets.VBox):
-    """Controls and the masks that they change; where there are no widgets, the masks as they are.
+    """Controls, and below them a passage with masks that change with the controls.
+
+    A page without widgets, such as an export, has the controls' values and the masks as text.
 
     Parameters
     ----------
     text : str
-        A novel, say; the controls choose a passage.
+        A novel, say; one of the controls chooses a passage of it.
     tokenizer
-        The base model's.
+        That of the base model.
     masker : SpanMasker, optional
-        What the controls start from; by default the recipe.
+        The settings that the controls start from; by default those of the recipe.
     segmenter : Segmenter, optional
-        Whose words the spans cover when they are to; by default one without a lexicon.
+        Cuts the passage into words where spans are drawn by words; by default without a lexicon.
     characters : int
         Length of a passage.
     """
@@ -73,23 +76,27 @@ class MaskExplorer(widgets.VBox):
         self._update()
 
     def _make_controls(self) -> list[Any]:
-        recipe, longest = self._masker, max(12, *self._masker.span_length)
-        spans = {"value": recipe.span_length, "min": 1, "max": longest}
+        """Make an attribute of each control, labelled in the reader's language; list all."""
+        masker, longest = self._masker, max(12, *self._masker.span_length)
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
         units = [(named(unit), unit) for unit in ("token", "word")]
         self.passage = widgets.IntSlider(1, 1, len(self._passages))
-        self.mask_ratio = widgets.FloatSlider(recipe.mask_ratio, **share)
-        self.span_ratio = widgets.FloatSlider(recipe.span_ratio, **share)
-        self.span_length = widgets.IntRangeSlider(**spans)
+        self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, **share)
+        self.span_ratio = widgets.FloatSlider(masker.span_ratio, **share)
+        self.span_length = widgets.IntRangeSlider(value=masker.span_length, min=1, max=longest)
         self.unit = widgets.Dropdown(options=units)
         self.epoch, self.draw = widgets.IntSlider(0, 0, 20), widgets.IntSlider(0, 0, 20)
-        said = messages("explorer")
+        labels = messages("explorer")
         names = ("passage", "mask_ratio", "span_ratio", "span_length", "unit", "epoch", "draw")
         for name in names:
-            getattr(self, name).description = said[name]
+            getattr(self, name).description = labels[name]
         return [getattr(self, name) for name in names]
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
+        """Show the passage with the masks that the controls ask for, or why there can be none.
+
+        The controls call it with a description of the change, which is not needed.
+        """
         passage = self._passages[self.passage.value - 1]
         words = self._segmenter if self.unit.value == "word" else None
         draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": words}
@@ -101,14 +108,15 @@ class MaskExplorer(widgets.VBox):
             self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
 
     def _repr_html_(self) -> str:
-        settings = "; ".join(f"{c.description} {c.value}" for c in self._controls)
-        return f'<p class="{NO_MATH}">{escape(settings)}</p>{self.view.value}'
+        values = "; ".join(f"{c.description} {c.value}" for c in self._controls)
+        return f'<p class="{NO_MATH}">{escape(values)}</p>{self.view.value}'
 
 
 class GuessBox(widgets.VBox):
-    """A box to type a sentence into, its masks, and what the model answers under each of them.
+    """A box to type a sentence into, and below it the masks and the model's guess under each mask.
 
-    It starts with `text`; `masker` is by default the recipe. Another draw masks other tokens.
+    The box starts with `text`; `masker` has by default the settings of the recipe. The slider
+    `draw` is the key of the masks.
     """
 
     def __init__(
@@ -119,21 +127,21 @@ class GuessBox(widgets.VBox):
         masker: SpanMasker | None = None,
     ) -> None:
         self._model, self._tokenizer, self._masker = model, tokenizer, masker or SpanMasker()
-        said, self.view = messages("explorer"), widgets.HTML()
-        self.text = widgets.Textarea(text, description=said["text"], layout={"width": "auto"})
-        self.draw = widgets.IntSlider(0, 0, 20, description=said["draw"])
+        labels, self.view = messages("explorer"), widgets.HTML()
+        self.text = widgets.Textarea(text, description=labels["text"], layout={"width": "auto"})
+        self.draw = widgets.IntSlider(0, 0, 20, description=labels["draw"])
         for control in (self.text, self.draw):
             control.observe(self._update, "value")
         super().__init__([self.text, self.draw, self.view])
         self._update()
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        """Show the masks and the answers; the controls call it when they change."""
+        """Show the masks and the guesses; the controls call it when they change."""
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
-            answers = xray(self._model, self._tokenizer, [text], self._masker, key)
-            self.view.value = masks + XRayView(answers)._repr_html_()
+            guesses = xray(self._model, self._tokenizer, [text], self._masker, key)
+            self.view.value = masks + XRayView(guesses)._repr_html_()
         except DataError:  # no text, or too few tokens for one to be masked
             self.view.value = f'<p class="{NO_MATH}">{messages("explorer")["too short"]}</p>'
 
@@ -142,33 +150,34 @@ class GuessBox(widgets.VBox):
 
 
 def strengths_table(writer: "Writer", prompts: Sequence[str], sampling: Sampling) -> pd.DataFrame:
-    """Continue prompts at four strengths of the adapter, from the same seed: a row a prompt.
+    """Continue prompts at the four strengths of `STRENGTHS`, from the same seed.
 
-    Raises as `stream` does.
+    Returns a row a prompt, with a column a strength. Raises as `stream` does.
     """
     rows = []
     for prompt in prompts:
-        texts = [stream(*writer, prompt, sampling, strength=each) for each in STRENGTHS.values()]
+        texts = [stream(*writer, prompt, sampling, strength=s) for s in STRENGTHS.values()]
         rows.append([prompt, *texts])
     return pd.DataFrame(rows, columns=["prompt", *STRENGTHS])
 
 
 class WritingDesk(widgets.VBox):
-    """A prompt, its continuations as they are written, and below them those that were kept.
+    """A prompt, its continuations as they are written, and below them those that the user kept.
 
-    It writes in a thread of its own, so that it can be stopped; what it wrote before with the same
-    settings it does not write again. Models are opened at the first press, and errors are said
-    below the buttons. `kept` is a table of the prompts, settings and texts that were kept, the
-    newest first.
+    The desk writes in a thread of its own, so that it can be stopped. A text that it wrote before
+    with the same settings is shown again. Models are opened when the button is first pressed, and
+    errors are shown below the buttons. `kept` is a table of the prompts, settings and texts that
+    the user kept, the newest first.
 
     Parameters
     ----------
     writers : mapping
-        Names and what gives what `open_writer` gives; the base is that of the first.
+        From the name of each adapter to a function that opens it, as `open_writer` does. The column
+        "base" is written by the base of the first.
     prompt : str
-        What stands in the box at first.
+        The text in the box at first.
     sampling : Sampling
-        How it writes, with the seed to start from.
+        The settings, with the seed to start from.
     """
 
     def __init__(
@@ -177,18 +186,21 @@ class WritingDesk(widgets.VBox):
         opened = {name: cache(writer) for name, writer in writers.items()}
         self._writers = {"base": next(iter(opened.values())), **opened}
         self._sampling, self._stopped = sampling, Event()
-        self._row: dict[str, Any] = {}  # what is shown
-        self._memory: dict[tuple[object, ...], str] = {}
+        self._row: dict[str, Any] = {}  # prompt, settings and texts that are shown
+        self._memory: dict[
+            tuple[object, ...], str
+        ] = {}  # texts by name, prompt, strength, settings
         self.kept = pd.DataFrame(columns=["prompt", *SETTINGS, *self._writers])
         self._make_controls(prompt, sampling.seed)
-        self.said, self.view, self.shelf = (widgets.HTML() for _ in range(3))
+        self.status, self.view, self.shelf = (widgets.HTML() for _ in range(3))
         row = [self.strength, self.seed, self.new_seed, self.write, self.stop, self.keep]
         controls = widgets.HBox(row, layout={"flex_flow": "row wrap"})
-        super().__init__([self.prompt, controls, self.said, self.view, self.shelf])
+        super().__init__([self.prompt, controls, self.status, self.view, self.shelf])
         self._set_busy(False)
 
     def _make_controls(self, prompt: str, seed: int) -> None:
-        said, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
+        """Make an attribute of each control; the button `write` calls `_write`, and so on."""
+        labels, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
         width = {"width": "auto"}
         self.prompt = widgets.Textarea(prompt, description=named("prompt"), layout=width)
         self.strength = widgets.FloatSlider(1, max=STRONGEST, **step)
@@ -196,45 +208,54 @@ class WritingDesk(widgets.VBox):
         self.seed = widgets.BoundedIntText(seed, max=2**53 - 1, description=named("seed"))
         self.seed.layout = {"width": "12rem"}
         for name in ("write", "new_seed", "stop", "keep"):
-            button = widgets.Button(description=said[name], layout={"width": "6rem"})
+            button = widgets.Button(description=labels[name], layout={"width": "6rem"})
             button.on_click(getattr(self, f"_{name}"))
             setattr(self, name, button)
         self.write.button_style = "primary"
 
     def _write(self, _: widgets.Button) -> None:
+        """Write the texts of the prompt and the settings, in a thread."""
         if self.write.disabled:  # clicked twice
             return
         self._stopped.clear()
         self._set_busy(True, messages("desk")["busy"])
         sampling = replace(self._sampling, seed=self.seed.value)
-        settings = {name: getattr(sampling, name) for name in SETTINGS[1:]}
+        settings = {name: getattr(sampling, name) for name in SETTINGS[1:]}  # all but the strength
         self._row = {"prompt": self.prompt.value, "strength": self.strength.value, **settings}
         Thread(target=self._write_row, args=(self._row, sampling), daemon=True).start()
 
     def _new_seed(self, button: widgets.Button) -> None:
+        """Draw a seed and write."""
         self.seed.value = random.randrange(1000)
         self._write(button)
 
     def _stop(self, _: widgets.Button) -> None:
+        """Have the thread stop at the next piece of text, see `_echo`."""
         self._stopped.set()
 
     def _keep(self, _: widgets.Button) -> None:
+        """Put the shown row on top of the table of kept ones."""
         self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
-        shown = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
-        self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{shown._repr_html_()}"
+        styled = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
+        self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{styled._repr_html_()}"
         self.keep.disabled = True
 
-    def _set_busy(self, busy: bool, said: str = "") -> None:
+    def _set_busy(self, busy: bool, status: str = "") -> None:
+        """Enable the buttons that make sense while the desk writes, or does not; show `status`.
+
+        A status while the desk does not write is an error: then the row cannot be kept.
+        """
         self.write.disabled = self.new_seed.disabled = busy
         self.stop.disabled = not busy
-        self.keep.disabled = busy or bool(said) or not self._row
-        self.said.value = f'<span class="{NO_MATH}">{escape(said)}</span>'
+        self.keep.disabled = busy or bool(status) or not self._row
+        self.status.value = f'<span class="{NO_MATH}">{escape(status)}</span>'
 
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
-        said = ""
+        """Write the text of each writer into `row`, under its name; the thread runs this."""
+        error_text = ""
         try:
-            for name, opened in self._writers.items():
-                model, tokenizer = opened()
+            for name, open_writer in self._writers.items():
+                model, tokenizer = open_writer()
                 prompt, strength = row["prompt"], 0.0 if name == "base" else row["strength"]
                 echo, key = partial(self._echo, row, name), (name, prompt, strength, sampling)
                 row[name] = self._memory.get(key, "")
@@ -243,26 +264,26 @@ class WritingDesk(widgets.VBox):
                     row[name] = self._memory[key] = text
                 self._show(row)
         except (WuxiaError, RuntimeError) as error:  # torch's: such as no memory left on the card
-            said = str(error)
+            error_text = str(error)
         finally:
-            self._set_busy(False, said)
+            self._set_busy(False, error_text)
 
     def _echo(self, row: dict[str, Any], name: str, piece: str) -> None:
+        """Add a piece to the text of writer `name`; raise `Stopped` if the user pressed stop."""
         if self._stopped.is_set():
             raise Stopped("stopped")
         row[name] += piece
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
-        """Draw a row as far as it is written."""
-        texts = {name: escape(row.get(name, "")) for name in self._writers}
-        begin = f"<b>{escape(row['prompt'])}</b>"
-        heads = [f"<b>{escape(named(name))}</b>" for name in texts]
-        columns = zip(heads, (begin + text for text in texts.values()), strict=True)
+        """Show a column a writer, the prompt and what is written so far, and below the settings."""
+        prompt = f"<b>{escape(row['prompt'])}</b>"
+        heads = [f"<b>{escape(named(name))}</b>" for name in self._writers]
+        texts = [prompt + escape(row.get(name, "")) for name in self._writers]
         settings = " · ".join(f"{named(name)} {row[name]:g}" for name in SETTINGS)
-        self.view.value = in_columns(columns, settings)
+        self.view.value = in_columns(zip(heads, texts, strict=True), settings)
 
     def _repr_html_(self) -> str:
         controls = (self.prompt, self.strength, self.seed)
-        start = "; ".join(f"{control.description} {control.value}" for control in controls)
-        return f'<p class="{NO_MATH}">{escape(start)}</p>{self.view.value}{self.shelf.value}'
+        values = "; ".join(f"{control.description} {control.value}" for control in controls)
+        return f'<p class="{NO_MATH}">{escape(values)}</p>{self.view.value}{self.shelf.value}'

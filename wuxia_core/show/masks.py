@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
+# CSS of a kind's background and underline; its name, a key of the messages; what a terminal shows.
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
-ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
+# An action's name, a key of the messages, and what a terminal shows behind the token.
+ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
 
 class Segment(NamedTuple):
-    """Characters that are shown in one way: `str()` for a terminal, `_html` for a notebook."""
+    """Characters with one look: `str()` shows them in a terminal, `_html` in a notebook."""
 
     text: str
     plain: str = "{}"  # what a terminal shows, with {} for the text
@@ -42,11 +44,16 @@ class Segment(NamedTuple):
     tip: str = ""  # tooltip
 
     def __str__(self) -> str:
+        """Write the text for a terminal."""
         return self.plain.format(visible(self.text))
 
 
 def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
-    """Cut a text where its look changes; of marks `(start, end, look)` the last one counts."""
+    """Cut a text into segments, wherever its look changes.
+
+    `marks` are (start, end, look), with a `Segment` as the look of `text[start:end]`. Where marks
+    overlap, the last counts; a character without a mark is shown as it is.
+    """
     looks = [Segment("")] * len(text)  # one a character
     for start, end, look in marks:
         looks[start:end] = [look] * (end - start)
@@ -55,10 +62,11 @@ def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Seg
 
 
 class MaskView(NamedTuple):
-    """A text with its masked tokens marked: shows itself in notebooks, and as text in terminals.
+    """A text with its masked tokens marked: a notebook shows it as HTML, `str()` is for terminals.
 
-    In a terminal 〔甲〕 is a single, 【甲乙】 a span; ≠ follows a random token, = an unchanged.
-    `kinds` and `actions` are (T,), a token each, as `SpanMasker` and `Corruption` draw them.
+    In a terminal 〔甲〕 is a single masked token, 【甲乙】 a span; ≠ stands behind a token that was
+    replaced by a random one, = behind an unchanged one. `kinds` and `actions` are (T,), those of
+    each token, as `SpanMasker` and `Corruption` draw them.
     """
 
     segments: tuple[Segment, ...]
@@ -66,43 +74,55 @@ class MaskView(NamedTuple):
     actions: Kinds
 
     def __str__(self) -> str:
+        """Write the text with its marks for a terminal."""
         return "".join(map(str, self.segments))
 
     def _repr_html_(self) -> str:
-        """Draw the text, with counts of the kinds, and of the actions where there are several."""
-        said = messages("masks")
-        entries = [(_mask_style(kind, MASKED), NAMES[kind], self.kinds == kind) for kind in NAMES]
+        """Draw the text, and below it how many tokens are of each kind.
+
+        Where not every masked token is hidden, the number of tokens by action stands there too.
+        """
+        labels = messages("masks")
+        entries = [(_mask_style(kind), NAMES[kind], self.kinds == kind) for kind in NAMES]
         if (self.actions > MASKED).any():
-            entries += [(_mask_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
+            entries += [(_action_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
         counts = " · ".join(
-            f"{_html([Segment(said[name], style=style)])} {chosen.sum()} ({chosen.mean():.1%})"
-            for style, name, chosen in entries
+            f"{_html([Segment(labels[name], style=style)])} {tokens.sum()} ({tokens.mean():.1%})"
+            for style, name, tokens in entries
         )
-        below = said["counts"].format(counts=counts, tokens=len(self.kinds))
-        return in_columns([("", _html(self.segments))], below)
+        legend = labels["counts"].format(counts=counts, tokens=len(self.kinds))
+        return in_columns([("", _html(self.segments))], legend)
 
 
 def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
-    """Put texts beside each other, as far as there is room, below their heads; all are HTML."""
-    drawn = [f'{head}<div style="{TEXT_STYLE}">{text}</div>' for head, text in columns]
-    style = f"{COLUMN};width:{100 // len(drawn)}%;min-width:min(100%,17em)"
-    body = "".join(f'<div style="{style}">{column}</div>' for column in drawn)
+    """Put texts beside each other, with the legend below; a narrow page puts them below each other.
+
+    `columns` are pairs of a head and its text. All strings are HTML.
+    """
+    cells = [f'{head}<div style="{TEXT_STYLE}">{text}</div>' for head, text in columns]
+    style = f"{COLUMN};width:{100 // len(cells)}%;min-width:min(100%,17em)"
+    body = "".join(f'<div style="{style}">{cell}</div>' for cell in cells)
     below = f'<p style="font-size:13px">{legend}</p>'
     return f'<div lang="zh-Hans" class="{NO_MATH}">{body}{below}</div>'
 
 
 def _html(segments: Iterable[Segment]) -> str:
+    """Write segments as HTML, each with its style and tooltip."""
     return "".join(
         f'<span title="{escape(tip)}" style="{style};color:inherit">{escape(text)}</span>'
         for text, _, style, tip in segments
     )
 
 
-def _mask_style(kind: int, action: int) -> str:
-    """Underline every masked token, fill it unless it is unchanged, strike out random ones."""
-    fill = "transparent" if action == UNCHANGED else FILL[kind]
+def _mask_style(kind: int, *, filled: bool = True) -> str:
+    """Write the CSS of a masked token: underlined in the colour of its kind, and perhaps filled."""
+    return f"background:{FILL[kind] if filled else 'transparent'};border-bottom:{LINE[kind]}"
+
+
+def _action_style(kind: int, action: int) -> str:
+    """Write the CSS of a masked token by its action: unchanged is not filled, random struck out."""
     struck = ";text-decoration:line-through" if action == RANDOM else ""
-    return f"background:{fill};border-bottom:{LINE[kind]}{struck}"
+    return _mask_style(kind, filled=action != UNCHANGED) + struck
 
 
 def show_masks(
@@ -117,9 +137,10 @@ def show_masks(
 ) -> MaskView:
     """Show which tokens of a text would be masked, and what would stand in their place.
 
-    By default with the bundled tokenizer and the default masker: 15 %, half of it in spans of 3
-    to 5. Another `key` or `epoch` gives another draw. With a `segmenter` spans cover its words,
-    as with `masking.span_unit: word`. Without a `corruption` every masked token is hidden.
+    The tokenizer is by default the bundled one, the masker by default one that masks 15 % of the
+    tokens, half of these in spans of 3 to 5. Another `key` or `epoch` gives another draw. With a
+    `segmenter` spans cover its words, as with `masking.span_unit: word`. Without a `corruption`
+    the mask token stands in every masked place.
 
     Raises
     ------
@@ -134,76 +155,85 @@ def show_masks(
     kinds = (masker or SpanMasker()).kinds(window.position_ids[None] > 0, [key], epoch, words)
     actions = (kinds > KEPT).astype(np.int8)
     ids = window.input_ids[None].astype(np.int64)  # (1, T + 1)
+    # For the tooltips: the characters and the id of each token.
     names = [f"{text[a:b]} #{n}" for (a, b), n in zip(offsets, ids[0, 1:], strict=True)]
     if corruption is not None:
         actions = corruption.actions(kinds > KEPT, [key], epoch)
-        seen = corruption.apply(ids, actions, [key], epoch)[0, 1:]
+        inputs = corruption.apply(ids, actions, [key], epoch)[0, 1:]  # what the model sees
         for place in np.flatnonzero(actions[0, 1:] == RANDOM):
-            names[place] += f" → {tokenizer.decode([seen[place]])} #{seen[place]}"
+            names[place] += f" → {tokenizer.decode([inputs[place]])} #{inputs[place]}"
     return mark_tokens(text, offsets, kinds[0, 1:], actions[0, 1:], names)
 
 
 def mark_tokens(
     text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds, actions: Kinds, names: list[str]
 ) -> MaskView:
-    """Mark the characters of masked tokens; `names` (T,) describe the tokens in tooltips.
+    """Mark the characters of masked tokens.
 
-    Tokens of a byte-level vocabulary may share a character; one that is masked marks it. Characters
-    that no token covers are shown as kept.
+    `offsets` are the half-open spans of characters of T tokens, `kinds` and `actions` (T,) as in
+    `MaskView`; `names` describe the tokens in tooltips. Tokens of a byte-level vocabulary may share
+    a character: it is marked if any of them is masked. Characters of no token are shown as kept.
     """
-    marks, said = [], messages("masks")
+    marks, labels = [], messages("masks")
     for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
         tokens = list(run)
-        what = said["span of" if kind == SPAN else "single"].format(size=len(tokens))
-        tip = f"{what}: {', '.join(names[token] for token in tokens)}"
+        label = labels["span of" if kind == SPAN else "single"].format(size=len(tokens))
+        tip = f"{label}: {', '.join(names[token] for token in tokens)}"
         for token in tokens:
             plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])
-            look = Segment("", plain, _mask_style(kind, actions[token]), tip)
+            look = Segment("", plain, _action_style(kind, actions[token]), tip)
             marks.append((*offsets[token], look))
     return MaskView(_segments(text, marks), kinds, actions)
 
 
 class XRayView(NamedTuple):
-    """One text under the X-ray, by each model, as it shows itself in notebooks.
+    """One text of an X-ray, with a column a model, as a notebook shows it.
 
-    Above each masked token stands the model's first guess; the token is filled where it is right.
+    Above each masked token stands the model's first guess; the token is filled where that is right.
     """
 
     xray: XRay
-    text: int = 0  # its place in `xray.texts`
+    number: int = 0  # of the text in `xray.texts`
 
     def _repr_html_(self) -> str:
-        said = messages("xray")
-        marks = [Segment(said[NAMES[kind]], style=_mask_style(kind, MASKED)) for kind in NAMES]
-        legend = " · ".join([*(_html([mark]) for mark in marks), said["wrong"]])
+        """Draw a column for each model, and below them what the marks mean."""
+        labels = messages("xray")
+        marks = [Segment(labels[NAMES[kind]], style=_mask_style(kind)) for kind in NAMES]
+        legend = " · ".join([*(_html([mark]) for mark in marks), labels["wrong"]])
         return in_columns(map(self._column, self.xray.models), legend)
 
     def _column(self, model: str) -> tuple[str, str]:
-        """Draw a model's guesses; of tokens that share a character the first counts."""
-        said = messages("xray")
-        tokens = self.xray.tokens[self.xray.tokens["text"] == self.text]
+        """Draw the text with a model's guesses; return the pair (head, text), both HTML.
+
+        Of tokens that share a character only the first is marked.
+        """
+        labels, kind_labels = messages("xray"), messages("masks")
+        tokens = self.xray.tokens[self.xray.tokens["text"] == self.number]
         tokens = tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
-        text, body, done = self.xray.texts[self.text], "", 0
+        text, body, done = self.xray.texts[self.number], "", 0  # `done` characters are in `body`
         for row in tokens.itertuples():
             if row.start < done:
                 continue
-            best = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
-            tip = f"{messages('masks')[NAMES[row.kind]]}, {row.bits:.2f} {said['unit']} · {best}"
-            style = _mask_style(row.kind, MASKED if row.right else UNCHANGED)
+            guesses = ", ".join(f"{guess} {share:.1%}" for guess, share in row.guesses)
+            tip = f"{kind_labels[NAMES[row.kind]]}, {row.bits:.2f} {labels['unit']} · {guesses}"
+            style = _mask_style(row.kind, filled=row.right)
             mark = _ruby(text[row.start : row.end], row.guesses[0][0], style, tip)
             body += escape(text[done : row.start]) + mark
             done = row.end
         right, bits = tokens["right"].sum(), tokens["bits"].mean()
-        found = said["found"].format(right=right, all=len(tokens), bits=bits)
-        whole = f'<span style="line-height:2.6">{body}{escape(text[done:])}</span>'
-        return f"<b>{named(model)}</b> {found}", whole
+        accuracy = labels["found"].format(right=right, all=len(tokens), bits=bits)
+        marked_text = f'<span style="line-height:2.6">{body}{escape(text[done:])}</span>'
+        return f"<b>{named(model)}</b> {accuracy}", marked_text
 
 
 def _ruby(token: str, guess: str, style: str, tip: str) -> str:
-    """Write a guess above a token; a line break shows as an arrow."""
-    shown, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
+    """Write the HTML of a token with the guess above it, a line break in either as an arrow.
+
+    Behind a token with line breaks the text goes on in a new line.
+    """
+    below, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
     small = f'<rt style="font-size:12px;line-height:1.2;color:inherit">{above}</rt>'
-    mark = f'<ruby title="{escape(tip)}" style="{style};color:inherit">{shown}{small}</ruby>'
+    mark = f'<ruby title="{escape(tip)}" style="{style};color:inherit">{below}{small}</ruby>'
     return mark + "\n" * token.count("\n")

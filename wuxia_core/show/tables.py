@@ -1,4 +1,4 @@
-"""Tables of the files, the cleaning, the windows, a run's metrics and its scorecard; advice."""
+"""Tables of files, cleaning, windows, metrics and scorecards; advice and progress in sentences."""
 
 import math
 import re
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# How white space is shown in an example of cleaning.
 BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
 LONG = 60  # characters of an example
-NAMES = ["", "source", "split", "name", "unit"]  # whose values are in the reader's language too
-FEW_STEPS = 100
+NAMES = ["", "source", "split", "name", "unit"]  # columns whose values `named` translates too
+FEW_STEPS = 100  # with fewer, `advice` warns
+# Replacement characters, and what they become when bytes are read as GBK; with their neighbours.
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
 
 
 def named(name: str) -> str:
-    """Name a column, a source, a split or a figure in the reader's language; all else stays."""
+    """Translate the name of a column, source, split or figure; a name without translation stays."""
     return str(messages("columns").get(name, name))
 
 
 def table(rows: pd.DataFrame) -> "Styler":
-    """Show a table: text to the left and escaped, figures with separators, no index.
+    """Style a table for a notebook: no index, text escaped and left-aligned, thousands separated.
 
-    Heads are in the reader's language. One without rows is a sentence that says so.
+    Heads are in the reader's language. For a table without rows a sentence says so.
     """
     if rows.empty:
         caption = [{"selector": "caption", "props": "white-space: nowrap"}]
@@ -47,80 +49,81 @@ def table(rows: pd.DataFrame) -> "Styler":
         return empty.set_caption(messages("columns")["no rows"])
     rows = rows.assign(**{name: rows[name].map(named) for name in NAMES if name in rows})
     rows = rows.rename(columns=lambda name: escape(named(name)))
-    words = list(rows.select_dtypes(exclude="number").columns)
-    rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in words})
-    long = [name for name in words if rows[name].str.len().max() > LONG / 2]
-    heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in words}
+    text_columns = list(rows.select_dtypes(exclude="number").columns)
+    rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in text_columns})
+    long_columns = [name for name in text_columns if rows[name].str.len().max() > LONG / 2]
+    heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in text_columns}
     return (
         rows.style.hide()
         .format(thousands=",", precision=2, na_rep="")
         .set_table_attributes(f'class="{NO_MATH}"')
-        .set_properties(subset=long, **{"min-width": "12em", "white-space": "pre-wrap"})
-        .set_properties(subset=words, **{"text-align": "left"})
+        .set_properties(subset=long_columns, **{"min-width": "12em", "white-space": "pre-wrap"})
+        .set_properties(subset=text_columns, **{"text-align": "left"})
         .set_table_styles(heads, overwrite=False)
     )
 
 
 def advice(mixture: Mixture, config: Config) -> list[str]:
-    """Say in sentences what to mend before a run of these texts; one says that all looks well."""
-    found = [
-        *_traditional(mixture),
-        *_garbled(mixture),
-        *_general(mixture),
-        *_steps(mixture, config),
+    """Say in sentences what to mend before a run of these texts, or in one that all looks well."""
+    sentences = [
+        *_advise_simplified(mixture),
+        *_advise_garbled(mixture),
+        *_advise_general(mixture),
+        *_advise_steps(mixture, config),
     ]
-    return found or [messages("advice")["well"]]
+    return sentences or [messages("advice")["well"]]
 
 
-def _traditional(mixture: Mixture) -> Iterator[str]:
-    """Find the books that are in traditional characters where others are not."""
+def _advise_simplified(mixture: Mixture) -> Iterator[str]:
+    """Name the books that are in traditional characters, where only some are."""
     used = mixture.documents.query("source == 'wuxia' and split in ('train', 'validation')")
     novels = used.groupby("book")["text"].first()
     books = novels.index[novels.map(lambda text: to_simplified(text[:2000]) != text[:2000])]
     if 0 < len(books) < len(novels):
-        yield messages("advice")["traditional"].format(books=_some(books))
+        yield messages("advice")["traditional"].format(books=_quote_three(books))
 
 
-def _garbled(mixture: Mixture) -> Iterator[str]:
-    """Find paragraphs that cannot have been written so."""
+def _advise_garbled(mixture: Mixture) -> Iterator[str]:
+    """Quote the first garbled places, such as 锟斤拷, each with its book."""
     rows = mixture.documents[["book", "text"]].itertuples(index=False)
-    found = [(book, match[0]) for book, text in rows for match in GARBLED.finditer(text)]
-    if found:
-        places = _some(f"{book}：{excerpt}" for book, excerpt in found)
-        yield messages("advice")["garbled"].format(count=len(found), places=places)
+    places = [f"{book}：{match[0]}" for book, text in rows for match in GARBLED.finditer(text)]
+    if places:
+        yield messages("advice")["garbled"].format(count=len(places), places=_quote_three(places))
 
 
-def _general(mixture: Mixture) -> Iterator[str]:
+def _advise_general(mixture: Mixture) -> Iterator[str]:
+    """Ask for general text where there is none, or where an epoch of novels reads it repeatedly."""
     epochs, outline = mixture.preparation["general_epochs"], mixture.outline
     if not epochs:
         yield messages("advice")["no general"]
     elif epochs > 1:
-        there = outline.loc[outline["source"] == "general", "characters"].sum()
-        more = math.ceil(there * (epochs - 1) / 1000) * 1000
-        yield messages("advice")["general"].format(epochs=epochs, more=more)
+        characters = outline.loc[outline["source"] == "general", "characters"].sum()
+        missing = math.ceil(characters * (epochs - 1) / 1000) * 1000  # rounded up to thousands
+        yield messages("advice")["general"].format(epochs=epochs, more=missing)
 
 
-def _steps(mixture: Mixture, config: Config) -> Iterator[str]:
+def _advise_steps(mixture: Mixture, config: Config) -> Iterator[str]:
+    """Warn of a run with too few steps to learn from."""
     cost = costs(mixture, config)
     if cost["steps"] < FEW_STEPS:
-        few = {"steps": cost["steps"], "epoch": cost["steps an epoch"]}
-        yield messages("advice")["steps"].format(**few)
+        yield messages("advice")["steps"].format(steps=cost["steps"], epoch=cost["steps an epoch"])
 
 
-def _some(texts: Iterable[str], most: int = 3) -> str:
-    """Name some of the texts, in brackets, and say how many more there are."""
-    texts = [f"「{visible(text)}」" for text in texts]
-    more = f" … (+{len(texts) - most})" if len(texts) > most else ""
-    return "".join(texts[:most]) + more
+def _quote_three(texts: Iterable[str]) -> str:
+    """Quote three of the texts and count the others: five give `「甲」「乙」「丙」 … (+2)`."""
+    quoted = [f"「{visible(text)}」" for text in texts]
+    more = f" … (+{len(quoted) - 3})" if len(quoted) > 3 else ""
+    return "".join(quoted[:3]) + more
 
 
 def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
-    """Count the windows, steps and tokens of a run; `filled` is the share of places with a token.
+    """Count the windows, steps and tokens of a run with so many processes.
 
-    `masked tokens` are those of an epoch, which are predicted.
+    `filled` is the share of the windows' places that have a token, `tokens` counts all epochs,
+    `masked tokens` those of one epoch, which are predicted.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())
-    steps = -(-windows // effective_batch(config, processes))
+    steps = math.ceil(windows / effective_batch(config, processes))
     return {
         "windows": windows,
         "filled": tokens / windows / config.data.max_length,
@@ -132,35 +135,45 @@ def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, flo
 
 
 def progress(folder: Path, metrics: pd.DataFrame) -> str:
-    """Say how many steps a run has done, of how many, and how long the others will take."""
-    said, done = messages("advice"), metrics[metrics.reindex(columns=["epoch"])["epoch"] > 0]
-    if done.empty:
-        return str(said["not begun"])
-    last = done.iloc[-1]
+    """Say how many of its steps a run has done, and how many minutes the rest will take.
+
+    `metrics` is the table of `read_metrics` for the run folder.
+    """
+    templates = messages("advice")
+    trained = metrics[metrics.reindex(columns=["epoch"])["epoch"] > 0]
+    if trained.empty:
+        return str(templates["not begun"])
+    last = trained.iloc[-1]
     config = load_config(folder / "config.yaml")
+    # Steps of an epoch times the windows of a step, as if by one process: the total is the same.
     windows = round(last["step"] / last["epoch"]) * effective_batch(config, 1)
     steps = int(run_steps(config, windows, 1))
     start = metrics[metrics["event"].isin(["started", "resumed"])].iloc[-1]
     seconds = (last["time"] - start["time"]) / max(1, last["step"] - start["step"])
     ended = (folder / ADAPTER_WEIGHTS).exists()
-    facts = {"done": int(last["step"]), "steps": steps, "seconds": seconds}
-    facts |= {"minutes": seconds * (steps - last["step"]) / 60}
-    return str(said["finished" if ended else "under way"].format(**facts))
+    figures = {"done": int(last["step"]), "steps": steps, "seconds": seconds}
+    figures |= {"minutes": seconds * (steps - last["step"]) / 60}
+    return str(templates["finished" if ended else "under way"].format(**figures))
 
 
-def listing(counts: "Counter[str]", what: str, most: int = 40) -> str:
-    """Say how many different words were counted and which are the commonest; `what` names them."""
-    said, shown = messages("advice"), (f"{word} {n}" for word, n in counts.most_common(most))
+def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
+    """Say how many different words were counted, and list the `limit` commonest with their counts.
+
+    `kind` is "idioms" or "moves", a key of the messages.
+    """
+    templates = messages("advice")
     if not counts:
-        return str(said[f"no {what}"])
-    figures = {"words": len(counts), "times": counts.total(), "most": visible("、".join(shown))}
-    return str(said[what].format(**figures))
+        return str(templates[f"no {kind}"])
+    commonest = visible("、".join(f"{word} {n}" for word, n in counts.most_common(limit)))
+    figures = {"words": len(counts), "times": counts.total(), "most": commonest}
+    return str(templates[kind].format(**figures))
 
 
 def files_table(mixture: Mixture) -> pd.DataFrame:
-    """List the files: a row each, in characters; `note` says what is odd, and what was left out.
+    """List the files, a row each; `note` says what is odd, and why a file was left out.
 
-    Only what has headings has `chapters`; of other files there is none.
+    `removed` counts the characters that cleaning took out, `repeated paragraphs` those left out as
+    duplicates. `chapters` is empty for general text and for novels without headings.
     """
     prepared = mixture.preparation
     files = pd.DataFrame(prepared["files"])
@@ -170,19 +183,22 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     copied = files["book"].where(files["source"] == "wuxia").map(lambda book: copies.get(book, ""))
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
-    said = messages("notes")["broken"]
-    broken = files["broken"].map(lambda n: said.format(count=n) if n else "")
+    template = messages("notes")["broken"]
+    broken = files["broken"].map(lambda n: template.format(count=n) if n else "")
     rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
-    notes = pd.Series(["; ".join(filter(None, [why, *odd, *more])) for why, odd, *more in rows])
+    notes = pd.Series(["; ".join(filter(None, [first, *own, *rest])) for first, own, *rest in rows])
     table = files[["path", "source", "encoding", "characters"]]
-    found = ~notes.str.contains("no headings found") & (files["documents"] > 0)
-    chapters = files["documents"].astype("Int64").where(found & (files["source"] == "wuxia"))
+    has_headings = ~notes.str.contains("no headings found") & (files["documents"] > 0)
+    chapters = files["documents"].astype("Int64").where(has_headings & (files["source"] == "wuxia"))
     table = table.assign(chapters=chapters, removed=removed)
     return table.assign(**{"repeated paragraphs": repeats, "note": notes})
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
-    """Say what each rule does and did, in all files: places, characters removed and inserted."""
+    """List the rules of cleaning, the rule that removed most first: what each does, and did.
+
+    `files` and `places` count where a rule changed the text, `removed` and `inserted` characters.
+    """
     rows = [
         {"rule": name, "does": messages("rules")[name], **tally}
         for file in mixture.preparation["files"]
@@ -190,13 +206,12 @@ def cleaning_table(mixture: Mixture) -> pd.DataFrame:
     ]
     columns = ["rule", "does", "files", "count", "removed", "inserted"]
     table = pd.DataFrame(rows, columns=columns).assign(files=1)
-    table = table.groupby(["rule", "does"], as_index=False).sum()
-    table = table.rename(columns={"count": "places"})
-    return table.sort_values("removed", ascending=False, ignore_index=True)
+    sums = table.groupby(["rule", "does"], as_index=False).sum().rename(columns={"count": "places"})
+    return sums.sort_values("removed", ascending=False, ignore_index=True)
 
 
-def cleaning_examples(mixture: Mixture, each: int = 2) -> pd.DataFrame:
-    """Show places before and after cleaning, some of each rule; blanks are made visible."""
+def cleaning_examples(mixture: Mixture, count: int = 2) -> pd.DataFrame:
+    """Show `count` places of each rule before and after cleaning; white space is made visible."""
     rows = [
         (name, file["path"], *map(_with_blanks, example))
         for name in RULES
@@ -204,16 +219,17 @@ def cleaning_examples(mixture: Mixture, each: int = 2) -> pd.DataFrame:
         for example in file["cleaning"].get(name, {"examples": []})["examples"]
     ]
     table = pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
-    return table.groupby("rule").head(each).reset_index(drop=True)
+    return table.groupby("rule").head(count).reset_index(drop=True)
 
 
 def _with_blanks(text: str) -> str:
-    shown = text if len(text) <= LONG else text[:LONG] + "…"
-    return visible(shown.translate(BLANKS))
+    """Cut a text to 60 characters, and write its white space as signs: `剑 光` becomes `剑␣光`."""
+    start = text if len(text) <= LONG else text[:LONG] + "…"
+    return visible(start.translate(BLANKS))
 
 
 def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: int) -> pd.DataFrame:
-    """Show a window by its number in `mixture.windows`: a row a text in it."""
+    """Show the texts in one window, a row each; `key` is its number in `mixture.windows`."""
     chunks = mixture.windows[mixture.windows["window"] == key]
     parts = [mixture.tokens[chunk.start : chunk.end] for chunk in chunks.itertuples()]
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in parts]
@@ -222,9 +238,10 @@ def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: in
 
 
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:
-    """Read a run's `metrics.jsonl`, a row a logged step, without steps that were done again.
+    """Read a run's `metrics.jsonl`, a row a logged step or event.
 
-    Raises `DataError` where there is none.
+    Of steps that were done again after a restart, only the last time counts. Raises `DataError`
+    where the folder has no such file.
     """
     if not (Path(output_dir) / METRICS).is_file():
         remedy = "name a run's folder as output_dir, or make one: python launch_ddp.py"
@@ -233,11 +250,11 @@ def read_metrics(output_dir: str | Path) -> pd.DataFrame:
 
 
 def passages_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Show the passages that were written at each measurement: a row each, a column a prompt."""
-    written = metrics.reindex(columns=["step", "passages"]).dropna()
+    """Show the passages written in training: a row a measurement, a column a prompt."""
+    measurements = metrics.reindex(columns=["step", "passages"]).dropna()
     rows = [
         {"step": step} | {passage["prompt"]: passage["text"] for passage in passages}
-        for step, passages in written.itertuples(index=False)
+        for step, passages in measurements.itertuples(index=False)
     ]
     return pd.DataFrame(rows)
 
@@ -250,14 +267,14 @@ def scorecard_table(scorecard: dict[str, Any]) -> pd.DataFrame:
 
 
 def side_by_side(scorecard: dict[str, Any], count: int = 6) -> pd.DataFrame:
-    """Put some passages of base and tuned beside each other, and the book's own text."""
+    """Put passages of base, tuned and the book side by side, of `count` evenly spread prompts."""
     rows = pd.DataFrame(scorecard["passages"], columns=["prompt", "base", "tuned", "human"])
-    chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-    return chosen.map(lambda text: visible(" ".join(text.split())[:200]))
+    places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
+    return rows.iloc[places].map(lambda text: visible(" ".join(text.split())[:200]))
 
 
 def copied_table(scorecard: dict[str, Any]) -> pd.DataFrame:
-    """Put the longest runs that the tuned model shares with training text beside their source."""
+    """List the longest runs that tuned passages share with training text, beside their source."""
     columns = ["length", "flagged", "generated", "source", "title"]
     rows = pd.DataFrame(scorecard["copied"], columns=columns)
     return rows.assign(flagged=rows["flagged"].map({True: "✓", False: ""}))
