@@ -90,7 +90,8 @@ class SpanMasker:
         # a masked token makes span_ratio / mean_length spans and 1 - span_ratio singles on average,
         # and each of these blocks has one unmasked token behind it
         max_for_blocks = 1 / (1 + self.span_ratio / mean_length + (1 - self.span_ratio))
-        # and in `_draw_row` each span is given the places of the longest
+        # `_draw_row` reserves longest + 1 places for each of the span_ratio * mask_ratio /
+        # mean_length spans a token; without spans the bound above is the lower one
         max_ratio = min(max_for_blocks, mean_length / (longest + 1) / (self.span_ratio or 1))
         if not 0 < self.mask_ratio <= max_ratio:
             bounds = f"(0, {int(1000 * max_ratio) / 1000:.3f}]"  # rounded down

@@ -306,6 +306,7 @@ def patch_trainable_tokens(model: "PeftModel") -> None:
 def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "torch.Tensor":
     """Run an embedding, or the head tied to it, with the base's table and the trained rows.
 
+    It stands in for PEFT's `TrainableTokensLayer.forward_adapters`, which copies the whole table.
     The embedding takes ids (B, T) to (B, T, hidden), the head (..., hidden) to logits (..., V).
     """
     import torch

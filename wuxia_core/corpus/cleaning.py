@@ -136,7 +136,8 @@ def stamps(text: str) -> Iterator[Edit]:
 
     That text stays if it is a heading or a sentence of the story.
     """
-    for start, end in lines_with(pattern("stamped"), text):
+    for start, end in lines_with(pattern("stamp_words"), text):
+        # + 1: a line that is deleted whole takes its newline along
         match = pattern("stamp").search(text, start, end + 1)
         if not match:
             continue

@@ -68,7 +68,7 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
         if kind != ".zip":
             return [("", kind, "")]
         members = []
-        for name, info in sorted(_open(path, path.stat().st_mtime).NameToInfo.items()):
+        for name, info in sorted(_open(path, modified=path.stat().st_mtime).NameToInfo.items()):
             kind = PurePath(name).suffix.lower()
             # The lowest bit is set for an encrypted member.
             members.append((name, kind, PACKED if info.flag_bits & 1 or kind == ".zip" else ""))
@@ -91,10 +91,10 @@ def _kind(name: str, file: IO[bytes]) -> str:
 
 
 @functools.lru_cache(maxsize=2)  # an archive, and an e-book in it, stay open while they are read
-def _open(source: Path | BytesIO, _modified: float = 0) -> ZipFile:
+def _open(source: Path | BytesIO, modified: float = 0) -> ZipFile:
     """Open an archive, with its members' names decoded and its folders left out.
 
-    `_modified`, the file's time of change, only makes the cache open a changed file anew. Raises
+    `modified`, the file's time of change, only makes the cache open a changed file anew. Raises
     `ValueError` where the archive unpacks to far more than text does (a zip bomb).
     """
     archive = ZipFile(source)
@@ -129,7 +129,11 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[B
     """
     place = Path(path, member)
     try:
-        with _open(path, path.stat().st_mtime).open(member) if member else path.open("rb") as file:
+        with (
+            _open(path, modified=path.stat().st_mtime).open(member)
+            if member
+            else path.open("rb") as file
+        ):
             kind = _kind(place.name, file)
             if member or kind in READABLE - {".txt"}:
                 file.seek(0)

@@ -218,12 +218,18 @@ def _names_site(bracketed: str) -> bool:
 
 
 def _calls_reader(match: re.Match[str], line: str) -> bool:
-    """Whether a run of words of sites, matched where a clause of a line begins, calls readers."""
+    """Whether a run of words of sites, matched where a clause of a line begins, calls readers.
+
+    It does with a site's name, of `SITE` signs, and another word that only notices have; or,
+    outside speech, with a call and two such words.
+    """
     run = match.group()
-    proofs = {x["proof"] for x in pattern("word").finditer(run) if x["proof"]}
+    notice_words = {x["proof"] for x in pattern("word").finditer(run)} - {None}
     calls = any(pattern(name).search(run) for name in ("asks", "certain", "boast"))
-    names_site = SITE in run and any(not pattern("named_site").match(x) for x in proofs)
-    return bool(names_site or (calls and len(proofs) > 1 and not _in_speech(line[: match.start()])))
+    others = [word for word in notice_words if not pattern("named_site").match(word)]
+    if SITE in run and others:
+        return True
+    return calls and len(notice_words) > 1 and not _in_speech(line[: match.start()])
 
 
 def _in_speech(before: str) -> bool:
@@ -235,14 +241,15 @@ def _is_told(match: re.Match[str], line: str) -> bool:
     """Whether a matched watermark belongs to the story: somebody reads, types or says an address.
 
     A site's name does if its clause has other words before it. An address that is disguised, or
-    stands in a call to the reader, never does.
+    stands in a call to the reader, never does. `match` was made in the line with its disguised
+    letters made plain, `line` is as it was read.
     """
     start, end = match.span()
     before = line[max(0, start - LONGEST_NOTICE) : start]
     if match["name"]:
-        return not pattern("led").search(before)
+        return not pattern("only_notice_words").search(before)
     is_plain = line[start:end] == match.group() and " " not in match.group()
-    is_told = _in_speech(before) or bool(pattern("named").search(before))
+    is_told = _in_speech(before) or bool(pattern("typed_or_called").search(before))
     return is_told and is_plain and not match["call"]
 
 

@@ -290,7 +290,8 @@ def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Ro
         return metric.row(n, reason=str(error))
     for control in ("few_shot", "human"):
         if len(items.get(control, ())) == n:  # figures of fewer texts cannot be compared
-            row[control] = float(metric.statistic(items[control], np.ones((1, n)))[0])
+            weights = np.ones((1, n))  # of no resample but the texts themselves
+            row[control] = float(metric.statistic(items[control], weights)[0])
     return row
 
 

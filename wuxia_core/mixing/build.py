@@ -197,13 +197,14 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
         texts = Texts(file, outline["span"])
         tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
-        packed, epochs = _make_windows(outline, texts, encode, config, staging)
+        # which also writes their tokens into `staging`
+        packed, general_epochs = _make_windows(outline, texts, encode, config, staging)
         packed.to_parquet(staging / store.WINDOWS)
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
         _write_documents(outline, texts, staging / store.DOCUMENTS)
     findings = store.read_json(texts_folder / store.PREPARATION) or {}
-    _write_json(staging / store.PREPARATION, findings | {"general_epochs": epochs})
+    _write_json(staging / store.PREPARATION, findings | {"general_epochs": general_epochs})
     _write_json(staging / store.MANIFEST, manifest)
 
 

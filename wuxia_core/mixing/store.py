@@ -273,23 +273,24 @@ def _open_beside(folder: Path, kind: str) -> TextIO:
 def staged(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; if no error is raised, it takes the place of `folder`.
 
-    A folder that is not empty cannot be replaced in one step: the old one is moved aside, and
-    deleted once the new one is in its place. What a killed build left is cleared up first.
+    A folder that is not empty cannot be replaced in one step: the old one is moved aside first.
+    Where an error or a kill comes between the two steps, it is put back, by the next build at the
+    latest.
     """
     staging = folder.with_name(f".{folder.name}-building")
     new, old = staging / "new", staging / "old"
     try:
-        _mend(folder, staging)
+        _restore_or_clear(folder, staging)
         new.mkdir(parents=True)
         yield new
         if folder.exists():
             folder.replace(old)
         new.replace(folder)
     finally:
-        _mend(folder, staging)
+        _restore_or_clear(folder, staging)
 
 
-def _mend(folder: Path, staging: Path) -> None:
+def _restore_or_clear(folder: Path, staging: Path) -> None:
     """Delete `staging`, but put back an old folder there that no new one has replaced."""
     if (staging / "old").exists() and not folder.exists():
         (staging / "old").replace(folder)
