@@ -42,7 +42,7 @@ PAYLOADS = [
     "剑\u200b光\u2060影",
     "\x1b[31m红\x1b[2J\x1b]8;;javascript:hit()\x07旧\x08新\x9b31m",
 ]
-PATIENCE = 300_000  # milliseconds
+PATIENCE = 120_000  # milliseconds
 CHROMIUM = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 SETTINGS = {
