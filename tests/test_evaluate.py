@@ -19,10 +19,16 @@ from wuxia_core.evaluate.__main__ import main
 from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import score_extraction
 from wuxia_core.evaluate.recovery import score_recovery
-from wuxia_core.evaluate.scorecard import PARTS, affordable_minutes, gate_failures
+from wuxia_core.evaluate.scorecard import (
+    PARTS,
+    affordable_minutes,
+    best_strength,
+    frontier,
+    gate_failures,
+    openings,
+)
 from wuxia_core.evaluate.scoring import document_bits, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Metric, compare, group_difference, interval, ratio
-from wuxia_core.evaluate.strength import best_strength, frontier, openings
 from wuxia_core.evaluate.writing import generate
 from wuxia_core.model import add_adapter, load_base
 from wuxia_core.write import training_precision

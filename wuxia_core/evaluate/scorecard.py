@@ -1,4 +1,4 @@
-"""The scorecard of a run folder: every metric for base and tuned, and sentences that sum it up.
+"""The scorecard of a run folder: every metric for base and tuned, strengths, and their sentences.
 
 Each part is written into the run folder as soon as it is done, so that an evaluation that was cut
 off goes on with the next part. The parts are deleted when the scorecard is written.
@@ -22,18 +22,21 @@ from wuxia_core import mixing, model, run
 from wuxia_core.config import TINY_BASE, EvaluationConfig, load_config, locate
 from wuxia_core.errors import MachineError, raise_machine_error
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.copying import FLAGGED, score_extraction
+from wuxia_core.evaluate.copying import FLAGGED, overlap, score_extraction
 from wuxia_core.evaluate.recovery import score_recovery, shown_passage
-from wuxia_core.evaluate.scoring import QUESTIONS, score_bits, score_questions
+from wuxia_core.evaluate.scoring import QUESTIONS, bits_per_char, score_bits, score_questions
 from wuxia_core.evaluate.statistics import Row
-from wuxia_core.evaluate.strength import best_strength, frontier
-from wuxia_core.evaluate.writing import score_generations, write_passages
+from wuxia_core.evaluate.writing import generate, prompts, score_generations, write_passages
 from wuxia_core.messages import messages
 from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
 SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
+STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # times LoRA's output, 1 as trained
+# A small sample, since each strength is a model to measure: openings of so many characters from so
+# many documents of a source; passages of so many tokens after so many prompts.
+DOCUMENTS, CHARACTERS, TOKENS, PROMPTS = 8, 150, 50, 4
 
 Scorecard = dict[str, Any]
 Echo = Callable[[str], object]
@@ -168,6 +171,54 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def frontier(context: EvalContext) -> list[dict[str, float]]:
+    """Measure a small sample at each strength of the adapter.
+
+    Returns
+    -------
+    A row a strength: `strength`; `wuxia` and `general`, bits per character of held-out openings;
+    `copied`, the longest run of characters that passages share with the training text. No row
+    where 武侠 or general text has no held-out document; fewer rows where the time runs out.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    loaded, window = (context.model, context.tokenizer), context.config.data.max_length
+    texts = {source: openings(context, source) for source in ("wuxia", "general")}
+    chosen_prompts = [row["prompt"] for row in prompts(context)[:PROMPTS]]
+    rows: list[dict[str, Any]] = []
+    if not all(texts.values()):
+        return rows
+    for (strength,) in context.within_budget("strengths measured", STRENGTHS, 1, 0.15):
+        with rescale_adapter_scale(context.model, strength):
+            passages = generate(context, chosen_prompts, context.seed, TOKENS)
+            row: dict[str, Any] = {"strength": strength, "passages": passages}
+            for source, opening_texts in texts.items():
+                row[source] = bits_per_char(*loaded, opening_texts, window, context.pass_tokens)
+            rows.append(row)
+    passages = [passage for row in rows for passage in row.pop("passages")]
+    lengths = overlap(passages, context.mixture.training_texts)["length"]
+    longest = lengths.groupby(lengths.index // len(chosen_prompts)).max()  # of each strength
+    return [row | {"copied": int(n)} for row, n in zip(rows, longest, strict=True)]
+
+
+def openings(context: EvalContext, source: str) -> list[str]:
+    """Take the first 150 characters of a source's held-out documents, of eight at most."""
+    numbers = context.documents(source, mixing.VALIDATION, limit=DOCUMENTS)
+    return [text[:CHARACTERS] for text in context.mixture.texts(numbers)]
+
+
+def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int) -> float | None:
+    """Name the strength with the fewest bits per character of 武侠 among those that do no harm.
+
+    `rows` are those of `frontier`, strength 0 first. A strength does harm where general text takes
+    over `margin` bits per character more than at strength 0, or a copied run reaches `most_copied`
+    characters. None where no strength is left.
+    """
+    base = rows[0]["general"] if rows else 0
+    harmless = [r for r in rows if r["general"] <= base + margin and r["copied"] < most_copied]
+    return min(harmless, key=lambda row: row["wuxia"])["strength"] if harmless else None
+
+
 def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[str]:
     """Name what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
 
@@ -176,9 +227,9 @@ def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[st
     """
     rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
-    for overlap in scorecard["copied"]:
-        if overlap["length"] >= limits.max_copied:
-            yield "copied {length} characters in a row of {title}: {generated}".format(**overlap)
+    for copy in scorecard["copied"]:
+        if copy["length"] >= limits.max_copied:
+            yield "copied {length} characters in a row of {title}: {generated}".format(**copy)
     for row in (rows["copied_length", "training"], extraction, general):
         if row["delta"] is None:
             yield f"{row['source']} {row['name']} was {_change(row)}"
