@@ -132,6 +132,7 @@ def check_goes_on(launch, golden, **settings):
     launched = launch("--resume", **settings)
     launched.trained()
     assert same_adapter(launched.folder, golden), launched.said()[-3000:]
+    assert "does not exist" not in launched.said()  # transformers' best checkpoint
     assert tokens_seen(launched.folder) == tokens_seen(golden)
     assert not list(launched.folder.glob(f"{run.STAGING}*"))
     assert not (launched.folder / run.LOCK).exists()

@@ -1,8 +1,7 @@
 """transformers' `Trainer` with what it lacks, and the callbacks of a run.
 
-`SpanTrainer` tells the collator the epoch of each window, writes checkpoints that are complete or
-absent, and measures held-out text exactly. The callbacks draw the progress bar, time the first
-steps, keep the best adapter, and stop at a number that is not finite or at a signal.
+`SpanTrainer` writes checkpoints that are complete or absent, and measures held-out text exactly.
+The callbacks draw the bar, time steps, keep the best adapter, stop at NaN or at a signal.
 """
 
 import math
@@ -198,8 +197,7 @@ class KeepBest(TrainerCallback):
     """Save the adapter with the fewest held-out bits per character; stop when none gets better.
 
     Its step and bits are in `Trainer`'s state, and so in each checkpoint; step 0 does not count.
-    `patience` is a number of measurements, None for no early stop. A run that resumes before the
-    step of the saved adapter starts to compare anew.
+    `patience` is a number of measurements, or None. Resumed before the best step, it starts anew.
     """
 
     def __init__(self, folder: Path, patience: int | None) -> None:
@@ -321,6 +319,8 @@ class SpanTrainer(Trainer):
             staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
             if len(list(staged.glob("rng_state*"))) < ranks:
                 raise OSError("not all ranks' files can be seen: do all machines share the folder?")
+            self.state.best_model_checkpoint = None  # transformers names the staging folder
+            self.state.save_to_json(str(staged / "trainer_state.json"))
             run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
             run.publish(staged, staged.parents[1])
 
