@@ -97,7 +97,7 @@ def _facts(
     trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
     row = by_name(scorecard)["masked_accuracy", "wuxia"]
-    shares = {name: "–" if row[name] is None else f"{row[name]:.0%}" for name in PAIR}
+    shares = {name: "–" if row[name] is None else f"{row[name]:.1%}" for name in PAIR}
     return {
         "base_model": scorecard["base"],
         "books": trained.loc[trained["source"] == "wuxia", "book"].nunique(),
