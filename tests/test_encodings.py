@@ -4,6 +4,7 @@ from itertools import product
 import pytest
 
 from wuxia_core.corpus import RULES, clean, read_book
+from wuxia_core.corpus.encodings import read_blocks
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError
 
@@ -289,3 +290,11 @@ def test_hz_is_decoded(tmp_path):
     assert read_book(tmp_path / "hz.txt").text == text
     (tmp_path / "code.txt").write_text("if (~{a}) { b = ~{c}; }\n" * 20)
     assert read_book(tmp_path / "code.txt").text.startswith("if (~{a})")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_blocks_of_an_encoding_that_is_named_cut_no_character(tmp_path, encoding):
+    """Rare characters look like another encoding, whose lines end with the byte 10."""
+    text, path = "鏢局ㄠ匾齉龘靐齾\n" * 400, tmp_path / "书.txt"
+    path.write_bytes(text.encode(encoding))
+    assert "".join(block.text for block in read_blocks(path, encoding, 1001)) == text

@@ -91,7 +91,7 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
 def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
     """Decode a file in blocks of `size` bytes and the rest of the last line; -1 is one block.
 
-    UTF-16, in which a line does not end with the byte 10, is read as a whole. Raises `CorpusError`
+    UTF-16 and UTF-32, whose lines do not end with the byte 10, are read as a whole. Raises `CorpusError`
     as `read_book` does, at a bad block: the blocks before it have been yielded.
     """
     start = 0
@@ -99,7 +99,8 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
         with path.open("rb") as file:
             while data := file.read(size):
                 if len(data) == size:  # there may be more
-                    data += file.readline() if _guesses(data)[0] in LINE_ENCODINGS else file.read()
+                    wide = codec(encoding or _guesses(data)[0]).startswith(("utf-16", "utf-32"))
+                    data += file.read() if wide else file.readline()
                 yield decode_block(data, path, encoding, start)
                 start += len(data)
     except OSError as error:

@@ -303,8 +303,12 @@ class HeldOutNgrams:
 
 
 def drop_sentences(text: str, shared: Flags) -> str:
-    """Drop the sentences in which the middle of a flagged run stands; `shared` has a flag a run."""
-    places = without_spaces(text)[1]
+    """Drop the sentences of a held-out text that training text has too.
+
+    `shared`, from `HeldOutNgrams.shared`, has a flag for each run of `GRAM` characters. A flagged
+    run drops the sentence in which its middle stands: one, even if it reaches into the next.
+    """
+    _, places = without_spaces(text)  # of the characters that runs are made of
     middles = np.zeros(len(text), np.bool_)
     middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
     rest = SENTENCE.sub(lambda x: "" if middles[x.start() : x.end()].any() else x[0], text)

@@ -112,7 +112,8 @@ class Windows:
 
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self._spans = chunks[["start", "end"]].to_numpy()  # sorted by window
+        self._spans = chunks[["start", "end"]].to_numpy()  # `pack` sorts by window
+        # the numbers of the windows, by which their masks are drawn
         self._keys, counts = np.unique(chunks["window"], return_counts=True)
         self._bounds = np.append(0, np.cumsum(counts))  # each window's first span, and the end
         self.packed = counts > 1

@@ -241,13 +241,14 @@ class Encoder:
         self._start_id = document_start_id(tokenizer)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Bools]]:
-        """Yield each text's tokens (T + 1,) and the flags (T + 1,) of those that begin a word.
+        """Yield of each text of T tokens, behind `<|endoftext|>`, the tokens and word starts, (T + 1,).
 
         While the texts of one batch are yielded, a thread encodes the next batch.
         """
         encode = partial(self._backend.encode_batch, add_special_tokens=False)
         with ThreadPoolExecutor(1) as pool:
-            batches = chain(gather(texts, BATCH), [[]])  # `pairwise` drops the empty one
+            # `pairwise` submits a batch before the one ahead is yielded, and drops the empty last one
+            batches = chain(gather(texts, BATCH), [[]])
             pending = ((batch, pool.submit(encode, batch)) for batch in batches)
             for (batch, encodings), _ in pairwise(pending):
                 for text, encoding in zip(batch, encodings.result(), strict=True):

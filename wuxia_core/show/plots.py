@@ -235,7 +235,7 @@ def plot_passages(
 
 
 def plot_kinds(kinds: Kinds, *, ax: Axes | None = None) -> Axes:
-    """Draw masks as a grid, each draw a row: (B, T) of 0 (kept), 1 (single) and 2 (span)."""
+    """Draw a window's masks, a row an epoch: (epochs, T) of 0 (kept), 1 (single) and 2 (span)."""
     ax = axes(ax)
     colours = ListedColormap(["#80808026", BLUE, ORANGE])
     ax.imshow(kinds, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
