@@ -91,8 +91,8 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
 def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
     """Decode a file in blocks of `size` bytes and the rest of the last line; -1 is one block.
 
-    UTF-16 and UTF-32, whose lines do not end with the byte 10, are read as a whole. Raises `CorpusError`
-    as `read_book` does, at a bad block: the blocks before it have been yielded.
+    UTF-16 and UTF-32, whose lines do not end with the byte 10, are read as a whole. Raises
+    `CorpusError` as `read_book` does, at a bad block: the blocks before it have been yielded.
     """
     start = 0
     try:

@@ -241,13 +241,13 @@ class Encoder:
         self._start_id = document_start_id(tokenizer)
 
     def __call__(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, Bools]]:
-        """Yield of each text of T tokens, behind `<|endoftext|>`, the tokens and word starts, (T + 1,).
+        """Yield `<|endoftext|>` and a text's T tokens, and flags of word starts: each (T + 1,).
 
         While the texts of one batch are yielded, a thread encodes the next batch.
         """
         encode = partial(self._backend.encode_batch, add_special_tokens=False)
         with ThreadPoolExecutor(1) as pool:
-            # `pairwise` submits a batch before the one ahead is yielded, and drops the empty last one
+            # `pairwise` submits a batch before it yields the one ahead, and drops the empty last
             batches = chain(gather(texts, BATCH), [[]])
             pending = ((batch, pool.submit(encode, batch)) for batch in batches)
             for (batch, encodings), _ in pairwise(pending):
