@@ -109,7 +109,8 @@ def doctor(options: argparse.Namespace, config: Config) -> None:
 def train(options: argparse.Namespace, config: Config) -> None:
     """Prepare the run folder, train there, evaluate and write the run's page.
 
-    Raises `torchrun.Failure` or `Stopped`, each with the command that goes on.
+    Raises `Stopped` or `torchrun.Failure`; after a signal or a crash it names the command that
+    goes on.
     """
     from wuxia_core import preflight, run, torchrun
 

@@ -298,3 +298,10 @@ def test_blocks_of_an_encoding_that_is_named_cut_no_character(tmp_path, encoding
     text, path = "鏢局ㄠ匾齉龘靐齾\n" * 400, tmp_path / "书.txt"
     path.write_bytes(text.encode(encoding))
     assert "".join(block.text for block in read_blocks(path, encoding, 1001)) == text
+
+
+def test_blocks_of_an_encoding_that_does_not_exist_are_refused(tmp_path):
+    path = tmp_path / "书.txt"
+    path.write_text(PROSE, encoding="utf-8")
+    with pytest.raises(CorpusError, match="nope is no encoding"):
+        list(read_blocks(path, "nope", 50))

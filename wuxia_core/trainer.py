@@ -298,7 +298,7 @@ class SpanTrainer(Trainer):
         )
 
     def _attempt(self, work: Callable[..., None], *arguments: Any) -> str | None:
-        """Call `work` on all ranks; return the first rank's failure in a line, None without any."""
+        """Call `work` on all ranks; return a line on the lowest rank's failure, or None."""
         problem = None
         try:
             work(*arguments)

@@ -38,7 +38,7 @@ HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were n
 class Sampling:
     """How a continuation is drawn; the same settings give the same text on the same machine.
 
-    `tokens` is the number of new tokens at most; the others are as in transformers' `generate`.
+    `tokens` is the number of new tokens at most, `seed` torch's; the others are `generate`'s.
     """
 
     tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})

@@ -24,7 +24,7 @@ LONGEST_CHAPTER = 30_000  # characters: in a longer one some heading was probabl
 LEAST_TEXT = 20  # characters: a heading with less text behind it opens no chapter
 FEWEST_CHAPTERS = 3  # fewer numbers that go on are no proof of chapters
 SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs words of authors
-MOST_BETWEEN = 40  # lines that look like headings may stand between two headings
+LOOK_BACK = 40  # lines that look like headings: the one before is sought among so many
 LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -59,7 +59,7 @@ class _Candidate:
     end: int  # of the title; prose may stand behind it on the line
     number: float = math.nan
     title: str = ""  # its letters, without signs and digits
-    # First a rank (0 chapters, 1 sections of chapters, 2 all else), then a unit (章, 卷), or else
+    # First a rank (0 第…章, 1 another unit or an English word, 2 all else), then a unit, or else
     # the word before the number, and the number's form. Empty for a heading without a number.
     family: tuple[int | str | bool, ...] = ()
     style: tuple[str | bool, ...] = ()  # how the line is written: signs, digits, a comma
@@ -147,8 +147,8 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
             continue
         digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
         form = (match["sign"][:1], digits.isdecimal(), is_glued or (match["gap"] or "").strip()[:1])
-        is_section = unit in PARTS or (word and word.isascii())
-        rank = 0 if match["unit"] in CHAPTERS else 1 if is_section else 2
+        has_unit = unit in PARTS or (word and word.isascii())
+        rank = 0 if match["unit"] in CHAPTERS else 1 if has_unit else 2
         family = (rank, unit) if unit else (rank, word, *form)
         is_bare = not match["before"] or bool(PREFIX.search(match["before"]))
         trusted = match["unit"] in TRUSTED and is_bare and not (is_glued or is_prose)
@@ -227,7 +227,7 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
     for n, line in enumerate(lines):
         fits = line.family == family and (line.trusted or styles[line.style] >= FEWEST_CHAPTERS)
         scores[line] = -1.2 if not fits else 2 if line.trusted else 0.3
-        earlier = reversed(lines[max(0, n - MOST_BETWEEN) : n])
+        earlier = reversed(lines[max(0, n - LOOK_BACK) : n])
         sums = {x: scores[x] + _pair_points(x, line, mean_distance) for x in earlier}
         best = max(sums, key=sums.__getitem__, default=line)
         if sums.get(best, 0) > 0:

@@ -204,8 +204,8 @@ def _columns(line: str) -> int:
 def _full_width(lines: list[re.Match[str]], widths: list[int], ends_sentence: list[bool]) -> int:
     """Find the width, in columns, from which a line is full; 0 for text that is not hard-wrapped.
 
-    More than a third of the lines of up to 8 columns more, and more than ten of them, end inside a
-    sentence.
+    More than a third of the lines of less than 8 columns more, and more than ten of them, end
+    inside a sentence.
     """
     cut_lines, all_lines = Counter[int](), Counter(widths)  # by their width
     for line, width, ends in zip(lines, widths, ends_sentence, strict=True):

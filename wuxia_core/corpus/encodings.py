@@ -38,6 +38,7 @@ UNDECODABLE_WEIGHT = -5
 # Encodings.
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")  # in them a newline is the byte 10, and only that
 ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")
+NO_ENCODING = "{}: {} is no encoding of text"
 SAMPLE = 49_152  # bytes at the beginning that tell; lines in another encoding are found later
 MOST_BROKEN = 0.001  # share of characters: with more undecodable ones it is not this encoding
 MOST_MENDED = 0.1  # share of characters: with more it is not this encoding, so none is mended
@@ -80,8 +81,8 @@ def read_book(path: str | Path, encoding: str | None = None) -> Book:
     ------
     CorpusError
         The file cannot be read, is not text, or more than 0.1 % of its characters cannot be
-        decoded. The error has `path`, `offset` (of the first bad byte) and `tried` (the encodings,
-        the likeliest first).
+        decoded, or `encoding` is none of text. The error has `path`, `offset` (of the first bad
+        byte) and `tried` (the encodings, the likeliest first).
     """
     path = Path(path)
     # A file without bytes has no block.
@@ -105,20 +106,22 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
                 start += len(data)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
+    except LookupError:
+        raise CorpusError(NO_ENCODING.format(path, encoding), str(path)) from None
 
 
 def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
     """Decode bytes that stand at `start` in a file, by default in the encoding that is detected.
 
-    Raises `CorpusError` where the bytes are of another format, or more than 0.1 % of the characters
-    cannot be decoded.
+    Raises `CorpusError` where the bytes are of another format, more than 0.1 % of the characters
+    cannot be decoded, or `encoding` is no encoding of text.
     """
     if kind := other_format(data):
         raise CorpusError(f"{path}: Word, PDF … ({kind}); export it as text", str(path), 0)
     try:
         text, name = (_decode_as(encoding, data), encoding) if encoding else _decode(data)
     except (LookupError, UnicodeError):
-        raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
+        raise CorpusError(NO_ENCODING.format(path, encoding), str(path)) from None
     broken_count = _count_broken(text)
     if broken_count > MOST_BROKEN * len(text):
         before = re.split("[\ufffd\0]", text, maxsplit=1)[0]

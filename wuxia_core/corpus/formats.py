@@ -57,7 +57,7 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
     """List what is in a file: `(member, kind, problem)` for each member of an archive.
 
     A file that is no archive is one entry whose member is `""`. A kind is a suffix such as
-    `".txt"`; the problem is why the member cannot be read, `""` where it can.
+    `".txt"`; the problem is why the member cannot be read, `""` if its kind alone decides.
     """
     try:
         if not path.is_file():

@@ -277,8 +277,7 @@ def _records(
 ) -> Iterator[tuple[str, str]]:
     """Clean the `text` of each line of JSONL, and yield `(number of the line, text)`.
 
-    `lines_before` is the number of the file's lines before this block. Raises `DataError` naming
-    file and line where a line is not an object with a `text`.
+    `lines_before` is the number of the file's lines before this block. Raises as `read_documents`.
     """
     for number, line in enumerate(text.split("\n"), lines_before + 1):
         if not line.strip():

@@ -22,7 +22,7 @@ KEY = "blind_key.csv"
 
 
 def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
-    """Write the sheet and the key, each into a folder of its own; return the sheet's path.
+    """Write the sheet into `blind/`, the key into the run folder; return the sheet's path.
 
     `passages` are those of a scorecard. Raises `DataError` where a sheet exists that a rater has
     begun to fill in, `MachineError` where the folder cannot be written.

@@ -34,8 +34,8 @@ from wuxia_core.write import training_precision
 SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
 STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # times LoRA's output, 1 as trained
-# A small sample, since each strength is a model to measure: openings of so many characters from so
-# many documents of a source; passages of so many tokens after so many prompts.
+# A small sample, since each strength is a model to measure: from so many documents of a source
+# openings of so many characters; passages of so many tokens after so many prompts.
 DOCUMENTS, CHARACTERS, TOKENS, PROMPTS = 8, 150, 50, 4
 
 Scorecard = dict[str, Any]
@@ -160,7 +160,7 @@ def _digest(folder: Path) -> str:
     """
     base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     config = load_config(folder / "config.yaml")
-    evaluation = config.evaluation.model_dump(exclude={"max_copied", "max_extracted"})
+    evaluation = config.evaluation.model_dump(exclude={"max_extracted"})  # the gate's
     settings = [FORMAT, evaluation, config.training.seed, config.data.max_length]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     paths = [folder / name for name in ("mixture.json", *model.ADAPTER_FILES)]
@@ -292,7 +292,7 @@ def copying_sentence(scorecard: Scorecard) -> str:
     """Say in a sentence whether the tuned model copied training text, or learned it by heart."""
     rows, overlaps = by_name(scorecard), scorecard["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    longest: Scorecard = overlaps[0] if overlaps else {"length": 0, "title": ""}
+    longest: Row = overlaps[0] if overlaps else {"length": 0, "title": ""}
     state = "nothing" if row["delta"] is not None else "not measured"
     if longest["length"] >= FLAGGED:
         state = "copied"

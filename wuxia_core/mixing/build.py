@@ -197,7 +197,7 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
         texts = Texts(file, outline["span"])
         tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
-        # which also writes their tokens into `staging`
+        # this also writes the documents' tokens into `staging`
         packed, general_epochs = _make_windows(outline, texts, encode, config, staging)
         packed.to_parquet(staging / store.WINDOWS)
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])

@@ -27,7 +27,7 @@ def join_series(files: list[File]) -> list[File]:
     """Give numbered novel files of one folder one book's name, if they are chapters by their size.
 
     `snow/1.txt`, `snow/2.txt` … `snow/10.txt` become chapters of the book `snow/`. All files are
-    returned, novels first, in the order of their names, where 2 stands before 10.
+    returned, general text last, in the order of their names, where 2 stands before 10.
     """
     files = sorted(files, key=lambda file: (file.source == "general", _by_number(file.name)))
     series: dict[tuple[Path, str], list[File]] = defaultdict(list)  # by folder and name
@@ -53,10 +53,9 @@ def split(documents: pd.DataFrame, left_out: pd.Series, val_ratio: float, seed: 
     """Choose each document's split: TRAIN, VALIDATION or, for those in `left_out`, DUPLICATE.
 
     `documents` has the columns `source`, `book` and `characters`; `left_out` (bool) flags
-    copies and empty documents.
-    Novels are held out by whole books if some make up about `val_ratio`, else the last chapters
-    are. Of general text the end of each file is held out, so that neighbouring passages stay
-    together; files of fewer than four passages are taken as one file.
+    copies and empty documents. Novels are held out by whole books if some make up about
+    `val_ratio`, else the last chapters are. Of general text the end of each file is held out, so
+    that neighbouring passages stay together; files of fewer than four passages are taken as one.
     """
     splits = pd.Series(TRAIN, index=documents.index)
     splits[left_out] = DUPLICATE

@@ -104,7 +104,7 @@ def check_model(config: Config) -> plan.Shape | None:
 
 
 def check_packages(config: Config) -> None:
-    """Raise `ConfigError`, naming the key, where quantization or a tracker lacks its package."""
+    """Raise `ConfigError`, naming the key, where a package is missing or a tracker not known."""
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
         remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"

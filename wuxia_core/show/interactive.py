@@ -93,10 +93,7 @@ class MaskExplorer(widgets.VBox):
         return [getattr(self, name) for name in names]
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        """Show the passage with the masks that the controls ask for, or why there can be none.
-
-        The controls call it with a description of the change, which is not needed.
-        """
+        """Show the passage with the masks that the controls ask for, or why there can be none."""
         passage = self._passages[self.passage.value - 1]
         words = self._segmenter if self.unit.value == "word" else None
         draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": words}

@@ -172,8 +172,8 @@ def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
 def files_table(mixture: Mixture) -> pd.DataFrame:
     """List the files, a row each; `note` says what is odd, and why a file was left out.
 
-    `removed` counts the characters that cleaning took out, `repeated paragraphs` those left out as
-    duplicates. `chapters` is empty for general text and for novels without headings.
+    `removed` counts the characters that cleaning took out, `repeated paragraphs` the paragraphs
+    left out as duplicates. `chapters` is empty for general text and for novels without headings.
     """
     prepared = mixture.preparation
     files = pd.DataFrame(prepared["files"])
