@@ -211,9 +211,9 @@ class SpanMasker:
     def _span_ends(self, starts_word: Bools, start: int, run_end: int) -> list[int]:
         """List the ends that a span of whole words from `start` may have, at most `run_end`.
 
-        Spans of 3 to 5 tokens, words of 2, 2 and 7 tokens: a span from 0 may end at 4, and one from
-        4 at 11: a word longer than the longest span, up to twice, is a span by itself, since a rare
-        idiom takes more tokens than a common one.
+        `starts_word` is (T + 1,), the last True. Spans of 3 to 5 tokens, words of 2, 2 and 7: a
+        span from 0 may end at 4, and one from 4 at 11. A word longer than the longest span, up to
+        twice, is a span by itself, since a rare idiom takes more tokens than a common one.
         """
         shortest, longest = self.span_length
         word_end = start + 1 + int(starts_word[start + 1 :].argmax())

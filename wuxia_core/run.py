@@ -139,7 +139,7 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     ours["rendezvous"] = rendezvous
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _lock_shared(path, ours)
+        file = _lock_shared(path, ours)  # writes `ours` only where nobody shares the lock
     with file:
         file.seek(0)
         holder = json.load(file)

@@ -72,7 +72,9 @@ def parse() -> Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--measure", action="store_true", help="time the first steps, save nothing")
     parser.add_argument("--from", dest="start", type=Path, help="checkpoint to go on from")
-    parser.add_argument("--allow-changed", action="store_true", help="of another base, too")
+    parser.add_argument(
+        "--allow-changed", action="store_true", help="go on from --from on another base"
+    )
     return parser.parse_args()
 
 

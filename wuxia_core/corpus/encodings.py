@@ -125,6 +125,7 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
     broken_count = _count_broken(text)
     if broken_count > MOST_BROKEN * len(text):
         before = re.split("[\ufffd\0]", text, maxsplit=1)[0]
+        # of "gb18030+utf-8", where lines differ, most are in the first: the place is about right
         place = start + len(before.encode(codec(name.split("+")[0]), "replace"))
         tried = _guesses(data)
         message = (

@@ -63,7 +63,7 @@ def forecast(config: Config, processes: int | None) -> str:
         device = plan.planned_device(config, processes or config.plan.cards)
     else:
         device = plan.this_device(config, process_count(processes))
-    if device.on_card:
+    if device.on_card:  # of a config for GPUs a forecast on a CPU is still of use
         check_device(config, device)
     mixture = current_mixture(config)
     text = plan.measured_text(config, mixture) if mixture else plan.estimated_text(config)
