@@ -180,8 +180,9 @@ def plot_targets(text: str, config: Config, key: int = 0, *, ax: "Axes | None" =
 def plot_few_books(table: pd.DataFrame, figure: str, *, ax: "Axes | None" = None) -> "Axes":
     """Draw a figure of results/few_books.csv over passes of the tenth of a novel, by condition."""
     tenth = table[table["text"] == "tenth of a novel"]
-    lines = tenth.pivot_table(figure, index="passes", columns="condition", sort=False)
-    ax = show.plot_lines(lines, xlabel="passes over a tenth of a novel", ylabel=figure, ax=ax)
+    lines = tenth.pivot_table(figure, "passes", "condition", sort=False).sort_index()
+    labels = {"xlabel": "读几遍 · passes", "ylabel": "每字比特 · bits a character"}
+    ax = show.plot_lines(lines, **labels, ax=ax)
     ax.set_xscale("log")
     ax.set_xticks(lines.index, [str(n) for n in lines.index], minor=False)
     return ax
