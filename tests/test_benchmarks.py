@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
@@ -47,6 +48,16 @@ def test_objectives_are_compared_at_equal_learning(tmp_path):
     assert [end[:2] for end in ends] == [("0%", "300"), ("10%", "300")]
     (clm,) = re.findall(r"^ *0% +clm +(\d+) ([-+.\d]+)", finished.stdout, re.MULTILINE)
     assert int(clm[0]) < 100 and clm[1] == ends[0][2]  # as much is learned in fewer steps
+
+
+def test_few_books_are_drawn_from_the_fewest_passes_to_the_most(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    import plot_objectives
+
+    rows = {"text": "tenth of a novel", "condition": "clm", "passes": [3, 10, 1]}
+    table = pd.DataFrame(rows | {"memorisation": [-0.2, -0.9, 0.0]})
+    line = plot_objectives.plot_few_books(table, "memorisation").lines[0]
+    assert line.get_xydata().tolist() == [[1, 0.0], [3, -0.2], [10, -0.9]]
 
 
 def rows(path):
