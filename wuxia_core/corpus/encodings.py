@@ -10,6 +10,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,6 @@ UNDECODABLE_WEIGHT = -5
 # Encodings.
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")  # in them a newline is the byte 10, and only that
 ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")
-NO_ENCODING = "{}: {} is no encoding of text"
 SAMPLE = 49_152  # bytes at the beginning that tell; lines in another encoding are found later
 MOST_BROKEN = 0.001  # share of characters: with more undecodable ones it is not this encoding
 MOST_MENDED = 0.1  # share of characters: with more it is not this encoding, so none is mended
@@ -100,14 +100,18 @@ def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
         with path.open("rb") as file:
             while data := file.read(size):
                 if len(data) == size:  # there may be more
-                    wide = codec(encoding or _guesses(data)[0]).startswith(("utf-16", "utf-32"))
-                    data += file.read() if wide else file.readline()
+                    data += file.read() if _is_wide(data, encoding) else file.readline()
                 yield decode_block(data, path, encoding, start)
                 start += len(data)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
-    except LookupError:
-        raise CorpusError(NO_ENCODING.format(path, encoding), str(path)) from None
+
+
+def _is_wide(data: bytes, encoding: str | None) -> bool:
+    """Whether a character takes two bytes or more in an encoding, by default the likeliest one."""
+    with suppress(LookupError):  # `decode_block` refuses a name that no encoding has
+        return codec(encoding or _guesses(data)[0]).startswith(("utf-16", "utf-32"))
+    return False
 
 
 def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
@@ -121,7 +125,7 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
     try:
         text, name = (_decode_as(encoding, data), encoding) if encoding else _decode(data)
     except (LookupError, UnicodeError):
-        raise CorpusError(NO_ENCODING.format(path, encoding), str(path)) from None
+        raise CorpusError(f"{path}: {encoding} is no encoding of text", str(path)) from None
     broken_count = _count_broken(text)
     if broken_count > MOST_BROKEN * len(text):
         before = re.split("[\ufffd\0]", text, maxsplit=1)[0]
