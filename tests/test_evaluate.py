@@ -447,6 +447,14 @@ def test_the_gate_names_what_was_copied_and_what_was_lost(scorecard, config):
     )
 
 
+def test_the_best_strength_follows_its_limits_without_a_measurement(short_run, tmp_path):
+    folder = shutil.copytree(short_run[0], tmp_path / "run")
+    load_config(folder / "config.yaml", ["evaluation.max_copied=1"]).save(folder / "config.yaml")
+    before = (folder / "scorecard.json").read_bytes()
+    assert evaluate(folder)["best_strength"] is None  # each copies a character at least
+    assert (folder / "scorecard.json").read_bytes() == before
+
+
 @pytest.mark.long
 def test_the_gate_ends_with_3(hurried, capsys):
     config = load_config(hurried / "config.yaml", ["evaluation.max_copied=1"])

@@ -47,9 +47,10 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Score a run folder, write its `scorecard.json` and return it; or read the one that is there.
 
     A scorecard is measured anew where the adapter, the texts, the questions or the settings of the
-    evaluation have changed. `echo` is called with the first passages as soon as they are written,
-    before anything is measured. Raises `DataError` where the folder holds no finished adapter, or
-    its mixture is gone; `MachineError` where memory runs out or the folder cannot be written.
+    evaluation have changed; limits of the gate only move the best strength. `echo` is called with
+    the first passages as soon as they are written, before anything is measured. Raises `DataError`
+    where the folder holds no finished adapter, or its mixture is gone; `MachineError` where memory
+    runs out or the folder cannot be written.
     """
     folder = Path(output_dir)
     if scorecard := _read_current(folder, digest := _digest(folder)):
@@ -67,9 +68,8 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     base = model.adapter_settings(folder)["base_model_name_or_path"]
     scorecard |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     scorecard["objective"] = context.config.training.objective
-    limits = context.config.evaluation
-    best = best_strength(scorecard["strengths"], limits.general_margin, limits.max_copied)
-    scorecard |= {"best_strength": best, "minutes": limits.minutes}
+    scorecard["minutes"] = context.config.evaluation.minutes
+    _choose_strength(scorecard, context.config.evaluation)
     _write_json(folder / SCORECARD, scorecard)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return scorecard
@@ -92,7 +92,16 @@ def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
 def _read_current(folder: Path, digest: str) -> Scorecard | None:
     """Read the folder's scorecard; None where there is none, or it has another digest."""
     scorecard = mixing.read_json(folder / SCORECARD)
-    return scorecard if scorecard and scorecard.get("digest") == digest else None
+    if not scorecard or scorecard.get("digest") != digest:
+        return None
+    _choose_strength(scorecard, load_config(folder / "config.yaml").evaluation)
+    return scorecard
+
+
+def _choose_strength(scorecard: Scorecard, limits: EvaluationConfig) -> None:
+    """Set the best strength, which a change of the limits moves without a new measurement."""
+    best = best_strength(scorecard["strengths"], limits.general_margin, limits.max_copied)
+    scorecard["best_strength"] = best
 
 
 @contextmanager
@@ -160,7 +169,7 @@ def _digest(folder: Path) -> str:
     """
     base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     config = load_config(folder / "config.yaml")
-    evaluation = config.evaluation.model_dump(exclude={"max_extracted"})  # the gate's
+    evaluation = config.evaluation.model_dump(exclude={"max_copied", "max_extracted"})
     settings = [FORMAT, evaluation, config.training.seed, config.data.max_length]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     paths = [folder / name for name in ("mixture.json", *model.ADAPTER_FILES)]
