@@ -23,6 +23,10 @@ def hard_wrapped(text, width):
     )
 
 
+BARE_NUMBERS = "\n".join(f"第{n}章" for n in "一二三四五") + f"\n{STORY}"
+REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text, which has no headings
+
+
 @pytest.mark.parametrize(
     ("rule", "before", "after"),
     [
@@ -69,6 +73,16 @@ def hard_wrapped(text, width):
         ("table_of_contents",
          "\n".join(f"第{n}回 甲" for n in "一二三四五六") + f"\n第一回 甲\n{STORY}",
          f"第一回 甲\n{STORY}"),
+        ("table_of_contents", BARE_NUMBERS, BARE_NUMBERS),
+        ("entities", "他&#1;拔剑而起，众人无不变色。", STORY),
+        ("markup", "他拔剑而起，＜b＞众人＜/b＞无不变色。", STORY),
+        ("markup", f"{STORY}＜br＞{STORY}", f"{STORY}\n{STORY}"),
+        ("doubled", f"第三章\n第三章\n第三章 旧债\n{STORY}", f"第三章\n第三章 旧债\n{STORY}"),
+        ("footnotes", f"{STORY}〔1〕\n注释\n　　〔1〕开封。\n{STORY}", f"{STORY}\n{STORY}"),
+        ("repeats", REFRAIN, REFRAIN),
+        ("watermarks", "他翻到（正版）剑谱，又看那份（订阅）的报纸。",
+         "他翻到（正版）剑谱，又看那份（订阅）的报纸。"),
+        ("watermarks", "他拔剑（求月票）而起，众人无不变色。", STORY),
         ("hard_wrap", hard_wrapped(WRAPPED, 38), WRAPPED),
         ("spaces", "　　他拔 剑而起， 众人无不变色。  ", "他拔剑而起，众人无不变色。"),
         ("spaces", "第一回　剑起　风停\n昨夜星辰　昨夜风", "第一回　剑起　风停\n昨夜星辰　昨夜风"),

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from wuxia_core.corpus import (
@@ -61,6 +63,34 @@ def test_general_text_that_nobody_named_is_left_out_and_what_to_do_is_said(tmp_p
     assert files["将军令 The Generals.txt"].source == "wuxia" and not files[name].source
     assert caplog.text.count("left out") == 1
     assert name in caplog.text and "name it as --general or data.general_file" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_says_so(tmp_path):
+    data_dir = tmp_path / "locked"
+    data_dir.mkdir(mode=0)
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(0o755)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read all
+    try:
+        with pytest.raises(DataError, match="locked: no such folder, or it cannot be read"):
+            find_files(data_dir, None)
+    finally:
+        os.seteuid(user)
+        data_dir.chmod(0o755)
+
+
+@pytest.mark.parametrize("folder", ["wiki", "wiki.x"])
+def test_what_a_general_folder_is_called_does_not_tell_what_is_read(tmp_path, folder):
+    (tmp_path / "novels").mkdir()
+    (tmp_path / "novels" / "书.txt").write_text(PROSE)
+    (tmp_path / folder).mkdir()
+    for name in ("a.txt", "b.x", "Makefile"):
+        (tmp_path / folder / name).write_text(PROSE)
+    files = find_files(tmp_path / "novels", tmp_path / folder)
+    assert [file.name for file in files if file.source] == ["书.txt", "a.txt"]
+    named = find_files(tmp_path / "novels", tmp_path / folder / "b.x")
+    assert [file.name for file in named if file.source] == ["书.txt", "b.x"]
 
 
 def test_an_empty_folder_says_so(tmp_path):

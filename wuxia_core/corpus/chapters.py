@@ -1,9 +1,9 @@
-"""Cut a text into chapters, or into parts where it has none.
+"""Cut a text into chapters, or into parts if it has none.
 
 A heading is not told by its wording alone. Lines that begin with a number are grouped by their
 form, and the form whose numbers go on through the book is that of its chapters: the numbers of a
 list inside the story do not reach through the book, and a sentence that begins like a heading
-repeats a number.
+repeats the number of one.
 """
 
 import math
@@ -19,24 +19,24 @@ from pathlib import Path
 from wuxia_core.errors import DataError
 from wuxia_core.text import Edit, join_pattern
 
-PART_LENGTH = 3000  # characters: of a part where a book has no chapters
+PART_LENGTH = 3000  # characters: of a part if a book has no chapters; of the longest aside
 LONGEST_CHAPTER = 30_000  # characters: in a longer one some heading was probably missed
 LEAST_TEXT = 20  # characters: a heading with less text behind it opens no chapter
 FEWEST_CHAPTERS = 3  # fewer numbers that go on are no proof of chapters
 SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs words of authors
-LOOK_BACK = 40  # lines that look like headings: the one before is sought among so many
+LOOK_BACK = 40  # candidates: among so many above a line its neighbour in a series is sought
 LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Compile a pattern of chapters.toml."""
+    """Compile the pattern `name` of chapters.toml; in it ^ and $ match at each line."""
     return re.compile(join_pattern(FORMS, name), re.MULTILINE)
 
 
-# Units that stand behind a number: of chapters (章回), of chapters or sections of them (节话), of
-# volumes (卷部), and those that prove a heading.
+# Units that stand behind a number: of chapters (章回); of chapters and of sections (节话); of
+# volumes (卷部); and those that make a line a trusted heading.
 CHAPTERS, PARTS, VOLUMES, TRUSTED = (
     frozenset(join_pattern(FORMS, name)) for name in ("chapters", "parts", "volumes", "trusted")
 )
@@ -45,31 +45,33 @@ CHAPTERS, PARTS, VOLUMES, TRUSTED = (
 HEADING, UNNUMBERED, NUMBERED, PREFIX = map(_pattern, ("heading", "named", "line", "known"))
 # Beside a title: a story's opening words (话说), calls for votes, a rule of dashes with the title
 # below it. And a heading inside a line.
-OPENING, CALLS, RULE, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
+OPENING, CALLS, DASHES, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
 ASIDE, AUTHORS = _pattern("aside"), _pattern("authors")  # 完本感言; what only authors write of
 # Numerals that `unicodedata.numeric` does not know: 两, and dashes that were typed for 一.
 NUMERALS = str.maketrans("两—－", "二一一")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # compared by identity, so that it can be a key
 class _Candidate:
     """A line that may be a heading. The numbers of lines of one family count the same things."""
 
-    start: int
+    start: int  # of the line, in the text
     end: int  # of the title; prose may stand behind it on the line
-    number: float = math.nan
+    number: float = math.nan  # nan: it has none
     title: str = ""  # its letters, without signs and digits
-    # First a rank (0 第…章, 1 another unit or an English word, 2 all else), then a unit, or else
-    # the word before the number, and the number's form. Empty for a heading without a number.
+    # First a rank (0 第…章; 1 章 without 第, another unit of chapters or sections, or an English
+    # word; 2 all else), then a unit, or else the word before the number, and the number's form.
+    # Empty for a heading without a number.
     family: tuple[int | str | bool, ...] = ()
     style: tuple[str | bool, ...] = ()  # how the line is written: signs, digits, a comma
     trusted: bool = True  # its form makes it a heading, even where its number is wrong
 
 
 def chapter(text: str, number: int) -> str:
-    """Give the text of one chapter of a cleaned book; chapters are counted from 1.
+    """Give the text of chapter `number` of a cleaned book, with its heading.
 
-    Raises `DataError` where no chapter has that number.
+    The parts that `split_chapters` gives are counted, from 1: a front is one. Raises `DataError`
+    if there is no such chapter.
     """
     parts = split_chapters(text)
     if not 1 <= number <= len(parts):
@@ -78,23 +80,24 @@ def chapter(text: str, number: int) -> str:
 
 
 def split_chapters(text: str) -> list[tuple[str, str]]:
-    """Cut cleaned text into parts, `(heading, text)`; the heading is also the text's first line.
+    """Cut cleaned text into parts, `(heading, text)`; the text has the heading too.
 
-    A heading without text behind it (an entry in a table of contents, the name of a volume, a
-    doubled heading) opens no chapter but stands above the next one's heading. Neighbours with the
-    same number and title are one chapter. Text before the first chapter is a part with the heading
-    `""`, or belongs to the first chapter if it is of 100 characters or less. A book without
-    headings, or with one or two that leave a part of over 30,000 characters, is cut between
-    paragraphs into parts of about 3,000 that are called `part 1`, `part 2` and so on. The parts'
-    texts, joined by newlines, are the text.
+    A heading with less than 20 characters behind it (an entry in a table of contents, the name of a
+    volume, a doubled heading) opens no chapter but stands above the next one's heading. Neighbours
+    with one number are one chapter if the second's title is empty, or a part of the first's: 第九回
+    (2) behind 第九回. Text before the first chapter is a part with the heading `""`, or belongs to
+    the chapter if it is of 100 characters or less. A book without headings, or with one or two that
+    leave a part of over 30,000 characters, is cut between paragraphs into parts of 3,000 or more
+    called `part 1`, `part 2` and so on. The parts' texts, joined by newlines, are the text.
     """
     chapters = _find_chapters(text)
     has_front = not chapters or chapters[0][0] > SHORT_PART
-    spans = [(0, _Candidate(0, 0))] * has_front + chapters
-    starts = [0, *(start for start, _ in spans[1:]), len(text) + 1]
+    opened = [(0, _Candidate(0, 0)), *chapters] if has_front else chapters
+    # A part ends before its last newline: + 1 is for the last part, which has none to cut off.
+    starts = [0, *(start for start, _ in opened[1:]), len(text) + 1]
     parts = [
         (text[line.start : line.end].strip(), text[start : end - 1])
-        for (_, line), (start, end) in zip(spans, pairwise(starts), strict=True)
+        for (_, line), (start, end) in zip(opened, pairwise(starts), strict=True)
     ]
     longest = max(len(part) for _, part in parts)
     if not chapters or (len(chapters) < FEWEST_CHAPTERS and longest > LONGEST_CHAPTER):
@@ -105,39 +108,45 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
 def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     """List the chapters of a text, in order, as `(start, heading)`.
 
-    A chapter starts above its heading where headings without text (the name of a volume) stand
-    right above it.
+    A chapter starts above its heading if headings without text (the name of a volume) stand right
+    above it.
     """
     lines = list(_find_candidates(text))
     chosen = set(_choose_series(lines, text) or [line for line in lines if line.trusted])
+    # Behind the line above, which makes the lines of a table of contents untrusted.
     numbered = [line for line in lines if line.trusted or line in chosen]
     others = [_Candidate(*x.span(), trusted=not x["volume"]) for x in UNNUMBERED.finditer(text)]
     chapters: list[tuple[int, _Candidate]] = []  # from the last to the first
     for start, line in sorted({x.start: x for x in others + numbered}.items(), reverse=True):
         next_start, next_line = chapters[-1] if chapters else (len(text), _Candidate(0, 0))
-        if line.family:
+        if line.family:  # it has a number; a volume may have text of its own
             opens = line in chosen or line.family[-1] in VOLUMES
         else:  # 楔子, but not in a table of contents
             opens = line.trusted and not HEADING.match(text, line.end + 1)
-        if len(text[line.end : min(next_start, line.end + SHORT_PART)].strip()) < LEAST_TEXT:
-            chapters[-1:] = [(start, next_line)] if chapters else []  # it stands above the next one
-        elif opens:  # 第九回 takes in the next chapter if that only goes on, as 第九回 (2) does
-            goes_on = next_line.number == line.number and next_line.title in line.title
-            chapters[len(chapters) - goes_on :] = [(start, line)]
+        # More than SHORT_PART characters need not be looked at.
+        is_empty = len(text[line.end : min(next_start, line.end + SHORT_PART)].strip()) < LEAST_TEXT
+        if is_empty and chapters:
+            chapters[-1] = (start, next_line)  # the line stands above the next heading
+        elif opens and not is_empty:
+            if next_line.number == line.number and next_line.title in line.title:
+                chapters.pop()  # it only goes on, as 第九回 (2) does behind 第九回
+            chapters.append((start, line))
     return chapters[::-1]
 
 
 def _find_candidates(text: str) -> Iterator[_Candidate]:
-    """Yield the lines that begin with a number, without those that go on as a sentence.
+    """Yield a candidate for each line that begins with a number, unless it goes on as a sentence.
 
-    `第三章 归尘` has the unit 章, a space as the gap, and the title 归尘. `第三章归尘` has no gap:
-    its title is glued.
+    Words may stand before 第 (正文). `第三章 归尘` has the unit 章, a space as the gap, and the
+    title 归尘. `第三章归尘` has no gap: its title is glued. `3 归尘` and `Chapter 3` have no unit.
     """
     for match in NUMBERED.finditer(text):
+        # `short` is a unit without 第 (3章), `word` what stands before the number (Chapter).
         unit, word = match["unit"] or match["short"] or "", (match["word"] or "").casefold()
         end = match.start("title") + _title_length(match["title"])
         title = text[match.start("title") : end].strip()
         is_glued = bool(title) and match["gap"] is None
+        # Behind 章 or 卷, or behind a closing sign: (3)归尘; but not in 第三天他走了.
         may_be_glued = unit in PARTS | VOLUMES if unit else match["close"]
         is_prose = bool(re.search("[。；]|[，：．﹒]$", title))
         # A comma may only part the two halves of a couplet.
@@ -145,44 +154,49 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
         is_number_in_prose = not match["unit"] and (is_prose or len(title) > LONGEST_TITLE)
         if is_number_in_prose or (is_glued and (is_sentence or not may_be_glued)):
             continue
-        digits = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
-        form = (match["sign"][:1], digits.isdecimal(), is_glued or (match["gap"] or "").strip()[:1])
-        has_unit = unit in PARTS or (word and word.isascii())
-        rank = 0 if match["unit"] in CHAPTERS else 1 if has_unit else 2
+        numeral = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
+        gap = (match["gap"] or "").strip()  # 、 in 三、断刀
+        form = (match["sign"][:1], numeral.isdecimal(), is_glued or gap[:1])
+        other_rank = 1 if unit in PARTS or (word and word.isascii()) else 2
+        rank = 0 if match["unit"] in CHAPTERS else other_rank  # see `_Candidate`
         family = (rank, unit) if unit else (rank, word, *form)
-        is_bare = not match["before"] or bool(PREFIX.search(match["before"]))
+        is_bare = not match["before"] or bool(PREFIX.search(match["before"]))  # but for 正文
         trusted = match["unit"] in TRUSTED and is_bare and not (is_glued or is_prose)
         title, style = re.sub(r"[\W\d]", "", title), (*form, is_sentence)
-        yield _Candidate(match.start(), end, _number(digits), title, family, style, trusted)
+        yield _Candidate(match.start(), end, _number(numeral), title, family, style, trusted)
 
 
-def _title_length(title: str) -> int:
-    """Give the length of a title, in characters, without the prose that follows it on its line.
+def _title_length(rest: str) -> int:
+    """Give the length, in characters, of the title with which the rest of a heading's line begins.
 
-    雪夜孤灯访旧友　松林一剑退群雄话说那人… has a title of 15 characters: 话说 opens a story, and
-    the halves of a couplet are of one length.
+    Prose may follow the title: a story's opening words (话说), or a sentence, behind a couplet with
+    halves of one length or behind blanks. If there is none, `rest` is all title.
+    雪夜孤灯访旧友　松林一剑退群雄那人道，走。 has a title of 15 characters.
     """
-    if opening := OPENING.search(title):
+    if opening := OPENING.search(rest):
         return opening.start()
-    if couplet := re.match(r"(\w{3,12})\s+(\w{3,})", title):
+    if couplet := re.match(r"(\w{3,12})\s+(\w{3,})", rest):
         end = couplet.start(2) + len(couplet[1])
-        if len(couplet[1]) > 4 or title[end : end + 1].isspace():
-            return end if re.search("[，。：；“]", title[end:]) else len(title)
-    single = re.match(r"\S{1,20}(?=\s+\S.*。|\s{2,}\S.*[，：；])", title)
-    return single.end() if single else len(title)
+        if len(couplet[1]) > 4 or rest[end : end + 1].isspace():
+            return end if re.search("[，。：；“]", rest[end:]) else len(rest)
+    single = re.match(r"\S{1,20}(?=\s+\S.*。|\s{2,}\S.*[，：；])", rest)
+    return single.end() if single else len(rest)
 
 
 def _choose_series(lines: list[_Candidate], text: str) -> list[_Candidate]:
     """Choose the headings of chapters: the series of one family whose numbers go on best.
 
-    A series must reach through half of the text, or begin with a trusted line. The first choice is
-    a series that reaches, with chapters of at most 30,000 characters; then one that counts
-    chapters, not their sections; then the longest. `[]` where no family has a series.
+    A series has three lines or more. At least half of its numbers differ from the one before by 1
+    or less, and it reaches through half of the text or begins with a trusted line. The first choice
+    is one that reaches, with chapters of 30,000 characters or less in the mean; then one of a lower
+    rank, which counts chapters, not their sections; then the longest; then the first. `[]` if there
+    is none. The lines of tables of contents lose `trusted`, see `_drop_empty`.
     """
-    best: tuple[bool, int | str, int, list[_Candidate]] = (True, 3, 0, [])  # the least is chosen
-    families = Counter(line.family for line in lines)
-    for family in (family for family, size in families.items() if size >= FEWEST_CHAPTERS):
-        members = [x for x in lines if x.family == family or x.trusted]  # 第五回 behind 第四章
+    # (whether it is poor, its rank, its length with a minus, a series); the least is chosen.
+    best: tuple[bool, int | str, int, list[_Candidate]] = (True, 3, 0, [])
+    sizes = Counter(line.family for line in lines)
+    for family in [family for family, size in sizes.items() if size >= FEWEST_CHAPTERS]:
+        members = [x for x in lines if x.family == family or x.trusted]  # also 第五回 behind 第四章
         series = _best_chain(_drop_empty(members, text), family)
         steps = [abs(second.number - first.number) for first, second in pairwise(series)]
         if len(series) < FEWEST_CHAPTERS or sum(step <= 1 for step in steps) * 2 < len(steps):
@@ -196,20 +210,22 @@ def _choose_series(lines: list[_Candidate], text: str) -> list[_Candidate]:
 
 
 def _drop_empty(lines: list[_Candidate], text: str) -> list[_Candidate]:
-    """Leave out the candidates without text between them and the next one.
+    """Leave out the candidates with less than 20 characters between them and the next one.
 
-    Three or more in a row, all but the last without text and with rising numbers, are taken for a
-    table of contents: none of them is trusted any more.
+    Three or more in a row with so little between them, and with rising numbers, are taken for a
+    table of contents: they lose `trusted`, the last one too.
     """
-    filled, run = [], []
-    for line, next_line in zip_longest(lines, lines[1:]):
+    filled, run = [], []  # candidates with text behind them; those in a row without
+    for line, next_line in zip_longest(lines, lines[1:]):  # None is next to the last
         run.append(line)
         is_empty = next_line and len(text[line.end : next_line.start].strip()) < LEAST_TEXT
         if is_empty and line.number < next_line.number:
             continue
-        for listed in run if len(run) >= FEWEST_CHAPTERS else ():
-            listed.trusted = False
-        filled += [] if is_empty else [line]
+        if len(run) >= FEWEST_CHAPTERS:
+            for listed in run:
+                listed.trusted = False
+        if not is_empty:
+            filled.append(line)
         run = []
     return filled
 
@@ -218,7 +234,8 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
     """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines.
 
     A chain's score is the sum of the points of its lines (2 for a trusted one of the family, 0.3
-    for another of the family in a usual style, -1.2 for any else) and of `_pair_points`.
+    for another of the family in a style that three lines have, -1.2 for any else) and of
+    `_pair_points`. Of chains with one score that is chosen which ends first.
     """
     styles = Counter(line.style for line in lines if line.family == family)
     mean_distance = max(1, lines[-1].start - lines[0].start) / len(lines)  # characters
@@ -226,11 +243,12 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
     previous: dict[_Candidate, _Candidate] = {}  # the line before it in that chain
     for n, line in enumerate(lines):
         fits = line.family == family and (line.trusted or styles[line.style] >= FEWEST_CHAPTERS)
-        scores[line] = -1.2 if not fits else 2 if line.trusted else 0.3
+        points_if_fit = 2 if line.trusted else 0.3
+        scores[line] = points_if_fit if fits else -1.2
         earlier = reversed(lines[max(0, n - LOOK_BACK) : n])
         sums = {x: scores[x] + _pair_points(x, line, mean_distance) for x in earlier}
-        best = max(sums, key=sums.__getitem__, default=line)
-        if sums.get(best, 0) > 0:
+        best = max(sums, key=sums.__getitem__, default=line)  # the first line has none before it
+        if sums.get(best, 0) > 0:  # else a chain begins here
             scores[line] += sums[best]
             previous[line] = best
     chain = [max(lines, key=scores.__getitem__)]
@@ -242,41 +260,53 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
 def _pair_points(first: _Candidate, second: _Candidate, mean_distance: float) -> float:
     """Give points for two lines as headings of neighbouring chapters: at most 1.1.
 
-    A number that goes up by 1 gives 1, by more it gives less; one that stays or falls costs points,
-    least if it falls by 1 (two chapters in the wrong order). Lines closer together than the mean
-    distance, for each number that is passed, cost up to 1.5.
+    A number that rises by 1, or by less (from 3 to 3.5), gives 1; one that rises by `n` gives
+    0.5 / `n`. One that stays costs 0.5, as sentences repeat a heading's number; one that falls by 1
+    (two chapters in the wrong order) costs 0.1, by another number (a new volume begins) 0.4. The
+    lines' distance over the mean one, and over the rise (as 1 to 3: chapters may be missing), is a
+    ratio: below 1 it costs up to 1.5, above 1 it gives up to 0.1.
     """
-    step = second.number - first.number
-    distance = max(1, second.start - first.start) / mean_distance / min(max(step, 1), 3)
-    penalty = 0.5 if step == 0 else 0.1 if step == -1 else 0.4
-    points = -penalty if step <= 0 else 1 if step <= 1 else 0.5 / step
-    return points + min(0.1, max(-1.5, 0.3 * math.log(distance)))
+    rise = second.number - first.number
+    if rise > 0:
+        points = 1 if rise <= 1 else 0.5 / rise
+    elif rise == 0:
+        points = -0.5
+    else:
+        points = -0.1 if rise == -1 else -0.4
+    ratio = max(1, second.start - first.start) / mean_distance / min(max(rise, 1), 3)
+    return points + min(0.1, max(-1.5, 0.3 * math.log(ratio)))
 
 
 def _number(numeral: str) -> float:
-    """Read a numeral: 一百二十 is 120, and so is 一二〇; 廿三 is 23, 001 is 1, ⑪ is 11."""
+    """Read a numeral: 一百二十 and 一二〇 are 120, 廿三 is 23, 001 is 1, ⑪ is 11, 3.5 is 3.5."""
     if "." in numeral:
         return float(numeral)
+    # A character without a value, such as O, stands for 〇.
     values = [int(unicodedata.numeric(c, 0)) for c in numeral.translate(NUMERALS)]
     if max(values) < 10:
         return int("".join(map(str, values)))
     total = digit = 0
-    for value in values:  # a digit multiplies the 十, 百 or 千 behind it: 三百
-        total += (digit or 1) * value if value >= 10 else 0
-        digit = value if value < 10 else 0
+    for value in values:
+        if value >= 10:  # a digit multiplies the 十, 百 or 千 behind it: 三百
+            total, digit = total + (digit or 1) * value, 0
+        else:
+            digit = value
     return total + digit
 
 
 def passages(text: str, length: int) -> list[tuple[str, str]]:
     """Cut a text between lines into passages, `(number, text)`, of `length` characters or more.
 
-    The numbers are "1", "2" and so on; the last passage may be shorter.
+    The numbers are "1", "2" and so on; newlines do not count, and the last passage may be shorter.
     """
     return [(str(n), "\n".join(x)) for n, x in enumerate(gather(text.split("\n"), length), 1)]
 
 
 def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
-    """Group consecutive texts so that each group but the last has `length` characters or more."""
+    """Yield groups of consecutive texts; one is full at `length` characters or more.
+
+    The last group may have fewer.
+    """
     group: list[str] = []
     characters = 0  # in the group
     for text in texts:
@@ -292,7 +322,9 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
 def table_of_contents(text: str) -> Iterator[Edit]:
     """Delete tables of contents: five headings or more with nothing between, that occur again.
 
-    In a table at the text's beginning one heading that occurs again is enough, elsewhere half.
+    A heading occurs again if its line does, or if a line is its number alone (第三章). In a table
+    that begins with the text's first heading one such heading is enough, elsewhere half must be.
+    The table's last heading stays if it does not come again below: it opens the first chapter.
     """
     matches = list(HEADING.finditer(text))
     counts = Counter(match.group().strip() for match in matches)
@@ -300,28 +332,31 @@ def table_of_contents(text: str) -> Iterator[Edit]:
     for match, next_match in zip_longest(matches, matches[1:]):
         run.append(match)
         if next_match is None or text[match.end() : next_match.start()].strip():
-            recurring = [x for x in run if counts[x.group().strip()] > 1 or counts[x["count"]]]
+            names = ({x.group().strip(), x["count"]} for x in run)  # the line, and its number
+            recurring = [pair for pair in names if sum(counts[name] for name in pair) > 1]
             is_first = recurring and run[0] is matches[0]
             if len(run) >= 5 and (is_first or len(recurring) * 2 >= len(run)):
-                # The last heading stays where it does not come again: it opens the first chapter.
                 stays = text.find(match.group().strip(), match.end()) < 0
                 yield run[0].start(), match.start() if stays else match.end(), ""
             run = []
 
 
 def headings(text: str) -> Iterator[Edit]:
-    """Put each heading, with its title and without a call for votes, on a line of its own."""
+    """Put each heading on a line of its own, with its title and without a call for votes.
+
+    A heading inside a line is parted from it, and so is prose behind a title. A title that stands
+    below its heading, with a rule of dashes between, is joined to it by a space.
+    """
     edits: list[Edit] = []
     for match in INLINE.finditer(text):
         edits += [(*match.span(blanks), "\n") for blanks in ("before", "after") if match[blanks]]
     for _, line in _find_chapters(text):
-        blanks_before_prose = re.compile(r"[^\S\n]*(?=\S)").match(text, line.end)
-        if blanks_before_prose and text[line.end] != "\n":
+        if blanks_before_prose := re.compile(r"[^\S\n]*(?=\S)").match(text, line.end):
             edits.append((*blanks_before_prose.span(), "\n"))
         elif calls := CALLS.search(text, line.start, line.end):
             edits.append((*calls.span(), ""))
-        elif not line.title and (rule := RULE.match(text, line.end)):
-            edits.append((*rule.span(), " "))
+        elif not line.title and (dashes := DASHES.match(text, line.end)):
+            edits.append((*dashes.span(), " "))
     yield from sorted(edits)
 
 
@@ -329,7 +364,7 @@ def asides(text: str) -> Iterator[Edit]:
     """Delete chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍, with their text.
 
     One of more than 100 characters is deleted only if it has words of authors and is of at most
-    3,000; one with quotation marks stays.
+    3,000; one with “ or 「 stays.
     """
     if ASIDE.search(text):
         starts = {line.start for _, line in _find_chapters(text)} | {len(text)}
@@ -344,11 +379,14 @@ def asides(text: str) -> Iterator[Edit]:
 
 
 def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
-    """Write notes on the parts that `split_chapters` gives, for the user: `[]` where all is well.
+    """Write notes for the user on the parts that `split_chapters` gives: `[]` if all is well.
 
-    A note is `"no headings found, cut into 12 parts"`, `"31,000 characters in 第五章 归尘"` or
-    `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`.
+    They are `"no headings found, cut into 12 parts"` alone; or one for each long part,
+    `"31,000 characters in 第五章 归尘"`, and one for the first jump,
+    `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`. A number that stays, rises by 1
+    or less, or begins again with 1 is no jump.
     """
+    # A heading may read "part 1" too: then the text has it.
     if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
         return [f"no headings found, cut into {len(parts)} parts"]
     long_parts = [(name, len(text)) for name, text in parts if len(text) > LONGEST_CHAPTER]
@@ -360,4 +398,4 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
         if next_number > 1 and not 0 <= next_number - number <= 1
     ]
     more = f", one of {len(jumps)} jumps" if len(jumps) > 1 else ""
-    return notes + ([f"numbers jump from {jumps[0]}{more}"] if jumps else [])
+    return notes + [f"numbers jump from {jump}{more}" for jump in jumps[:1]]

@@ -1,8 +1,8 @@
 """Rules of cleaning: what is no story is cut out, and what was damaged is mended.
 
-A rule is a function that looks at a text and proposes edits, in order and without overlap; `_apply`
-makes them. Some rules stand in noise.py, chapters.py and encodings.py. `RULES`, at the end, has
-all of them in the order in which they are applied.
+A rule is a function that takes a text and proposes edits, in the order of their places in it;
+`_apply` makes them. Some rules stand in noise.py, chapters.py and encodings.py. `RULES`, at the
+end, has all of them in the order in which they are applied.
 """
 
 import html
@@ -21,68 +21,89 @@ from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
 
 STRAIGHT_QUOTE = re.compile("[\"']")
+# '快刀', but not it's: what begins and ends with a Chinese character or mark.
 IN_SINGLE_QUOTES = re.compile(f"(?<![A-Za-z])'(?=[{CJK}])[^'\n]*(?<=[{CJK}])'(?![A-Za-z])")
 PUNCTUATION = re.compile("[，。：；？！]")
 
-OFF = frozenset({"quotes"})  # rules that are applied only where a config asks for them
-LINE_ENDS = "\r\f\v\x85\u2028\u2029"
-LINE_END = re.compile(f"\r\n?|[{LINE_ENDS}]")
+OFF = frozenset({"quotes"})  # rules that are applied only if a config asks for them
+LINE_END = re.compile("\r\n?|[\f\v\x85\u2028\u2029]")  # any but the newline
+# Two newlines or more; or a single one with which the text begins or ends.
 BLANK_LINES = re.compile(r"\n(?:\n+|(?<=\A\n)|\Z)")
 SPACES = re.compile(f"[{BLANK}]+")
-PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")
-ESCAPES = {"\\n": "\n", "\\u3000": "　"}
-BREAKS = re.compile(r"<br\b|(?<!，)<(?:/?p|/?div|/tr)\b", re.IGNORECASE)  # tags that end a line
-LONG_LINE = 500  # characters: of a line so many are looked at on each side, which is enough
+PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")  # □ stands for a character that was lost
+ESCAPES = {"\\n": "\n", "\\u3000": "　"}  # spelt out: to the character that is meant
+# Tags that end a line; behind a comma, which ends none, only <br> does.
+BREAKS = re.compile(r"[<＜]br\b|(?<!，)[<＜](?:/?p|/?div|/tr)\b", re.IGNORECASE)
+LONG_LINE = 500  # characters of a line that are looked at on each side of a place, which is enough
 
-LINE = re.compile(r"^.*\S", re.MULTILINE)  # without the blanks at its end
+LINE = re.compile(r"^.*\S", re.MULTILINE)  # one with text, without the blanks at its end
+# Inside the brackets of a pattern: the marks that end a sentence, and white space.
 ENDS = "".join(SENTENCE_END) + r"\s"
-RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDS}]\n)|(?<=[^{ENDS}][{BLANK}]\n))")  # inside a sentence
-# Lines cut inside a sentence; columns; columns; and the columns by which lines wrapped at one width
-# differ, since a word or a mark is not split.
+# A newline inside a sentence, behind at most one blank.
+RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDS}]\n)|(?<=[^{ENDS}][{BLANK}]\n))")
+# In hard-wrapped text more than FEWEST_CUT lines end inside a sentence. Columns: the full width is
+# sought from NARROWEST on, below WIDEST; lines wrapped at one width differ by less than SLACK, as
+# no word or mark is split.
 FEWEST_CUT, NARROWEST, WIDEST, SLACK = 10, 20, 120, 8
-FAR_SHORTER = 0.7  # of the width: so short a line ends its paragraph
-ENGLISH = re.compile(r"[A-Za-z,]\s*[A-Za-z]")  # they need a space between them
-EXAMPLES, AROUND = 5, 12  # examples kept for a rule and text; characters shown around each
+FAR_SHORTER = 0.7  # share of the full width: a shorter line ends its paragraph
+# The end of a line and the beginning of the next one, if they need a space between them.
+ENGLISH = re.compile("[A-Za-z,][A-Za-z]")
+EXAMPLES, AROUND = 5, 12  # edits that a tally shows at most; characters shown on each side of one
 
 
 def line_ends(text: str) -> Iterator[Edit]:
-    """Replace CRLF and other line ends by a newline."""
-    return replace(LINE_END, "\n", text) if any(end in text for end in LINE_ENDS) else iter(())
+    """Replace each line end that is no newline (CRLF, CR, form feed, U+2028 …) by a newline."""
+    return replace(LINE_END, "\n", text)
 
 
 def entities(text: str) -> Iterator[Edit]:
-    r"""Decode entities of HTML, also doubled (`&amp;nbsp;`), and `\n` or `\u3000` spelt out."""
-    for match in pattern("entity").finditer(text if "&" in text or "\\" in text else ""):
+    r"""Decode entities of HTML, also doubled ones (`&amp;nbsp;`), and escapes that are spelt out.
+
+    Of the escapes `\n` becomes a newline and `\u3000` a wide space; `\r`, `\t` and `\u00a0` are
+    deleted. An entity that HTML does not know is replaced by itself, so that it is counted.
+    """
+    for match in pattern("entity").finditer(text):
         entity, decoded = "", match.group()
-        while decoded != entity:
+        while decoded != entity:  # until nothing is left to decode
             entity, decoded = decoded, html.unescape(decoded)
-        yield *match.span(), ESCAPES.get(decoded, "") if decoded[0] == "\\" else decoded
+        yield *match.span(), ESCAPES.get(decoded, "") if decoded.startswith("\\") else decoded
 
 
 def markup(text: str) -> Iterator[Edit]:
-    """Delete HTML comments and tags, text that they hide or put above characters, and forum tags.
+    """Delete HTML comments and tags, and forum tags such as `[url=x]`.
 
-    A tag that ends a line becomes a newline.
+    With the tags goes the text of scripts and styles, text that is not displayed, and the reading
+    above a character (`<rt>`). A tag that ends a line becomes a newline. Nothing is done in a text
+    that has neither `<`, `＜` nor `[`.
     """
-    text = text if "<" in text or "[" in text else ""
-    return replace(pattern("markup"), lambda x: "\n" * bool(BREAKS.match(text, x.start())), text)
+    text = text if any(bracket in text for bracket in "<＜[") else ""
+    return replace(pattern("markup"), lambda x: "\n" if BREAKS.match(text, x.start()) else "", text)
 
 
 def invisible(text: str) -> Iterator[Edit]:
-    """Delete byte-order marks, controls, zero widths, directions, fillers, variation selectors."""
+    """Delete byte-order marks, controls, zero widths, directions, fillers, variation selectors.
+
+    Tabs and line ends stay, and so does what joins or colours the parts of an emoji.
+    """
     return replace(pattern("invisible"), "", text)
 
 
 def lookalikes(text: str) -> Iterator[Edit]:
-    """Replace rare blanks and radicals by the usual characters that they look like: ⼈ by 人."""
+    """Replace rare blanks, radicals and compatibility forms by what they look like: ⼈ by 人.
+
+    One for which Unicode (NFKC) has no other character is replaced by itself, and so counted.
+    """
     return replace(pattern("lookalike"), lambda x: unicodedata.normalize("NFKC", x[0]), text)
 
 
 def spaces(text: str) -> Iterator[Edit]:
-    """Delete spaces at the ends of a line and stray ones in a sentence; make one of several.
+    """Delete blanks at both ends of a line, and a stray one inside; make several in a row into one.
 
-    Two wide ones after a sentence's end are the indent of a paragraph whose line break was lost:
-    they become a newline. Headings, and verse without punctuation, keep single spaces.
+    Blanks are spaces, tabs and wide spaces. A stray one is single, stands between two Chinese
+    characters or marks, and its line has punctuation and is no heading: headings, and verse without
+    punctuation, keep single blanks. Several become a wide space behind a Chinese character, else a
+    space. But two wide ones behind the end of a sentence become a newline: they are the indent of a
+    paragraph whose line break was lost.
     """
     for match in SPACES.finditer(text):
         start, end = match.span()
@@ -90,15 +111,17 @@ def spaces(text: str) -> Iterator[Edit]:
         if at_line_end or _is_stray(text, start, end):
             yield start, end, ""
         elif end - start > 1:
+            # In Unicode all Chinese characters, 。 and ， come behind ⺀, but ” … — before it.
+            blank = "　" if text[start - 1] > "⺀" else " "
             is_indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
-            # From ⺀ on characters are Chinese, and wide.
-            yield start, end, "\n" if is_indent else "　" if text[start - 1] > "⺀" else " "
+            yield start, end, "\n" if is_indent else blank
 
 
 def _is_stray(text: str, start: int, end: int) -> bool:
-    """Whether the blanks from `start` to `end` are one space in a sentence of Chinese.
+    """Whether the blanks from `start` to `end` are a single one that should not be in its sentence.
 
-    The sentence's line must have punctuation, and be no heading.
+    It stands between two Chinese characters or marks, and its line has punctuation and is no
+    heading. Of the line only `LONG_LINE` characters on each side are looked at.
     """
     if end - start > 1 or not (CJK_TEXT.match(text, start - 1) and CJK_TEXT.match(text, end)):
         return False
@@ -108,46 +131,53 @@ def _is_stray(text: str, start: int, end: int) -> bool:
 
 
 def private_use(text: str) -> Iterator[Edit]:
-    """Replace the private-use characters that GB18030-2022 gives a place.
+    """Replace private-use characters by those that GB18030-2022 has in their places.
 
-    Others, and □, are replaced by themselves, so that they are counted.
+    One for which it has none, and □, is replaced by itself, so that it is counted.
     """
     return replace(PRIVATE_USE, lambda match: match.group().translate(GB18030_2022), text)
 
 
 def blank_lines(text: str) -> Iterator[Edit]:
-    """Delete empty lines, so that a paragraph is a line."""
-    return replace(BLANK_LINES, lambda x: "\n" * (x.start() > 0 and x.end() < len(text)), text)
+    """Delete empty lines, also at the text's beginning and end, so that a paragraph is a line."""
+    return replace(BLANK_LINES, lambda x: "\n" if x.start() and x.end() < len(text) else "", text)
 
 
 def quotes(text: str) -> Iterator[Edit]:
-    """Replace straight quotes by “ and ” in turn in each paragraph, and ' around Chinese by ‘ ’."""
+    """In each line with Chinese, replace `"` by “ and ” in turn, and `'` around Chinese by ‘ and ’.
+
+    `他说："'快刀'，it's。"` becomes `他说：“‘快刀’，it's。”`.
+    """
     for start, end in lines_with(STRAIGHT_QUOTE, text):
         doubles = (match.start() for match in re.finditer('"', text[start:end]))
-        singles = (match.span() for match in IN_SINGLE_QUOTES.finditer(text[start:end]))
+        quoted = (match.span() for match in IN_SINGLE_QUOTES.finditer(text[start:end]))
         if CJK_TEXT.search(text, start, end):
             marks = [*zip(doubles, cycle("“”"), strict=False)]  # (place in the line, its new mark)
-            marks += [mark for a, b in singles for mark in ((a, "‘"), (b - 1, "’"))]
+            marks += [mark for a, b in quoted for mark in ((a, "‘"), (b - 1, "’"))]
             yield from ((start + at, start + at + 1, mark) for at, mark in sorted(marks))
 
 
 def stamps(text: str) -> Iterator[Edit]:
-    """Delete stamps (times of update, counts of words), with the text before them on their line.
+    """Delete a line's first stamp (time of update, count of words) with the text before it.
 
-    That text stays if it is a heading or a sentence of the story.
+    That text stays if it is a heading, or ends as a sentence does. If it is longer than 40
+    characters, or a sentence that goes on with the stamp, both stay.
     """
     for start, end in lines_with(pattern("stamp_words"), text):
         # + 1: a line that is deleted whole takes its newline along
         match = pattern("stamp").search(text, start, end + 1)
-        if not match:
-            continue
-        keeps_text = HEADING.match(text, match.start()) or match["before"].endswith(SENTENCE_END)
-        yield *match.span("stamp" if keeps_text else 0), ""
+        if match:
+            keeps_text = HEADING.match(text, start) or match["before"].endswith(SENTENCE_END)
+            yield *match.span("stamp" if keeps_text else 0), ""  # 0: the whole match
 
 
 def page_marks(text: str) -> Iterator[Edit]:
-    """Delete page marks; a sentence that one cuts is joined again."""
-    last_end = 0
+    """Delete page marks, the rules of dashes and white space around them; leave at most a newline.
+
+    The newline stands at the text's beginning, behind a sentence's end, beside a heading and before
+    an indented line. Elsewhere the mark has cut a sentence, which is so joined again.
+    """
+    last_end = 0  # of the edit before, which may reach into the next mark
     for match in pattern("page_mark").finditer(text):
         start, end = match.span()
         before = text[max(last_end, start - LONG_LINE) : start]
@@ -156,18 +186,54 @@ def page_marks(text: str) -> Iterator[Edit]:
         end = behind.end() if behind else end
         is_indented = text[match.end() : end].endswith(("　", "  "))
         heading = HEADING.match(text, text.rfind("\n", 0, start) + 1) or HEADING.match(text, end)
-        parts_paragraphs = is_indented or heading or text.endswith(SENTENCE_END, 0, start)
-        yield max(start, last_end), end, "\n" if start == 0 or parts_paragraphs else ""
+        ends_paragraph = start == 0 or is_indented or text.endswith(SENTENCE_END, 0, start)
+        yield max(start, last_end), end, "\n" if ends_paragraph or heading else ""
         last_end = end
 
 
-def hard_wrap(text: str) -> Iterator[Edit]:
-    """Join the lines that were broken at a fixed width, the full width, into paragraphs again.
+def licence(text: str) -> Iterator[Edit]:
+    """Delete Project Gutenberg's licence, all of what stands before the book and behind it."""
+    if "Project Gutenberg" in text or "PROJECT GUTENBERG" in text:
+        yield from replace(pattern("licence"), "", text)
 
-    The gap (blanks and newlines) that is usual behind a line cut inside a sentence parts no
-    paragraphs; a wider one does, and so does a line far shorter than the full width. If wider gaps
-    are rare, paragraphs are not set apart by them: then only lines beside a cut one are joined, and
-    a line that ends a sentence only if it is as wide as most cut ones.
+
+def footnotes(text: str) -> Iterator[Edit]:
+    """Delete numbered notes: marks such as [12], and later paragraphs that begin with them.
+
+    A heading right above such a paragraph (注释) goes too. A mark without such a paragraph stays,
+    and so does a paragraph without a mark.
+    """
+    marks: dict[str, list[Edit]] = {}  # edits that delete a mark, if a note follows: by the mark
+    edits: list[Edit] = []
+    note_end = 0  # of the last paragraph that is a note
+    for match in pattern("footnote").finditer(text):
+        start, end = match.span()
+        before = text[max(0, start - 12) : start]  # 12: enough for a notes' heading and an indent
+        indent = len(before) - len(before.rstrip(BLANK))
+        before = before.rstrip(BLANK)
+        if start < note_end:  # inside a note, as 〔2〕 in 〔1〕开封。〔2〕在西。
+            edits += marks.pop(match.group(), [])
+        elif before and before[-1] != "\n":
+            marks.setdefault(match.group(), []).append((start, end, ""))
+        elif match.group() in marks:
+            edits += marks.pop(match.group())
+            head = pattern("notes_head").search(before)
+            note_end = text.find("\n", end) + 1 or len(text)  # 0: no newline was found
+            note_start = start - indent - len(head.group()) if head else start
+            edits.append((note_start, note_end, ""))
+    return iter(sorted(edits))
+
+
+def hard_wrap(text: str) -> Iterator[Edit]:
+    """Join the lines of a text that was wrapped at a fixed width into paragraphs again.
+
+    Cut lines are those of full width (see `_full_width`) that end inside a sentence. A line is
+    joined to the next one if it is wide enough, and the gap between them (blanks and newlines) is
+    no wider than is usual behind cut lines. Wide enough is the full width at the end of a sentence,
+    and 0.7 of it inside one. If wider gaps are rare, paragraphs were not set apart by them: then
+    the line must be cut or stand beside a cut one, and wide enough is, inside a sentence, the full
+    width, and at the end of one the commonest width of cut lines less 1. Lines 16 columns wider
+    than full, and headings, are not joined.
     """
     if sum(1 for _ in RUNS_ON.finditer(text)) <= FEWEST_CUT:
         return
@@ -179,17 +245,21 @@ def hard_wrap(text: str) -> Iterator[Edit]:
         return
     cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ends_sentence, strict=True)]
     wider_lines = sum(width >= full + 2 * SLACK for width in widths)
-    if wider_lines > 2 * sum(cut) and sum(a and b for a, b in pairwise(cut)) < sum(cut) / 4:
+    cut_pairs = sum(line and next_line for line, next_line in pairwise(cut))
+    if wider_lines > 2 * sum(cut) and cut_pairs < sum(cut) / 4:
         return  # lone lines among longer ones: of a notice, say
+    # Where a line's text begins, behind its indent; then the characters from a line to the next.
     starts = [line.end() - len(line[0].lstrip()) for line in lines]
     gaps = [start - line.end() for line, start in zip(lines, starts[1:], strict=False)]
     usual_gap = mode(compress(gaps, cut))
     has_wide_gaps = sum(gap > usual_gap for gap in gaps) > len(lines) / 20
-    least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1  # of a sentence
+    # Columns from which a line is joined: at the end of a sentence, and inside one.
+    least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1
     least_inside = full * FAR_SHORTER if has_wide_gaps else full
     for n, (line, next_line) in enumerate(pairwise(lines)):
         least = least_at_end if ends_sentence[n] else least_inside
         fits = least <= widths[n] < full + 2 * SLACK and gaps[n] <= usual_gap
+        # n - 1 to n + 1: the line and its neighbours
         is_wrapped = fits and (has_wide_gaps or any(cut[max(0, n - 1) : n + 2]))
         if is_wrapped and not (HEADING.match(line[0]) or HEADING.match(next_line[0])):
             end = line.end() + gaps[n]
@@ -197,19 +267,24 @@ def hard_wrap(text: str) -> Iterator[Edit]:
 
 
 def _columns(line: str) -> int:
-    """Measure a line in columns: a Chinese character is two wide, as it has two bytes in GBK."""
+    """Measure a line in columns: a Chinese character is two wide, as it has two bytes in GBK.
+
+    A line of more than `WIDEST` characters was not wrapped: twice its length stands for its width.
+    """
     return len(line.encode("gbk", "replace")) if len(line) <= WIDEST else 2 * len(line)
 
 
 def _full_width(lines: list[re.Match[str]], widths: list[int], ends_sentence: list[bool]) -> int:
     """Find the width, in columns, from which a line is full; 0 for text that is not hard-wrapped.
 
-    More than a third of the lines of less than 8 columns more, and more than ten of them, end
-    inside a sentence.
+    Of the widths `w` from 20 to 119 it is the one, the least of equals, with the largest number of
+    lines of `w` to `w` + 7 columns that have punctuation and end inside a sentence. If these are
+    ten or fewer, or at most a third of all lines so wide, the text is not hard-wrapped. The three
+    lists have an item for each line.
     """
-    cut_lines, all_lines = Counter[int](), Counter(widths)  # by their width
-    for line, width, ends in zip(lines, widths, ends_sentence, strict=True):
-        cut_lines[width] += not ends and bool(PUNCTUATION.search(line[0]))
+    measured = zip(lines, widths, ends_sentence, strict=True)
+    cut_lines = Counter(w for line, w, e in measured if not e and PUNCTUATION.search(line[0]))
+    all_lines = Counter(widths)  # like `cut_lines`: number of lines by their width
     sums = {w: sum(cut_lines[w + n] for n in range(SLACK)) for w in range(NARROWEST, WIDEST)}
     full = max(sums, key=sums.__getitem__)
     enough = max(FEWEST_CUT, sum(all_lines[full + n] for n in range(SLACK)) / 3)
@@ -218,16 +293,17 @@ def _full_width(lines: list[re.Match[str]], widths: list[int], ends_sentence: li
 
 @dataclass
 class Tally:
-    """How often a rule edited a text, the characters it removed and inserted, and some examples."""
+    """What a rule did to one text or more, with some examples."""
 
-    rule: str
-    count: int = 0
-    removed: int = 0
-    inserted: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)  # before and after
+    rule: str  # its name
+    count: int = 0  # edits
+    removed: int = 0  # characters
+    inserted: int = 0  # characters
+    # A place before and after its edit, with the text around it.
+    examples: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        """Add what the rule did to another text."""
+        """Add what the rule did to other texts, with examples until there are `EXAMPLES`."""
         self.count += other.count
         self.removed += other.removed
         self.inserted += other.inserted
@@ -235,9 +311,9 @@ class Tally:
 
 
 def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
-    r"""Apply every rule but those in `skip`, by default `quotes`.
+    r"""Apply every rule but those whose names are in `skip`, by default `quotes`.
 
-    Returns the cleaned text, and the tallies of the rules that edited it.
+    Returns the cleaned text, and the tallies of the rules that edited it, in the order of `RULES`.
     `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"` by the rules `line_ends` (two edits),
     `spaces` (two) and `blank_lines` (one).
     """
@@ -245,15 +321,13 @@ def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
     for name in RULES:
         if name not in skip:
             text, tally = _apply(name, text)
-            tallies += [tally] if tally.count else []
-    return text, tallies
+            tallies.append(tally)
+    return text, [tally for tally in tallies if tally.count]
 
 
 def _apply(name: str, text: str) -> tuple[str, Tally]:
-    """Make the edits that the rule of that name proposes; return the new text, and the tally."""
+    """Make the edits that the rule `name` proposes; return the new text, and the rule's tally."""
     edits = list(RULES[name](text))
-    if not edits:
-        return text, Tally(name)
     pieces: list[str] = []
     done = 0  # where the last edit ends
     for start, end, replacement in [*edits, (len(text), len(text), "")]:
@@ -261,14 +335,15 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
         done = end
     cleaned = "".join(pieces)
     inserted = sum(len(replacement) for _, _, replacement in edits)
-    tally = Tally(name, len(edits), len(text) - len(cleaned) + inserted, inserted)
+    removed = len(text) - len(cleaned) + inserted
+    tally = Tally(name, len(edits), removed, inserted)
     for start, end, replacement in edits[:EXAMPLES]:
         before, after = text[max(0, start - AROUND) : start], text[end : end + AROUND]
         tally.examples.append((before + text[start:end] + after, before + replacement + after))
     return cleaned, tally
 
 
-# The rules in the order in which they are applied, each with whether it is for novels only.
+# The rules in the order in which they are applied; True stands by those for novels only.
 _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     mojibake: False,
     line_ends: False,
@@ -278,7 +353,7 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     invisible: False,
     lookalikes: False,
     garbled: False,
-    noise.licence: False,
+    licence: False,
     headings: True,
     asides: True,
     stamps: False,
@@ -290,14 +365,14 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     noise.inserts: True,
     noise.boilerplate: True,
     table_of_contents: True,
-    noise.footnotes: True,
+    footnotes: True,
     hard_wrap: True,
     spaces: False,
     private_use: False,
     quotes: False,
     blank_lines: False,
 }
-RULES = {rule.__name__: rule for rule in _RULES}
+RULES = {rule.__name__: rule for rule in _RULES}  # by name
 NOVELS_ONLY = frozenset(rule.__name__ for rule, novels_only in _RULES.items() if novels_only)
-# Names that rules once had: they are still accepted in configs.
+# From a name that a rule once had, and that is still accepted in configs, to its present one.
 OLDER_NAMES = {"notices": "ads", "furniture": "boilerplate", "contents": "table_of_contents"}

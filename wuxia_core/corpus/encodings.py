@@ -1,7 +1,8 @@
 """From bytes to text: find the encoding, decode, and mend what was decoded wrongly before.
 
 A right reading is told from a wrong one by one measure, the text's score: the number of its
-characters that are common in any Chinese prose, less the number of those that are rare.
+characters that are common in any Chinese prose, less the number of those that are rare, less five
+for each that could not be decoded.
 """
 
 import codecs
@@ -23,102 +24,112 @@ from wuxia_core.text import CJK_TEXT, Edit, codes
 logger = logging.getLogger(__name__)
 
 DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+# From the bytes that a file of another format begins with to the suffix of that format.
 MAGIC: dict[bytes, str] = {mark.encode("latin-1"): kind for mark, kind in DATA["magic"].items()}
-COMMON = "".join(DATA["common"])
-# From a name to the widest encoding of its family: "gb2312" to "gb18030".
+# From an encoding's name to the widest encoding of its family: "gb2312" to "gb18030".
 WIDEST: dict[str, str] = {x: widest for widest, names in DATA["widest"].items() for x in names}
+# Tables for `str.translate`: from signs that only Big5-HKSCS has to the usual ones, and from
+# private characters, as Python decodes GB18030, to those of GB18030-2022.
 BIG5_SIGNS = str.maketrans(*DATA["big5hkscs_signs"])
 GB18030_2022 = str.maketrans(*DATA["gb18030_2022"])
 
 # Scores.
-# Ranges of code points: controls, ㄅㄆㄇ, Han, private use. In them a character is rare, and weighs
-# -1, unless `_weights` finds it to be an everyday one.
+# Ranges of code points, [first, end): controls, ㄅㄆㄇ, Han, private use, rarer Han. In them a
+# character is rare, and weighs -1, unless `_weights` finds it to be an everyday one.
 RARE = ((0, 9), (14, 32), (0x3100, 0x3130), (0x3400, 0xA000), (0xE000, 0xFB00), (0x20000, 0x32000))
-UNDECODABLE_WEIGHT = -5
 
 # Encodings.
-LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")  # in them a newline is the byte 10, and only that
-ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")
-SAMPLE = 49_152  # bytes at the beginning that tell; lines in another encoding are found later
-MOST_BROKEN = 0.001  # share of characters: with more undecodable ones it is not this encoding
-MOST_MENDED = 0.1  # share of characters: with more it is not this encoding, so none is mended
-LEAST_GAIN = 5  # in score, from which on a text is taken to be in another encoding
+LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")  # in them the byte 10 is a newline, and only that
+ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")  # the ones that are detected
+SAMPLE = 49_152  # bytes at the beginning that are tried; lines in another encoding are found later
+MOST_BROKEN = 0.001  # undecodable share of characters: with more it is not this encoding
+MOST_MENDED = 0.1  # undecodable share of characters: from this on `_mend_pair` is of no use
+LEAST_GAIN = 5  # least score, or gain in score, for which a text is read in another encoding
 
 # Text that was decoded wrongly once.
 # From code points to the bytes 0x80 to 0x9F that Windows-1252 reads as them: from € to 0x80.
 CP1252 = {c: n for n in range(0x80, 0xA0) for c in map(ord, bytes([n]).decode("cp1252", "ignore"))}
 CP1252_SIGNS = "".join(map(chr, CP1252))
-# Bytes read as Latin-1 or Windows-1252; a last ASCII character may be the second byte of a pair.
+# A passage of bytes read as Latin-1 or Windows-1252, from one that is not ASCII to the last such on
+# the line. The first is of Latin-1, as “ and … stand in Chinese, too; an ASCII character behind the
+# last may be the second byte of a pair, and belongs to the passage.
 LATIN = re.compile(rf"[\x80-\x9f\xa1-\xff][ -\xff{CP1252_SIGNS}]*[\x80-\xff{CP1252_SIGNS}][@-~]?")
-LEAST_CHINESE = 0.8  # share of the bytes that are not ASCII
+LEAST_CHINESE = 0.8  # share of the bytes above 0x7F that Chinese characters must exceed
 CLAUSE_ENDS = "，。：；？！…”」』\n"
 LOST = "锟斤拷"  # two � in UTF-8, read as GBK
-HOPELESS = 10  # kinds of rare characters more than common characters
+HOPELESS = 10  # at least so many more kinds of rare characters than common characters
 
 
 @dataclass(frozen=True)
 class Book:
-    """A file, decoded and not yet cleaned."""
+    """A file or a block of it, decoded and not yet cleaned."""
 
-    title: str
+    title: str  # stem of the file's name
     text: str
     path: Path
-    encoding: str
+    encoding: str  # as it was named, or as detected; several, if lines differ, are joined by +
 
 
 def read_book(path: str | Path, encoding: str | None = None) -> Book:
-    """Decode a text file.
+    """Read a text file as a whole, and decode it.
 
     Parameters
     ----------
     path : str or Path
         The file; its stem is the title.
     encoding : str, optional
-        A name of the encoding, see `codec`; by default the encoding is detected, for each line
-        where lines differ.
+        A name of the encoding, see `codec`; by default the encoding is detected, also that of
+        single lines which are in another one.
 
     Raises
     ------
     CorpusError
-        The file cannot be read, is not text, or more than 0.1 % of its characters cannot be
-        decoded, or `encoding` is none of text. The error has `path`, `offset` (of the first bad
-        byte) and `tried` (the encodings, the likeliest first).
+        The file cannot be read, is of another format (PDF, an archive), `encoding` is no encoding
+        of text, or more than 0.1 % of the characters cannot be decoded. The error has the `path`.
+        In the last case it has the `offset` of the first undecodable character, in bytes and about
+        right, and the encodings that were `tried`, the likeliest first.
     """
     path = Path(path)
-    # A file without bytes has no block.
+    # A file without bytes has no block; its encoding is never looked at.
     return next(read_blocks(path, encoding, -1), Book(path.stem, "", path, encoding or "utf-8"))
 
 
 def read_blocks(path: Path, encoding: str | None, size: int) -> Iterator[Book]:
-    """Decode a file in blocks of `size` bytes and the rest of the last line; -1 is one block.
+    """Yield a file in decoded blocks, each of `size` bytes and the rest of its last line.
 
-    UTF-16 and UTF-32, whose lines do not end with the byte 10, are read as a whole. Raises
-    `CorpusError` as `read_book` does, at a bad block: the blocks before it have been yielded.
+    With -1 as `size` the file is one block. If a block is in UTF-16 or UTF-32, in which the byte 10
+    is not always a newline, all the rest of the file belongs to it. An empty file has no block.
+    Raises `CorpusError` as `read_book` does, at a bad block: the blocks before it have been
+    yielded.
     """
     start = 0
     try:
         with path.open("rb") as file:
             while data := file.read(size):
                 if len(data) == size:  # there may be more
-                    data += file.read() if _is_wide(data, encoding) else file.readline()
+                    data += file.read() if _is_utf16_or_32(data, encoding) else file.readline()
                 yield decode_block(data, path, encoding, start)
                 start += len(data)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror})", str(path)) from None
 
 
-def _is_wide(data: bytes, encoding: str | None) -> bool:
-    """Whether a character takes two bytes or more in an encoding, by default the likeliest one."""
-    with suppress(LookupError):  # `decode_block` refuses a name that no encoding has
+def _is_utf16_or_32(data: bytes, encoding: str | None) -> bool:
+    """Whether `encoding`, or without it the likeliest encoding of `data`, is UTF-16 or UTF-32.
+
+    False for a name that no encoding has: `decode_block` refuses it.
+    """
+    with suppress(LookupError):
         return codec(encoding or _guesses(data)[0]).startswith(("utf-16", "utf-32"))
     return False
 
 
 def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> Book:
-    """Decode bytes that stand at `start` in a file, by default in the encoding that is detected.
+    """Decode `data`, the bytes of the file `path` from `start` on; without `encoding`, detect it.
 
-    Raises `CorpusError` where the bytes are of another format, more than 0.1 % of the characters
-    cannot be decoded, or `encoding` is no encoding of text.
+    Warns of undecodable characters, which `_count_broken` counts. Raises `CorpusError` if they are
+    more than 0.1 %, if `data` begins as another format does, or if `encoding` is no encoding of
+    text.
     """
     if kind := other_format(data):
         raise CorpusError(f"{path}: Word, PDF … ({kind}); export it as text", str(path), 0)
@@ -129,8 +140,10 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
     broken_count = _count_broken(text)
     if broken_count > MOST_BROKEN * len(text):
         before = re.split("[\ufffd\0]", text, maxsplit=1)[0]
-        # of "gb18030+utf-8", where lines differ, most are in the first: the place is about right
+        # Most lines of "gb18030+utf-8" are in the first of the two, so the place is about right.
         place = start + len(before.encode(codec(name.split("+")[0]), "replace"))
+        if not encoding and data.startswith(codecs.BOM_UTF8):  # which `_decode` took off
+            place += len(codecs.BOM_UTF8)
         tried = _guesses(data)
         message = (
             f"{path}: not text, or damaged: {broken_count:,} of {len(text):,} characters cannot be "
@@ -144,7 +157,7 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
 
 
 def other_format(head: bytes) -> str:
-    """Tell the kind of a file that is no text by its first bytes; `""` where they tell none.
+    """Return the suffix of the format in `MAGIC` that begins as `head` does, `""` if none does.
 
     `other_format(b"%PDF-1.7")` is `".pdf"`.
     """
@@ -157,17 +170,19 @@ def other_format(head: bytes) -> str:
 def codec(name: str) -> str:
     """Name the Python codec for an encoding as web pages call it: for `"gb2312"` it is `"gb18030"`.
 
-    Raises `LookupError` where no encoding has that name.
+    Case does not matter. Raises `LookupError` if no encoding has that name.
     """
     python_name = WIDEST.get(name.lower()) or codecs.lookup(name).name
     return WIDEST.get(python_name, python_name)
 
 
 def _guesses(data: bytes) -> tuple[str, ...]:
-    """Name the encodings that bytes may be in, the likeliest first, by the score of each reading.
+    """Name the encodings that `data` may be in, the likeliest first.
 
-    A byte-order mark of UTF-16 decides alone. Bytes that are valid UTF-8 are hardly anything else,
-    so it comes first then. UTF-16 reads any bytes as characters, so it needs a score of 0 or more.
+    A byte-order mark of UTF-16 decides alone. Else the score of what the first 49,152 bytes give in
+    an encoding decides; in a tie, the order of `ENCODINGS`. If at most 0.1 % of the characters are
+    undecodable in UTF-8, it comes first, as other encodings are hardly ever valid UTF-8. UTF-16
+    makes characters of almost any bytes, so it is named only if its score is 0 or more.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return ("utf-16", *ENCODINGS)
@@ -181,40 +196,46 @@ def _guesses(data: bytes) -> tuple[str, ...]:
 
 
 def _count_broken(text: str) -> int:
-    """Count the zeros and the undecodable characters (�) of a text.
+    """Count the undecodable characters (�) and the zeros (U+0000) of a text.
 
     A � at the very end does not count: there the file's end may cut through a character.
     """
-    return sum(map(text.removesuffix("\ufffd").count, "\ufffd\0"))
+    text = text.removesuffix("\ufffd")
+    return text.count("\ufffd") + text.count("\0")
 
 
 def _score(text: str) -> int:
-    """Count the common characters, less the rare ones and five times the undecodable ones."""
+    """Return a text's score: its common characters, less the rare and five times the undecodable.
+
+    `_score("他的剑鐨�")` is 2 - 1 - 5 = -4: 剑 is neither common nor rare.
+    """
     return int(_weights()[codes(text)].sum(dtype=np.int64))
 
 
 @functools.cache
 def _weights() -> npt.NDArray[np.int8]:
-    """Give the weight of every code point in a text's score: (0x110000,).
+    """Return what every code point adds to a text's score, its weight: (0x110000,).
 
     A common character weighs 1, a rare one -1, an undecodable one (�) -5, any other 0. The Han
-    characters of level 1 of GB2312 and of Big5, which are in use but not common, weigh 0.
+    characters of level 1 of GB2312 or Big5, which are in use, weigh 0 unless they are common.
     """
     weights = np.zeros(0x110000, np.int8)
     for first, end in RARE:
         weights[first:end] = -1
     for code in range(0x4E00, 0xA000):
         gb, big5 = (chr(code).encode(name, "ignore") for name in ("gb2312", "big5"))
+        # Of level 1 the first byte is B0 to D7 in GB2312, A4 to C6 in Big5.
         weights[code] = 0 if b"\xb0" <= gb < b"\xd8" or b"\xa4" <= big5 < b"\xc7" else -1
-    weights[codes(COMMON)] = 1
-    weights[codes("\ufffd" + LOST[0])] = UNDECODABLE_WEIGHT  # 锟 stands for � that was read as GBK
+    weights[codes("".join(DATA["common"]))] = 1
+    weights[codes("\ufffd" + LOST[0])] = -5  # 锟 stands for � that was read as GBK
     return weights
 
 
 def _decode_as(name: str, data: bytes) -> str:
-    """Decode bytes with the named encoding; each character that it has not becomes a �.
+    """Decode `data` in the encoding `name`; what cannot be decoded becomes �.
 
-    In GB18030 and Big5 the byte pairs behind such a character are kept in step, see `_mend_pair`.
+    If that is less than 10 % of the characters, `_mend_pair` reads what follows each in GB18030 and
+    Big5. Raises `LookupError` or `UnicodeError` if `name` is no encoding of text.
     """
     python_name = codec(name)
     text = data.decode(python_name, "replace")
@@ -224,48 +245,57 @@ def _decode_as(name: str, data: bytes) -> str:
 
 
 def _mend_pair(error: UnicodeError) -> tuple[str, int]:
-    """Give a character for an undecodable pair of bytes, and the place where decoding goes on.
+    """Return a character for bytes that cannot be decoded, and the place where decoding goes on.
 
-    The character is the one that Windows reads in Big5, else �. Decoding goes on behind one byte or
-    behind two, where the 16 bytes that follow score higher. Python calls this at each error.
+    In Big5 the character is the one that Windows' code page 950 has for the pair of bytes, if any;
+    decoding goes on behind the pair. Else the character is �, and decoding goes on behind the first
+    byte or, if the second may belong to a pair, behind both: whichever gives the 16 bytes that
+    follow the higher score, behind both in a tie.
     """
     assert isinstance(error, UnicodeDecodeError)
     data, start, name = error.object, error.start, error.encoding
     pair = data[start : start + 2]
-    if name == "big5hkscs" and (character := pair.decode("cp950", "ignore")) > "\x7f":
+    character = pair.decode("cp950", "ignore")  # if it has none: "", or the second byte if in ASCII
+    if name == "big5hkscs" and not character.isascii():
         return character, start + 2
-    # A second byte is @ or above; below that are signs and line ends, which belong to no pair.
-    ends = (start + 2, start + 1) if pair[1:] >= b"@" else (start + 1,)
-    return "\ufffd", max(ends, key=lambda end: _score(data[end : end + 16].decode(name, "ignore")))
+    # A pair's second byte is 0x40 or above; below are digits, signs, line ends: characters alone.
+    may_be_pair = len(pair) == 2 and pair[1] >= 0x40
+    places = (start + 2, start + 1) if may_be_pair else (start + 1,)
+    return "\ufffd", max(places, key=lambda x: _score(data[x : x + 16].decode(name, "ignore")))
 
 
+# Python calls it for each error in `bytes.decode(name, "mend_pair")`.
 codecs.register_error("mend_pair", _mend_pair)
 
 
 def _decode(data: bytes) -> tuple[str, str]:
-    """Detect the encoding of bytes, decode them, and name the encodings: `"gb18030+utf-8"`.
+    """Detect the encoding of `data`; return the text and the encoding's name.
 
-    Unless all is UTF-8 or UTF-16, each line with a score below 0 is tried in other encodings.
+    Unless it is UTF-16, or UTF-8 without an error, each line with a score below 0 is tried in all
+    of `LINE_ENCODINGS`. If lines differ, the names are joined, that of the whole text first:
+    `"gb18030+utf-8"`.
     """
     if data.isascii() and b"~{" in data and not _count_broken(text := data.decode("hz", "replace")):
-        return text, "hz"  # of mail in the nineties: ~{4:O~~} is 春晓
+        return text, "hz"  # Chinese in ASCII, of mail in the nineties: ~{4:O~~} is 春晓
     name = _guesses(data)[0]
     data = data.removeprefix(codecs.BOM_UTF8)
     text = _decode_as(name, data)
     if name not in LINE_ENCODINGS or (name == "utf-8" and not _count_broken(text)):
         return text, name
     lines, encoded_lines, names = text.split("\n"), data.split(b"\n"), [name]
-    for number in np.flatnonzero(_part_scores(text, "\n")[1] < 0):
+    _, scores = _part_scores(text, "\n")
+    for number in np.flatnonzero(scores < 0):
         lines[number], line_name = _reread(encoded_lines[number], lines[number], name)
         names.append(line_name)
     return "\n".join(lines), "+".join(dict.fromkeys(names))
 
 
 def _part_scores(text: str, ends: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut a text behind each of the characters `ends`, and score its N parts.
+    r"""Cut a text, with a newline put behind it, behind each of the characters `ends`.
 
-    Returns the places where the parts begin, followed by the text's length plus 1 (a newline is put
-    behind the text): (N + 1,); and the parts' scores: (N,).
+    `ends`, one of which is the newline, weigh 0. Returns the places where the N parts begin,
+    followed by the text's length plus 1: (N + 1,); and the parts' scores: (N,).
+    `_part_scores("他笑，剑", "，\n")` gives 0, 3, 5 and 1, 0.
     """
     characters = codes(text + "\n")
     weights, places = _weights()[characters], np.flatnonzero(np.isin(characters, codes(ends)))
@@ -275,10 +305,12 @@ def _part_scores(text: str, ends: str) -> tuple[npt.NDArray[np.int64], npt.NDArr
 
 
 def _reread(line: bytes, text: str, name: str) -> tuple[str, str]:
-    """Decode a line anew where another encoding fits it better than `name`, which gave `text`.
+    """Decode a line anew if another encoding fits it better than `name`, which gave `text`.
 
-    An encoding fits better if it is UTF-8 and gives Chinese, or if its reading scores higher by
-    `LEAST_GAIN`. Returns the reading and its encoding; where none fits better, `text` and `name`.
+    Only the one of `LINE_ENCODINGS` whose reading scores highest may fit better. It does if it is
+    UTF-8 and gives Chinese; or if its reading scores at least `LEAST_GAIN` more than `text` and, if
+    all of `text` could be decoded, above 0. Returns the reading and its encoding, else `text` and
+    `name`.
     """
     readings = {encoding: _decode_as(encoding, line) for encoding in LINE_ENCODINGS}
     best = max(readings, key=lambda encoding: _score(readings[encoding]))
@@ -289,17 +321,26 @@ def _reread(line: bytes, text: str, name: str) -> tuple[str, str]:
 
 
 def mojibake(text: str) -> Iterator[Edit]:
-    """Decode anew the passages that were decoded as Latin-1 or Windows-1252 by mistake."""
+    """Propose edits that decode anew what was decoded as Latin-1 or Windows-1252 by mistake.
+
+    Such a passage is read as UTF-8 if it is Chinese in it, else as GB18030 or Big5, whichever
+    scores higher; it stays as it is if that reading is not certain.
+    """
     for match in LATIN.finditer(text):
         data = match.group().translate(CP1252).encode("latin-1")
         best = max((data.decode(name, "ignore") for name in ("gb18030", "big5hkscs")), key=_score)
+        # A few words have few common characters, so each kind of Chinese character counts too.
         is_certain = _score(best) + len(set(CJK_TEXT.findall(best))) >= LEAST_GAIN
-        if repaired := _decode_chinese_utf8(data) or (best if is_certain else ""):
+        repaired = _decode_chinese_utf8(data) or (best if is_certain else "")
+        if repaired:
             yield *match.span(), repaired
 
 
 def _decode_chinese_utf8(data: bytes) -> str:
-    """Decode bytes that are mostly Chinese in UTF-8, without the others; give `""` for any else."""
+    """Decode bytes as UTF-8, without those that are not; return `""` if they are hardly Chinese.
+
+    They are Chinese if its characters take more than 80 % of the bytes above 0x7F.
+    """
     text = data.decode("utf-8", "ignore")
     not_ascii = sum(byte >= 0x80 for byte in data)
     # A Chinese character is three bytes in UTF-8.
@@ -307,24 +348,32 @@ def _decode_chinese_utf8(data: bytes) -> str:
 
 
 def garbled(text: str) -> Iterator[Edit]:
-    """Mend clauses of rare characters that are UTF-8 read as GBK; delete those beyond repair."""
+    """Propose edits that mend or delete Chinese that was decoded in another encoding of Chinese.
+
+    A passage of consecutive clauses that score below 0 each is mended if it is UTF-8 that was read
+    as GBK. It is deleted if 锟斤拷 is in it, if it is GBK that a lost byte put out of step, or if
+    it is hopeless; a newline at its end stays if the passage begins within a line. Others stay.
+    """
     starts, scores = _part_scores(text, CLAUSE_ENDS)
+    # Where such clauses begin and where they end, by turns.
     edges = np.flatnonzero(np.diff(scores < 0, prepend=False, append=False))
-    for start, end in starts[edges].reshape(-1, 2).tolist():  # of consecutive clauses below 0
+    for start, end in starts[edges].reshape(-1, 2).tolist():
         damaged = text[start:end]
         data = damaged.replace("\ufffd", "").encode("gb18030", "ignore")
         shifted = data[1:].decode("gb18030", "ignore")  # as if a byte had been lost
         repaired = _decode_chinese_utf8(data)
         if repaired or LOST in damaged or _score(shifted) >= LEAST_GAIN or _is_hopeless(damaged):
-            ends_line = text[start - 1 : start] not in {"", "\n"} and damaged.endswith("\n")
-            yield start, start + len(damaged), repaired or "\n" * ends_line
+            begins_line = text[start - 1 : start] in {"", "\n"}
+            newline = "\n" if damaged.endswith("\n") and not begins_line else ""
+            yield start, start + len(damaged), repaired or newline
 
 
 def _is_hopeless(text: str) -> bool:
     """Whether a text's rare characters are of too many kinds for a list of fish, jewels or horses.
 
-    Characters with one radical stand together in Unicode, so the code without its lowest 7 bits is
-    taken as the kind. Each � counts as a kind, and each common character makes up for one.
+    Each common character makes up for one kind; `HOPELESS` that are left are too many. Characters
+    with one radical stand together in Unicode, so the code without its lowest 7 bits is taken as
+    the kind. All � are together one kind, and each is one more.
     """
     characters = codes(text)
     weights = _weights()[characters]

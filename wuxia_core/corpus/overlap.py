@@ -1,10 +1,10 @@
 """Find text that occurs twice: editions, reposts, and what held-out and training text share.
 
 For duplicates only Han characters are compared, in simplified form, so that punctuation and script
-do not matter. Instead of a text its sketch is compared: of a book a 32nd of its runs of 13
-characters, of a paragraph the 8 smallest hashes of its runs of 8 (bottom-k sketches, Broder 1997).
-Memory is a few bytes for each character of text. For leakage all runs of 13 characters of any kind
-are compared, white space aside.
+do not matter. A run is n of them in a row. Not texts are compared but their sketches. A book's are
+the hashes of a 32nd of its runs of 13 characters; a paragraph's are the 8 smallest hashes of its
+runs of 8 (bottom-k sketches, Broder 1997). Memory is a few bytes for each character of text. For
+leakage all runs of 13 characters of any kind are compared, white space aside.
 """
 
 import functools
@@ -28,7 +28,9 @@ Flags = npt.NDArray[np.bool_]
 
 # Script.
 SAMPLE = 2000  # characters at a text's beginning that tell its script
-TRADITIONAL = 0.02  # share of characters that OpenCC changes; simplified texts stay under 0.003
+# Share of characters that OpenCC changes: with more a text is traditional; in simplified texts it
+# stays under 0.003.
+TRADITIONAL = 0.02
 # The 著 that stands for 着, as Taiwan and Hong Kong write it. In words of writing and of fame, and
 # behind the name of an author on a title page, 著 stays.
 ZHE = re.compile(
@@ -40,33 +42,35 @@ ZHE = re.compile(
 )
 
 # Books.
-BOOK_RUN, BOOK_SAMPLING = 13, np.uint64(32)  # characters; one run in so many is kept
+BOOK_RUN, BOOK_SAMPLING = 13, np.uint64(32)  # characters in a run; one run in 32 is kept
 # Characters that were lost on the way, or that prose in Chinese has not: addresses, marks.
 NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
 # The end of a paragraph; a line that was broken at a fixed width has it only by chance.
 PARAGRAPH_END = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)
 HEAD = 99  # characters at a chapter's beginning in which its heading stands
-NOISE_WEIGHT = 50  # so 2 % of noise weigh as much as half of the chapters or of the paragraphs
-SAME_BOOK = 0.5  # share of a book's sketch that another has too; editions of 水浒传 share 0.65
-MUCH_LONGER = 1.25  # times the other's length: so long a book holds more, and is not left out
+NOISE_WEIGHT = 50  # 2 % of noise then make an edition as bad as the loss of half its chapters
+SAME_BOOK = 0.5  # least share of a book's sketch that the other has; editions of 水浒传 share 0.65
+MUCH_LONGER = 1.25  # times the other's length: a longer book holds more, and is not left out
 
 # Paragraphs.
-RUN = 8  # characters
-SKETCH, SAME_PARAGRAPH = 8, 6  # hashes in a sketch; hashes that sketches of one text share
-HASH_BITS = 40  # kept of a hash, so that the number of a line and a hash are one key
-HASH_MASK = (1 << HASH_BITS) - 1
-# A sketch times these is one hash of the sketch.
+RUN = 8  # characters in a run
+SKETCH, SAME_PARAGRAPH = 8, 6  # hashes in a sketch; how many of them sketches of one text share
+HASH_BITS = 40  # of a hash, the highest, are kept: with a line's number they make one key of 64
+# The matrix product of sketches and these is one hash for each sketch.
 POWERS = np.array([pow(HASH_BASE, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)
-PROBES = SKETCH - SAME_PARAGRAPH + 1  # of sketches that share 6 of 8, the 3 smallest share one
-LEAST_RUNS = 40 - RUN + 1  # paragraphs of less than 40 Han characters may stand twice
+# If two sketches share 6 of 8, at most 2 of each are not shared, so the smallest that is shared is
+# among the 3 smallest of both.
+PROBES = SKETCH - SAME_PARAGRAPH + 1
+LEAST_RUNS = 40 - RUN + 1  # of 40 Han characters; a shorter paragraph may stand twice
 
 # Pairs.
-LAST = np.uint64(np.iinfo(np.uint64).max)  # stands at the end of a list of hashes
-MOST_PARTNERS = 1000  # of the owners of one hash each is compared with the first so many
-AT_ONCE = 100_000  # pairs looked at together; this bounds the memory
+LAST = np.uint64(np.iinfo(np.uint64).max)  # stands at the end of a sorted list of hashes
+MOST_PARTNERS = 1000  # the owners of one hash are paired only with the first so many of them
+AT_ONCE = 100_000  # pairs in a block, about; this bounds the memory
 
 # Leakage.
 GRAM = 13  # characters in a run
+# A sentence with the closing quotation marks behind it, or the rest of a line with its newline.
 SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?]+[”’』」）]*|\n|\Z)")
 
 
@@ -79,12 +83,13 @@ def _converter() -> Any:
 
 
 def to_simplified(text: str) -> str:
-    """Convert a text to simplified characters if its first 2,000 are traditional ones.
+    """Make a text simplified if more than 2 % of its first 2,000 characters are traditional ones.
 
-    `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`. A simplified text comes back
+    `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`. Any other text comes back
     unchanged.
     """
     head = text[:SAMPLE]
+    # Not strict, in case OpenCC gives another number of characters.
     changed = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
     if changed <= TRADITIONAL * len(head):
         return text
@@ -93,43 +98,47 @@ def to_simplified(text: str) -> str:
 
 @dataclass(frozen=True)
 class SameBook:
-    """A book that is left out, the one that is kept, and the share of the first in the second."""
+    """A book that is left out because a better edition of it is kept."""
 
-    book: str
-    kept: str
-    share: float  # of the runs of `book` that `kept` has
+    book: str  # title of the one that is left out
+    kept: str  # title of the one that is kept
+    share: float  # of the distinct runs of `book`, the share that `kept` has too
 
 
 @dataclass
 class _BookSketch:
     """The sampled hashes of a book's runs, and what tells how good an edition it is."""
 
-    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
-    characters: int = 0  # Han characters
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of a 32nd of the runs
+    characters: int = 0  # number of Han characters
     traditional: int = 0  # number of traditional chapters, less that of simplified ones
     chapters: int = 0  # number of chapters with a heading
     paragraphs: int = 0  # number of lines that end as a paragraph, less that of the others
-    noise: int = 0  # number of characters of noise
+    noise: int = 0  # number of characters that `NOISE` matches
 
-    def distinct(self) -> Hashes:
-        """Give the distinct hashes, sorted."""
+    def distinct_hashes(self) -> Hashes:
+        """Return the distinct hashes in ascending order; `hashes` is sorted by it."""
         return distinct(np.frombuffer(self.hashes, np.uint64))
 
 
 class DuplicateIndex:
-    """Sketches of the documents that were added, by which duplicates among them are found."""
+    """The sketches of documents, by which duplicates among them are found.
+
+    Add each document with `add`; `same_books` and `same_paragraphs` then list the duplicates.
+    """
 
     def __init__(self) -> None:
         self._books: dict[str, _BookSketch] = {}
         self._documents = 0  # number of documents added
-        # (P, 11), a row for each paragraph: document, line, number of runs, the 8 smallest hashes
+        # (P, 11), flat: of each paragraph document, line, number of runs and the 8 smallest hashes
         self._paragraphs = array("q")
 
     def add(self, original: str, title: str | None, heading: str | None = None) -> None:
-        """Add a document, a chapter of the book `title` or (None) general text.
+        """Add a document: a chapter of the book `title`, or general text if `title` is None.
 
         Documents have numbers from 0 on, in the order in which they are added. A `heading` that is
-        not in the text's first 99 characters tells that no chapter was found there.
+        empty, or not in the first 99 characters of the text `original`, tells that no chapter was
+        found there; None tells nothing, and counts as a chapter.
         """
         text = to_simplified(original)
         characters = codes(text)
@@ -140,7 +149,9 @@ class DuplicateIndex:
             book.hashes.frombytes(hashes[hashes % BOOK_SAMPLING == 0].tobytes())
             book.characters += int(is_han.sum())
             book.traditional += 1 if text != original else -1
+            # "\0" stands in no text, so an empty heading is never found.
             book.chapters += heading is None or (heading or "\0") in original[:HEAD]
+            # Twice the lines that end as a paragraph, less all lines: those that do, less the rest.
             book.paragraphs += 2 * len(PARAGRAPH_END.findall(text)) - text.count("\n") - 1
             book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[is_han]
@@ -148,32 +159,38 @@ class DuplicateIndex:
         self._documents += 1
 
     def _add_paragraphs(self, hashes: Hashes, line_of: Integers) -> None:
-        """Add the sketch of each long paragraph of a document with C Han characters.
+        """Add the sketch of each paragraph with 40 Han characters or more in a document with C.
 
-        `hashes` are those of the runs, (C - 7,), `line_of` the number of each character's line,
-        (C,). A run that reaches over the end of a line does not count.
+        A paragraph is a line. `hashes` are those of the document's runs, (C - 7,) or (0,);
+        `line_of` is the number of each character's line, (C,). A run that reaches over the end of a
+        line does not count.
         """
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]  # lines of a run's two ends
         inside = first == last
-        keys = (first[inside] << HASH_BITS) | (hashes[inside] >> np.uint64(24)).view(np.int64)
+        high_bits = (hashes[inside] >> np.uint64(64 - HASH_BITS)).view(np.int64)
+        keys = (first[inside] << HASH_BITS) | high_bits
         keys.sort()  # by line, then by hash
+        # A row each for the lines' numbers, the places of their first keys, their numbers of keys.
         lines = np.stack(np.unique(keys >> HASH_BITS, return_index=True, return_counts=True))
         line, start, runs = lines[:, lines[2] >= LEAST_RUNS]
-        smallest = keys[start[:, None] + np.arange(SKETCH)] & HASH_MASK  # (lines, 8)
+        # The 8 smallest hashes of each line, without its number: (lines, 8).
+        smallest = keys[start[:, None] + np.arange(SKETCH)] % (1 << HASH_BITS)
         document = np.full(len(line), self._documents)
         self._paragraphs.frombytes(np.column_stack([document, line, runs, smallest]).tobytes())
 
     def same_books(self) -> list[SameBook]:
-        """List the books of which a better edition holds at least half, and is not much shorter.
+        """List the books of which a better edition holds at least half.
 
-        The better of two editions is the simplified one, else the one with less noise and more
-        headings and paragraphs found, else the longer one.
+        A book that is more than 1.25 times as long as the better edition is not listed, nor is one
+        whose better edition is itself left out. The better of two editions is the simplified one,
+        else the one with less noise and more headings and paragraphs found, else the longer one,
+        else the first by name. Length is the number of distinct hashes.
         """
         names = sorted(self._books, key=self._quality)
-        sketches = [self._books[name].distinct() for name in names]
+        sketches = [self._books[name].distinct_hashes() for name in names]
         sizes = np.array([len(sketch) for sketch in sketches], np.int64)
         hashes = np.concatenate([np.empty(0, np.uint64), *sketches])
-        copies: dict[int, SameBook] = {}  # the books to be left out, by their place in names
+        copies: dict[int, SameBook] = {}  # the books to be left out, by their place in `names`
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
             better_sizes, other_sizes = sizes[pairs]
             same = (shared >= SAME_BOOK * other_sizes) & (other_sizes <= MUCH_LONGER * better_sizes)
@@ -183,20 +200,22 @@ class DuplicateIndex:
         return list(copies.values())
 
     def _quality(self, name: str) -> tuple[bool, float, int, str]:
-        """Give a key by which the better edition is sorted before the other."""
+        """Return a key that sorts the better of two editions first; `name` is a book's title."""
         book = self._books[name]
-        size = len(book.distinct())
+        size = len(book.distinct_hashes())
         recurring = len(book.hashes) - size  # advertisements, mostly
+        # The share of the book that is noise: of hashes there is one to 32 characters.
         noise = (book.noise / int(BOOK_SAMPLING) + recurring) / max(1, size)
         parts = np.log2((1 + book.chapters) * max(1, book.paragraphs))
         return book.traditional > 0, round(NOISE_WEIGHT * noise - parts, 1), -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
-        """List the paragraphs that repeat another one, exactly or nearly: a row for each.
+        """List the paragraphs that repeat another one: a row for each.
 
         Columns: `document` and `line` of the one to be left out; `kept_document` and `kept_line` of
-        one with the same text that is longer, or as long and earlier. The documents `leaving_out`
-        are not compared.
+        one that is longer, or as long and earlier, and has at least 6 of its 8 hashes. Paragraphs
+        of less than 40 Han characters, and those of the documents `leaving_out`, are not compared.
+        Lines are counted from 0; a length is a number of runs.
         """
         import pandas as pd
 
@@ -205,14 +224,15 @@ class DuplicateIndex:
         compared = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
         ranked = compared[np.argsort(-places[compared, 2], kind="stable")]  # the longest first
         keys = (sketches @ POWERS)[ranked]
-        # A paragraph is its rank from here on, and keeper_of gives the one that is kept for it: at
-        # first the first one with the very same sketch.
+        # From here on a number of a paragraph is its rank, its place in `ranked`. `keeper_of` has
+        # for each the one that is kept for it: at first the first one with the very same sketch.
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
         keeper_of = first[group]
         first.sort()
         for pairs, _ in _pairs(sketches[ranked[first], :PROBES].ravel(), np.repeat(first, PROBES)):
-            kept_pairs = pairs[:, (keeper_of[pairs] == pairs).all(0)]
+            kept_pairs = pairs[:, (keeper_of[pairs] == pairs).all(0)]  # both are still kept
             longer, other = sketches[ranked[kept_pairs]]  # (E, 8) each
+            # Of the other's 8 hashes it counts those that stand among the longer one's.
             alike = (longer[:, :, None] == other[:, None]).any(1).sum(1) >= SAME_PARAGRAPH
             for keeper, repeat in kept_pairs[:, alike].T.tolist():
                 if keeper_of[keeper] == keeper and keeper_of[repeat] == repeat:
@@ -224,9 +244,10 @@ class DuplicateIndex:
 
 
 def _look_up(table: Hashes, hashes: Hashes) -> tuple[Flags, Integers]:
-    """Flag the hashes that stand in a table, and give their places in it: (N,) and (N,).
+    """Flag those of N hashes that stand in a table, and return their places in it: (N,) and (N,).
 
-    The table is sorted and ends with `LAST`, whose place is given for hashes above all others.
+    The table is in ascending order and ends with `LAST`. For a hash that is not in it, the place is
+    that of the next greater one.
     """
     places = np.searchsorted(table[:-1], hashes)
     return table[places] == hashes, places
@@ -235,29 +256,33 @@ def _look_up(table: Hashes, hashes: Hashes) -> tuple[Flags, Integers]:
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
     """Pair the owners that have a hash in common: `owners[n]`, a number from 0 on, has `hashes[n]`.
 
-    Yields blocks of E pairs (earlier, later), sorted, (2, E), with the number of hashes that each
-    pair shares, (E,). A block has the pairs of some earlier owners, so that memory does not grow
-    with the pairs. If one hash has more than 1,000 owners, each is paired with the first 1,000, so
-    that time does not grow with their square.
+    `owners` ascends. Yields blocks of E pairs (earlier, later), sorted, (2, E), with the number of
+    hashes that each pair shares, (E,). A block has all pairs of some consecutive earlier owners, so
+    that memory does not grow with the pairs. If one hash has more than 1,000 owners, each is paired
+    with the first 1,000 only, so that time does not grow with their square.
     """
     import pandas as pd
     from scipy.sparse import csr_array, triu
 
     ordered = np.sort(hashes)
     recurring = np.append(distinct(ordered[1:][ordered[1:] == ordered[:-1]]), LAST)
-    del ordered  # most hashes stand there once: what is left is small
-    is_recurring, hash_of = _look_up(recurring, hashes)
-    hash_of, owners = hash_of[is_recurring], owners[is_recurring]  # hash_of: place in recurring
+    del ordered  # most hashes occur once: what is left is small
+    is_recurring, hash_of = _look_up(recurring, hashes)  # hash_of: a hash's place in `recurring`
+    hash_of, owners = hash_of[is_recurring], owners[is_recurring]
     owner_counts = np.bincount(hash_of, minlength=len(recurring))
     is_early = pd.Series(owners).groupby(hash_of).cumcount().to_numpy() < MOST_PARTNERS
     shape = owners.max(initial=-1) + 1, len(recurring)
     ones = np.ones(len(owners), np.int32)
-    # Matrices with a 1 where an owner has a hash; their product counts the hashes that two share.
+    # Matrices with a 1 if an owner has a hash; their product counts the hashes that two share. In
+    # `early` a hash has its first 1,000 owners only.
     early = csr_array((ones[is_early], (owners[is_early], hash_of[is_early])), shape)
     transposed = csr_array((ones, (hash_of, owners)), shape[::-1])
-    blocks = (early @ owner_counts).cumsum() // AT_ONCE  # number of the block of each owner
-    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    # An owner has no more pairs than its hashes, added up, have owners; about 100,000 of these make
+    # a block. `blocks` has for each owner the number of its block.
+    blocks = (early @ owner_counts).cumsum() // AT_ONCE
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))  # the first owner of each block
     for start, end in pairwise([*starts, shape[0]]):
+        # Above the diagonal, which begins at column `start`, the other owner is the later one.
         pairs = triu((early[start:end] @ transposed).sorted_indices(), start + 1)
         yield np.stack([pairs.row + start, pairs.col]), pairs.data
 
@@ -268,30 +293,33 @@ class Leakage:
 
     runs: int = 0  # number of all runs
     shared: int = 0  # number of runs that training text has too
-    longest: int = 0  # characters: the longest stretch of shared runs in a row
+    longest: int = 0  # characters in the longest stretch of shared runs in a row
 
     def add(self, shared: Flags) -> None:
-        """Add the runs of a text, given as a flag for each: whether it is shared."""
+        """Add the runs of a held-out text; `shared` flags those that training text has: (runs,)."""
         self.runs += len(shared)
         self.shared += int(shared.sum())
-        longest = len(max(shared.tobytes().split(b"\0")))  # a flag is a byte, 0 or 1
+        longest = max(map(len, shared.tobytes().split(b"\0")))  # in runs; a flag is a byte, 0 or 1
         self.longest = max(self.longest, longest + GRAM - 1 if longest else 0)
 
 
 def _run_hashes(text: str) -> Hashes:
-    """Hash every run of 13 characters of a text, white space aside."""
+    """Hash every run of 13 characters of a text, white space aside: (runs,)."""
     return ngrams(without_spaces(text)[0], GRAM)
 
 
 class HeldOutNgrams:
-    """The runs of held-out texts, and for each whether training text has it."""
+    """The runs of 13 characters of the held-out `texts`, and for each whether training text has it.
+
+    Call `update` with every training text before `shared`.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._held_out = distinct(np.concatenate([[LAST], *map(_run_hashes, texts)]))
         self._in_training = np.zeros(len(self._held_out), np.bool_)
 
     def update(self, text: str) -> None:
-        """Mark the runs that a training text has."""
+        """Mark the held-out runs that a training text has."""
         runs = distinct(_run_hashes(text))  # sorted ones are looked up three times faster
         is_held_out, places = _look_up(self._held_out, runs)
         self._in_training[places[is_held_out]] = True
@@ -303,13 +331,13 @@ class HeldOutNgrams:
 
 
 def drop_sentences(text: str, shared: Flags) -> str:
-    """Drop the sentences of a held-out text that training text has too.
+    """Return a held-out text without the sentences that training text has too, nor blank lines.
 
-    `shared`, from `HeldOutNgrams.shared`, has a flag for each run of `GRAM` characters. A flagged
-    run drops the sentence in which its middle stands: one, even if it reaches into the next.
+    `shared`, from `HeldOutNgrams.shared`, has a flag for each run of 13 characters. A flagged run
+    drops the sentence in which its middle stands: one, even if it reaches into the next.
     """
     _, places = without_spaces(text)  # of the characters that runs are made of
     middles = np.zeros(len(text), np.bool_)
     middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
-    rest = SENTENCE.sub(lambda x: "" if middles[x.start() : x.end()].any() else x[0], text)
+    rest = SENTENCE.sub(lambda m: "" if middles[m.start() : m.end()].any() else m[0], text)
     return re.sub(r"\n+", "\n", rest).strip("\n")

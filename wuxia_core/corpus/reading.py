@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 _warn = functools.cache(logger.warning)  # once a text: a launch lists the folder again and again
 
 # Files.
-OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # of this project: no novels of the user's
+OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # of this project; no novels of the user's in them
 OWN = "called like a folder of this project; rename it, or name it in data_dir"
-# Names of files that are left out silently; those that begin with `._` macOS leaves behind.
+# Names of files that are left out without a word; macOS leaves those behind that begin with `._`.
 IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
-# What the user may do, by kind of file.
+# What the user may do with a file that is not read, by its kind.
 ADVICE = {kind: advice for advice, kinds in (
     ("convert it with Calibre to .epub or .txt",
      ".mobi .azw .azw3 .azw4 .kfx .prc .pdb .pdf .chm .fb2 .lit .djvu .umd .caj"),
@@ -38,16 +38,19 @@ ADVICE = {kind: advice for advice, kinds in (
     ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
 OTHER = "if it is a book, save it as .txt"
-GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")  # in a name
+# In a name, in lower case, it tells general text.
+GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
-NAMES_SHOWN = 3  # in a warning
+NAMES_SHOWN = 3  # names of files at most, in a warning
 BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
-PASSAGE = 200  # shorter lines of general text are gathered up to this length
-SHORTEST = 20  # a shorter text is no book
+PASSAGE = 200  # lines of general text are gathered into a document until it has this length
+SHORTEST = 20  # a shorter block of text is no book
 LONG_LINE = re.compile("^.{6001,}", re.MULTILINE)  # no window or tokenizer could hold it
-PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")  # of it, up to a sentence's end
+# Of a long line a piece that more follows: it ends at the first end of a sentence behind 3,000
+# characters, or, if there is none, at 6,000.
+PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class File:
     """A file, or a member of an archive, that is read or left out."""
 
     path: Path  # of the file or the archive
-    source: str  # "wuxia", "general", or "" where the file is left out
-    book: str  # name of the book, under which the file's documents go
+    source: str  # "wuxia", "general", or "" if the file is left out
+    book: str  # name of the book, under which the file's documents go; "" if it is left out
     # The path below `data_dir`, or the last part of a path elsewhere, with the member of an
     # archive: `合集.zip/书.txt`.
     name: str
     member: str = ""  # name in the archive; "" for a file
-    left_out: str = ""  # the reason; "" for a file that is read
+    left_out: str = ""  # why it is left out; "" for a file that is read
 
     @property
     def place(self) -> Path:
-        """The path, followed by the member's name where the path is an archive."""
+        """The path, followed by the member's name if there is one."""
         return Path(self.path, self.member)
 
 
@@ -74,39 +77,45 @@ def find_files(
 ) -> list[File]:
     """List the novels, then the general text, then the files that are left out, each by path.
 
-    Novels are the files below `data_dir`, or `novels`, a JSONL that stands in for them. General
-    text is the file or folder `general`, and any file called general.txt. A lexicon is no novel
-    (`lexicon`, or a file called lexicon.txt); a file that is called like general text, such as
-    wiki.txt, is left out. A novel's `book` is its name without the suffix, a general text's is its
-    stem; where two would have the same, the later is numbered.
+    Novels are the files below `data_dir` or, in place of them all, the JSONL `novels`. General text
+    is the file or folder `general`, and any general.txt below `data_dir`. A lexicon (`lexicon`, or
+    a file called lexicon.txt) is not listed. A file that is called like general text, such as
+    wiki.txt, is left out. A novel's `book` is its name without the suffix, a general text's is the
+    stem; if two of one source would have the same, the later is numbered.
 
-    Raises `DataError` where there is no novel, or nothing to read in `general`.
+    Warns of what is left out. Raises `DataError` if `data_dir` is no folder that can be
+    read, if there is no novel, or if nothing in `general` can be read.
     """
-    if not data_dir.is_dir():
-        raise DataError(f"data.data_dir {data_dir}: no such folder; novels are .txt files in one")
+    listed = _list_paths(data_dir) if data_dir.is_dir() else [data_dir]
+    if data_dir in listed:
+        reason = "no such folder, or it cannot be read; novels are .txt files in one"
+        raise DataError(f"data.data_dir {data_dir}: {reason}")
     not_novels = [os.path.realpath(path) for path in (general, lexicon) if path]
-    real = {path: Path(os.path.realpath(path)) for path in _list_paths(data_dir)}
+    real = {path: Path(os.path.realpath(path)) for path in listed}
     paths = [path for path in real if not any(map(real[path].is_relative_to, not_novels))]
+    # `fromkeys` keeps one of the equal entries for the files of a folder in OWN_FOLDERS.
     files = list(dict.fromkeys(file for path in paths for file in _look_into(path, data_dir)))
     if novels:
         files = [file for file in files if file.source == "general"]
         files += _look_into(novels, data_dir, "wuxia", ".jsonl")
-    _check(files, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
+    _require(files, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
     if general is not None:
-        options = (data_dir, "general", ".jsonl", general.suffix.lower())
+        # A file that is named itself is read whatever its suffix.
+        suffix = general.suffix.lower() if general.is_file() else ".jsonl"
+        options = (data_dir, "general", ".jsonl", suffix)
         paths = [general] if general.is_file() else _list_paths(general)
         more = [file for path in paths for file in _look_into(path, *options)]
-        _check(more, "general", f"data.general_file {general}: no .txt or .jsonl file there")
+        _require(more, "general", f"data.general_file {general}: no .txt or .jsonl file there")
         files += more
     files.sort(key=lambda file: file.place)
     by_source = {x: [file for file in files if file.source == x] for x in ("wuxia", "general", "")}
     return [*_name_books(by_source["wuxia"]), *_name_books(by_source["general"]), *by_source[""]]
 
 
-def _check(files: list[File], source: str, message: str) -> None:
+def _require(files: list[File], source: str, message: str) -> None:
     """Warn of the files that are left out, once for each reason.
 
-    Raises `DataError` with the message and the reasons where no file is of the source.
+    If no file is of `source`, raise `DataError` with `message` and these warnings instead.
     """
     warnings = []
     for reason in dict.fromkeys(file.left_out for file in files if file.left_out):
@@ -120,7 +129,10 @@ def _check(files: list[File], source: str, message: str) -> None:
 
 
 def _name_books(files: list[File]) -> Iterator[File]:
-    """Give each file of a source the name of its book; a name that is taken gets a number."""
+    """Yield the files of one source with their `book`: `书`, or `书 (2)` if `书` is taken.
+
+    Warns of each that is taken.
+    """
     taken: set[str] = set()
     for file in files:
         path = PurePath(file.place.name if file.source == "general" else file.name)
@@ -134,9 +146,10 @@ def _name_books(files: list[File]) -> Iterator[File]:
 
 
 def _list_paths(folder: Path) -> list[Path]:
-    """List the files below a folder, and the folders that cannot be read.
+    """List the files below a folder, and the folders that cannot be read, by path.
 
-    A folder that links lead to again is listed once; folders that begin with a dot are passed over.
+    Links are followed, but a folder to which they lead again is not listed again. Folders whose
+    name begins with a dot are passed over.
     """
     paths: list[Path] = []
     listed: set[str] = set()  # real paths of folders
@@ -151,16 +164,20 @@ def _list_paths(folder: Path) -> list[Path]:
 
 
 def _look_into(path: Path, root: Path, source: str = "", *also_read: str) -> Iterator[File]:
-    """Yield a file, or the members of an archive, with the source or the reason to leave it out.
+    """Yield a file, or the members of a .zip, each with its source or the reason to leave it out.
 
-    A file below `root` is named by its path from there. Without a `source` the file's name tells
-    it. `also_read` are suffixes that are read besides the usual ones.
+    Its name is the path from `root`, or the path's last part if it is not below `root`. Without a
+    `source` it is general text if it is called general.txt, left out if it is called like general
+    text otherwise or stands in one of `OWN_FOLDERS` (the entry is the folder), and else a novel.
+    `also_read` are suffixes that are read besides `READABLE`. What `IGNORED` names is not yielded,
+    nor a hidden file that is not read.
     """
     inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     if not source and inside.parts[0] in OWN_FOLDERS:
         yield File(root / inside.parts[0], "", "", inside.parts[0], left_out=OWN)
         return
     for member, kind, reason in contents(path):
+        # In a name that is not UTF-8 the other bytes are shown as escapes, such as \udcff.
         name = str(inside / member).encode("utf-8", "backslashreplace").decode()
         last_part = PurePath(name).name.lower()
         if kind not in {*READABLE, *also_read}:
@@ -179,7 +196,7 @@ class Document(NamedTuple):
 
     source: str  # "wuxia" or "general"
     book: str  # the file's `book`
-    chapter: str  # its heading, or a number in general text
+    chapter: str  # its heading, or a number in general text and in JSONL
     text: str
 
 
@@ -189,10 +206,10 @@ class FileReport:
 
     file: File
     encoding: str = ""  # or several, joined by +
-    characters: int = 0  # before cleaning
-    kept: int = 0  # characters after cleaning
+    characters: int = 0  # number of characters before cleaning
+    kept: int = 0  # number of characters after cleaning
     documents: int = 0  # number of documents
-    broken: int = 0  # number of characters that cannot be decoded
+    broken: int = 0  # number of �, which stand for what cannot be decoded
     notes: list[str] = field(default_factory=list)  # see `chapter_notes`
     cleaning: dict[str, Tally] = field(default_factory=dict)  # by name of the rule
     skip_reason: str = ""  # why the file, or the rest of it, is left out
@@ -204,27 +221,30 @@ def read_documents(
     skip: frozenset[str] = OFF,
     simplify: bool = False,
 ) -> Iterator[Document]:
-    """Read, clean and cut the file of a report into documents, and fill in the report.
+    """Read the file of a report, clean it, yield its documents, and fill in the report.
 
-    `encoding` is the name of the file's encoding, detected by default; `skip` names cleaning rules
-    to leave out; `simplify` turns traditional characters into simplified ones. A file that is no
-    text, or has none left after cleaning, gets a `skip_reason`; one that was left out is not read.
+    `encoding` is the name of the file's encoding, detected by default. `skip` names cleaning rules
+    to leave out, besides those that are for novels only. `simplify` makes documents in traditional
+    characters simplified, see `to_simplified`. A file that is not text, or only up to some block,
+    gets a `skip_reason`, as does one without text after cleaning. One that is left out is not read.
 
-    Raises `DataError` naming file and line where a line of JSONL is not an object with a `text`.
+    Raises `DataError` naming file and line if a line of JSONL is not an object with a `text`.
     """
     file, lines_read = report.file, 0
     is_jsonl = file.place.suffix.lower() == ".jsonl"
     if is_jsonl or file.source == "general":
-        skip |= NOVELS_ONLY | ({"spaces", "blank_lines"} if is_jsonl else set())
+        skip |= NOVELS_ONLY
+    if is_jsonl:  # who made it laid out its texts, too
+        skip |= {"spaces", "blank_lines"}
+    blocks = () if file.left_out else read(file.path, file.member, encoding, BLOCK)
     try:
-        for block in () if file.left_out else read(file.path, file.member, encoding, BLOCK):
+        for block in blocks:
             encodings = [*report.encoding.split("+"), *block.encoding.split("+")]
             report.encoding = "+".join(dict.fromkeys(filter(None, encodings)))
             report.broken += block.text.count("\ufffd")
-            read_parts = (
-                functools.partial(_records, lines_before=lines_read) if is_jsonl else _parts
-            )
-            for name, text in read_parts(block.text, report, skip):
+            options = (block.text, report, skip)
+            parts = _records(*options, lines_read) if is_jsonl else _parts(*options)
+            for name, text in parts:
                 report.documents += 1
                 text = to_simplified(text) if simplify else text
                 yield Document(file.source, file.book, name, text)
@@ -236,7 +256,7 @@ def read_documents(
 
 
 def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str:
-    """Clean a text, and add the characters and the tallies of its cleaning to the report."""
+    """Return a text cleaned; add its characters and the tallies of its cleaning to the report."""
     cleaned, tallies = clean(text, skip)
     report.characters += len(text)
     report.kept += len(cleaned)
@@ -248,7 +268,8 @@ def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into parts, `(heading, text)`; general text has numbers as headings.
 
-    Lines of more than 6,000 characters are cut before, and the notes on chapters go to the report.
+    Lines of more than 6,000 characters are cut before. A text of less than 20 characters has no
+    part. The notes on chapters go to the report.
     """
     text = _clean_and_count(text, report, skip)
     text, long_lines = LONG_LINE.subn(lambda line: PIECE.sub(r"\1\n", line[0]), text)
@@ -265,21 +286,23 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
 
 
 def _nothing_left(report: FileReport) -> str:
-    """Write the reason to skip a file of which cleaning left no document."""
+    """Return the reason to skip a file of which cleaning left no document, for the user."""
     rest = f"{report.kept} of {report.characters} characters are left"
+    # The rule that removed most comes first.
     rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
     main_rule = f", most removed by the rule {rules[0].rule}" if rules else ""
     return f"{report.file.place}: {rest} after cleaning{main_rule}; nothing to train on"
 
 
 def _records(
-    text: str, report: FileReport, skip: frozenset[str], lines_before: int
+    block: str, report: FileReport, skip: frozenset[str], lines_before: int
 ) -> Iterator[tuple[str, str]]:
     """Clean the `text` of each line of JSONL, and yield `(number of the line, text)`.
 
-    `lines_before` is the number of the file's lines before this block. Raises as `read_documents`.
+    In the file `lines_before` lines come before this `block` of it. Blank lines, and those of which
+    cleaning leaves nothing, are passed over. Raises `DataError` as `read_documents` does.
     """
-    for number, line in enumerate(text.split("\n"), lines_before + 1):
+    for number, line in enumerate(block.split("\n"), lines_before + 1):
         if not line.strip():
             continue
         try:

@@ -1,6 +1,6 @@
-"""Words: a text cut into them with a user's lexicon, their classes, their counts compared.
+"""Cut text into words with a user's lexicon, class its characters, count and compare its words.
 
-A word of the lexicon is never cut: 使一招白鹤亮翅 becomes 使, 一招, 白鹤亮翅.
+A word of the lexicon is never cut: with 白鹤亮翅 in it, 使一招白鹤亮翅 becomes 使, 一招, 白鹤亮翅.
 """
 
 import re
@@ -30,32 +30,34 @@ FUNCTION_CHARACTERS = frozenset(
     "甚颇极皆俱均各每已曾正方即既遂乃莫勿毋未非无不没别是有等些个们所者第几来去上下里中内外前后间"
 )
 FOUR_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")  # four Chinese characters
-# A quotation; one group for each kind of marks. It ends with its line where no mark closes it.
+# A quotation; the group of its kind of marks is what stands between them. If no mark closes it, it
+# ends with its line.
 QUOTATION = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
 DIGIT = "[一二三四五六七八九两几]"
-# A numeral, which makes a word of four characters no idiom: 一百二十, 十几年来; but not 一五一十.
+# A numeral; a word of four characters with one in it is no idiom: 一百二十, 十几年来. None is in
+# 一五一十.
 NUMERAL = re.compile(f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}")
-ONLY_HAN = re.compile(f"[{HAN}]+")
+ONLY_HAN = re.compile(f"[{HAN}]+")  # a word or character that `count` counts
 LEXICON_WORD = re.compile("[\\w·・•‧'’-]{2,}")
 # 使了个“毒蛇出洞”, 使一招白鹤亮翅式: a verb of using, then a move's name, either in quotation marks
 # (group 1) or before a word for "move" (group 2).
 VERB = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
 NOUN = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
 MOVE = re.compile(f"{VERB}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{NOUN})")
-PRIOR_WORDS = 1000.0  # strength of the prior: it weighs as much as a text of so many words
+PRIOR_WORDS = 1000.0  # in `typical` the prior weighs as much as a text of so many words
 
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
     """Read a lexicon: UTF-8, one word a line; lines that start with `#` are comments.
 
-    White space around a word is taken off.
+    White space around a word is taken off. The words are in the order of the file.
 
     Raises
     ------
     ConfigError
         The file cannot be read or holds no word; a line is blank, or is not one word of two
-        characters or more.
+        characters or more: letters, digits, hyphens, apostrophes and dots in the middle (·).
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -95,32 +97,35 @@ class Segmenter:
     def __init__(self, lexicon: Collection[str] = ()) -> None:
         self._words = frozenset(lexicon)
         self._lengths = sorted({len(word) for word in self._words}, reverse=True)
-        # Whether a code point is the first, and whether it is the second, of some word.
+        # Whether a code point is the first, and whether it is the second, of some word:
+        # (2, 0x110000).
         self._begins = np.zeros((2, 0x110000), np.bool_)
         for word in self._words:
             self._begins[[0, 1], codes(word[:2])] = True
 
     def cut(self, text: str) -> list[str]:
-        """Cut a text into words; joined, the words are the text."""
+        """Cut a text of C characters into words; joined, the words are the text."""
         import rjieba
 
         characters = codes(text)
-        may_begin = self._begins[0, characters[:-1]] & self._begins[1, characters[1:]]  # a word
+        # Whether a word of the lexicon may begin at a character: (C - 1,).
+        may_begin = self._begins[0, characters[:-1]] & self._begins[1, characters[1:]]
         words: list[str] = []
-        done = 0  # where the last word of the lexicon ends
+        done = 0  # the place where the last word of the lexicon ends
         for start in np.flatnonzero(may_begin).tolist():
             ends = (start + n for n in self._lengths if text[start : start + n] in self._words)
-            if start >= done and (end := next(ends, 0)):
+            end = next(ends, None)  # of the longest word that begins here
+            if start >= done and end:
                 words += [*rjieba.cut(text[done:start]), text[start:end]]
                 done = end
         return words + rjieba.cut(text[done:])
 
 
 def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
-    """Give the class of each of a text's C characters as an index of `CLASSES`: (C,).
+    """Return the class of each of a text's C characters as an index of `CLASSES`: (C,).
 
     `他大惊失色。` gives 1 3 3 3 3 0. Digits and letters of other scripts count as content, white
-    space as punctuation; every word of four Chinese characters counts as an idiom.
+    space and signs as punctuation; every word of four Chinese characters counts as an idiom.
     """
     indices: list[int] = []
     for word in segmenter.cut(text):
@@ -129,25 +134,29 @@ def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
 
 
 def _character_class(character: str) -> int:
-    """Give the class of a character that stands in no idiom."""
+    """Return the class of a character that stands in no idiom, as an index of `CLASSES`."""
     if not character.isalnum():
         return PUNCTUATION
     return FUNCTION if character in FUNCTION_CHARACTERS else CONTENT
 
 
 def dialogue(text: str) -> npt.NDArray[np.bool_]:
-    """Flag the characters that stand inside quotation marks: (C,).
+    """Flag those of a text's C characters that stand between quotation marks: (C,).
 
-    A quotation that is not closed ends with its paragraph.
+    The marks themselves do not. A quotation that is not closed ends with its line.
     """
     inside = np.zeros(len(text), np.bool_)
     for match in QUOTATION.finditer(text):
-        inside[slice(*match.span(match.lastindex or 0))] = True  # the group is without the marks
+        start, end = match.span(match.lastindex or 0)  # of the only group that matched
+        inside[start:end] = True
     return inside
 
 
 def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> "Counter[str]":
-    """Count the words (rjieba cuts them) or the characters of texts, Chinese ones only."""
+    """Count the words of texts, as rjieba cuts them, or their characters.
+
+    `unit` tells which. Only those made of Chinese characters alone are counted.
+    """
     import rjieba
 
     cut = rjieba.cut if unit == "word" else list
@@ -156,32 +165,43 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
 
 
 def typical(counts: "Counter[str]", reference: "Counter[str]") -> "pd.DataFrame":
-    """Rank words by how much more often a text has them than a reference text; a row for each word.
+    """Rank words by how much more often a text has them than a reference text.
 
-    Columns: `here` and `there`, the uses in 10,000 words of the text and of the reference, and `z`,
-    the log-odds ratio over its standard deviation under a Dirichlet prior from both (Monroe,
-    Colaresi & Quinn 2008, "Fightin' Words", equations 15 to 22). A `z` above 2 is more than chance.
+    `counts` and `reference` are the uses of the two texts' words, as `count` gives them. The table
+    has a row for each word of either, its index, and these columns: `here` and `there`, the uses in
+    10,000 words of the text and of the reference; and `z`, from the highest on, the log-odds ratio
+    over its standard deviation under a Dirichlet prior from both (Monroe, Colaresi & Quinn 2008,
+    "Fightin' Words", equations 15 to 22). A `z` above 2 is more than chance.
     """
     import pandas as pd
 
+    # At first the numbers of uses.
     table = pd.DataFrame({"here": counts, "there": reference}, dtype=float).fillna(0).sort_index()
     totals = table.sum()
+    # A word's share in the prior is its share in both texts together.
     with_prior = table.add(PRIOR_WORDS * table.sum(axis=1) / max(1, totals.sum()), axis=0)
     odds = with_prior / (totals + PRIOR_WORDS - with_prior)
     deviations = np.sqrt((1 / with_prior).sum(axis=1))
-    table *= 10_000 / totals.clip(lower=1)
+    table *= 10_000 / totals.clip(lower=1)  # a text may have no word
     table["z"] = np.log(odds["here"] / odds["there"]) / deviations
     return table.sort_values("z", ascending=False, kind="stable")
 
 
 def idioms(texts: Iterable[str]) -> "Counter[str]":
-    """Count the words of four characters that jieba's dictionary has, most of them idioms."""
+    """Count the words of four Chinese characters in jieba's dictionary, most of them idioms.
+
+    Those with a numeral in them, such as 一百二十, are not counted.
+    """
     import rjieba
 
+    # Without its hidden Markov model rjieba makes no words of its own.
     words = (word for text in texts for word in rjieba.cut(text, hmm=False))
     return Counter(word for word in words if FOUR_HAN.fullmatch(word) and not NUMERAL.search(word))
 
 
 def moves(texts: Iterable[str]) -> "Counter[str]":
-    """Count the names of moves: 白鹤亮翅 in 使一招白鹤亮翅式, 毒蛇出洞 in 使了个“毒蛇出洞”."""
+    """Count the names of moves: 白鹤亮翅 in 使一招白鹤亮翅式, 毒蛇出洞 in 使了个“毒蛇出洞”.
+
+    A name is four characters in quotation marks, or three to five before a word for "move".
+    """
     return Counter(match[1] or match[2] for text in texts for match in MOVE.finditer(text))
