@@ -7,8 +7,9 @@ import tomllib
 import pytest
 from nbformat import v4, write
 
+from wuxia_core import mix
 from wuxia_core.config import PROJECT
-from wuxia_core.page import ABOVE
+from wuxia_core.page import ABOVE, _fates
 from wuxia_core.report import export, main
 
 MESSAGES = PROJECT / "wuxia_core" / "messages"
@@ -103,6 +104,20 @@ def test_a_runs_page_can_be_sent_to_anybody(run_page):
     assert not re.search(ABOVE, re.sub("<[^>]+>", " ", page))
     names = {platform.node(), "owner", "pytest"}
     assert not [name for name in names if re.search(rf"\b{re.escape(name)}\b", page)]
+
+
+def test_a_book_is_trained_on_held_out_in_part_or_not_used(config, tmp_path):
+    for name, weight in (("甲", 1), ("乙", 0)):
+        (tmp_path / "novels").mkdir(exist_ok=True)
+        chapters = [
+            f"第{n}回 起\n" + f"{name}客拔剑{n}次，众人无不变色。\n" * 99 for n in range(1, 9)
+        ]
+        (tmp_path / "novels" / f"{name}.txt").write_text("\n".join(chapters), encoding="utf-8")
+        config.data.weights[f"{name}.txt"] = weight
+    config.data.data_dir, config.data.deduplicate = str(tmp_path / "novels"), False
+    fates = _fates(mix(config))
+    assert re.fullmatch(r"trained on, \d+% of it held out", fates["甲"]), fates
+    assert fates["乙"] == "not used" or "held out" in fates["乙"], fates
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

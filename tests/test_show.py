@@ -108,6 +108,13 @@ def test_an_empty_text_is_refused():
         show_masks("")
 
 
+def test_books_of_one_name_have_a_bar_each():
+    index = pd.MultiIndex.from_tuples([("general", "雪"), ("wuxia", "雪")])
+    ax = show.plot_bars(pd.DataFrame({"train": [30, 50]}, index), xlabel="字")
+    assert len({bar.get_y() for bar in ax.patches}) == 2
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["雪", "雪"]
+
+
 def test_plots_write_chinese_and_return_their_axes():
     books = [("general", "百科"), ("wuxia", "九两八钱"), ("wuxia", "鏢局")]
     index = pd.MultiIndex.from_tuples(books)
@@ -199,7 +206,7 @@ def test_a_text_all_of_whose_tokens_are_masked_is_shown(tokenizer):
 
 def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
     """A killed attempt got to step 30; the second went on from 20 and did 30 again."""
-    bits = show.plots.BEST
+    bits = show.plots.WUXIA_BITS
     for row in ({"event": "started", "step": 0}, {"step": 0, bits: 7.0}, {"step": 20, bits: 6.0},
                 {"event": "checkpoint", "step": 20}, {"step": 30, bits: 1.0},
                 {"event": "resumed", "step": 20}, {"step": 30, bits: 6.5},
@@ -271,6 +278,22 @@ def test_progress_counts_the_steps_and_the_time_left(config, tmp_path):
     rows.append({"step": 60, "time": 1040, "epoch": 5.0})
     said = show.progress(tmp_path, pd.DataFrame(rows))
     assert said == "Step 60 of 120; 2.0 seconds a step, about 2 minutes to go."
+
+
+def test_a_run_that_was_just_resumed_has_the_rate_from_before(config, tmp_path):
+    """Two seconds a step; resumed at step 20, where a measurement was still to be made."""
+    config.training.num_train_epochs = 10
+    config.save(tmp_path / "config.yaml")
+    for row in ({"event": "started", "step": 0, "time": 0},
+                {"step": 20, "time": 40, "epoch": 5 / 3, "loss": 3.0},
+                {"event": "checkpoint", "step": 20, "time": 41},
+                {"step": 30, "time": 60, "epoch": 2.5, "loss": 3.0},
+                {"event": "resumed", "step": 20, "time": 1000},
+                {"step": 20, "time": 1100, "epoch": 5 / 3, "eval_wuxia_loss": 3.0}):  # fmt: skip
+        append(tmp_path, row)
+        if row["time"] >= 1000:
+            said = show.progress(tmp_path, show.read_metrics(tmp_path))
+            assert said == "Step 20 of 120; 2.0 seconds a step, about 3 minutes to go."
 
 
 def test_passages_of_each_measurement_are_shown():

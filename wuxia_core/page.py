@@ -27,11 +27,12 @@ from wuxia_core.text import escape
 PAGE = "index.html"
 TEMPLATE = Path(__file__).with_name("report.html")
 ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
-PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}  # settings
+# The settings whose values are paths.
+PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
 PATHS |= {"processed_data_file"}
 PAIR = ("base", "tuned")
 MOST_FILES = 60  # that are listed
-SIZE = (4.2, 3.3)  # inches of a plot; a phone shows that without scaling
+SIZE = (4.2, 3.3)  # inches, width and height of a plot; a phone shows that without scaling
 # Parts of matplotlib's SVG that draw nothing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
 
@@ -41,8 +42,8 @@ Scorecard = dict[str, Any]
 def write_page(folder: Path, scorecard: Scorecard) -> Path:
     """Write `index.html` into a run folder, in the reader's language; return its path.
 
-    Raises `DataError` where the run's metrics or its mixture are gone, `MachineError` where the
-    folder cannot be written.
+    `scorecard` is that of `evaluate`. Raises `DataError` if the run's metrics or its mixture are
+    gone, `MachineError` if the folder cannot be written.
     """
     config = load_config(folder / "config.yaml")
     mixture = open_run_mixture(folder, config.data.processed_data_file)
@@ -76,14 +77,18 @@ def say(text: object) -> str:
 
 
 def public(text: str) -> str:
-    """Replace secrets by ***, and leave out the folders of absolute paths."""
+    """Replace secrets by ***, and cut each absolute path to its last name.
+
+    `/home/me/雪.txt` becomes `雪.txt`; an address such as `https://a.b/c` stays.
+    """
     return ABOVE.sub("", SECRET.sub("***", text))
 
 
 def render(title: str, body: str, about: str = "") -> str:
-    """Put a page's HTML into the template of all reports, whose policy refuses scripts.
+    """Put `title`, `body` and `about` into the template of all reports; return the page's HTML.
 
-    `title`, and `about` as the page's description, are HTML too.
+    All three are HTML; `about` is the page's description, which a browser does not show. The
+    template has a policy that refuses scripts.
     """
     code = "zh-Hans" if language() == "zh" else "en"
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
@@ -93,7 +98,12 @@ def render(title: str, body: str, about: str = "") -> str:
 def _facts(
     scorecard: Scorecard, config: Config, mixture: Mixture, metrics: pd.DataFrame
 ) -> dict[str, Any]:
-    """Gather the values that the templates in the messages' section `[page]` have places for."""
+    """Gather the values for the places in the messages' sections `[page]` and `[page.leads]`.
+
+    `wuxia` and `general` are characters that were trained on, `base` and `tuned` the shares of
+    masked tokens that each model found ("–" if not measured), and `of` the number of openings that
+    the scorecard's passage was chosen from.
+    """
     trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
     row = by_name(scorecard)["masked_accuracy", "wuxia"]
@@ -120,19 +130,22 @@ def _passage(scorecard: Scorecard) -> str:
 
 
 def _none(name: str) -> str:
-    """Say why a section or plot, `name` in the messages, is empty."""
+    """Say why a section is empty, or a plot missing; `name` is a key of `[page.none]`."""
     return f"<p>{messages('page')['none'][name]}</p>"
 
 
 def _verdict(scorecard: Scorecard) -> str:
-    """Answer in a sentence each whether the model learned, whether it forgot, whether it copied."""
+    """Ask whether the model learned, forgot and copied, and answer in a sentence each."""
     questions = messages("page")["asked"].values()
     pairs = zip(questions, map(say, sentences(scorecard)), strict=True)
     return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
 
 
 def _written(scorecard: Scorecard) -> str:
-    """Put passages of base and tuned beside each other, below three of the prompts."""
+    """Put passages of base and tuned beside each other, below three of the prompts at most.
+
+    Of the bundled base, which is tiny, a warning stands above them.
+    """
     heads, tiny = messages("columns"), locate(scorecard["base"]).resolve() == TINY_BASE.resolve()
     warning = f"<p>{messages('passages')['tiny']}</p>" if tiny else ""
     return warning + "".join(
@@ -146,42 +159,43 @@ def _written(scorecard: Scorecard) -> str:
 def _course(scorecard: Scorecard, metrics: pd.DataFrame) -> str:
     """Draw the strengths, learning against forgetting, and the course of training.
 
-    A plot that too little was measured for is replaced by a sentence.
+    In place of one of the first two plots stands a sentence if too little was measured for it.
     """
     bits = ["eval_wuxia_bits_per_char", "eval_general_bits_per_char"]
     losses = ["eval_wuxia_loss", "eval_general_loss", "loss"]
-    measurements = metrics.reindex(columns=bits).dropna()
+    enough_strengths = len(scorecard["strengths"]) > 1
+    measured = not metrics.reindex(columns=bits).dropna().empty
     plots: dict[str, Callable[..., object] | None] = {
-        "strengths": partial(show.plot_strengths, scorecard)
-        if len(scorecard["strengths"]) > 1
-        else None,
-        "forgetting": partial(show.plot_forgetting, metrics) if len(measurements) else None,
+        "strengths": partial(show.plot_strengths, scorecard) if enough_strengths else None,
+        "forgetting": partial(show.plot_forgetting, metrics) if measured else None,
         "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
         "losses": partial(show.plot_metric, metrics, losses, ylabel="nats"),
     }
-    return f'<div class="plots">{"".join(_figure(*pair) for pair in plots.items())}</div>'
+    figures = "".join(_figure(name, plot) for name, plot in plots.items())
+    return f'<div class="plots">{figures}</div>'
 
 
 def _figure(name: str, plot: Callable[..., object] | None) -> str:
     """Draw a plot as SVG in the colours and the font of the page, below its title.
 
     `name` is that of the plot in the messages; `plot` draws on the axes that it is given as `ax`.
-    Where `plot` is None, a sentence says that there is nothing to draw.
+    If `plot` is None, a sentence says that too little was measured.
     """
     texts = messages("page")["plots"][name]
     if plot is None:
         return f"<figure><h3>{texts['title']}</h3>{_none('plot')}</figure>"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
-        show.axes(Figure().subplots())  # sets the plots' style, which the next figure then has
+        show.axes(Figure().subplots())  # only to set the plots' style, which the next figure takes
         figure = Figure(SIZE, layout="constrained")
         ax = figure.subplots()
         plot(ax=ax)
-        if legend := ax.get_legend():
+        if legend := ax.get_legend():  # beside the axes; the figure's stands below them
             legend.remove()
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
             figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
         svg = NO_DRAWING.sub("", file.getvalue()).replace(show.INK.lower(), "currentColor")
+    # What stands behind matplotlib's own <svg …>, which gives way to one without a fixed size.
     body = svg.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
     box = " ".join(f"{72 * inches:g}" for inches in SIZE)  # in points, as matplotlib draws
     title, about = texts["title"], texts["about"]
@@ -190,7 +204,11 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
 
 
 def _texts(mixture: Mixture) -> str:
-    """List the files, novels first: characters, those cleaned away, and what became of each."""
+    """List the files: what became of each, its characters, and how many of these were removed.
+
+    The longest files come first, general text after all others. Of more than 60 files the rest is
+    only counted. Below stands what the rules of cleaning removed.
+    """
     templates, files = messages("page"), mixture.preparation["files"]
     files = sorted(files, key=lambda file: (file["source"] == "general", -file["characters"]))
     fates = _fates(mixture)
@@ -209,16 +227,19 @@ def _texts(mixture: Mixture) -> str:
 
 
 def _fates(mixture: Mixture) -> dict[str, str]:
-    """Say of each book whether it was trained on, held out, or left out as a copy of another.
+    """Say of each book whether it was trained on, held out, not used, or left out as a copy.
 
-    Returns a sentence for each name of a book.
+    Returns a sentence for each book, by its name.
     """
     templates, outline = messages("page")["fates"], mixture.outline
-    held_out = outline["characters"].where(outline["split"] == VALIDATION, 0)
-    sizes = outline.assign(held_out=held_out).groupby("book")[["characters", "held_out"]].sum()
+    used = outline[outline["split"].isin([TRAIN, VALIDATION])]
+    held_out = used["characters"].where(used["split"] == VALIDATION, 0)
+    sizes = used.assign(held_out=held_out).groupby("book")[["characters", "held_out"]].sum()
     shares = sizes["held_out"] / sizes["characters"]
+    # A share of 0 or 1 has a sentence of its own, any other is a part.
     states = {book: {0: "train", 1: "validation"}.get(x, "part") for book, x in shares.items()}
-    fates = {book: templates[state].format(share=shares[book]) for book, state in states.items()}
+    fates = dict.fromkeys(outline["book"], templates["unused"])
+    fates |= {book: templates[state].format(share=shares[book]) for book, state in states.items()}
     return fates | {
         copy["book"]: templates["copy"].format(share=copy["share"], kept=say(copy["kept"]))
         for copy in mixture.preparation["same_books"]
@@ -226,7 +247,10 @@ def _fates(mixture: Mixture) -> dict[str, str]:
 
 
 def _cleaned(mixture: Mixture) -> str:
-    """Say in a paragraph what the rules of cleaning removed in all files, the most first."""
+    """Say in a paragraph what the rules of cleaning removed in all files, the most first.
+
+    Returns "" if they changed nothing.
+    """
     texts, template = messages("page"), messages("page")["cleaned"]
     clauses = [
         template.format(rule=texts["rules"][row.rule], places=row.places, removed=row.removed)
@@ -237,34 +261,36 @@ def _cleaned(mixture: Mixture) -> str:
 
 
 def _rows(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Make an HTML table; heads and cells are HTML."""
+    """Make an HTML table of `rows` below a row of `heads`; heads and cells are HTML."""
     head_cells = "".join(f"<th>{head}</th>" for head in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<table class="rows"><tr>{head_cells}</tr>{body}</table>'
 
 
 def _settings(config: Config) -> str:
-    """List the settings that differ from their defaults; not paths, which tell others nothing."""
+    """List the settings that differ from their defaults, with both values.
+
+    The section `plan` and paths are left out: they tell others nothing.
+    """
     defaults = dict(Config())
     rows = [
         [f"<code>{section}.<wbr>{key}</code>", _value(value), _value(default)]
         for section, keys in config
-        for key, value in keys
-        if section != "plan" and key not in PATHS
-        if value != (default := getattr(defaults[section], key))
+        for (key, value), (_, default) in zip(keys, defaults[section], strict=True)
+        if section != "plan" and key not in PATHS and value != default
     ]
     return _rows(messages("page")["keys"].values(), rows) if rows else _none("settings")
 
 
 def _value(value: object) -> str:
-    """Write the value of a setting, `None` as a dash."""
+    """Write the value of a setting as HTML, `None` as a dash."""
     return "–" if value is None else say(value)
 
 
 def _table(scorecard: Scorecard) -> str:
-    """Write the whole scorecard as a table that is folded away until it is clicked."""
+    """Write all metrics of the scorecard as a table that is folded away until it is clicked."""
     rows = show.scorecard_table(scorecard)
     rows["unit"] = rows.pop("unit")  # moved to the end: a phone shows the first columns
-    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")
+    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # not a random id
     html = public(table.to_html())
     return f"<details><summary>{messages('page')['fold']}</summary>{html}</details>"

@@ -4,7 +4,7 @@
     python -m wuxia_core.report 05_evaluate_adapter -p output_dir output/sample
 
 A run that has no scorecard yet is evaluated first. papermill accepts a misspelt parameter in
-silence, and pastes its name in as code: names are checked against the notebook first.
+silence, and pastes its name in as code, so names are first checked against the notebook's.
 """
 
 import argparse
@@ -38,25 +38,27 @@ HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)  # of Markdown, its text as grou
 
 
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
-    """Execute `notebooks/NAME.ipynb` and write it and its HTML into a folder; return the HTML.
+    """Execute `notebooks/NAME.ipynb`, write it and its HTML into `folder`; return the HTML's path.
 
-    A parameter given as text, as on the command line, stays text where the notebook's default is
-    text or None, and is read as YAML elsewhere: "3" becomes 3.
+    A parameter given as text, as on the command line, stays text if the notebook's default is text
+    or None, and is else read as YAML: "3" becomes 3. If a cell fails, only the notebook is written,
+    with what was executed.
 
-    Raises `ConfigError` where the notebook or one of its parameters does not exist, or the folder
-    holds another notebook of that name; `DataError` where a cell fails, with its error;
-    `MachineError` where its kernel dies, or the folder cannot be written.
+    Raises `ConfigError` if the notebook or one of its parameters does not exist, or the folder
+    holds another notebook of that name; `DataError` if a cell fails, with the cell's error;
+    `MachineError` if the kernel dies, or the folder cannot be written.
     """
     source = NOTEBOOKS / f"{name}.ipynb"
-    values = _read(parameters, source)
+    values = _read_parameters(parameters, source)
     executed = folder / source.name
-    # a notebook that papermill executed has its name in the metadata
+    # The metadata of a notebook that papermill executed name papermill.
     if executed.exists() and '"papermill"' not in executed.read_text("utf-8", "replace"):
         raise ConfigError(f"--out {folder}: its {executed.name} is no report; name another")
     logging.getLogger("papermill").setLevel(logging.WARNING)
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     with raise_machine_error(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
+        # A report that is there already stays whole until the new one is.
         with TemporaryDirectory(dir=folder, prefix=".") as staging:
             staged = Path(staging) / source.name
             try:
@@ -71,11 +73,11 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     return executed.with_suffix(".html")
 
 
-def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
-    """Read the parameters that are given as text, each as `run` says.
+def _read_parameters(parameters: dict[str, object], source: Path) -> dict[str, object]:
+    """Turn the parameters that are given as text into values, as `run` says; return all.
 
-    Raises `ConfigError` where the notebook `source` or a parameter does not exist, naming those
-    that do.
+    Raises `ConfigError` if the notebook `source`, or a parameter in it, does not exist; the message
+    names those that do.
     """
     if not source.is_file():
         stems = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
@@ -83,18 +85,20 @@ def _read(parameters: dict[str, object], source: Path) -> dict[str, object]:
     known = papermill.inspect_notebook(source)  # by name: its default, as Python code, and more
     for name in parameters.keys() - known.keys():
         raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
-    typed = {name: value for name, value in parameters.items() if isinstance(value, str)}
-    text = {name: known[name]["default"].startswith(('"', "'", "None")) for name in typed}
-    return parameters | {name: read_value(value, text=text[name]) for name, value in typed.items()}
+    given = {name: value for name, value in parameters.items() if isinstance(value, str)}
+    is_text = {name: known[name]["default"].startswith(('"', "'", "None")) for name in given}
+    values = {name: read_value(value, text=is_text[name]) for name, value in given.items()}
+    return parameters | values
 
 
 def export(executed: Path) -> Path:
     """Write an executed notebook as one HTML file beside it; return the file's path.
 
-    A page may be sent around: it has no scripts, and a policy that would refuse them, nothing
+    The page may be sent around: it has no scripts, and a policy that would refuse them, nothing
     secret, and of an absolute path the last name alone. Code is folded away; stderr, which has the
     log and warnings, is left out. HTML tags in Markdown are shown as text, links that run scripts
-    are dropped, and a link to a notebook becomes one to its report.
+    are dropped, and a link to a notebook becomes one to its report. The page's title is the
+    notebook's first heading, or its file's name if it has none.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
     cells, fold = nbformat.read(executed, 4).cells, messages("report")["code"]
@@ -113,7 +117,10 @@ def export(executed: Path) -> Path:
 
 
 def _output_html(output: nbformat.NotebookNode) -> str:
-    """Draw a cell's output as the first of HTML, picture and text that it has; "" for stderr."""
+    """Write an output of a cell as HTML: its own HTML, else its picture, else its text.
+
+    Its own HTML is not escaped, only made `public`. Of stderr the result is "".
+    """
     if output.get("name") == "stderr":
         return ""
     data = output.get("data", {"text/plain": output.get("text", "")})
@@ -121,7 +128,7 @@ def _output_html(output: nbformat.NotebookNode) -> str:
         return f"<div>{public(data['text/html'])}</div>"
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
-    # A progress bar overwrites its line behind \r: only the last state is kept.
+    # A progress bar overwrites its line behind \r: of such a line only the last state is kept.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
     return f"<pre>{say(text)}</pre>"
 
@@ -136,7 +143,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace) -> Path:
-    """Make the page of the run folder or the notebook that `what` names; return its path."""
+    """Make the page of the run folder or notebook that `what` names; return the page's path.
+
+    With parameters (`-p`) it is taken for the name of a notebook.
+    """
     folder = Path(options.what)
     if (folder / "config.yaml").is_file() and not options.p:
         return write_page(folder, evaluate(folder))

@@ -12,13 +12,13 @@ from typing import Any
 from wuxia_core.errors import ConfigError
 
 LANGUAGES = ("zh", "en")
-LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # environment variables; the first that is set counts
+LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # environment variables; the first not empty counts
 
 
 def language() -> str:
     """Give the reader's language: `WUXIA_LANG`, else `zh` for a Chinese locale and `en` for others.
 
-    Raises `ConfigError` where `WUXIA_LANG` is neither `zh` nor `en`.
+    Raises `ConfigError` if the environment variable `WUXIA_LANG` is not `zh`, `en`, empty or unset.
     """
     if choice := os.environ.get("WUXIA_LANG"):
         if choice not in LANGUAGES:
@@ -29,14 +29,15 @@ def language() -> str:
 
 
 def messages(section: str) -> dict[str, Any]:
-    """Read a section's messages, in the reader's language: templates with figures in braces.
+    """Read the messages of a section in the reader's language: templates with places for figures.
 
-    In English `messages("training")["steps"]` is `"training"`.
+    In English `messages("page")["more"]` is `"{more} more files."`. Raises as `language` does.
     """
     templates: dict[str, Any] = _read(language())[section]
     return templates
 
 
 @functools.cache
-def _read(language: str) -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name(f"{language}.toml").read_text(encoding="utf-8"))
+def _read(name: str) -> dict[str, Any]:
+    """Read all sections of the language `name` from its file, once."""
+    return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Views for notebooks and terminals: masked text, tables, plots, widgets; HTML is escaped."""
+"""Masked text, tables, plots and widgets for notebooks and terminals; text in HTML is escaped."""
 
 from wuxia_core.show.interactive import GuessBox, MaskExplorer, WritingDesk, strengths_table
 from wuxia_core.show.masks import FILL, MaskView, XRayView, show_masks

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     Writer = tuple[PeftModel, PreTrainedTokenizerBase]  # as `open_writer` returns it
 
-STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}  # by column's name
-SETTINGS = ("strength", "seed", "tokens", "temperature")  # that stand beside a text of the desk
-# CSS of a table's cells and heads.
+# The columns of `strengths_table`, each with its strength.
+STRENGTHS = {"0 (base)": 0.0, "0.5": 0.5, "1 (as trained)": 1.0, "1.5": 1.5}
+SETTINGS = ("strength", "seed", "tokens", "temperature")  # that the desk shows with its texts
+# CSS of the cells and heads in the desk's table of kept texts.
 ROW = {"vertical-align": "top", "line-height": "1.7", "padding": ".4em 1em .4em 0"}
 ROW["border-top"] = "1px solid rgba(128,128,128,.4)"
 HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
@@ -37,20 +38,20 @@ HEAD = [{"selector": "th", "props": "padding-right: 1em"}]
 class MaskExplorer(widgets.VBox):
     """Controls, and below them a passage with masks that change with the controls.
 
-    A page without widgets, such as an export, has the controls' values and the masks as text.
+    A page without widgets, such as an export, shows the controls' values and the masks as HTML.
 
     Parameters
     ----------
     text : str
-        A novel, say; one of the controls chooses a passage of it.
+        A novel, say. It is cut into passages, and one of the controls chooses a passage.
     tokenizer
         That of the base model.
     masker : SpanMasker, optional
         The settings that the controls start from; by default those of the recipe.
     segmenter : Segmenter, optional
-        Cuts the passage into words where spans are drawn by words; by default without a lexicon.
+        Cuts the passage into words if spans are drawn by words; by default without a lexicon.
     characters : int
-        Length of a passage.
+        Length of each passage but the last, which may be shorter.
     """
 
     def __init__(
@@ -76,10 +77,13 @@ class MaskExplorer(widgets.VBox):
         self._update()
 
     def _make_controls(self) -> list[Any]:
-        """Make an attribute of each control, labelled in the reader's language; list all."""
+        """Make the controls, labelled in the reader's language; set each as an attribute, list all.
+
+        They start from the values of the masker.
+        """
         masker, longest = self._masker, max(12, *self._masker.span_length)
-        share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}
-        units = [(named(unit), unit) for unit in ("token", "word")]
+        share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}  # a slider of shares
+        units = [(named(unit), unit) for unit in ("token", "word")]  # what is shown, and its value
         self.passage = widgets.IntSlider(1, 1, len(self._passages))
         self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, **share)
         self.span_ratio = widgets.FloatSlider(masker.span_ratio, **share)
@@ -95,8 +99,8 @@ class MaskExplorer(widgets.VBox):
     def _update(self, _: dict[str, Any] | None = None) -> None:
         """Show the passage with the masks that the controls ask for, or why there can be none."""
         passage = self._passages[self.passage.value - 1]
-        words = self._segmenter if self.unit.value == "word" else None
-        draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": words}
+        segmenter = self._segmenter if self.unit.value == "word" else None
+        draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": segmenter}
         spans = (self.span_ratio.value, self.span_length.value)
         try:
             masker = SpanMasker(self.mask_ratio.value, *spans, self._masker.seed)
@@ -110,10 +114,11 @@ class MaskExplorer(widgets.VBox):
 
 
 class GuessBox(widgets.VBox):
-    """A box to type a sentence into, and below it the masks and the model's guess under each mask.
+    """A box to type a text into, and below it its masks, then the model's guesses at them.
 
     The box starts with `text`; `masker` has by default the settings of the recipe. The slider
-    `draw` is the key of the masks.
+    `draw` is the key that the masks are drawn by. A model with an adapter guesses with and without
+    it.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class GuessBox(widgets.VBox):
         self._update()
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        """Show the masks and the guesses; the controls call it when they change."""
+        """Show the masks and the guesses, or that the text is too short; the controls call this."""
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
@@ -147,9 +152,10 @@ class GuessBox(widgets.VBox):
 
 
 def strengths_table(writer: "Writer", prompts: Sequence[str], sampling: Sampling) -> pd.DataFrame:
-    """Continue prompts at the four strengths of `STRENGTHS`, from the same seed.
+    """Continue each prompt at the four strengths of `STRENGTHS`, always from the same seed.
 
-    Returns a row a prompt, with a column a strength. Raises as `stream` does.
+    `writer` is what `open_writer` returns. The table has a row a prompt: the column `prompt`, then
+    the continuation at each strength. Raises as `stream` does.
     """
     rows = []
     for prompt in prompts:
@@ -162,41 +168,40 @@ class WritingDesk(widgets.VBox):
     """A prompt, its continuations as they are written, and below them those that the user kept.
 
     The desk writes in a thread of its own, so that it can be stopped. A text that it wrote before
-    with the same settings is shown again. Models are opened when the button is first pressed, and
-    errors are shown below the buttons. `kept` is a table of the prompts, settings and texts that
-    the user kept, the newest first.
+    with the same settings is shown again. Models are opened when the button `write` is first
+    pressed, and errors are shown below the buttons. `kept` is a table of the prompts, settings and
+    texts that the user kept, the newest first.
 
     Parameters
     ----------
     writers : mapping
-        From the name of each adapter to a function that opens it, as `open_writer` does. The column
-        "base" is written by the base of the first.
+        From the name of each adapter, at least one, to a function that opens it and returns what
+        `open_writer` does. The column "base" is written by the first one, with strength 0.
     prompt : str
         The text in the box at first.
     sampling : Sampling
-        The settings, with the seed to start from.
+        The settings of all texts; a control changes the seed.
     """
 
     def __init__(
         self, writers: "Mapping[str, Callable[[], Writer]]", prompt: str, sampling: Sampling
     ) -> None:
-        opened = {name: cache(writer) for name, writer in writers.items()}
+        opened = {name: cache(writer) for name, writer in writers.items()}  # each opens once
         self._writers = {"base": next(iter(opened.values())), **opened}
         self._sampling, self._stopped = sampling, Event()
         self._row: dict[str, Any] = {}  # prompt, settings and texts that are shown
-        self._memory: dict[
-            tuple[object, ...], str
-        ] = {}  # texts by name, prompt, strength, settings
+        # Whole texts, by the writer's name, prompt, strength and sampling.
+        self._memory: dict[tuple[object, ...], str] = {}
         self.kept = pd.DataFrame(columns=["prompt", *SETTINGS, *self._writers])
         self._make_controls(prompt, sampling.seed)
         self.status, self.view, self.shelf = (widgets.HTML() for _ in range(3))
-        row = [self.strength, self.seed, self.new_seed, self.write, self.stop, self.keep]
-        controls = widgets.HBox(row, layout={"flex_flow": "row wrap"})
-        super().__init__([self.prompt, controls, self.status, self.view, self.shelf])
+        controls = [self.strength, self.seed, self.new_seed, self.write, self.stop, self.keep]
+        bar = widgets.HBox(controls, layout={"flex_flow": "row wrap"})
+        super().__init__([self.prompt, bar, self.status, self.view, self.shelf])
         self._set_busy(False)
 
     def _make_controls(self, prompt: str, seed: int) -> None:
-        """Make an attribute of each control; the button `write` calls `_write`, and so on."""
+        """Make the controls, each as an attribute; the button `write` calls `_write`, and so on."""
         labels, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
         width = {"width": "auto"}
         self.prompt = widgets.Textarea(prompt, description=named("prompt"), layout=width)
@@ -211,7 +216,7 @@ class WritingDesk(widgets.VBox):
         self.write.button_style = "primary"
 
     def _write(self, _: widgets.Button) -> None:
-        """Write the texts of the prompt and the settings, in a thread."""
+        """Start a thread that continues the prompt with the settings of the controls."""
         if self.write.disabled:  # clicked twice
             return
         self._stopped.clear()
@@ -227,20 +232,21 @@ class WritingDesk(widgets.VBox):
         self._write(button)
 
     def _stop(self, _: widgets.Button) -> None:
-        """Have the thread stop at the next piece of text, see `_echo`."""
+        """Have the thread stop at the next piece of text; `_echo` looks whether it is to."""
         self._stopped.set()
 
     def _keep(self, _: widgets.Button) -> None:
-        """Put the shown row on top of the table of kept ones."""
+        """Put the shown row on top of the table of kept ones, and show the table."""
         self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
         styled = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
         self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{styled._repr_html_()}"
         self.keep.disabled = True
 
     def _set_busy(self, busy: bool, status: str = "") -> None:
-        """Enable the buttons that make sense while the desk writes, or does not; show `status`.
+        """Enable `stop` while the desk is busy writing, else the other buttons; show `status`.
 
-        A status while the desk does not write is an error: then the row cannot be kept.
+        A status while the desk is not busy is an error: then the row cannot be kept. Nor can one be
+        before anything is written.
         """
         self.write.disabled = self.new_seed.disabled = busy
         self.stop.disabled = not busy
@@ -248,7 +254,10 @@ class WritingDesk(widgets.VBox):
         self.status.value = f'<span class="{NO_MATH}">{escape(status)}</span>'
 
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
-        """Write the text of each writer into `row`, under its name; the thread runs this."""
+        """Write the text of each writer into `row`, under its name; the thread runs this.
+
+        At an error, or if the user pressed stop, the writers that are left write nothing.
+        """
         error_text = ""
         try:
             for name, open_writer in self._writers.items():
@@ -266,14 +275,14 @@ class WritingDesk(widgets.VBox):
             self._set_busy(False, error_text)
 
     def _echo(self, row: dict[str, Any], name: str, piece: str) -> None:
-        """Add a piece to the text of writer `name`; raise `Stopped` if the user pressed stop."""
+        """Show a piece more of the text of writer `name`; raise `Stopped` if stop was pressed."""
         if self._stopped.is_set():
             raise Stopped("stopped")
         row[name] += piece
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
-        """Show a column a writer, the prompt and what is written so far, and below the settings."""
+        """Show a column for each writer, the prompt and its text so far, and the settings below."""
         prompt = f"<b>{escape(row['prompt'])}</b>"
         heads = [f"<b>{escape(named(name))}</b>" for name in self._writers]
         texts = [prompt + escape(row.get(name, "")) for name in self._writers]

@@ -23,25 +23,27 @@ if TYPE_CHECKING:
 
     from wuxia_core.masking import Corruption
 
-# CSS of a kind's background and underline; its name, a key of the messages; what a terminal shows.
+# By kind of a masked token: the CSS of its background and of its underline; the kind's name, a key
+# of the messages; what a terminal shows, with {} for the token.
 FILL = {SINGLE: "rgba(0,114,178,.45)", SPAN: "rgba(213,94,0,.45)"}
 LINE = {SINGLE: "2px dotted rgb(0,114,178)", SPAN: "2px solid rgb(213,94,0)"}
 NAMES = {SINGLE: "single", SPAN: "span"}
 BRACKETS = {SINGLE: "〔{}〕", SPAN: "【{}】"}
-# An action's name, a key of the messages, and what a terminal shows behind the token.
+# By action: its name, a key of the messages, and what a terminal shows behind the token.
 ACTIONS = {MASKED: "mask token", RANDOM: "random token", UNCHANGED: "unchanged"}
 SIGNS = {MASKED: "", RANDOM: "≠", UNCHANGED: "="}
+# CSS of a text, and of the column that it stands in.
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:2;font-size:16px"
 COLUMN = "display:inline-block;vertical-align:top;box-sizing:border-box;padding-right:1em"
 
 
 class Segment(NamedTuple):
-    """Characters with one look: `str()` shows them in a terminal, `_html` in a notebook."""
+    """A stretch of text with one look: `str()` writes it for a terminal, `_html` for a notebook."""
 
     text: str
     plain: str = "{}"  # what a terminal shows, with {} for the text
-    style: str = ""  # CSS
-    tip: str = ""  # tooltip
+    style: str = ""  # CSS for a notebook
+    tip: str = ""  # tooltip in a notebook
 
     def __str__(self) -> str:
         """Write the text for a terminal."""
@@ -51,8 +53,8 @@ class Segment(NamedTuple):
 def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
     """Cut a text into segments, wherever its look changes.
 
-    `marks` are (start, end, look), with a `Segment` as the look of `text[start:end]`. Where marks
-    overlap, the last counts; a character without a mark is shown as it is.
+    `marks` are (start, end, look): a `Segment` without text is the look of `text[start:end]`. If
+    marks overlap, the last counts; a character without a mark is shown as it is.
     """
     looks = [Segment("")] * len(text)  # one a character
     for start, end, look in marks:
@@ -64,9 +66,10 @@ def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Seg
 class MaskView(NamedTuple):
     """A text with its masked tokens marked: a notebook shows it as HTML, `str()` is for terminals.
 
-    In a terminal 〔甲〕 is a single masked token, 【甲乙】 a span; ≠ stands behind a token that was
-    replaced by a random one, = behind an unchanged one. `kinds` and `actions` are (T,), those of
-    each token, as `SpanMasker` and `Corruption` draw them.
+    In a terminal 〔甲〕 is a single masked token, 【甲乙】 a span. ≠ stands behind a token that was
+    replaced by a random one, = behind an unchanged one: 【甲】【乙≠】 is a span of two tokens, the
+    second of which was replaced by a random one. `kinds` and `actions` are (T,), those of each
+    token, as `SpanMasker` and `Corruption` draw them.
     """
 
     segments: tuple[Segment, ...]
@@ -80,11 +83,11 @@ class MaskView(NamedTuple):
     def _repr_html_(self) -> str:
         """Draw the text, and below it how many tokens are of each kind.
 
-        Where not every masked token is hidden, the number of tokens by action stands there too.
+        If the mask token does not stand in every masked place, the numbers by action follow.
         """
         labels = messages("masks")
         entries = [(_mask_style(kind), NAMES[kind], self.kinds == kind) for kind in NAMES]
-        if (self.actions > MASKED).any():
+        if np.isin(self.actions, [RANDOM, UNCHANGED]).any():
             entries += [(_action_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
         counts = " · ".join(
             f"{_html([Segment(labels[name], style=style)])} {tokens.sum()} ({tokens.mean():.1%})"
@@ -95,9 +98,10 @@ class MaskView(NamedTuple):
 
 
 def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
-    """Put texts beside each other, with the legend below; a narrow page puts them below each other.
+    """Put texts beside each other and the legend below; return the HTML.
 
-    `columns` are pairs of a head and its text. All strings are HTML.
+    `columns` are pairs of a head and its text, at least one; all these strings are HTML. On a
+    narrow page the texts stand below each other.
     """
     cells = [f'{head}<div style="{TEXT_STYLE}">{text}</div>' for head, text in columns]
     style = f"{COLUMN};width:{100 // len(cells)}%;min-width:min(100%,17em)"
@@ -107,7 +111,7 @@ def in_columns(columns: Iterable[tuple[str, str]], legend: str) -> str:
 
 
 def _html(segments: Iterable[Segment]) -> str:
-    """Write segments as HTML, each with its style and tooltip."""
+    """Write segments as HTML: each is a `span` with its text, style and tooltip."""
     return "".join(
         f'<span title="{escape(tip)}" style="{style};color:inherit">{escape(text)}</span>'
         for text, _, style, tip in segments
@@ -115,12 +119,15 @@ def _html(segments: Iterable[Segment]) -> str:
 
 
 def _mask_style(kind: int, *, filled: bool = True) -> str:
-    """Write the CSS of a masked token: underlined in the colour of its kind, and perhaps filled."""
+    """Write the CSS of a masked token: underlined, and perhaps `filled`, in the kind's colour."""
     return f"background:{FILL[kind] if filled else 'transparent'};border-bottom:{LINE[kind]}"
 
 
 def _action_style(kind: int, action: int) -> str:
-    """Write the CSS of a masked token by its action: unchanged is not filled, random struck out."""
+    """Write the CSS of a masked token by its action: unchanged is not filled, random struck out.
+
+    All are underlined, and all but the unchanged ones filled, in the colour of the kind.
+    """
     struck = ";text-decoration:line-through" if action == RANDOM else ""
     return _mask_style(kind, filled=action != UNCHANGED) + struck
 
@@ -145,7 +152,7 @@ def show_masks(
     Raises
     ------
     DataError
-        Where the text has no token.
+        If the text has no token.
     """
     tokenizer = tokenizer or load_tokenizer(str(TINY_BASE))
     window, offsets = Encoder(tokenizer, segmenter or Segmenter()).passage(text)
@@ -153,13 +160,13 @@ def show_masks(
         raise DataError("show_masks: the text is empty")
     words = None if segmenter is None else window.word_ids[None]
     kinds = (masker or SpanMasker()).kinds(window.position_ids[None] > 0, [key], epoch, words)
-    actions = (kinds > KEPT).astype(np.int8)
-    ids = window.input_ids[None].astype(np.int64)  # (1, T + 1)
-    # For the tooltips: the characters and the id of each token.
+    actions = (kinds > KEPT).astype(np.int8)  # 1 is MASKED, 0 a token that is kept
+    ids = window.input_ids[None].astype(np.int64)  # (1, T + 1): the first token starts a document
+    # For the tooltips: the characters and the id of each token, such as `剑光 #4711`.
     names = [f"{text[a:b]} #{n}" for (a, b), n in zip(offsets, ids[0, 1:], strict=True)]
     if corruption is not None:
         actions = corruption.actions(kinds > KEPT, [key], epoch)
-        inputs = corruption.apply(ids, actions, [key], epoch)[0, 1:]  # what the model sees
+        inputs = corruption.apply(ids, actions, [key], epoch)[0, 1:]  # (T,), what the model sees
         for place in np.flatnonzero(actions[0, 1:] == RANDOM):
             names[place] += f" → {tokenizer.decode([inputs[place]])} #{inputs[place]}"
     return mark_tokens(text, offsets, kinds[0, 1:], actions[0, 1:], names)
@@ -168,21 +175,22 @@ def show_masks(
 def mark_tokens(
     text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds, actions: Kinds, names: list[str]
 ) -> MaskView:
-    """Mark the characters of masked tokens.
+    """Mark the characters of masked tokens, and return the text with its marks.
 
     `offsets` are the half-open spans of characters of T tokens, `kinds` and `actions` (T,) as in
     `MaskView`; `names` describe the tokens in tooltips. Tokens of a byte-level vocabulary may share
     a character: it is marked if any of them is masked. Characters of no token are shown as kept.
     """
     marks, labels = [], messages("masks")
-    for kind, run in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
+    # The numbers of neighbouring tokens of one kind; two single ones are never neighbours.
+    for kind, block in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
-        tokens = list(run)
+        tokens = list(block)
         label = labels["span of" if kind == SPAN else "single"].format(size=len(tokens))
         tip = f"{label}: {', '.join(names[token] for token in tokens)}"
         for token in tokens:
-            plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])
+            plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])  # such as 【{}≠】
             look = Segment("", plain, _action_style(kind, actions[token]), tip)
             marks.append((*offsets[token], look))
     return MaskView(_segments(text, marks), kinds, actions)
@@ -191,7 +199,7 @@ def mark_tokens(
 class XRayView(NamedTuple):
     """One text of an X-ray, with a column a model, as a notebook shows it.
 
-    Above each masked token stands the model's first guess; the token is filled where that is right.
+    Above each masked token stands the model's first guess; the token is filled if that is right.
     """
 
     xray: XRay
@@ -205,12 +213,13 @@ class XRayView(NamedTuple):
         return in_columns(map(self._column, self.xray.models), legend)
 
     def _column(self, model: str) -> tuple[str, str]:
-        """Draw the text with a model's guesses; return the pair (head, text), both HTML.
+        """Draw the text with the guesses of `model`; return the pair (head, text), both HTML.
 
-        Of tokens that share a character only the first is marked.
+        Of masked tokens that share a character only the first is marked.
         """
         labels, kind_labels = messages("xray"), messages("masks")
         tokens = self.xray.tokens[self.xray.tokens["text"] == self.number]
+        # The model's columns, such as base_right, become right, bits and guesses.
         tokens = tokens.rename(columns=lambda column: column.removeprefix(f"{model}_"))
         text, body, done = self.xray.texts[self.number], "", 0  # `done` characters are in `body`
         for row in tokens.itertuples():
@@ -222,16 +231,16 @@ class XRayView(NamedTuple):
             mark = _ruby(text[row.start : row.end], row.guesses[0][0], style, tip)
             body += escape(text[done : row.start]) + mark
             done = row.end
-        right, bits = tokens["right"].sum(), tokens["bits"].mean()
-        accuracy = labels["found"].format(right=right, all=len(tokens), bits=bits)
+        right_count, mean_bits = tokens["right"].sum(), tokens["bits"].mean()
+        accuracy = labels["found"].format(right=right_count, all=len(tokens), bits=mean_bits)
         marked_text = f'<span style="line-height:2.6">{body}{escape(text[done:])}</span>'
         return f"<b>{named(model)}</b> {accuracy}", marked_text
 
 
 def _ruby(token: str, guess: str, style: str, tip: str) -> str:
-    """Write the HTML of a token with the guess above it, a line break in either as an arrow.
+    """Write the HTML of a token with the guess above it, a line break in either as ↵.
 
-    Behind a token with line breaks the text goes on in a new line.
+    Behind the token come as many line breaks as it has.
     """
     below, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
     small = f'<rt style="font-size:12px;line-height:1.2;color:inherit">{above}</rt>'

@@ -1,6 +1,6 @@
 """Plots in the reader's language, with a bundled Chinese font.
 
-Each draws on the axes `ax`, or on new ones where there are none, and returns the axes.
+Each function `plot_…` draws on the axes `ax`, or on new ones if that is None, and returns the axes.
 """
 
 import functools
@@ -35,11 +35,14 @@ COLOURS |= {"human": GREEN, "few_shot": INK}
 LINE_COLOURS = (SKY, YELLOW, INK, ORANGE, BLUE, GREEN, PINK)
 LINE_DASHES = ("-", "--", ":", "-.")
 SHADES = {"train": 1.0, "validation": 0.55, "unused": 0.3, "duplicate": 0.15}  # opacity by split
+# Where a legend stands: beside the axes, at the right.
 LEGEND: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "frameon": False}
-# Marker, colour and height in the axes (0 to 1) of events of a run.
+# Events of a run that are drawn: marker, colour and height, from 0 (bottom of the axes) to 1 (top).
 EVENTS = {"checkpoint": ("^", INK, 0.02), "resumed": ("v", ORANGE, 0.98)}
-# Columns of metrics.jsonl. The adapter that a run keeps is the one with the least `BEST`.
-BEST, GENERAL = "eval_wuxia_bits_per_char", "eval_general_bits_per_char"
+# Columns of metrics.jsonl: held-out bits per character. A run keeps the adapter of the step with
+# the least in the first one.
+WUXIA_BITS, GENERAL_BITS = "eval_wuxia_bits_per_char", "eval_general_bits_per_char"
+# Settings of matplotlib.
 STYLE: dict[Any, Any] = {"axes.unicode_minus": False, "text.parse_math": False}
 STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
 STYLE |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "axes.facecolor": "none"}
@@ -47,7 +50,7 @@ STYLE |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "axes.facecolor": "none
 
 @functools.cache
 def _fonts() -> tuple[list[str], frozenset[int]]:
-    """Load the bundled font; return the font families, and the code points that they can write."""
+    """Load the bundled font; return the families of fonts, and all code points that they have."""
     font_manager.fontManager.addfont(FONT)
     names = [font_manager.FontProperties(fname=FONT).get_name(), "DejaVu Sans"]
     maps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in names]
@@ -55,33 +58,34 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 
 
 def drawable(text: str) -> str:
-    """Make a text fit for a plot: `visible`, and characters that the fonts lack as ⟨U+20BB7⟩."""
+    """Make a text `visible`, and write characters that the fonts lack as numbers: ⟨U+20BB7⟩."""
     return "".join(
         c if ord(c) in _fonts()[1] or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
     )
 
 
 def axes(ax: Axes | None = None, *, rows: int | None = None) -> Axes:
-    """Return `ax`, or new axes; from this call on plots write Chinese, and `$` as a dollar sign.
+    """Return `ax`, or new axes if it is None, without a line at the top and at the right.
 
-    New axes are 9 cm high, or as high as `rows` bars need. They have no background, and their words
-    can be read on white and on black.
+    From this call on all plots write Chinese, and `$` as a dollar sign. New axes are 9 cm high, or
+    as high as `rows` bars need. They have no background, and their words can be read on white and
+    on black.
     """
     plt.rcParams.update(STYLE | {"font.family": _fonts()[0]})
     if ax is None:
-        size = (7.5, 3.6 if rows is None else 1.2 + 0.3 * rows)
-        _, ax = plt.subplots(figsize=size, frameon=False, layout="constrained")
+        height = 3.6 if rows is None else 1.2 + 0.3 * rows  # inches
+        _, ax = plt.subplots(figsize=(7.5, height), frameon=False, layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def _finish_axes(ax: Axes, xlabel: str, ylabel: str = "") -> Axes:
-    """Name the axes in the reader's language and draw the legend, if anything has a label.
+    """Name the axes in the reader's language, and draw a legend if anything has a label.
 
-    Where nothing is drawn, a sentence that says so takes the place of the axes.
+    If nothing is drawn, a sentence that says so takes the place of the axes.
     """
     ax.set(xlabel=named(xlabel), ylabel=named(ylabel))
-    if not np.isfinite(ax.dataLim.get_points()).all():
+    if not np.isfinite(ax.dataLim.get_points()).all():  # nothing is drawn: it has infinite bounds
         ax.clear()
         ax.set_axis_off()
         ax.figure.set(figheight=0.5)
@@ -92,7 +96,12 @@ def _finish_axes(ax: Axes, xlabel: str, ylabel: str = "") -> Axes:
 
 
 def plot_lines(lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: Axes | None = None) -> Axes:
-    """Draw a line for each column, its values over the index; missing values are left out."""
+    """Draw a line for each column of `lines`, its values over the index.
+
+    Missing values are left out: the line joins the points beside them. Names of columns are
+    translated by `named` for the legend. A column without a colour in `COLOURS` has the next of
+    `LINE_COLOURS` and of `LINE_DASHES`.
+    """
     ax, styles = axes(ax), zip(cycle(LINE_COLOURS), cycle(LINE_DASHES), strict=False)
     for name, values in lines.items():
         points, label = values.dropna(), drawable(named(str(name)))
@@ -105,10 +114,11 @@ def plot_lines(lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: Axes | None
 def plot_metric(
     metrics: pd.DataFrame, columns: Sequence[str], *, ylabel: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw columns of `metrics`, the table of `read_metrics`, over the steps of a run.
+    """Draw `columns` of `metrics`, the table of `read_metrics`, over the steps of a run.
 
-    Checkpoints are marked at the bottom, restarts at the top. The least bits per character of
-    held-out 武侠 have a star: that adapter is kept.
+    Checkpoints are marked at the bottom, and the steps that the run was resumed from at the top. If
+    `columns` has the bits per character of held-out 武侠, a star marks their least value: the
+    adapter of that step is kept. Step 0 does not count, as it is the base.
     """
     lines = metrics.set_index("step").reindex(columns=columns)
     ax = plot_lines(lines, xlabel="step", ylabel=ylabel, ax=ax)
@@ -118,31 +128,35 @@ def plot_metric(
             # x in steps, y from 0 at the bottom of the axes to 1 at the top.
             transform, heights = ax.get_xaxis_transform(), [height] * len(steps)
             ax.plot(steps, heights, mark, color=colour, label=named(event), transform=transform)
-    trained = metrics[metrics["step"] > 0].reindex(columns=["step", BEST]).dropna()
-    if BEST in columns and len(trained):
-        best = trained.loc[trained[BEST].idxmin()]
-        ax.plot(best["step"], best[BEST], "*", color=GREEN, markersize=14, label=named("best"))
-    return _finish_axes(ax, "step", ylabel)
+    trained = metrics[metrics["step"] > 0].reindex(columns=["step", WUXIA_BITS]).dropna()
+    if WUXIA_BITS in columns and len(trained):
+        step, bits = trained.loc[trained[WUXIA_BITS].idxmin()]
+        ax.plot(step, bits, "*", color=GREEN, markersize=14, label=named("best"))
+    return _finish_axes(ax, "step", ylabel)  # once more, for a legend with the marks
 
 
 def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw learning against forgetting: held-out bits per character of 武侠 over general text.
 
-    `metrics` is the table of `read_metrics`. Each measurement is a point, the base's a square.
+    `metrics` is the table of `read_metrics`. Each measurement is a point on a line, in the order in
+    which they were made; the first one, the base's, is a square.
     """
-    course = metrics.reindex(columns=[GENERAL, BEST]).dropna().set_index(GENERAL)
-    ax = axes(ax)
-    ax.plot(course[:1], "s", color=INK, markersize=9, label=named("base"))
-    lines = course.rename(columns={BEST: "in training"})
+    course = metrics.reindex(columns=[GENERAL_BITS, WUXIA_BITS]).dropna().set_index(GENERAL_BITS)
+    base, ax = course[:1], axes(ax)
+    ax.plot(base.index, base[WUXIA_BITS], "s", color=INK, markersize=9, label=named("base"))
+    lines = course.rename(columns={WUXIA_BITS: "in training"})
     return plot_lines(lines, xlabel="forgetting", ylabel="learning", ax=ax)
 
 
 def plot_strengths(scorecard: dict[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw learning against forgetting by strength: each strength is a point with its number."""
+    """Draw learning against forgetting by strength: bits per character of 武侠 over general text.
+
+    Each strength in `scorecard["strengths"]` is a point on a line, with its number beside it.
+    """
     rows = pd.DataFrame(scorecard["strengths"], columns=["strength", "general", "wuxia"])
     line = rows.set_index("general")["wuxia"].rename("by strength").to_frame()
     ax = plot_lines(line, xlabel="forgetting", ylabel="learning", ax=ax)
-    ax.ticklabel_format(useOffset=False)
+    ax.ticklabel_format(useOffset=False)  # whole figures at the ticks, not differences from one
     for strength, general, wuxia in rows.itertuples(index=False):
         ax.annotate(f"{strength:g}", (general, wuxia), (5, 3), textcoords="offset points")
     return ax
@@ -151,26 +165,28 @@ def plot_strengths(scorecard: dict[str, Any], *, ax: Axes | None = None) -> Axes
 def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw a stacked bar for each row, the first row at the bottom.
 
-    The index of `table` is (source, name), which give the bar's colour and label. The columns are
-    splits of `SHADES`, each a part of the bar in a shade of its colour.
+    The index of `table` is (source, name): the source gives the bar its colour, the name its label.
+    The columns are splits: each one in `SHADES` is a part of the bar in a shade of its colour.
     """
     ax = axes(ax, rows=len(table))
     colours = [COLOURS[source] for source, _ in table.index]
     names, left = [drawable(name) for _, name in table.index], 0
-    parts = [part for part in SHADES if part in table]
-    for part in parts:
-        shades = [(colour, SHADES[part]) for colour in colours]
-        ax.barh(names, table[part], left=left, color=shades)
-        left = left + table[part].to_numpy()
-    handles = [Patch(color=(INK, SHADES[part]), label=named(part)) for part in parts]
+    splits = [split for split in SHADES if split in table]
+    for split in splits:
+        shades = [(colour, SHADES[split]) for colour in colours]
+        # At 0, 1, 2, …, since two rows may have one name.
+        ax.barh(range(len(names)), table[split], left=left, color=shades, tick_label=names)
+        left = left + table[split].to_numpy()  # the next part begins at the ends of these
+    handles = [Patch(color=(INK, SHADES[split]), label=named(split)) for split in splits]
     _finish_axes(ax, xlabel).legend(handles=handles, **LEGEND)
     return ax
 
 
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
-    """Draw each row as a line from its least to its greatest value, the first row on top.
+    """Draw each row of `table` as a line from its least to its greatest value, the first on top.
 
-    Each column is a dot on the lines; only the ends of an interval, `low` and `high`, have no dots.
+    The index labels the lines. Each value is a dot on its line, in the colour of the column; those
+    of the columns `low` and `high`, the ends of an interval, have none.
     """
     rows = table[::-1].rename(index=drawable)
     ax = axes(ax, rows=len(rows))
@@ -178,12 +194,16 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) 
     for name in [column for column in rows if column not in ("low", "high")]:
         colour = COLOURS.get(name, INK)
         ax.plot(rows[name], rows.index, "o", color=colour, label=named(name))
-    ax.set_ylim(-0.6, max(0, len(rows) - 0.4))
+    ax.set_ylim(-0.6, max(0, len(rows) - 0.4))  # the lines are at 0, 1, 2, …
     return _finish_axes(ax, xlabel)
 
 
 def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) -> Axes:
-    """Draw the uses of the first `top` words of `corpus.words.typical` in 武侠 and elsewhere."""
+    """Draw how often the first `top` words of `table` stand in 10,000 words of each kind of text.
+
+    `table` is that of `corpus.words.typical`, of 武侠 against general text. The scale is
+    logarithmic above 1.
+    """
     rows = table[["here", "there"]].head(top).set_axis(["wuxia", "general"], axis=1)
     ax = plot_intervals(rows, xlabel="uses", ax=ax)
     if len(rows):
@@ -194,17 +214,18 @@ def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) 
 
 
 def plot_scorecard(scorecard: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
-    """Draw the change of a metric and of its strata by source, with 95 % intervals.
+    """Draw the change of the metric `name` for each source and stratum, with 95 % intervals.
 
-    `name` is that of the metric, such as "masked_accuracy". A change left of the line at 0 is a
+    Of "masked_accuracy" the strata are the metrics "masked_accuracy, single" and so on, and the
+    labels `武侠 (n = 40)`, `武侠, single (n = 40)` and so on. A change left of the line at 0 is a
     fall. Rows of the scorecard without figures are left out.
     """
     rows = pd.DataFrame(scorecard["metrics"])
     rows = rows[rows["name"].str.startswith(name)].dropna(subset="delta")
-    strata = rows["name"].str.removeprefix(name + ", ").str.removeprefix(name).map(named)
-    sources = rows["source"].map(named) + strata.map(lambda stratum: stratum and f", {stratum}")
-    names = sources + " (n = " + rows["n"].astype(str) + ")"
-    changes = rows[["delta", "low", "high"]].set_index(names)
+    strata = rows["name"].str.removeprefix(name).str.removeprefix(", ").map(named)
+    labels = (rows["source"].map(named) + ", " + strata).str.removesuffix(", ")
+    labels += " (n = " + rows["n"].astype(str) + ")"
+    changes = rows[["delta", "low", "high"]].set_index(labels)
     ax = plot_intervals(changes, xlabel=messages("plots")["change"].format(named(name)), ax=ax)
     if len(changes):
         ax.axvline(0, color=INK, linewidth=1)
@@ -214,30 +235,31 @@ def plot_scorecard(scorecard: dict[str, Any], name: str, *, ax: Axes | None = No
 def plot_passages(
     scorecard: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: Axes | None = None
 ) -> Axes:
-    """Draw a figure of all passages by writer: quartiles as a box, outliers as dots.
+    """Draw a figure of all passages by writer: the quartiles as a box, outliers as dots.
 
-    `column` is one of `scorecard["texts"]`, `copied` or `style`; a dashed line marks the threshold.
+    `column` names the figure in `scorecard["texts"]`: "copied" or "style". A dashed line marks the
+    `threshold`. Passages without the figure are left out.
     """
     texts = pd.DataFrame(scorecard["texts"], columns=["writer", column]).dropna()
     ax = axes(ax)
     for place, (writer, values) in enumerate(texts.groupby("writer", sort=False)[column], 1):
         label = f"{named(writer)} (n = {len(values)})"
-        lines = ax.boxplot(
+        parts = ax.boxplot(
             values, positions=[place], orientation="horizontal", widths=0.5, tick_labels=[label]
         )
-        for line in chain(*lines.values()):
+        for line in chain(*parts.values()):  # of the box, the whiskers, the outliers and so on
             line.set(color=COLOURS[writer], markeredgecolor=COLOURS[writer])
     _finish_axes(ax, xlabel)
     if len(texts):
         ax.axvline(threshold, color=INK, linestyle="--")
-        ax.yaxis.set_inverted(True)
+        ax.yaxis.set_inverted(True)  # the first writer on top
     return ax
 
 
 def plot_kinds(kinds: Kinds, *, ax: Axes | None = None) -> Axes:
-    """Draw a window's masks, a row an epoch: (epochs, T) of 0 (kept), 1 (single) and 2 (span)."""
+    """Draw a window's masks, a row an epoch; `kinds` (epochs, T) are as in `SpanMasker.kinds`."""
     ax = axes(ax)
-    colours = ListedColormap(["#80808026", BLUE, ORANGE])
+    colours = ListedColormap(["#80808026", BLUE, ORANGE])  # of 0 (kept), 1 (single), 2 (span)
     ax.imshow(kinds, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
     ax.set(xlabel=messages("plots")["kinds"], ylabel=named("epoch"))
     ax.locator_params(axis="y", integer=True)

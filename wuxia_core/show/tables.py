@@ -24,47 +24,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# How white space is shown in an example of cleaning.
+# The signs that stand for white space in an example of cleaning.
 BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
-LONG = 60  # characters of an example
-NAMES = ["", "source", "split", "name", "unit"]  # columns whose values `named` translates too
-FEW_STEPS = 100  # with fewer, `advice` warns
-# Replacement characters, and what they become when bytes are read as GBK; with their neighbours.
+EXAMPLE_LENGTH = 60  # characters, at most
+WIDE = 30  # characters; a longer text has `table` keep its column wide
+TRANSLATED = ["", "source", "split", "name", "unit"]  # columns whose values `table` translates too
+FEWEST_STEPS = 100  # of a run; `advice` warns of fewer
+# A replacement character, the same read as GBK (锟斤拷), or unset memory read as GBK (烫, 屯); with
+# up to 8 characters of the line on either side.
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
 
 
 def named(name: str) -> str:
-    """Translate the name of a column, source, split or figure; a name without translation stays."""
+    """Translate the name of a column, source, split or figure into the reader's language.
+
+    A name that is not in the messages' section `[columns]` is returned as it is.
+    """
     return str(messages("columns").get(name, name))
 
 
 def table(rows: pd.DataFrame) -> "Styler":
-    """Style a table for a notebook: no index, text escaped and left-aligned, thousands separated.
+    """Style a table for a notebook: text escaped and left-aligned, numbers as 1,234 and 0.50.
 
-    Heads are in the reader's language. For a table without rows a sentence says so.
+    The index is hidden. Heads, and the values of the columns `TRANSLATED`, are in the reader's
+    language. A missing number is left blank. In place of a table without rows stands a sentence
+    that says so.
     """
     if rows.empty:
         caption = [{"selector": "caption", "props": "white-space: nowrap"}]
         empty = pd.DataFrame().style.hide().set_table_styles(caption)
         return empty.set_caption(messages("columns")["no rows"])
-    rows = rows.assign(**{name: rows[name].map(named) for name in NAMES if name in rows})
+    rows = rows.assign(**{name: rows[name].map(named) for name in TRANSLATED if name in rows})
     rows = rows.rename(columns=lambda name: escape(named(name)))
     text_columns = list(rows.select_dtypes(exclude="number").columns)
     rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in text_columns})
-    long_columns = [name for name in text_columns if rows[name].str.len().max() > LONG / 2]
+    wide_columns = [name for name in text_columns if rows[name].str.len().max() > WIDE]
     heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in text_columns}
     return (
         rows.style.hide()
         .format(thousands=",", precision=2, na_rep="")
         .set_table_attributes(f'class="{NO_MATH}"')
-        .set_properties(subset=long_columns, **{"min-width": "12em", "white-space": "pre-wrap"})
+        .set_properties(subset=wide_columns, **{"min-width": "12em", "white-space": "pre-wrap"})
         .set_properties(subset=text_columns, **{"text-align": "left"})
         .set_table_styles(heads, overwrite=False)
     )
 
 
 def advice(mixture: Mixture, config: Config) -> list[str]:
-    """Say in sentences what to mend before a run of these texts, or in one that all looks well."""
+    """List sentences, each on a thing to mend before a run; one that all is well if there is none.
+
+    The steps of the run are counted for two processes.
+    """
     sentences = [
         *_advise_simplified(mixture),
         *_advise_garbled(mixture),
@@ -75,16 +85,19 @@ def advice(mixture: Mixture, config: Config) -> list[str]:
 
 
 def _advise_simplified(mixture: Mixture) -> Iterator[str]:
-    """Name the books that are in traditional characters, where only some are."""
+    """Name the novels in traditional characters, unless all are.
+
+    A novel counts as one of them if its first 2,000 characters change by being simplified.
+    """
     used = mixture.documents.query("source == 'wuxia' and split in ('train', 'validation')")
-    novels = used.groupby("book")["text"].first()
-    books = novels.index[novels.map(lambda text: to_simplified(text[:2000]) != text[:2000])]
-    if 0 < len(books) < len(novels):
-        yield messages("advice")["traditional"].format(books=_quote_three(books))
+    beginnings = used.groupby("book")["text"].first().str[:2000]
+    traditional = beginnings.index[beginnings.map(to_simplified) != beginnings]
+    if 0 < len(traditional) < len(beginnings):
+        yield messages("advice")["traditional"].format(books=_quote_three(traditional))
 
 
 def _advise_garbled(mixture: Mixture) -> Iterator[str]:
-    """Quote the first garbled places, such as 锟斤拷, each with its book."""
+    """Count the garbled places, such as 锟斤拷, and quote the first three, each with its book."""
     rows = mixture.documents[["book", "text"]].itertuples(index=False)
     places = [f"{book}：{match[0]}" for book, text in rows for match in GARBLED.finditer(text)]
     if places:
@@ -92,35 +105,39 @@ def _advise_garbled(mixture: Mixture) -> Iterator[str]:
 
 
 def _advise_general(mixture: Mixture) -> Iterator[str]:
-    """Ask for general text where there is none, or where an epoch of novels reads it repeatedly."""
+    """Ask for general text if there is none, or for more if an epoch of novels repeats it.
+
+    The characters to add are rounded up to thousands.
+    """
     epochs, outline = mixture.preparation["general_epochs"], mixture.outline
     if not epochs:
         yield messages("advice")["no general"]
     elif epochs > 1:
         characters = outline.loc[outline["source"] == "general", "characters"].sum()
-        missing = math.ceil(characters * (epochs - 1) / 1000) * 1000  # rounded up to thousands
+        missing = math.ceil(characters * (epochs - 1) / 1000) * 1000
         yield messages("advice")["general"].format(epochs=epochs, more=missing)
 
 
 def _advise_steps(mixture: Mixture, config: Config) -> Iterator[str]:
-    """Warn of a run with too few steps to learn from."""
+    """Warn if a run in two processes has too few steps to learn from."""
     cost = costs(mixture, config)
-    if cost["steps"] < FEW_STEPS:
+    if cost["steps"] < FEWEST_STEPS:
         yield messages("advice")["steps"].format(steps=cost["steps"], epoch=cost["steps an epoch"])
 
 
 def _quote_three(texts: Iterable[str]) -> str:
-    """Quote three of the texts and count the others: five give `「甲」「乙」「丙」 … (+2)`."""
+    """Quote the first three texts and count the others: of five, `「甲」「乙」「丙」 … (+2)`."""
     quoted = [f"「{visible(text)}」" for text in texts]
     more = f" … (+{len(quoted) - 3})" if len(quoted) > 3 else ""
     return "".join(quoted[:3]) + more
 
 
 def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
-    """Count the windows, steps and tokens of a run with so many processes.
+    """Count the training windows, steps and tokens of a run in `processes` processes.
 
-    `filled` is the share of the windows' places that have a token, `tokens` counts all epochs,
-    `masked tokens` those of one epoch, which are predicted.
+    `filled` is the share of the places in the windows that hold a token, `steps` those of the whole
+    run. `tokens` are those of all `num_train_epochs`, also if `max_steps` ends the run elsewhere;
+    `masked tokens` is the share `mask_ratio` of one epoch's.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())
     steps = math.ceil(windows / effective_batch(config, processes))
@@ -135,31 +152,37 @@ def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, flo
 
 
 def progress(folder: Path, metrics: pd.DataFrame) -> str:
-    """Say how many of its steps a run has done, and how many minutes the rest will take.
+    """Say in a sentence how many of its steps a run has done, and how many minutes the rest takes.
 
-    `metrics` is the table of `read_metrics` for the run folder.
+    `metrics` is the table of `read_metrics` for the run folder. The rate is that since the run was
+    last started or resumed; if no further step was logged since, that before. Other sentences are
+    for a finished run, without minutes, and for one that has not logged a step.
     """
     templates = messages("advice")
-    trained = metrics[metrics.reindex(columns=["epoch"])["epoch"] > 0]
+    is_start = metrics["event"].isin(["started", "resumed"])
+    starts = metrics[["step", "time"]].where(is_start).ffill()  # of each row, the start before it
+    # `reindex`: until figures are logged, the table has no column `epoch`.
+    is_logged = metrics.reindex(columns=["epoch"])["epoch"].notna()
+    trained = metrics[is_logged & (metrics["step"] > starts["step"])]
     if trained.empty:
         return str(templates["not begun"])
-    last = trained.iloc[-1]
+    last, start = trained.iloc[-1], starts.loc[trained.index[-1]]
     config = load_config(folder / "config.yaml")
-    # Steps of an epoch times the windows of a step, as if by one process: the total is the same.
-    windows = round(last["step"] / last["epoch"]) * effective_batch(config, 1)
-    steps = int(run_steps(config, windows, 1))
-    start = metrics[metrics["event"].isin(["started", "resumed"])].iloc[-1]
-    seconds = (last["time"] - start["time"]) / max(1, last["step"] - start["step"])
-    ended = (folder / ADAPTER_WEIGHTS).exists()
-    figures = {"done": int(last["step"]), "steps": steps, "seconds": seconds}
-    figures |= {"minutes": seconds * (steps - last["step"]) / 60}
-    return str(templates["finished" if ended else "under way"].format(**figures))
+    epoch_steps = round(last["step"] / last["epoch"])
+    # `run_steps` asks for windows: those that one process reads in `epoch_steps` steps.
+    steps = int(run_steps(config, epoch_steps * effective_batch(config, 1), 1))
+    step_seconds = (last["time"] - start["time"]) / (last["step"] - start["step"])
+    figures = {"done": int(last["step"]), "steps": steps, "seconds": step_seconds}
+    figures |= {"minutes": step_seconds * (steps - last["step"]) / 60}
+    state = "finished" if (folder / ADAPTER_WEIGHTS).exists() else "under way"
+    return str(templates[state].format(**figures))
 
 
 def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
-    """Say how many different words were counted, and list the `limit` commonest with their counts.
+    """Say how many words were counted, how often in all, and which are the commonest.
 
-    `kind` is "idioms" or "moves", a key of the messages.
+    At most `limit` words are named, each with its count. `kind` is "idioms" or "moves", and chooses
+    the sentence, also that for no word.
     """
     templates = messages("advice")
     if not counts:
@@ -172,64 +195,75 @@ def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
 def files_table(mixture: Mixture) -> pd.DataFrame:
     """List the files, a row each; `note` says what is odd, and why a file was left out.
 
-    `removed` counts the characters that cleaning took out, `repeated paragraphs` the paragraphs
-    left out as duplicates. `chapters` is empty for general text and for novels without headings.
+    `characters` are those before cleaning, `removed` those that cleaning took out. `chapters` is
+    empty for general text, for novels without headings and for files that gave no text. `repeated
+    paragraphs` are those of the file's book that were left out, as they stand elsewhere too.
     """
-    prepared = mixture.preparation
+    prepared, templates = mixture.preparation, messages("notes")
     files = pd.DataFrame(prepared["files"])
-    copies = {
-        copy["book"]: messages("notes")["copy"].format(**copy) for copy in prepared["same_books"]
-    }
-    copied = files["book"].where(files["source"] == "wuxia").map(lambda book: copies.get(book, ""))
-    repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
+    is_novel = files["source"] == "wuxia"
+    copies = {copy["book"]: templates["copy"].format(**copy) for copy in prepared["same_books"]}
+    # A general file may have the name of a novel, but is never left out as its copy.
+    copied = files["book"].where(is_novel).map(lambda book: copies.get(book, ""))
+    broken = files["broken"].map(lambda n: templates["broken"].format(count=n) if n else "")
+    # What is said of each file: a text, a list of them and two texts, all perhaps empty.
+    parts = zip(files["refused"], files["notes"], broken, copied, strict=True)
+    notes = pd.Series(["; ".join(filter(None, [why, *odd, *rest])) for why, odd, *rest in parts])
+    has_chapters = is_novel & (files["documents"] > 0) & ~notes.str.contains("no headings found")
+    chapters = files["documents"].astype("Int64").where(has_chapters)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
-    template = messages("notes")["broken"]
-    broken = files["broken"].map(lambda n: template.format(count=n) if n else "")
-    rows = zip(files["refused"], files["notes"], broken, copied, strict=True)
-    notes = pd.Series(["; ".join(filter(None, [first, *own, *rest])) for first, own, *rest in rows])
-    table = files[["path", "source", "encoding", "characters"]]
-    has_headings = ~notes.str.contains("no headings found") & (files["documents"] > 0)
-    chapters = files["documents"].astype("Int64").where(has_headings & (files["source"] == "wuxia"))
-    table = table.assign(chapters=chapters, removed=removed)
-    return table.assign(**{"repeated paragraphs": repeats, "note": notes})
+    repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
+    listed = files[["path", "source", "encoding", "characters"]]
+    listed = listed.assign(chapters=chapters, removed=removed)
+    return listed.assign(**{"repeated paragraphs": repeats, "note": notes})
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
-    """List the rules of cleaning, the rule that removed most first: what each does, and did.
+    """List the rules of cleaning that changed any file, the one that removed most characters first.
 
-    `files` and `places` count where a rule changed the text, `removed` and `inserted` characters.
+    A row has what the rule `does`, in how many `files` and `places` it changed the text, and how
+    many characters it `removed` and `inserted`.
     """
     rows = [
-        {"rule": name, "does": messages("rules")[name], **tally}
+        {"rule": name, "does": messages("rules")[name], "files": 1, **tally}
         for file in mixture.preparation["files"]
         for name, tally in file["cleaning"].items()
     ]
-    columns = ["rule", "does", "files", "count", "removed", "inserted"]
-    table = pd.DataFrame(rows, columns=columns).assign(files=1)
-    sums = table.groupby(["rule", "does"], as_index=False).sum().rename(columns={"count": "places"})
+    edits = pd.DataFrame(rows, columns=["rule", "does", "files", "count", "removed", "inserted"])
+    sums = edits.groupby(["rule", "does"], as_index=False).sum().rename(columns={"count": "places"})
     return sums.sort_values("removed", ascending=False, ignore_index=True)
 
 
 def cleaning_examples(mixture: Mixture, count: int = 2) -> pd.DataFrame:
-    """Show `count` places of each rule before and after cleaning; white space is made visible."""
+    """List places that the rules of cleaning changed, a row each: at most `count` of each rule.
+
+    A row has the `rule`, the path of the `file`, and the place with its surroundings `before` and
+    `after` this rule was applied, as `_example_text` writes them. The rules come in the order in
+    which they are applied, and of each rule the places in the first files.
+    """
     rows = [
-        (name, file["path"], *map(_with_blanks, example))
-        for name in RULES
+        (rule, file["path"], _example_text(before), _example_text(after))
+        for rule in RULES
         for file in mixture.preparation["files"]
-        for example in file["cleaning"].get(name, {"examples": []})["examples"]
+        if rule in file["cleaning"]
+        for before, after in file["cleaning"][rule]["examples"]
     ]
-    table = pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
-    return table.groupby("rule").head(count).reset_index(drop=True)
+    examples = pd.DataFrame(rows, columns=["rule", "file", "before", "after"])
+    return examples.groupby("rule").head(count).reset_index(drop=True)
 
 
-def _with_blanks(text: str) -> str:
-    """Cut a text to 60 characters, and write its white space as signs: `剑 光` becomes `剑␣光`."""
-    start = text if len(text) <= LONG else text[:LONG] + "…"
-    return visible(start.translate(BLANKS))
+def _example_text(text: str) -> str:
+    """Cut a text behind 60 characters, and write its white space as signs: `剑 光` as `剑␣光`."""
+    beginning = text if len(text) <= EXAMPLE_LENGTH else text[:EXAMPLE_LENGTH] + "…"
+    return visible(beginning.translate(BLANKS))
 
 
 def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: int) -> pd.DataFrame:
-    """Show the texts in one window, a row each; `key` is its number in `mixture.windows`."""
+    """List the texts of which the window with the number `key` has a part, a row each.
+
+    A row has the text's `book` and `chapter`, the number of its `tokens` in the window, and these
+    tokens decoded as `text`.
+    """
     chunks = mixture.windows[mixture.windows["window"] == key]
     parts = [mixture.tokens[chunk.start : chunk.end] for chunk in chunks.itertuples()]
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in parts]
@@ -238,10 +272,10 @@ def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: in
 
 
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:
-    """Read a run's `metrics.jsonl`, a row a logged step or event.
+    """Read a run's `metrics.jsonl` into a table: a row has logged figures, passages or an event.
 
-    Of steps that were done again after a restart, only the last time counts. Raises `DataError`
-    where the folder has no such file.
+    `event` is None in a row that has none. Of steps that were done again after the run was
+    resumed, only the last time counts. Raises `DataError` if the folder has no such file.
     """
     if not (Path(output_dir) / METRICS).is_file():
         remedy = "name a run's folder as output_dir, or make one: python launch_ddp.py"
@@ -250,7 +284,10 @@ def read_metrics(output_dir: str | Path) -> pd.DataFrame:
 
 
 def passages_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Show the passages written in training: a row a measurement, a column a prompt."""
+    """Show the passages written in training: a row a measurement, its `step` and a column a prompt.
+
+    The table is empty if `metrics`, that of `read_metrics`, has no passages.
+    """
     measurements = metrics.reindex(columns=["step", "passages"]).dropna()
     rows = [
         {"step": step} | {passage["prompt"]: passage["text"] for passage in passages}
@@ -260,21 +297,32 @@ def passages_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def scorecard_table(scorecard: dict[str, Any]) -> pd.DataFrame:
-    """Put a scorecard's metrics in a table; `reason` says why figures or a verdict are missing."""
+    """Put a scorecard's metrics in a table, a row each.
+
+    `reason` says why figures or a verdict are missing; it is "" if none are.
+    """
     columns = ["source", "name", "unit", "base", "tuned", "delta", "low", "high", "n"]
     columns += ["few_shot", "human", "reason"]
     return pd.DataFrame(scorecard["metrics"]).reindex(columns=columns).fillna({"reason": ""})
 
 
 def side_by_side(scorecard: dict[str, Any], count: int = 6) -> pd.DataFrame:
-    """Put passages of base, tuned and the book side by side, of `count` evenly spread prompts."""
+    """Put what base, tuned model and book have behind a prompt side by side, a row a prompt.
+
+    At most `count` prompts are taken, evenly spread from the first to the last. Each text is in one
+    line, and cut to 200 characters.
+    """
     rows = pd.DataFrame(scorecard["passages"], columns=["prompt", "base", "tuned", "human"])
     places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
     return rows.iloc[places].map(lambda text: visible(" ".join(text.split())[:200]))
 
 
 def copied_table(scorecard: dict[str, Any]) -> pd.DataFrame:
-    """List the longest runs that tuned passages share with training text, beside their source."""
+    """List the longest runs of characters that tuned passages share with training text, a row each.
+
+    `generated` shows the run, in 【】, in the passage, `source` in the training text. ✓ marks the
+    `flagged` runs, which are so long that they count as copied.
+    """
     columns = ["length", "flagged", "generated", "source", "title"]
     rows = pd.DataFrame(scorecard["copied"], columns=columns)
     return rows.assign(flagged=rows["flagged"].map({True: "✓", False: ""}))
