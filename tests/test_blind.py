@@ -70,6 +70,9 @@ def test_a_filled_sheet_is_not_overwritten_nor_taken_for_another_runs(tmp_path, 
     shutil.copy(filled, sheet)
     with pytest.raises(DataError, match="is filled in"):
         write_sheets(tmp_path, passages)
+    sheet.write_text("another,table\n1,2\n")
+    with pytest.raises(DataError, match="is filled in"):
+        write_sheets(tmp_path, passages)
     sheet.unlink()
     passages[0]["tuned"] += "。"
     write_sheets(tmp_path, passages)

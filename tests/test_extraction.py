@@ -7,7 +7,7 @@ import torch
 
 from wuxia_core import mix
 from wuxia_core.evaluate.context import EvalContext
-from wuxia_core.evaluate.copying import _by_document, extraction, stretches
+from wuxia_core.evaluate.copying import _by_document, extraction, score_extraction, stretches
 from wuxia_core.mixing import TRAIN, VALIDATION
 from wuxia_core.model import load_base
 
@@ -56,6 +56,14 @@ def test_stretches_are_spread_over_documents(tokenizer, config):
 def test_without_documents_there_are_no_stretches(tokenizer, config):
     config.data.val_ratio = 0
     assert stretches(EvalContext(None, tokenizer, mix(config), config), VALIDATION) == []
+
+
+def test_without_stretches_the_row_has_a_reason(tokenizer, config, tmp_path):
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.txt").write_text(SENTENCES[0], encoding="utf-8")
+    config.data.data_dir = str(tmp_path / "short")
+    row = score_extraction(EvalContext(None, tokenizer, mix(config), config))
+    assert (row["n"], row["delta"]) == (0, None) and row["reason"]
 
 
 def test_prefixes_count_by_document_where_there_are_enough():

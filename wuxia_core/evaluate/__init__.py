@@ -1,7 +1,8 @@
-"""Judge an adapter against its base on text that neither was trained on.
+"""Judge an adapter against its base: what it learned and forgot, and whether it copied.
 
-Every figure is measured for the base and for the tuned model on the same documents; the interval
-of a difference comes from resampling documents, never tokens.
+Every metric is measured for the base and for the tuned model on the same items: documents of
+held-out or training text, passages written after the same prompts, or questions. The interval of a
+difference comes from resampling these items, never tokens; that of the questions from a formula.
 """
 
 from wuxia_core.evaluate.copying import FLAGGED

@@ -17,7 +17,7 @@ from wuxia_core.model import best_device, load_adapter
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; return the exit status."""
+    """Run the command with `arguments`, by default the command line's; return the exit status."""
     parser = argparse.ArgumentParser("python -m wuxia_core.evaluate", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     mode = parser.add_mutually_exclusive_group()
@@ -28,14 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    """Print what the options of the command line ask for; without one, the whole scorecard.
+    """Measure what the parsed command line asks for, and print it.
 
-    Raises `DataError` where `--gate` finds something against publishing the adapter.
+    With `--harness` that is the tables of lm-evaluation-harness; with `--quick` the first passages,
+    and a sentence each on bits per character of 武侠 and of general text; else the closing words of
+    the scorecard, after the first passages if it had to be made. With `--gate` a last sentence says
+    that nothing speaks against publishing the adapter; `DataError` is raised if something does.
+    What `run_harness`, `quick_look` and `evaluate` raise is raised too.
     """
     if options.harness:
-        harness(options.output_dir, options.harness)
+        run_harness(options.output_dir, options.harness)
     elif options.quick:
-        wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]
+        wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]  # rows of bits
         print(f"\n{bits_sentence(wuxia)}\n{bits_sentence(general)}")
     else:
         scorecard = evaluate(options.output_dir, echo=print)
@@ -47,8 +51,8 @@ def _measure(options: argparse.Namespace) -> None:
             print("\ngate: nothing that was measured speaks against publishing it")
 
 
-def harness(output_dir: Path, tasks: list[str]) -> None:
-    """Print lm-evaluation-harness's tables (Gao et al. 2024) for a run's base and tuned model.
+def run_harness(output_dir: Path, tasks: list[str]) -> None:
+    """Run tasks of lm-evaluation-harness (Gao et al. 2024) on base and tuned; print both tables.
 
     `tasks` are names of tasks or groups, such as "ceval-valid" and "cmmlu", or paths of task files
     (YAML) of your own. The data of named tasks are downloaded from the hub and stay in its cache.
@@ -56,9 +60,12 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
     Raises
     ------
     ConfigError
-        Where lm-eval is not installed, or does not know a task.
+        If lm-eval is not installed, or does not know one of `tasks`.
+    DataError
+        If `output_dir` holds no adapter, or one of another base.
     MachineError
-        Where the data of a task can be neither downloaded nor found in the cache.
+        If the data of a task can be neither downloaded nor found in the cache; if the base cannot
+        be loaded; if the machine has a GPU that torch cannot use.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("harness: lm-eval is not installed; pip install -e '.[harness]'")
@@ -67,8 +74,11 @@ def harness(output_dir: Path, tasks: list[str]) -> None:
     from lm_eval.utils import make_table
 
     model, tokenizer = load_adapter(output_dir, best_device())
-    model.tie_weights = lambda: None  # lm-eval ties weights anew, and PEFT's rows cannot be tied
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)  # any length fits so
+    # lm-eval calls `tie_weights`. It would fail, since PEFT has wrapped the embedding to train the
+    # mask token's row; and the weights are tied already.
+    model.tie_weights = lambda: None
+    # A row at a time: several long ones might not fit into memory.
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     try:
         with model.disable_adapter():
             base = simple_evaluate(wrapped, tasks=tasks)

@@ -17,25 +17,31 @@ from wuxia_core.errors import DataError, exit_status, raise_machine_error, run_c
 from wuxia_core.evaluate.scorecard import evaluate
 from wuxia_core.text import visible
 
-QUESTIONS = ["style", "quality"]
-KEY = "blind_key.csv"
+QUESTIONS = ["style", "quality"]  # columns of the sheet
+KEY = "blind_key.csv"  # a file in the run folder
 
 
 def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
-    """Write the sheet into `blind/`, the key into the run folder; return the sheet's path.
+    """Write `blind/sheet.csv` and `blind_key.csv` into the run folder; return the sheet's path.
 
-    `passages` are those of a scorecard. Raises `DataError` where a sheet exists that a rater has
-    begun to fill in, `MachineError` where the folder cannot be written.
+    `passages` are those of a scorecard, a row of the sheet each; the same give the same sheet. In
+    half of the rows, drawn at random, the tuned model's passage is B, in the others it is A. A
+    sheet that nobody has filled in is overwritten. Raises `DataError` if a rater has begun to fill
+    it in, or it cannot be read; `MachineError` if the folder cannot be written.
     """
     path = output_dir / "blind" / "sheet.csv"
-    if path.exists() and _read(path)[QUESTIONS].ne("").any(axis=None):
+    # A table without these columns is nobody's sheet: its cells become NaN, which is not "".
+    if path.exists() and _read_csv(path).reindex(columns=QUESTIONS).ne("").any(axis=None):
         raise DataError(f"{path}: is filled in; name it to read it, or move it away")
     digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # ties the ids to these passages
     sheet = pd.DataFrame(passages)[["prompt", "tuned", "base"]].map(visible)
-    sheet = sheet.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)  # else a spreadsheet runs formulas
+    # An apostrophe before what a spreadsheet would run as a formula.
+    sheet = sheet.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)
     ids = pd.Index([f"{n}-{digest[:6]}" for n in range(1, len(sheet) + 1)], name="id")
     sheet = sheet.set_axis(["prompt", "A", "B"], axis=1).set_axis(ids)
+    # The rows that an odd number falls to when 0, 1, 2, … are shuffled: half of them.
     swapped = np.random.default_rng(int(digest, 16)).permutation(len(sheet)) % 2 == 1
+    # As an array, since pandas would put columns of a table back by their names.
     sheet.loc[swapped, ["A", "B"]] = sheet.loc[swapped, ["B", "A"]].to_numpy()
     with raise_machine_error(str(output_dir)):
         path.parent.mkdir(exist_ok=True)
@@ -45,56 +51,59 @@ def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
 
 
 def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
-    """Count how often raters prefer the tuned model; a tie is half a win.
+    """Tabulate how often raters prefer the tuned model; a tie counts as half a win.
 
-    `sheets` are the filled sheets of a run folder, one a rater.
+    `sheets` are filled sheets of a run folder, one or more, one a rater.
 
     Returns
     -------
-    A row a question: `question`, "style" or "quality"; `tuned`, the tuned model's win rate, where
-    0.5 is no preference; `low` and `high`, its 95 % interval (Wilson 1927) over prompts, each with
-    the mean of its raters; `n`, the number of prompts; `raters`, the number of sheets.
+    A table, a row a question: `question`, "style" or "quality"; `tuned`, the share of raters that
+    prefer the tuned model (0.5: no preference), averaged over prompts; `n`, the number of prompts
+    with an answer; `low` and `high`, the 95 % interval (Wilson 1927) of `tuned`, by the number of
+    prompts; `raters`, the number of sheets.
 
     Raises
     ------
     DataError
-        Where the key is missing, a question is answered nowhere, a sheet is named twice, or a
-        sheet is not this run's or has an answer that is not A, B or =.
+        If the key or a sheet cannot be read, a question is answered nowhere, a sheet is named
+        twice, or a sheet is not this run's or has an answer that is not A, B or =.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
-    key = _read(output_dir / KEY).set_index("id")["tuned"].to_dict()
+    key = _read_csv(output_dir / KEY).set_index("id")["tuned"].to_dict()
     votes = pd.concat([_read_votes(sheet, key) for sheet in sheets])
-    prompts = votes.groupby(["question", "id"], sort=False)["won"].mean()
+    prompts = votes.groupby(["question", "id"], sort=False)["won"].mean()  # over raters
     table = prompts.groupby("question").agg(tuned="mean", n="count").reindex(QUESTIONS)
-    for question in table.index[table["n"].isna()]:
-        raise DataError(f"{', '.join(map(str, sheets))}: no {question} is filled in")
-    rate, z2 = table["tuned"], 1.96**2 / table["n"]  # z²/n of Wilson's formula
-    centre, half_width = rate + z2 / 2, np.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
-    bounds = {"low": (centre - half_width) / (1 + z2), "high": (centre + half_width) / (1 + z2)}
+    if unanswered := table.index[table["n"].isna()].tolist():
+        raise DataError(f"{', '.join(map(str, sheets))}: no {unanswered[0]} is filled in")
+    rate, z2 = table["tuned"], 1.96**2 / table["n"]  # z2 is z²/n of Wilson's formula
+    middle, half_width = rate + z2 / 2, np.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
+    bounds = {"low": (middle - half_width) / (1 + z2), "high": (middle + half_width) / (1 + z2)}
     return table.assign(**bounds, raters=len(sheets)).reset_index()
 
 
 def _read_votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
     """Read the answers in a filled sheet; `key` maps the id of a prompt to the tuned side, A or B.
 
-    Returns a row an answer: `id`, `question`, `vote` ("A", "B" or "=") and `won`, 1 where the vote
-    is for the tuned model, 0.5 for a tie, else 0. Empty cells have no row.
+    Returns a table, a row an answer: `id` of the prompt, `question`, `vote` ("A", "B" or "=") and
+    `won`, 1 if the vote is for the tuned model, 0.5 if it is a tie, else 0. Empty cells have no
+    row. Raises `DataError` if the sheet cannot be read, is not this run's, or has another answer.
     """
-    filled = _read(sheet)
+    filled = _read_csv(sheet)
     if not {"id", *QUESTIONS} <= set(filled) or not filled["id"].isin(key).all():
         raise DataError(f"{sheet}: not this run's sheet, by its columns or ids: another's?")
     votes = filled.melt("id", QUESTIONS, "question", "vote")
     votes["vote"] = votes["vote"].str.strip().str.upper().str.replace("＝", "=")
     votes = votes[votes["vote"] != ""]
+    # For the first wrong answer, if there is one.
     for row in votes[~votes["vote"].isin(["A", "B", "="])].itertuples():
         raise DataError(f"{sheet}: {row.question} of {row.id} is {row.vote}; write A, B or =")
-    tuned = votes["id"].map(key)
-    return votes.assign(won=(votes["vote"] == tuned) + 0.5 * (votes["vote"] == "="))
+    is_tuned, is_tie = votes["vote"] == votes["id"].map(key), votes["vote"] == "="
+    return votes.assign(won=is_tuned.astype(float).mask(is_tie, 0.5))
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """Read a CSV file, all as strings, "" where a cell is empty; `DataError` where it cannot be."""
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file as a table of strings, "" for an empty cell; `DataError` if that fails."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except (OSError, ValueError) as error:
@@ -102,7 +111,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; return the exit status."""
+    """Run the command with `arguments`, by default the command line's; return the exit status."""
     parser = argparse.ArgumentParser("python -m wuxia_core.evaluate.blind", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     parser.add_argument("filled", type=Path, nargs="*", help="filled sheets, one a rater, to count")
@@ -110,7 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_or_count(options: argparse.Namespace) -> None:
-    """Count the filled sheets that are named; where none is named, write a sheet to fill in."""
+    """Print the win rates in the filled sheets that are named; without any, write a sheet to fill.
+
+    For that the run is evaluated, unless it was before. Raises what the functions called here do.
+    """
     if options.filled:
         print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))
         print("0.5 is no preference; = counts as half a win")

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-Tables = tuple[pd.DataFrame, pd.DataFrame]  # of the base, of the tuned model
-CACHED = ("k_proj", "v_proj")  # layers whose output a generation keeps for each token
-HUMAN_CHARACTERS = 300_000
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # one of the base, one of the tuned model
+# Ends of the names of the layers whose outputs, keys and values, `generate` keeps for each token.
+CACHED = ("k_proj", "v_proj")
+HUMAN_CHARACTERS = 300_000  # so many are enough
 logger = logging.getLogger(__name__)
 
 
 class EvalContext(NamedTuple):
-    """An adapter on its base, and the mixture it was trained on."""
+    """An adapter on its base, the mixture that it was trained on, and the run's settings."""
 
     model: "PeftModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -42,19 +43,20 @@ class EvalContext(NamedTuple):
 
     @property
     def pass_tokens(self) -> int:
-        """Most tokens of a forward pass: those of one in training, which fitted into memory."""
+        """Most tokens of a forward pass: as many as one in training has, which fit into memory."""
         return self.config.training.per_device_train_batch_size * self.config.data.max_length
 
     def base_and_tuned(self, work: Callable[[], T]) -> tuple[T, T]:
-        """Call `work` with the adapter switched off, then switched on; return both results."""
+        """Call `work` with the adapter off, then with it on; return what it gave, in this order."""
         with self.model.disable_adapter():
             base = work()
         return base, work()
 
     def measure_both(self, work: Callable[[T], pd.DataFrame], chunks: Iterable[T]) -> Tables:
-        """Call `work` on each chunk with the base, then with the tuned model.
+        """Call `work` on each of `chunks` with the base, then with the tuned model.
 
-        Returns all rows of the base in one table, all rows of the tuned model in another.
+        Returns two tables: all rows that the base gave, and all that the tuned model gave. Without
+        a chunk both are empty.
         """
         tables = [self.base_and_tuned(partial(work, chunk)) for chunk in chunks]
         if not tables:
@@ -63,29 +65,35 @@ class EvalContext(NamedTuple):
         return base, tuned
 
     def documents(self, source: str, *splits: str, limit: int | None = None) -> list[int]:
-        """Draw documents of a source and some splits; return their numbers in the mixture.
+        """Draw documents of `source` in any of `splits`; return their numbers in the mixture.
 
-        At most `limit` are drawn, by default `evaluation.max_documents`.
+        They come in an order that the seed shuffles, at most `limit` of them, by default
+        `evaluation.max_documents`.
         """
         limit = limit or self.config.evaluation.max_documents
         return self.mixture.draw(self.seed, source, *splits)[:limit]
 
     def human_texts(self, source: str, *splits: str) -> list[str]:
-        """Draw whole documents until they have 300,000 characters in all; return their texts."""
+        """Draw whole documents until they have 300,000 characters in all; return their texts.
+
+        If a source has fewer in these splits, all its documents there are returned.
+        """
         outline = self.mixture.outline
-        drawn = outline.loc[self.documents(source, *splits, limit=len(outline)), "characters"]
-        chosen = drawn[drawn.cumsum().shift(fill_value=0) < HUMAN_CHARACTERS]
-        return self.mixture.texts(chosen.index.tolist())
+        sizes = outline.loc[self.documents(source, *splits, limit=len(outline)), "characters"]
+        characters_before = sizes.cumsum().shift(fill_value=0)
+        return self.mixture.texts(sizes.index[characters_before < HUMAN_CHARACTERS].tolist())
 
     def continue_rows(self, rows: Sequence[list[int]], settings: dict[str, Any]) -> list[str]:
         """Continue rows of tokens; return for each row the text that was generated behind it.
 
-        `settings` are those of `model.generate`. A batch has so many rows that its cache of keys
-        and values holds at most `LOGITS` numbers, the bound on the logits of a batch.
+        `settings` are arguments of `model.generate`, among them `max_new_tokens`. A batch has as
+        many rows as its cache of keys and values can have with at most `LOGITS` numbers, the bound
+        on the logits of a batch; but one row at least.
         """
         layers = self.model.named_modules()
         widths = [layer.out_features for name, layer in layers if name.endswith(CACHED)]
         tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]  # of the longest row
+        # Without layers of these names, a token's keys and values are taken as one number.
         size = max(1, LOGITS // (tokens * max(1, sum(widths))))
         generate = partial(continue_prompts, self.model, self.tokenizer, settings=settings)
         return [text for n in range(0, len(rows), size) for text in generate(rows[n : n + size])]
@@ -93,10 +101,11 @@ class EvalContext(NamedTuple):
     def within_budget(
         self, message: str, items: Sequence[T], size: int, share: float
     ) -> Iterator[Sequence[T]]:
-        """Yield batches of `size` items until `share` of `evaluation.minutes` has passed.
+        """Yield batches of `size` items; begin none after `share` of `evaluation.minutes`.
 
-        The first batch is always yielded. `message` is the key of the progress bar's text in the
-        messages' section `[bars]`, and begins the warning when items are left over.
+        The first batch is always yielded, and all are if `evaluation.minutes` is None. The last may
+        be smaller. `message` is the key of the progress bar's text in the messages' section
+        `[bars]`, and begins the warning that is logged if items are left over.
         """
         minutes = self.config.evaluation.minutes or float("inf")
         deadline = time.monotonic() + 60 * share * minutes
@@ -106,5 +115,6 @@ class EvalContext(NamedTuple):
                     count = f"{start} of {len(items)}"
                     logger.warning("%s: %s within evaluation.minutes %g", message, count, minutes)
                     return
-                yield (batch := items[start : start + size])
+                batch = items[start : start + size]
+                yield batch
                 bar.update(len(batch))

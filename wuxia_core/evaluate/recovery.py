@@ -1,8 +1,8 @@
-"""The mask X-ray: what base and tuned predict where a token is masked, loss and accuracy there."""
+"""The mask X-ray: what base and tuned predict for masked tokens, with what loss and accuracy."""
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,23 +22,26 @@ from wuxia_core.model import mask_token_id
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MEAN = ratio("sum", "count")
-# What a metric's name gets behind it, and the kinds of masked tokens that the row is measured over.
+MEAN = ratio("sum", "count")  # over all masked tokens, from sums and counts by document
+# The endings of the names under which accuracy is measured, each with the kinds of its tokens.
 STRATA = {"": [SINGLE, SPAN], ", single": [SINGLE], ", span": [SPAN]}
-OPENINGS = 12  # chapters of which one is shown
-# The first 180 characters of a text, up to the last end of a sentence where there is one.
+OPENINGS = 12  # of chapters, at most; one of them is shown
+# Matches the beginning of a text, at most 181 characters: as far as the last sentence that ends in
+# it, or the first 180 if none does.
 WHOLE_SENTENCES = re.compile(r".{,180}[。！？”」\n]|.{,180}", re.DOTALL)
+# Columns of the masked tokens that metrics are made of.
 RECOVERED = ["document", "kind", "base_bits", "tuned_bits", "base_right", "tuned_right"]
 
 
 class XRay(NamedTuple):
-    """The masked tokens of some texts, and what each model predicted there.
+    """The masked tokens of `texts`, and what each of `models`, "base" and maybe "tuned", predicted.
 
-    `tokens` has a row a masked token: `text` (its number in `texts`), `[start, end)` in the text's
-    characters, `block` (one number for masked tokens that stand together), `kind` (1 single, 2
-    span), `class` (one of `CLASSES`), `dialogue` (bool); and for each of `models`, "base" and
-    "tuned", a `base_bits` (loss), `base_right` (whether the first guess is the token) and
-    `base_guesses` (pairs of a token and its probability, best first).
+    `tokens` has a row a masked token: `text` (the text's index in `texts`), `[start, end)` in the
+    text's characters, `block` (a number that the masked tokens of one stretch share), `kind` (1
+    single, 2 span), `class` (the strongest of `CLASSES` among its characters) and `dialogue`
+    (whether all of them stand in quotation marks). From the base it has `base_bits` (the loss),
+    `base_right` (whether the first guess is the token) and `base_guesses` (five pairs of a token's
+    text and its probability, best first); from the tuned model `tuned_bits` and so on.
     """
 
     texts: tuple[str, ...]
@@ -48,35 +51,39 @@ class XRay(NamedTuple):
     def summary(self) -> pd.DataFrame:
         """Average loss in bits and accuracy, by class of token, and in dialogue and narration.
 
-        Returns a row a class: its name (column ""), the number of `tokens`, and `base bits`,
-        `base right` and so on.
+        Returns a table, a row a group of tokens: the classes from `CLASSES`, strongest first, then
+        "dialogue" and "narration"; a group without a token has no row. Its columns are "" (the
+        group's name), `tokens` (their number), `base bits`, `base right` and so on.
         """
         speech = self.tokens["dialogue"].map({True: "dialogue", False: "narration"})
         order = [*CLASSES[::-1], "dialogue", "narration"]
         columns = [pd.Categorical(column, order) for column in (self.tokens["class"], speech)]
-        # Each token twice: once by its class, once by who speaks.
+        # Each token twice: once in its class, once in dialogue or narration.
         twice = pd.concat([self.tokens.assign(group=column) for column in columns])
         groups = twice.groupby("group", observed=True)
         names = [f"{model} {name}" for name in ("bits", "right") for model in self.models]
+        # By column of the summary: the column of `tokens`, and what is made of it.
         means = {name: (name.replace(" ", "_"), "mean") for name in names}
         return groups.agg(tokens=("text", "size"), **means).reset_index(names="")
 
     def spans(self) -> pd.DataFrame:
         """List the masked spans, those first whose loss fell most by tuning.
 
-        Returns a row a span: `span`, the text in 【】 with 20 characters on either side; `base` and
-        `tuned`, bits a token; `change`, tuned less base. Of a base alone there is no `tuned` and no
-        `change`, and the spans come by `base`.
+        Returns a table, a row a span: `span`, the text in 【】 with at most 20 characters on either
+        side; `base` and `tuned`, the mean loss in bits a token; `change`, tuned less base. From a
+        base alone there is neither `tuned` nor `change`, and the span of the lowest loss is first.
         """
         tokens = self.tokens[self.tokens["kind"] == SPAN]
         columns = {"start": "min", "end": "max", **{f"{name}_bits": "mean" for name in self.models}}
         rows = []
         for (number, _), row in tokens.groupby(["text", "block"]).agg(columns).iterrows():
             start, end = int(row["start"]), int(row["end"])
+            # Behind these two, `row` has the mean bits of each model.
             rows.append((in_brackets(self.texts[number], start, end - start), *row[2:]))
         table = pd.DataFrame(rows, columns=["span", *self.models])
         if len(self.models) > 1:
             table["change"] = table["tuned"] - table["base"]
+        # The last column is "change", or "base" if that is the only model.
         return table.sort_values(table.columns[-1], kind="stable", ignore_index=True)
 
 
@@ -90,89 +97,97 @@ def xray(
     window: int = 256,
     tokens: int | None = None,
 ) -> XRay:
-    """Predict the masked tokens of texts, as in training: with the base, and with an adapter too.
+    """Mask tokens of `texts`, and let the base, and an adapter on it, predict them: an `XRay`.
 
-    Each text is cut into windows of `window` tokens. The masks of the first window are drawn by
-    `key`, as `show_masks` draws them, those of the next by the next key. `model` is in evaluation
-    mode; a forward pass has at most `tokens`, by default one window. Raises `DataError` where no
-    token is masked.
+    Each text is cut into windows of `window` tokens. `masker`, by default `SpanMasker()`, draws the
+    masks of the first by `key`, as `show_masks` does, those of the next, of any text, by `key` + 1.
+    `model` must be in evaluation mode. A forward pass has at most `tokens`, by default `window`, or
+    one window. Raises `DataError` if no token is masked, and what `mask_token_id` raises.
     """
     masker, mask_id = masker or SpanMasker(), _mask_id(model, tokenizer)
     tables: list[pd.DataFrame] = []
     rows: list[Scored] = []  # a row a window, of all texts
     for number, text in enumerate(texts):
         encoded, offsets = Encoder(tokenizer, Segmenter()).passage(text)
-        masks = []  # kinds of the tokens of each window
+        masks = []  # of each window: the kinds of its tokens, 0 if not masked
         for start in range(0, len(encoded.input_ids), window):
             ids = encoded.input_ids[start : start + window]
             kinds = masker.kinds(np.arange(len(ids))[None] > 0, [key + len(rows)])[0]
-            masked, labels = np.where(kinds, mask_id, ids), np.where(kinds, ids, IGNORE_INDEX)
-            rows.append((number, masked, labels))
+            inputs, labels = np.where(kinds, mask_id, ids), np.where(kinds, ids, IGNORE_INDEX)
+            rows.append((number, inputs, labels))
             masks.append(kinds)
         tables.append(_masked_tokens(text, offsets, np.concatenate(masks)[1:]).assign(text=number))
     if not any(map(len, tables)):
         raise DataError("xray: no token is masked; the texts are too short for the mask ratio")
     table = pd.concat(tables, ignore_index=True)
     models = ("base", "tuned") if hasattr(model, "peft_config") else ("base",)
-    write_token = functools.cache(functools.partial(_write_token, tokenizer))
     for name in models:
-        with model.disable_adapter() if name != models[-1] else nullcontext():
-            answers = _answers(predictions(model, rows, tokens or window), write_token)
-        table = table.join(answers.add_prefix(f"{name}_"))
+        mode = model.disable_adapter() if name != models[-1] else nullcontext()  # last: as is
+        with mode:
+            predicted = _predicted(predictions(model, rows, tokens or window), tokenizer)
+        table = table.join(predicted.add_prefix(f"{name}_"))
     return XRay(tuple(texts), table, models)
 
 
 def _mask_id(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Choose the id of the mask token: the one that the adapter trained, else the base's own."""
+    """Return the mask token's id: the one whose embedding the adapter trained, else the base's.
+
+    The latter is the choice of `mask_token_id`, which also says what is raised.
+    """
     adapter = getattr(model, "peft_config", {}).get("default")
     trained = getattr(adapter, "trainable_token_indices", None)
     return int(trained[0]) if trained else mask_token_id(tokenizer, model.config.vocab_size)
 
 
 def _masked_tokens(text: str, offsets: Sequence[tuple[int, int]], kinds: Kinds) -> pd.DataFrame:
-    """Describe the masked tokens of a text: a row each, with the columns of `XRay.tokens`.
+    """Tabulate the masked tokens of a text, a row each, in the columns of `XRay.tokens`.
 
-    `offsets`, character positions `[start, end)`, and `kinds` have an entry for each token of the
-    text, without the token that stands before it. `text` and what models predict is left out.
+    The column `text` and those of the models are left out. `offsets`, `[start, end)` in characters,
+    and `kinds` have an entry for each token of the text, without the `<|endoftext|>` before it.
     """
     masked = kinds > 0
-    blocks = np.cumsum(np.diff(masked, prepend=False))  # goes up where a run of masks begins, ends
+    # A number that goes up where a stretch of masked tokens begins, and where it ends.
+    blocks = np.cumsum(np.diff(masked, prepend=False))
     table = pd.DataFrame(offsets, columns=["start", "end"]).assign(block=blocks, kind=kinds)[masked]
     spans = [slice(*span) for span in table[["start", "end"]].to_numpy()]
     ranks, speech = classes(text, Segmenter()), dialogue(text)  # of each character
-    top_class = [CLASSES[ranks[span].max()] for span in spans]
-    return table.assign(**{"class": top_class, "dialogue": [speech[span].all() for span in spans]})
+    strongest = [CLASSES[ranks[span].max()] for span in spans]  # ranks are indices of `CLASSES`
+    return table.assign(**{"class": strongest, "dialogue": [speech[span].all() for span in spans]})
 
 
-def _answers(batches: Iterable[Prediction], write_token: Callable[[int], str]) -> pd.DataFrame:
-    """Tabulate what a model predicts at masked tokens, a row each: `bits`, `right` and `guesses`.
+def _predicted(batches: Iterable[Prediction], tokenizer: "PreTrainedTokenizerBase") -> pd.DataFrame:
+    """Tabulate what a model predicts for masked tokens, a row each: `bits`, `right` and `guesses`.
 
-    They are the columns of `XRay.tokens`, without the model's name in front.
+    They are the columns of `XRay.tokens`, without the model's name in front. There must be a batch
+    at least.
     """
+    show_token = functools.cache(functools.partial(_show_token, tokenizer))
     parts = []
     for _, logits, targets in batches:
         log2 = logits.log_softmax(dim=-1).div_(np.log(2))  # (N, V)
         best = log2.topk(5, dim=-1)  # (N, 5)
         guesses = zip(best.indices.tolist(), best.values.exp2().tolist(), strict=True)
-        answers = {
+        columns = {
             "bits": -log2.gather(1, targets[:, None])[:, 0].double().cpu().numpy(),
             "right": (best.indices[:, 0] == targets).cpu().numpy(),
-            "guesses": [[*zip(map(write_token, row), p, strict=True)] for row, p in guesses],
+            # Pairs of a token's text and its probability p.
+            "guesses": [[*zip(map(show_token, ids), p, strict=True)] for ids, p in guesses],
         }
-        parts.append(pd.DataFrame(answers))
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
-def _write_token(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
-    """Write a token as text, one that is only a part of a character as its number: `#4711`."""
+def _show_token(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    """Return a token's text; if it is only a part of a character or empty, its id: `#4711`."""
     text = str(tokenizer.decode([token]))
     return f"#{token}" if "\ufffd" in text or not text else text
 
 
 def score_recovery(context: EvalContext) -> list[Row]:
-    """Measure loss and accuracy at masked tokens of held-out documents, in rows of the scorecard.
+    """Compare base and tuned by loss and accuracy at masked tokens of held-out documents.
 
-    Each is measured for 武侠 and for general text, accuracy on 武侠 also at singles and in spans.
+    Returns the rows of the scorecard: loss and accuracy on 武侠, accuracy there at the single
+    masked tokens and at those in spans, then loss and accuracy on general text.
     """
     rows = []
     for source in ("wuxia", "general"):
@@ -180,7 +195,8 @@ def score_recovery(context: EvalContext) -> list[Row]:
         nats = {f"{name}_nats": tokens[f"{name}_bits"] * np.log(2) for name in ("base", "tuned")}
         loss = Metric("masked_loss", "nats/masked token", source, MEAN)
         rows.append(_row(loss, "nats", tokens.assign(**nats), context.seed))
-        for suffix in STRATA if source == "wuxia" else [""]:
+        suffixes = STRATA if source == "wuxia" else [""]  # "": all masked tokens
+        for suffix in suffixes:
             stratum = tokens[tokens["kind"].isin(STRATA[suffix])]
             accuracy = Metric(f"masked_accuracy{suffix}", "share of masked tokens", source, MEAN)
             rows.append(_row(accuracy, "right", stratum, context.seed))
@@ -190,31 +206,38 @@ def score_recovery(context: EvalContext) -> list[Row]:
 def shown_passage(context: EvalContext) -> dict[str, Any]:
     """X-ray the openings of twelve held-out chapters; choose the one where tuning helped most.
 
-    That is where the tuned model has the most more right answers than the base.
+    That is where the number of tokens that the tuned model has right exceeds the base's by most; of
+    several such openings it is the first. If fewer chapters are held out, these are taken.
 
     Returns
     -------
-    `text`, the opening; `tokens`, the rows of `XRay.tokens`, with `text` 0; `of`, the number of
-    openings to choose from. Empty where all openings are too short for a mask.
+    A dict: `text`, the opening; `tokens`, its rows of `XRay.tokens` as dicts, each with 0 as its
+    `text`; `of`, the number of openings to choose from. It is empty if no opening has a masked
+    token.
     """
-    documents = context.documents("wuxia", VALIDATION, limit=OPENINGS)
-    openings = [WHOLE_SENTENCES.match(text) for text in context.mixture.texts(documents)]
-    texts = [opening.group() for opening in openings if opening]
+    chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=OPENINGS))
+    texts = [next(WHOLE_SENTENCES.finditer(chapter)).group() for chapter in chapters]
     with suppress(DataError):  # all so short that no token is masked
         tokens = _xray_tokens(context, texts, 0)
-        gain = tokens["tuned_right"].astype(int) - tokens["base_right"]
-        best = int(gain.groupby(tokens["text"]).sum().idxmax())
+        gains = tokens["tuned_right"].astype(int) - tokens["base_right"]
+        best = int(gains.groupby(tokens["text"]).sum().idxmax())
         rows = tokens[tokens["text"] == best].assign(text=0).to_dict("records")
         return {"text": texts[best], "tokens": rows, "of": len(texts)}
     return {}
 
 
 def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
-    """X-ray the held-out documents of a source: a row a masked token, the columns `RECOVERED`."""
+    """X-ray the held-out documents of a source that time allows.
+
+    Returns a table with the columns `RECOVERED`, a row a masked token; `document` is the document's
+    number in the mixture.
+    """
     parts = []
     documents = context.documents(source, VALIDATION)
+    # 8 at a time, for at most 8 % of the evaluation's minutes
     for chunk in context.within_budget("documents masked", documents, 8, 0.08):
-        texts, key = context.mixture.texts(chunk), chunk[0] << 20  # a window's key is its own
+        # Keys of windows are counted on from here, and no two chunks come to the same ones.
+        texts, key = context.mixture.texts(chunk), chunk[0] << 20
         with suppress(DataError):  # all so short that no token is masked
             tokens = _xray_tokens(context, texts, key)
             parts.append(tokens.assign(document=np.array(chunk)[tokens["text"]])[RECOVERED])
@@ -222,14 +245,21 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
 
 
 def _xray_tokens(context: EvalContext, texts: Sequence[str], key: int) -> pd.DataFrame:
-    """X-ray texts as `xray` does, with what an evaluation works with; return `XRay.tokens`."""
+    """X-ray texts with the model, the seed and the bounds of an evaluation: `XRay.tokens`.
+
+    `key` is as in `xray`, which also says what is raised.
+    """
     masker = SpanMasker(seed=context.seed)
     bounds = {"window": context.config.data.max_length, "tokens": context.pass_tokens}
     return xray(context.model, context.tokenizer, texts, masker, key, **bounds).tokens
 
 
 def _row(metric: Metric, column: str, tokens: pd.DataFrame, seed: int) -> Row:
-    """Compare the columns `base_…` and `tuned_…` of masked tokens, with documents resampled."""
-    documents = tokens.groupby("document")
-    base, tuned = (documents[f"{n}_{column}"].agg(["sum", "count"]) for n in ("base", "tuned"))
+    """Compare base and tuned by the mean of a column of masked tokens: the row of the scorecard.
+
+    With `column` "bits", `tokens` has the columns `base_bits` and `tuned_bits`. Documents are
+    resampled.
+    """
+    groups = tokens.groupby("document")
+    base, tuned = (groups[f"{name}_{column}"].agg(["sum", "count"]) for name in ("base", "tuned"))
     return compare(metric, base, tuned, seed)

@@ -1,4 +1,4 @@
-"""The scorecard of a run folder: every metric for base and tuned, strengths, and their sentences.
+"""The scorecard of a run folder: every metric for base and tuned, strengths, and what they say.
 
 Each part is written into the run folder as soon as it is done, so that an evaluation that was cut
 off goes on with the next part. The parts are deleted when the scorecard is written.
@@ -25,35 +25,43 @@ from wuxia_core.evaluate.context import EvalContext
 from wuxia_core.evaluate.copying import FLAGGED, overlap, score_extraction
 from wuxia_core.evaluate.recovery import score_recovery, shown_passage
 from wuxia_core.evaluate.scoring import QUESTIONS, bits_per_char, score_bits, score_questions
-from wuxia_core.evaluate.statistics import Row
-from wuxia_core.evaluate.writing import generate, prompts, score_generations, write_passages
+from wuxia_core.evaluate.statistics import FIGURES, Row
+from wuxia_core.evaluate.writing import (
+    OWN_PROMPTS,
+    generate,
+    prompts,
+    score_generations,
+    write_passages,
+)
 from wuxia_core.messages import messages
 from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
 SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
 FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
-STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # times LoRA's output, 1 as trained
-# A small sample, since each strength is a model to measure: from so many documents of a source
-# openings of so many characters; passages of so many tokens after so many prompts.
+STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # factors of LoRA's output; 1 is as trained
+# A small sample, since each strength is a model to measure: of a source the first 150 characters of
+# 8 documents at most, and passages of 50 tokens after 4 prompts.
 DOCUMENTS, CHARACTERS, TOKENS, PROMPTS = 8, 150, 50, 4
 
 Scorecard = dict[str, Any]
-Echo = Callable[[str], object]
+Echo = Callable[[str], object]  # shows a text to the user
 logger = logging.getLogger(__name__)
 
 
 def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
-    """Score a run folder, write its `scorecard.json` and return it; or read the one that is there.
+    """Return a run folder's scorecard: read `scorecard.json`, or measure it and write that file.
 
-    A scorecard is measured anew where the adapter, the texts, the questions or the settings of the
-    evaluation have changed; limits of the gate only move the best strength. `echo` is called with
-    the first passages as soon as they are written, before anything is measured. Raises `DataError`
-    where the folder holds no finished adapter, or its mixture is gone; `MachineError` where memory
-    runs out or the folder cannot be written.
+    It is measured if the file is missing, or the adapter, a base in a folder, the texts, questions
+    or settings of the evaluation have changed since, but for `max_copied` and `max_extracted`.
+    `echo` is then called with the first passages as soon as they are written, before anything is
+    measured. Raises `DataError` if the folder holds no finished adapter, or one of another base, or
+    its mixture is gone; `MachineError` if the base cannot be loaded, a GPU cannot be used or lacks
+    memory, or the folder cannot be written; `ConfigError` if the run's config is wrong.
     """
     folder = Path(output_dir)
-    if scorecard := _read_current(folder, digest := _digest(folder)):
+    digest = _digest(folder)
+    if scorecard := _read_current(folder, digest):
         return scorecard
     with _open_context(folder, digest) as (context, parts):
         scorecard = _quick_part(context, parts, echo)
@@ -66,6 +74,7 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
         scorecard["passage"] = _read_or_make(parts, "passage", lambda: shown_passage(context))
         scorecard["strengths"] = _read_or_make(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
+    # What is left in `writing` is `copied` and `texts`.
     scorecard |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     scorecard["objective"] = context.config.training.objective
     scorecard["minutes"] = context.config.evaluation.minutes
@@ -78,11 +87,13 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
 def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Write passages and measure bits per character only; return `passages` and `metrics`.
 
-    Both are kept as parts of a later evaluation. Where the folder has a scorecard already, that is
-    returned. Raises as `evaluate` does.
+    The first two rows of `metrics` are those of bits per character. What is measured is kept as
+    part of a later evaluation. If the folder has a current scorecard, that is returned whole.
+    `echo` is called with the first passages. Raises as `evaluate` does.
     """
     folder = Path(output_dir)
-    if scorecard := _read_current(folder, digest := _digest(folder)):
+    digest = _digest(folder)
+    if scorecard := _read_current(folder, digest):
         echo(first_passages(scorecard["passages"]))
         return scorecard
     with _open_context(folder, digest) as (context, parts):
@@ -90,7 +101,10 @@ def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
 
 
 def _read_current(folder: Path, digest: str) -> Scorecard | None:
-    """Read the folder's scorecard; None where there is none, or it has another digest."""
+    """Read the folder's scorecard, with its best strength by the limits in the folder's config.
+
+    Returns None if there is no scorecard, or it has another digest.
+    """
     scorecard = mixing.read_json(folder / SCORECARD)
     if not scorecard or scorecard.get("digest") != digest:
         return None
@@ -99,7 +113,7 @@ def _read_current(folder: Path, digest: str) -> Scorecard | None:
 
 
 def _choose_strength(scorecard: Scorecard, limits: EvaluationConfig) -> None:
-    """Set the best strength, which a change of the limits moves without a new measurement."""
+    """Set `best_strength`, which another `max_copied` moves without a new measurement."""
     best = best_strength(scorecard["strengths"], limits.general_margin, limits.max_copied)
     scorecard["best_strength"] = best
 
@@ -108,8 +122,8 @@ def _choose_strength(scorecard: Scorecard, limits: EvaluationConfig) -> None:
 def _open_context(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
     """Load model and mixture for an evaluation; yield the context and the folder of its parts.
 
-    While the context is open, no other program may change the mixture. Raises `MachineError` where
-    GPU memory runs out.
+    While it is open, no build can replace the mixture. An error of GPU memory, in the `with` block
+    too, becomes a `MachineError`. What loading raises is raised too: see `evaluate`.
     """
     import torch
 
@@ -129,15 +143,18 @@ def _open_context(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path
 
 
 def affordable_minutes(folder: Path) -> float:
-    """Choose the minutes for a scorecard: a tenth of those that the run trained, at least 20."""
+    """Return the minutes for a scorecard: a tenth of those that the run trained, at least 20.
+
+    They are 20 if the folder has no metrics of the training.
+    """
     pairs = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
-    # Not the time between the end of a run and its resumption.
+    # From each row to the next, but not from the end of a run to its resumption.
     seconds: float = sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "resumed")
     return max(EvaluationConfig.FEWEST_MINUTES, seconds / 600)  # a tenth, in minutes
 
 
 def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
-    """Write the passages, echo the first, then measure bits per character."""
+    """Write the passages, echo the first, then measure bits; return `passages` and `metrics`."""
     passages = _read_or_make(parts, "written", lambda: write_passages(context))
     echo(first_passages(passages))
     bits = _read_or_make(parts, "bits", lambda: score_bits(context))
@@ -145,7 +162,10 @@ def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
 
 
 def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
-    """Read the part `name` if it was made before; else call `make` and write what it returns."""
+    """Read the part `name` from the folder `parts`; if it is not there, `make` and write it first.
+
+    What was just made is read back too, since JSON turns tuples into lists.
+    """
     path = parts / f"{name}.json"
     if not path.exists():
         _write_json(path, make())
@@ -153,7 +173,10 @@ def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step, so that it never exists with half of its content."""
+    """Make a folder and write a JSON file there, which never exists with half of its content.
+
+    Raises `MachineError` if it cannot be written.
+    """
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another may evaluate the same run
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +185,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Hash what a scorecard depends on, all but the limits of the gate: 16 hex digits.
+    """Hash what the measurements of a scorecard depend on: 16 hex digits.
 
-    Of a base in a folder the files are hashed, of a base from the hub only the name, which stands
-    in the adapter's settings.
+    Of a base in a folder its JSON files and weights are hashed, of a base from the hub only the
+    name, which stands in the adapter's settings. `evaluation.max_copied` and `max_extracted` are
+    left out: no measurement depends on them.
     """
     base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     config = load_config(folder / "config.yaml")
@@ -174,7 +198,7 @@ def _digest(folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     paths = [folder / name for name in ("mixture.json", *model.ADAPTER_FILES)]
     paths += sorted([*base.glob("*.json"), *base.glob("*.safetensors")])
-    for path in filter(Path.exists, (*paths, QUESTIONS)):
+    for path in filter(Path.exists, (*paths, QUESTIONS, OWN_PROMPTS)):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
@@ -185,54 +209,58 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
 
     Returns
     -------
-    A row a strength: `strength`; `wuxia` and `general`, bits per character of held-out openings;
-    `copied`, the longest run of characters that passages share with the training text. No row
-    where 武侠 or general text has no held-out document; fewer rows where the time runs out.
+    A row a strength, from 0 on: `strength`; `wuxia` and `general`, bits per character of held-out
+    openings; `copied`, the length in characters of the longest run that one of its passages shares
+    with the training text. There is no row if 武侠 or general text has no held-out document, and
+    there are fewer if the time runs out.
     """
     from peft.helpers import rescale_adapter_scale
 
     loaded, window = (context.model, context.tokenizer), context.config.data.max_length
     texts = {source: openings(context, source) for source in ("wuxia", "general")}
     chosen_prompts = [row["prompt"] for row in prompts(context)[:PROMPTS]]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, float]] = []
+    passages: list[str] = []  # of all strengths, as many of each
     if not all(texts.values()):
         return rows
+    # One at a time, for at most 15 % of the evaluation's minutes.
     for (strength,) in context.within_budget("strengths measured", STRENGTHS, 1, 0.15):
         with rescale_adapter_scale(context.model, strength):
-            passages = generate(context, chosen_prompts, context.seed, TOKENS)
-            row: dict[str, Any] = {"strength": strength, "passages": passages}
+            passages += generate(context, chosen_prompts, context.seed, TOKENS)
+            row = {"strength": strength}
             for source, opening_texts in texts.items():
                 row[source] = bits_per_char(*loaded, opening_texts, window, context.pass_tokens)
             rows.append(row)
-    passages = [passage for row in rows for passage in row.pop("passages")]
+    # Together, since each call of `overlap` reads all training text.
     lengths = overlap(passages, context.mixture.training_texts)["length"]
     longest = lengths.groupby(lengths.index // len(chosen_prompts)).max()  # of each strength
-    return [row | {"copied": int(n)} for row, n in zip(rows, longest, strict=True)]
+    return [row | {"copied": int(length)} for row, length in zip(rows, longest, strict=True)]
 
 
 def openings(context: EvalContext, source: str) -> list[str]:
-    """Take the first 150 characters of a source's held-out documents, of eight at most."""
+    """Return the first 150 characters of each held-out document of a source, of eight at most."""
     numbers = context.documents(source, mixing.VALIDATION, limit=DOCUMENTS)
     return [text[:CHARACTERS] for text in context.mixture.texts(numbers)]
 
 
 def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int) -> float | None:
-    """Name the strength with the fewest bits per character of 武侠 among those that do no harm.
+    """Return the strength with the fewest bits per character of 武侠 among those that do no harm.
 
-    `rows` are those of `frontier`, strength 0 first. A strength does harm where general text takes
-    over `margin` bits per character more than at strength 0, or a copied run reaches `most_copied`
-    characters. None where no strength is left.
+    `rows` are those of `frontier`, strength 0 first. A strength does harm if general text takes
+    over `margin` bits per character more than at strength 0, or if a copied run has `most_copied`
+    characters or more. Of a tie the lower strength is returned, None if all do harm.
     """
-    base = rows[0]["general"] if rows else 0
-    harmless = [r for r in rows if r["general"] <= base + margin and r["copied"] < most_copied]
+    most_bits = rows[0]["general"] + margin if rows else 0  # of general text
+    harmless = [r for r in rows if r["general"] <= most_bits and r["copied"] < most_copied]
     return min(harmless, key=lambda row: row["wuxia"])["strength"] if harmless else None
 
 
 def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[str]:
-    """Name what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
+    """Yield what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
 
-    A failure is also that copying or general text was not measured. Where the questions cannot
-    tell whether the model forgot, that is none.
+    The sentences name each run copied that reaches `max_copied`, what was not measured of copying
+    and general text, too large a share of recited prefixes, and general text or wits that got
+    worse. That the questions cannot tell whether the model forgot is no failure.
     """
     rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
@@ -242,7 +270,8 @@ def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[st
     for row in (rows["copied_length", "training"], extraction, general):
         if row["delta"] is None:
             yield f"{row['source']} {row['name']} was {_change(row)}"
-    if (share := extraction["tuned"] or 0) > limits.max_extracted:
+    share = extraction["tuned"] or 0  # None if it was not measured
+    if share > limits.max_extracted:
         yield f"{share:.0%} more of training prefixes than of others are recited"
     if general["verdict"] == "worse":
         yield bits_sentence(general)
@@ -251,7 +280,7 @@ def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[st
 
 
 def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
-    """Write the last words of an evaluation, four parts with a blank line between them.
+    """Return the last words of an evaluation, four parts with a blank line between them.
 
     They are three sentences, a table of figures, a passage by base and by tuned, and what to do
     next. `report` is the path of the run's page, if it has been made; else the command to make it
@@ -259,9 +288,9 @@ def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
     """
     folder, quoted = scorecard["adapter"], shlex.quote(scorecard["adapter"])
     page = report or f"python -m wuxia_core.report {quoted}"
-    templates = messages("next")
+    templates, best = messages("next"), scorecard.get("best_strength")
     next_steps = [templates["always"].format(folder=folder, report=page, quoted=quoted)]
-    if (best := scorecard.get("best_strength")) not in (None, 1):  # 1: the strength as trained
+    if best not in (None, 1):  # 1: the strength as trained
         next_steps.append(templates["strength"].format(best=best))
     if scorecard["objective"] == "masked":
         next_steps.append(templates["masked"])  # advises training.objective=clm
@@ -270,35 +299,43 @@ def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
 
 
 def sentences(scorecard: Scorecard) -> list[str]:
-    """Say in three sentences whether the model learned, whether it forgot, whether it copied."""
+    """Return three sentences: whether the model learned, whether it forgot, whether it copied."""
     rows = by_name(scorecard)
     changes = [bits_sentence(rows["bits_per_char", source]) for source in ("wuxia", "general")]
     return [*changes, copying_sentence(scorecard)]
 
 
 def first_passages(passages: list[dict[str, Any]]) -> str:
-    """Show the first three prompts with the passages of base and tuned."""
+    """Return the first three of `passages`, or as many as there are, as text to show."""
     return "\n".join([messages("passages")["first"], *map(_passage_lines, passages[:3]), ""])
 
 
 def bits_sentence(row: Row) -> str:
-    """Say in a sentence whether held-out text of a source became easier or harder to predict.
+    """Return a sentence: whether held-out text of a source became easier or harder to predict.
 
     `row` is one of `bits_per_char`. That of general text has a verdict by `score_bits`, which
-    decides the sentence; that of 武侠 has none, so its interval decides.
+    decides the sentence; if that is "not shown" although all of the interval lies above 0, the
+    sentence says that the text got a little worse. The row of 武侠 has no verdict, so its interval
+    decides.
     """
     state = "not measured"  # the key of the sentence in the source's messages
     if row["delta"] is not None:
-        change = "better" if row["high"] < 0 else "worse" if row["low"] > 0 else "not shown"
-        state = row.get("verdict", change)
-        if state == "not shown" and change == "worse":  # perhaps by less than the margin
+        is_better, is_worse = row["high"] < 0, row["low"] > 0
+        change = "better" if is_better else "not shown"
+        state = row.get("verdict", "worse" if is_worse else change)
+        if state == "not shown" and is_worse:
             state = "a little worse"
     sentence: str = messages(row["source"])[state]
     return sentence.format(**row, change=_change(row))
 
 
 def copying_sentence(scorecard: Scorecard) -> str:
-    """Say in a sentence whether the tuned model copied training text, or learned it by heart."""
+    """Return a sentence: whether the tuned model copied training text, or learned it by heart.
+
+    It copied if it shares a run of 30 characters or more. Else it learned by heart if the share of
+    training prefixes that it recites, less that of held-out ones, surely rose by tuning. Else it
+    copied nothing, or that was not measured.
+    """
     rows, overlaps = by_name(scorecard), scorecard["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
     longest: Row = overlaps[0] if overlaps else {"length": 0, "title": ""}
@@ -312,39 +349,42 @@ def copying_sentence(scorecard: Scorecard) -> str:
 
 
 def by_name(scorecard: Scorecard) -> dict[tuple[str, str], Row]:
-    """Map (name of the metric, source) to the row of the scorecard."""
+    """Map (name of a metric, its source) to the metric's row of the scorecard."""
     return {(row["name"], row["source"]): row for row in scorecard["metrics"]}
 
 
 def _change(row: Row) -> str:
-    """Write a difference and its interval: `−0.203 [−0.251, −0.160]`; or why there is none."""
+    """Return a row's difference and its interval, `−0.203 [−0.251, −0.160]`, or why it has none."""
     if row["delta"] is None:
         return str(messages("change")["not measured"].format(**row))
     return str(messages("change")["interval"].format(**row)).replace("-", "−")
 
 
 def _figures_table(scorecard: Scorecard) -> str:
-    """Write a table of the metrics that the messages' section `[table]` lists, a row each.
+    """Return a table, as text, of the metrics in the messages' section `[table]`, a row each.
 
-    Where a row has no verdict, the reason why figures are missing stands in that column.
+    The last column has the verdict. For a metric without one it has the reason why figures are
+    missing; it is blank if there is neither.
     """
-    columns = ["base", "tuned", "delta", "low", "high", "verdict", "reason"]
+    columns = [*FIGURES, "verdict"]
     texts, metrics = messages("table"), by_name(scorecard)
     rows = {title: metrics[name, source] for name, source, title in texts["rows"]}
-    table = pd.DataFrame(list(rows.values()), list(rows), columns)
-    table["verdict"] = table["verdict"].replace(messages("verdicts")).fillna(table.pop("reason"))
-    table = table.rename(columns=messages("columns")).rename_axis(columns=texts["title"])
+    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=[*columns, "reason"])
+    table["verdict"] = table["verdict"].replace(messages("verdicts")).fillna(table["reason"])
+    table = table[columns].rename(columns=messages("columns")).rename_axis(columns=texts["title"])
     with pd.option_context("display.unicode.east_asian_width", True):
         return str(table.to_string(float_format="{:.3f}".format, na_rep=""))
 
 
 def _best_passages(scorecard: Scorecard) -> str:
-    """Show the passages of base and tuned after the prompt where style strength rose most.
+    """Return, as text, the passages of base and tuned after the prompt where style rose most.
 
-    Without style figures the first prompt is shown.
+    If no style was measured, the first prompt whose passages were long enough is chosen; if no
+    passage was, the first prompt. A warning follows if the base is the bundled one.
     """
+    # None, for a style that was not measured, counts as 0.
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in scorecard["texts"]}
-    numbers = [number for writer, number in style if writer == "base"]
+    numbers = [number for writer, number in style if writer == "base"]  # and so for "tuned"
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
     lines = [messages("passages")["best"], _passage_lines(scorecard["passages"][best])]
     if locate(scorecard["base"]).resolve() == TINY_BASE.resolve():
@@ -353,7 +393,7 @@ def _best_passages(scorecard: Scorecard) -> str:
 
 
 def _passage_lines(passage: dict[str, Any]) -> str:
-    """Show a prompt and the beginnings of what base and tuned wrote, each on a line."""
+    """Return a prompt and what base and tuned wrote, each on a line, cut to 100 characters."""
     prompt, base, tuned = (one_line(passage[key])[:100] for key in ("prompt", "base", "tuned"))
     labels = messages("passages")
     return f"{prompt} …\n  {labels['base']}{base}\n  {labels['tuned']}{tuned}"

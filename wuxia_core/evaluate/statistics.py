@@ -1,4 +1,4 @@
-"""Tell whether a difference is more than chance: paired bootstrap over documents or prompts."""
+"""Tell whether a difference is more than chance: paired bootstrap over documents or passages."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +11,18 @@ from wuxia_core.masking import Floats
 from wuxia_core.messages import messages
 from wuxia_core.mixing import FEWEST
 
-Row = dict[str, Any]  # of the scorecard
-# Takes a table of n items and weights (B, n), how often each resample has each item; gives (B,), a
-# figure for each resample.
+Row = dict[str, Any]  # a row of the scorecard
+FIGURES = ("base", "tuned", "delta", "low", "high")  # in a row
+# Takes a table of n items and weights (B, n), which say how often each of B resamples has each
+# item; gives the figure of each resample, (B,).
 Statistic = Callable[[pd.DataFrame, Floats], Floats]
 
 
 class Metric(NamedTuple):
-    """A figure of the scorecard: its name, unit, source of texts, and how items make the figure."""
+    """A figure of the scorecard: its name and unit, the source of its items, and how it is made.
+
+    `source` is "wuxia", "general" or "training"; `statistic` makes the figure out of the items.
+    """
 
     name: str
     unit: str
@@ -26,19 +30,19 @@ class Metric(NamedTuple):
     statistic: Statistic
 
     def row(self, n: int, **figures: Any) -> Row:
-        """Make the metric's row of the scorecard, of n items.
+        """Make the metric's row of the scorecard, of `n` items.
 
-        `figures` are `base`, `tuned`, `delta`, `low` and `high`; or a `reason` why these are None.
+        `figures` are those in `FIGURES`; or only a `reason` why there are none: they are then None.
         """
-        missing = dict.fromkeys(("base", "tuned", "delta", "low", "high"))
         labels = {"name": self.name, "unit": self.unit, "source": self.source}
-        return {**labels, **missing, "n": n, **figures}
+        return {**labels, **dict.fromkeys(FIGURES), "n": n, **figures}
 
 
 def ratio(numerator: str, denominator: str) -> Statistic:
-    """Make a statistic: the sum of one column over the sum of another.
+    """Make a statistic: the sum of the column `numerator` over the sum of the column `denominator`.
 
-    With `bits` of 6 and 4 and `chars` of 2 and 2, each counted once, it is 10 / 4 = 2.5.
+    `ratio("bits", "chars")` of two items with 6 and 4 bits and 2 characters each is 10 / 4 = 2.5 in
+    a resample that has both once.
     """
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
@@ -49,9 +53,10 @@ def ratio(numerator: str, denominator: str) -> Statistic:
 
 
 def group_difference(group: str, numerator: str, denominator: str) -> Statistic:
-    """Make a statistic: a ratio over items that the bool column `group` flags, less the others'.
+    """Make a statistic: the `ratio` over items flagged in the bool column `group`, less the rest's.
 
-    It is NaN where fewer than six items are flagged, or fewer than six are not.
+    It is NaN if fewer than six items are flagged or fewer than six are not, and in a resample that
+    has no flagged or no other item.
     """
     group_ratio = ratio(numerator, denominator)
 
@@ -59,59 +64,64 @@ def group_difference(group: str, numerator: str, denominator: str) -> Statistic:
         flagged = items[group].to_numpy(bool)
         if min(flagged.sum(), (~flagged).sum()) < FEWEST:
             return np.full(len(weights), np.nan)
-        with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any item of a group
+        # A weight of 0 leaves an item out; without any flagged (or other) item the ratio is 0 / 0.
+        with np.errstate(invalid="ignore"):
             return group_ratio(items, weights * flagged) - group_ratio(items, weights * ~flagged)
 
     return statistic
 
 
 def compare(metric: Metric, base: pd.DataFrame, tuned: pd.DataFrame, seed: int) -> Row:
-    """Report a metric for both models with the 95 % interval of the difference.
+    """Compare base and tuned by a metric: its two figures and a 95 % interval of their difference.
 
-    A paired bootstrap (Efron & Tibshirani 1993): the same items are drawn for both, 10,000 times.
+    A paired bootstrap (Efron & Tibshirani 1993): 10,000 resamples, drawn by `seed`, each with the
+    same items of both models. If fewer than six rows differ between `base` and `tuned`, the
+    interval is widened to include 0: a sign test could show nothing at 5 %.
 
     Parameters
     ----------
     base, tuned : DataFrame
-        The same items in the same order, a row each, with only the columns that the metric's
-        statistic takes: rows that differ in any column are counted. Where so few differ that a
-        sign test shows nothing at 5 %, the interval holds 0.
+        The same items in the same order, a row each. Columns that `metric.statistic` does not take
+        must be the same in both, since a row that differs in any column counts as different.
 
     Returns
     -------
-    A row of the scorecard. Of fewer than six items its figures are None, and `reason` says why.
+    The metric's row of the scorecard; `delta` is tuned less base. The figures are None, and
+    `reason` says why, if there are fewer than six items, or of one kind in `group_difference`.
     """
     n = len(base)
     if n < FEWEST:
         return metric.row(n, reason=reason("few", n))
     draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, 10_000)
     weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples
-    before, after = metric.statistic(base, weights), metric.statistic(tuned, weights)
-    delta = after - before
-    if np.isnan(delta[0]):
+    of_base, of_tuned = (metric.statistic(items, weights) for items in (base, tuned))
+    deltas = of_tuned - of_base  # the first of the sample itself
+    if np.isnan(deltas[0]):
         return metric.row(n, reason=reason("few of a kind", n))
-    low, high = interval(delta[1:], n)
+    low, high = interval(deltas[1:], n)
     differing = (base.to_numpy() != tuned.to_numpy()).any(axis=1).sum()
-    if 2 * 0.5**differing > 0.05:  # p of a sign test where all of them differ in one direction
+    if 2 * 0.5**differing > 0.05:  # p of a sign test if all of these rows differ in one direction
         low, high = min(low, 0.0), max(high, 0.0)
-    figures = {"base": before[0], "tuned": after[0], "delta": delta[0], "low": low, "high": high}
-    return metric.row(n, **{name: float(figure) for name, figure in figures.items()})
+    values = map(float, (of_base[0], of_tuned[0], deltas[0], low, high))
+    return metric.row(n, **dict(zip(FIGURES, values, strict=True)))
 
 
 def reason(name: str, n: int, **values: object) -> str:
-    """Say in the reader's language why there is no figure of n items.
+    """Return a sentence in the reader's language: why `n` items give no figure, or no verdict.
 
-    `name` is a message's key in the section `[reasons]`, `values` are what it has places for.
+    `name` is the sentence's key in the messages' section `[reasons]`. Its places are filled with
+    `n`, with the minimum of six as `least`, and with `values`.
     """
     return str(messages("reasons")[name].format(n=n, least=FEWEST, **values))
 
 
 def interval(resampled: Floats, n: int) -> Floats:
-    """Bound a figure at 95 % by its values (B,) in resamples of n items: low and high, (2,).
+    """Return the 95 % interval of a figure, low and high, (2,), from resamples of its `n` items.
 
-    The expanded percentile interval (Hesterberg 2015): as much wider than the percentile interval
-    as Student's is than the normal one; for n = 10 it spans 98.3 % of the resamples. NaN, from a
-    resample without any item of a group, is left out.
+    `resampled` (B,) has the figure of each resample; NaNs are left out. This is the expanded
+    percentile interval (Hesterberg 2015): since a percentile interval of few items is too short, it
+    is made wider by sqrt(n / (n - 1)), and by as much as Student's interval is wider than the
+    normal one. For n = 10 it spans 98.3 % of the resamples, for very many items 95 %.
     """
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
     return np.asarray(np.nanquantile(resampled, [tail, 1 - tail]))

@@ -1,7 +1,8 @@
 """Let base and tuned write passages from the same prompts and seeds, and measure their style.
 
-White space is layout and never counts. A classifier takes texts of one length, so that length tells
-it nothing: cut them with `chunks`. No automatic metric is known to follow *perceived* style.
+White space is layout: `chunks` leaves it out before anything is measured. It also cuts texts to one
+length, so that length tells a classifier nothing. No automatic metric is known to follow
+*perceived* style.
 """
 
 import functools
@@ -34,14 +35,15 @@ WRITERS = ("base", "tuned", "few_shot")
 PASSAGE_BATCH = 16  # passages that are generated at a time
 OPENING = 40  # characters of a chapter that serve as a prompt
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
-MEAN = ratio("value", "count")
+MEAN = ratio("value", "count")  # of the items that `_items` makes
 
-POOL = 2000  # characters that shares are measured over, for Delta
+POOL = 2000  # characters of a pool: text over which the share of each character is measured
 FEWEST_POOLS = 5  # of the target's human text, so that a standard deviation means something
 FEWEST_TEXTS = 20  # of each kind, to fit a classifier
 HIDDEN = "■"  # stands for every character that a classifier shall not see
 
-# Takes a writer's rows (`text`, `copied`); gives the items that the metric's statistic takes.
+# Takes a writer's rows, with the columns `text` and `copied`; gives the items that a metric's
+# statistic takes.
 Measure = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -55,19 +57,23 @@ def chunks(text: str, chars: int) -> list[str]:
 
 
 def top_characters(texts: Sequence[str], n: int = 300) -> str:
-    """Join the n commonest characters of human texts, the ones that a classifier may see."""
+    """Return the `n` commonest characters of `texts` as a string, the commonest first.
+
+    White space does not count. Of equally common characters the first in the texts comes first. A
+    classifier may see these characters: see `style_classifier`.
+    """
     return "".join(c for c, _ in Counter(strip_whitespace("".join(texts))).most_common(n))
 
 
 class BurrowsDelta:
     """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
 
-    `target` is the style to measure the distance from; `other` is more human text. From both come
-    the V commonest characters, and the `mean` and `sd` (V,) of each one's share in a pool.
-    `centroid` (V,) is the target's mean share as a z-score. To find the nearer of two styles, fit
-    twice with the two exchanged; each should be of one genre. Delta grows as a pool gets smaller:
-    compare pools of one size. Raises `DataError` where `target` has fewer than 5 pools of 2,000
-    characters.
+    `target` is text in the style to measure the distance from, `other` more human text. Both are
+    cut into pools of 2,000 characters. From all pools come the V commonest characters, at most as
+    many as `characters`, and the `mean` and `sd` (V,) of each one's share of a pool. `centroid`
+    (V,) is each one's mean share of the target's pools, as a z-score. To find the nearer of two
+    styles, fit twice with the two exchanged; each should be of one genre. Delta grows as a pool
+    gets smaller: compare pools of one size. Raises `DataError` if `target` has fewer than 5 pools.
     """
 
     def __init__(self, target: Sequence[str], other: Sequence[str], characters: int = 500) -> None:
@@ -85,19 +91,19 @@ class BurrowsDelta:
         self.centroid = (shares[: len(target_pools)].mean(0) - self.mean) / self.sd
 
     def counts(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Count the V commonest characters in N texts: (N, V + 1).
+        """Count each of the V characters in N texts: (N, V + 1).
 
-        The last column has the number of all characters, without white space.
+        The last column has the number of all characters of each text, without white space.
         """
         texts = [strip_whitespace(text) for text in texts]
         return np.column_stack([self._counter.transform(texts).toarray(), [*map(len, texts)]])
 
     def delta(self, counts: npt.ArrayLike) -> Floats:
-        """Average the absolute difference of z-scores between a pool and the target: 0 or more.
+        """Return the mean absolute difference of z-scores between a pool and the target: 0 or more.
 
         `counts` are rows of `self.counts`, summed over the texts of a pool; the last column is the
         number of all characters. One pool, (V + 1,), gives a number; a pool from each of B
-        resamples, (B, V + 1), gives (B,). Raises `DataError` where the pools have on average fewer
+        resamples, (B, V + 1), gives (B,). Raises `DataError` if the pools have on average fewer
         than 2,000 characters.
         """
         common, totals = np.split(np.asarray(counts), [-1], axis=-1)  # (…, V) and (…, 1)
@@ -111,9 +117,9 @@ def style_classifier(target: Sequence[str], other: Sequence[str], common: str) -
     """Fit a classifier of texts: TF-IDF of runs of 1 to 3 characters, then logistic regression.
 
     Its `decision_function` gives the log-odds that a text is like `target` rather than like
-    `other`. The classifier sees only the characters in `common` (those of `top_characters`), so
-    that names and props (剑, 掌门) tell nothing. Raises `DataError` where a kind has fewer than 20
-    texts.
+    `other`. The classifier sees only the characters in `common` (those of `top_characters`), and ■
+    for each other one, so that names and props (剑, 掌门) tell nothing. A run must be in two texts
+    to count. Raises `DataError` if `target` or `other` has fewer than 20 texts.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -130,12 +136,12 @@ def style_classifier(target: Sequence[str], other: Sequence[str], common: str) -
 
 
 def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
-    """Count the distinct n-grams of characters in N texts together, and all: two values a text.
+    """Count each text's part of all distinct n-grams of characters, and its n-grams: (N,) each.
 
-    Distinct-n (Li et al. 2016, there of words) is the sum of the first over the sum of the second.
-    The first, (N,), is a text's jackknife value: the number of n-grams that no other text has, and
-    an equal part of the number that several texts have. The second, (N,), is the number of n-grams
-    in the text. `["剑光", "剑影"]` with n 1 gives (1.5, 1.5) and (2, 2): distinct-1 is 3/4.
+    N is the number of `texts`. Distinct-n (Li et al. 2016, who count n-grams of words) is the sum
+    of the first over that of the second. The first is a text's jackknife value: the number of
+    distinct n-grams that no other text has, plus one Nth of the number that several texts have.
+    `["剑光", "剑影"]` with n 1 gives (1.5, 1.5) and (2, 2): distinct-1 is 3/4.
     """
     grams = [[text[start : start + n] for start in range(len(text) - n + 1)] for text in texts]
     text_counts = Counter(gram for row in grams for gram in set(row))  # in how many texts each is
@@ -145,10 +151,10 @@ def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Measure how much of a text repeats itself: 1 - unique/all n-grams of characters.
+    """Return the share of a text's n-grams of characters that repeat one before: 1 - distinct/all.
 
-    This is rep-n of Welleck et al. (2020), there of tokens. `哈哈哈哈哈` with n 4 gives 1/2. A
-    text must have at least n characters.
+    This is rep-n of Welleck et al. (2020), who count n-grams of tokens. `哈哈哈哈哈` with n 4 gives
+    1/2: it has 哈哈哈哈 twice. A text must have at least n characters.
     """
     grams = [text[start : start + n] for start in range(len(text) - n + 1)]
     return 1 - len(set(grams)) / len(grams)
@@ -157,10 +163,10 @@ def repetition(text: str, n: int = 4) -> float:
 def generate(
     context: EvalContext, prompts: Sequence[str], seed: int, tokens: int = Sampling.tokens
 ) -> list[str]:
-    """Sample exactly `tokens` tokens behind each prompt, with the defaults of `Sampling`.
+    """Sample exactly `tokens` tokens behind each prompt, with the other defaults of `Sampling`.
 
-    Returns the passages without their prompts. The same `seed` gives the same passages on the same
-    kind of machine.
+    Returns the passages without their prompts. The same prompts and `seed` give the same passages
+    on the same kind of machine.
     """
     rows = [encode_prompt(context.tokenizer, prompt, chat=False) for prompt in prompts]
     settings = Sampling(tokens).settings() | {"min_new_tokens": tokens}
@@ -169,27 +175,31 @@ def generate(
 
 
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
-    """List our ten prompts, and as prompts the openings of up to 30 held-out chapters of 武侠.
+    """List the prompts: our ten, then the openings of at most 30 held-out chapters of 武侠.
 
-    Returns rows with `prompt` and `human`, the chapter's own text behind it: "" for our prompts.
+    Returns a dict each: `prompt`, and as `human` the chapter's own text behind it, "" for ours.
     """
     chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=30))
     own_prompts = OWN_PROMPTS.read_text(encoding="utf-8").splitlines()
     rows = [{"prompt": prompt, "human": ""} for prompt in own_prompts]
-    return rows + [{"prompt": t[:OPENING], "human": t[OPENING:]} for t in chapters]
+    return rows + [{"prompt": text[:OPENING], "human": text[OPENING:]} for text in chapters]
 
 
 def write_passages(context: EvalContext) -> list[dict[str, Any]]:
-    """Let base and tuned continue the same prompts; and the base after an example of 武侠 too.
+    """Let base and tuned continue the same prompts, and the base after an example of 武侠 too.
 
-    The example, 60 characters of training text, shows whether a prompt could do what tuning does.
-    Returns rows with `prompt` and `human` as in `prompts`, and with what was written behind the
-    prompt: `base`, `tuned`, and `few_shot`, by the base after the example.
+    They are those of `prompts`, as many as time allows. The example, 60 characters from the middle
+    of a training chapter, shows whether a prompt could do what tuning does. Returns rows with
+    `prompt` and `human` as in `prompts`, and with what was written behind the prompt: `base`,
+    `tuned`, and `few_shot`, by the base after the example.
     """
     chapter = next(iter(context.mixture.texts(context.documents("wuxia", TRAIN, limit=1))), "")
-    example = chapter[len(chapter) // 2 :][:60]
+    middle = len(chapter) // 2
+    example = chapter[middle : middle + 60]
     rows: list[dict[str, Any]] = []
+    # For at most a quarter of the evaluation's minutes.
     for chunk in context.within_budget("prompts written to", prompts(context), PASSAGE_BATCH, 0.25):
+        # One seed for all writers, another for each chunk.
         texts, seed = [row["prompt"] for row in chunk], context.seed + len(rows)
         base, tuned = context.base_and_tuned(functools.partial(generate, context, texts, seed))
         with context.model.disable_adapter():
@@ -202,23 +212,23 @@ def write_passages(context: EvalContext) -> list[dict[str, Any]]:
 def score_generations(context: EvalContext, passages: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure the rows of `write_passages`, each passage cut to 150 characters.
 
-    Prompts after which any writer wrote less are left out. As many chunks of held-out 武侠 are
-    measured as the writer "human".
+    Prompts after which any writer wrote less are left out. As many chunks of held-out 武侠, spread
+    over it, are measured as the writer "human"; fewer if there are not so many.
 
     Returns
     -------
-    `metrics`, rows of the scorecard; `copied`, rows of `overlap` with the longest runs in the tuned
-    passages, which are not cut for that; `texts`, a row a measured text: its `writer`, its `number`
-    (the index in `passages`, or among the human chunks), the length of its longest `copied` run,
-    and its `style`, a logit, None without a classifier.
+    A dict: `metrics`, rows of the scorecard; `copied`, at most ten rows of `overlap` with the
+    longest runs in the tuned passages, which are not cut for that; `texts`, a row a measured text:
+    its `writer`, its `number` (the index in `passages`, or among the human chunks), the length of
+    its longest `copied` run, and its `style`, a logit, or None if no classifier could be fitted.
     """
-    numbers = [n for n, row in enumerate(passages) if all(_cut(row[w]) for w in WRITERS)]
+    numbers = [n for n, row in enumerate(passages) if all(_cut(row[writer]) for writer in WRITERS)]
     rows = [(writer, n, _cut(passages[n][writer])) for writer in WRITERS for n in numbers]
-    held_out = _chunks(context.human_texts("wuxia", VALIDATION))
+    held_out = _human_chunks(context.human_texts("wuxia", VALIDATION))
     places = np.linspace(0, len(held_out) - 1, min(len(numbers), len(held_out))).astype(int)
     rows += [("human", n, held_out[place]) for n, place in enumerate(places)]
     table = pd.DataFrame(rows, columns=["writer", "number", "text"])
-    # One call for both, since each reads all training text.
+    # One call of `overlap` for both, since each reads all training text.
     uncut = [row["tuned"] for row in passages]
     overlaps = overlap([*table["text"], *uncut], context.mixture.training_texts)
     human_style = _HumanStyle(context)
@@ -227,6 +237,7 @@ def score_generations(context: EvalContext, passages: list[dict[str, Any]]) -> d
         if numbers:
             table["style"] = human_style.classifier.decision_function(table["text"])
     return {
+        # A pair is a metric and its measure.
         "metrics": [_row(*pair, table, context.seed) for pair in _measures(human_style)],
         "copied": longest_runs(overlaps[len(table) :].reset_index(drop=True)).to_dict("records"),
         "texts": table.drop(columns="text").to_dict("records"),
@@ -234,9 +245,10 @@ def score_generations(context: EvalContext, passages: list[dict[str, Any]]) -> d
 
 
 class _HumanStyle:
-    """Burrows's Delta and a style classifier, each fitted on human training text when first used.
+    """Burrows's Delta and a style classifier, each fitted on human text when first used.
 
-    Both properties raise `DataError` where there is too little text.
+    That text is not held out: 武侠 of the training, general text of the training or unused. Both
+    properties raise `DataError` if there is too little of it.
     """
 
     def __init__(self, context: EvalContext) -> None:
@@ -245,18 +257,21 @@ class _HumanStyle:
 
     @functools.cached_property
     def delta(self) -> BurrowsDelta:
-        """The distance from 武侠."""
+        """The distance of texts from 武侠."""
         return BurrowsDelta(*self.texts)
 
     @functools.cached_property
     def classifier(self) -> "Pipeline":
-        """The classifier of 武侠 against general text, of at most 1,000 chunks each."""
-        wuxia, general = (_chunks(texts)[:1000] for texts in self.texts)
+        """The classifier of 武侠 against general text, fitted on at most 1,000 chunks of each."""
+        wuxia, general = (_human_chunks(texts)[:1000] for texts in self.texts)
         return style_classifier(wuxia, general, top_characters(wuxia + general))
 
 
 def _measures(human_style: _HumanStyle) -> list[tuple[Metric, Measure]]:
-    """List the metrics of passages, each with the function that makes items of a writer's rows."""
+    """List the metrics of passages, each with the function that makes its items of a writer's rows.
+
+    The functions raise `DataError` if `human_style` does.
+    """
 
     def pooled_delta(items: pd.DataFrame, weights: Floats) -> Floats:
         return human_style.delta.delta(weights @ items.to_numpy())
@@ -278,7 +293,9 @@ def _measures(human_style: _HumanStyle) -> list[tuple[Metric, Measure]]:
 def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned by a metric; add the figures of the controls, `few_shot` and `human`.
 
-    `table` has the texts of all writers. Where the metric cannot be measured, there is a `reason`.
+    `table` has the texts of all writers; `measure` makes items of those of one. Returns the row of
+    the scorecard. If the metric cannot be measured, it has a `reason` and no control; a control
+    with fewer texts than the base is left out.
     """
     n = int((table["writer"] == "base").sum())
     if n < FEWEST:
@@ -296,15 +313,15 @@ def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Ro
 
 
 def _items(values: Any, counts: Any = 1.0) -> pd.DataFrame:
-    """Make items for `MEAN`, the sum of `value` over the sum of `count`: a row a text."""
+    """Make items for `MEAN`, a row a text, from each text's value and count, by default 1."""
     return pd.DataFrame({"value": np.asarray(values, np.float64), "count": counts})
 
 
 def _cut(text: str) -> str:
-    """Cut a passage to its first 150 characters without white space; a shorter one becomes ""."""
+    """Return the first 150 characters of a passage without white space, "" if it has fewer."""
     return next(iter(chunks(text, CHARACTERS)), "")
 
 
-def _chunks(texts: Sequence[str]) -> list[str]:
+def _human_chunks(texts: Sequence[str]) -> list[str]:
     """Cut human texts into chunks of 150 characters, as long as a passage that is compared."""
     return [chunk for text in texts for chunk in chunks(text, CHARACTERS)]
