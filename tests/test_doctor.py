@@ -123,7 +123,7 @@ def test_a_gradient_of_another_size_is_found(alone, monkeypatch, factor):
 
 def test_every_gradient_takes_part_in_the_comparison():
     model = doctor.tiny_model(b_std=0.1)
-    doctor.compute_loss(model, doctor.random_batch(0), targets=1).backward()
+    doctor.compute_loss(model, doctor.random_batch(0), step_targets=1).backward()
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     assert len(trained) == 2 * 28 + 1 and all(bool(weights.grad.any()) for weights in trained)
 
@@ -159,7 +159,7 @@ def test_too_little_shared_memory_is_found(alone, monkeypatch):
     if torch.cuda.device_count() < 2:
         assert doctor.run_check("shared memory", alone) == ("–", "needs two GPUs")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(doctor, "SHARED_MEMORY", 1)
+    monkeypatch.setattr(doctor, "LEAST_SHARED_MEMORY", 1)
     assert doctor.run_check("shared memory", alone)[0] == "ok"
-    monkeypatch.setattr(doctor, "SHARED_MEMORY", 2**60)
+    monkeypatch.setattr(doctor, "LEAST_SHARED_MEMORY", 2**60)
     assert "MiB free → docker run --shm-size=1g" in failed("shared memory", alone)

@@ -210,6 +210,8 @@ def test_llama_cpps_converters(run, capsys):
 
 def test_a_merged_model_has_the_strength_that_was_asked_for(run, tmp_path):
     assert main([str(run), "--out", str(tmp_path / "half"), "--strength", "0.5"]) == 0
+    assert "strength: 0.5" in (tmp_path / "half" / "README.md").read_text("utf-8")
+    assert main([str(run), "--out", str(tmp_path / "nan"), "--strength", "nan"]) == 2
     models = load_base(str(tmp_path / "half"), torch.float32).eval(), load_adapter(run)[0]
     ids = load_tokenizer(BASE)("剑光一闪，那人已到了门外。", return_tensors="pt").input_ids
     with torch.inference_mode(), rescale_adapter_scale(models[1], 0.5):

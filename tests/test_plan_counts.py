@@ -128,7 +128,7 @@ def count_step(config, layers):
                 count.peak = count.moved = count.operations = 0
                 for _ in range(2):
                     with torch.autocast("cpu", torch.bfloat16):
-                        logits = model(input_ids=ids).logits
+                        logits = model(input_ids=ids).logits.float()  # as accelerate does
                         loss = SummedCrossEntropy.apply(logits, targets)
                     del logits
                     loss.backward()

@@ -34,7 +34,7 @@ from wuxia_core.errors import (
 )
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture, staged
 from wuxia_core.text import visible
-from wuxia_core.write import Sampling, encode_prompt
+from wuxia_core.write import Sampling, check_strength, encode_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +42,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERTERS = {"gguf": "convert_hf_to_gguf.py", "gguf-adapter": "convert_lora_to_gguf.py"}
-SOURCE, MODEL, ADAPTER = "source", "model.gguf", "adapter.gguf"  # what is converted, into what
+# The folder that llama.cpp converts, and the names of the files that it makes.
+SOURCE, MODEL, ADAPTER = "source", "model.gguf", "adapter.gguf"
 TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # GGUF's names of precisions
-# The text that log p is compared on: so many passages, characters of each, and tokens of these.
+# The text that log p is compared on: 20 passages of 150 characters, of each 128 tokens at most.
 PASSAGES, CHARACTERS, TOKENS = 20, 150, 128
 # Largest |Δ log p| of a token that is accepted, nats, by the precision that is stored. With the
 # bundled base, rounding the weights gave 0.000007 (float32: the order of the sums), 0.0032 and
 # 0.028.
 LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
+# Templates of README.md ("card") and of Ollama's Modelfile ("modelfile").
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
 
@@ -61,45 +63,47 @@ def export(
     base_model: str | None = None,
     strength: float = 1.0,
 ) -> str:
-    """Write an adapter as "merged", "gguf" or "gguf-adapter"; say how exact the export is.
+    """Write an adapter `to` "merged" or "gguf", one model with its base, or to "gguf-adapter".
 
-    `out` is the folder to write, by default `OUTPUT_DIR/export/TO`; `llama_cpp` is a copy of
-    llama.cpp, `base_model` a base that has moved, and `strength` scales the adapter. The export is
-    read again: a model must give text the adapter's log p, a GGUF adapter must have its weights.
+    `out` is the folder to write (`OUTPUT_DIR/export/TO`), `llama_cpp` a copy of llama.cpp and
+    `base_model` a base that has moved; `strength` scales the adapter. Returns how exact the export
+    is, read again: the log p of text must be within `LIMITS`, an adapter's weights be the same.
 
-    Raises `ConfigError` where `out` exists, or `llama_cpp` or the package gguf is missing;
-    `DataError` where there is no adapter of this base, it cannot be converted, or the export is
-    not equal to it; `MachineError` where the base cannot be loaded, or `out` cannot be written.
+    Raises `ConfigError` if `out` exists, `strength` is not from 0 to 2, or llama.cpp or gguf is
+    missing; `DataError` if there is no adapter of this base, it cannot be converted, or the export
+    differs from it; `MachineError` if the base cannot be loaded, or `out` cannot be written.
     """
     folder = Path(output_dir)
     base = base_model or models.adapter_settings(folder)["base_model_name_or_path"]
     target = expand(out or folder / "export" / to)
     if target.exists():
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
-    script = _converter(to, llama_cpp) if to in CONVERTERS else None
+    script = _find_converter(to, llama_cpp) if to in CONVERTERS else None
     with raise_machine_error(f"--out {target}"), staged(target) as new:
         model, tokenizer = _load_adapter(folder, base, strength), models.load_tokenizer(base)
         config, mixture = _read_run(folder)
         if script and to == "gguf-adapter":
-            finding = _write_adapter(model, script, new)
+            finding = _write_gguf_adapter(model, script, new)
         else:
             rows = [encode_prompt(tokenizer, text, False)[:TOKENS] for text in _passages(mixture)]
-            before, dtype = _log_probs(model, rows), models.weights_dtype(config or Config())
+            expected, dtype = _log_probs(model, rows), models.weights_dtype(config or Config())
             _write_merged(model, tokenizer, dtype, new.with_name(SOURCE) if script else new)
             model = None  # there may be no room for two
             if script:
                 _convert(script, new, MODEL, "--outtype", TYPES[dtype])
-            finding = _compare(before, _log_probs(_read_again(new), rows), dtype)
+            finding = _compare(expected, _log_probs(_load_export(new), rows), dtype)
         start = tokenizer.convert_ids_to_tokens(models.document_start_id(tokenizer))
-        _describe(folder, new, base, start, config, mixture)
+        _write_card(folder, strength, new, base, start, config, mixture)
     return f"{finding}\nwritten: {target}"
 
 
 def _load_adapter(folder: Path, base: str, strength: float) -> "PeftModel":
-    """Load a base in float32 with the folder's adapter, but not the trained row of the mask token.
+    """Load `base` in float32 with the folder's adapter, but not the trained row of the mask token.
 
-    Raises `DataError` where the adapter has trained rows of other tokens too.
+    `strength` scales the adapter. Raises `ConfigError` if it is not from 0 to 2; `DataError` if the
+    adapter has trained rows of several tokens: a single one is taken for the mask token's.
     """
+    check_strength(strength)
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
         raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
     loaded = models.load_base(base, "float32")
@@ -107,10 +111,10 @@ def _load_adapter(folder: Path, base: str, strength: float) -> "PeftModel":
 
 
 def _read_run(folder: Path) -> tuple[Config | None, Mixture | None]:
-    """Read a run's config and mixture.
+    """Read the config of the run in `folder`, and open its mixture.
 
-    Both are None where `folder` is just an adapter, not a run; the mixture is None where it is gone
-    or was rebuilt.
+    Both are None if the folder holds just an adapter, not a run. The mixture is None if it is gone
+    or damaged, or another is in its place.
     """
     if not (folder / "config.yaml").is_file():
         return None, None
@@ -122,14 +126,17 @@ def _read_run(folder: Path) -> tuple[Config | None, Mixture | None]:
 
 
 def _passages(mixture: Mixture | None) -> list[str]:
-    """Cut `PASSAGES` passages of `CHARACTERS` characters out of held-out text, spread evenly.
+    """Cut out `PASSAGES` passages of `CHARACTERS` characters, on which log p is compared.
 
-    The sample's text serves where there is no mixture or too little held-out text.
+    They are spread evenly over some held-out documents: at most `PASSAGES` of them, themselves
+    spread evenly over all. Without a mixture, or if these documents are too short for so many
+    passages, the passages are of the bundled novels in data/sample.
     """
     text = ""
     if mixture:
-        held_out = np.flatnonzero(mixture.outline["split"] == VALIDATION)
-        text = "\n".join(mixture.texts(held_out.tolist()[:: len(held_out) // PASSAGES + 1]))
+        held_out = np.flatnonzero(mixture.outline["split"] == VALIDATION)  # documents' numbers
+        step = len(held_out) // PASSAGES + 1
+        text = "\n".join(mixture.texts(held_out[::step].tolist()))
     if len(text) < PASSAGES * CHARACTERS:
         paths = sorted((PROJECT / "data" / "sample").glob("*.txt"))
         text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
@@ -138,7 +145,10 @@ def _passages(mixture: Mixture | None) -> list[str]:
 
 
 def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Tensor":
-    """Log p of every token but the first of each row of token ids, nats: (N,) of all rows."""
+    """Give the log p of every token but the first of each row, nats: (N,), all rows in one.
+
+    A row is a list of token ids.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -153,21 +163,26 @@ def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Te
 def _write_merged(
     model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dtype: str, folder: Path
 ) -> None:
-    """Write base and adapter as one model in a precision, with all files of the tokenizer."""
+    """Write base and adapter as one model in the precision `dtype`, with the tokenizer's files.
+
+    `model` itself is merged, and cannot be used as an adapter afterwards.
+    """
     import torch
 
     merged = model.merge_and_unload().to(getattr(torch, dtype))
     merged.config.use_cache = True  # off for the training only
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # the base's own files, in place of these and beside them: vocab.json, merges.txt and the like
     for path in models.tokenizer_files(tokenizer.name_or_path):
         shutil.copy(path, folder)
 
 
-def _converter(to: str, llama_cpp: str | Path | None) -> Path:
-    """Find the script of llama.cpp that converts `to` a form, a key of `CONVERTERS`.
+def _find_converter(to: str, llama_cpp: str | Path | None) -> Path:
+    """Find llama.cpp's script that writes the form `to`, a key of `CONVERTERS`.
 
-    Raises `ConfigError` where the script or the package gguf is missing.
+    Raises `ConfigError` if the script is missing in the folder `llama_cpp`, or its gguf-py beside
+    it, or if the package gguf is not installed.
     """
     script = expand(llama_cpp or "").resolve() / CONVERTERS[to]
     if not (llama_cpp and script.is_file() and (script.parent / "gguf-py").is_dir()):
@@ -180,10 +195,10 @@ def _converter(to: str, llama_cpp: str | Path | None) -> Path:
 
 
 def _convert(script: Path, new: Path, name: str, *options: str) -> None:
-    """Have llama.cpp convert the folder `SOURCE`, which is beside `new`, into a GGUF file in `new`.
+    """Have llama.cpp convert the folder `SOURCE` into the GGUF file `name` in the folder `new`.
 
-    Raises `DataError` where llama.cpp cannot convert it, `OSError` where its script ends with one,
-    such as of a full disk.
+    The two folders are side by side; `options` are more arguments of the script. Raises `OSError`
+    if the script ends with one, such as of a full disk, `DataError` if it fails otherwise.
     """
     command = [sys.executable, str(script), SOURCE, "--outfile", f"{new.name}/{name}", *options]
     done = subprocess.run(command, cwd=new.parent, capture_output=True, text=True)
@@ -194,11 +209,12 @@ def _convert(script: Path, new: Path, name: str, *options: str) -> None:
         raise DataError(f"llama.cpp's {script.name} cannot convert it: {last}")
 
 
-def _write_adapter(model: "PeftModel", script: Path, new: Path) -> str:
-    """Have llama.cpp write the adapter into a folder, and say that all of it is there, bit for bit.
+def _write_gguf_adapter(model: "PeftModel", script: Path, new: Path) -> str:
+    """Have llama.cpp write the adapter into the folder `new`, and say that its weights are exact.
 
-    Raises `DataError` where weights differ, or where a layer's scale differs from the file's: GGUF
-    has one alpha for all layers, each of which is scaled by alpha / rank.
+    Raises `DataError` if a weight differs in a bit, or a layer's scale differs from the file's:
+    GGUF has one alpha for all layers, each of which is scaled by alpha / rank. Raises what
+    `_convert` raises, too.
     """
     from gguf import GGUFReader
     from peft.tuners.lora import LoraLayer
@@ -210,24 +226,26 @@ def _write_adapter(model: "PeftModel", script: Path, new: Path) -> str:
     file = GGUFReader(new / ADAPTER)
     alpha = file.fields["adapter.lora.alpha"].contents()
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    # a layer's scaling times its rank is its alpha
     same_scale = np.allclose([x.scaling["default"] * x.r["default"] for x in layers], alpha)
     weights = [weight for name, weight in model.state_dict().items() if "lora_" in name]
-    stored = sorted(tensor.data.tobytes() for tensor in file.tensors)  # llama.cpp renames tensors
+    # sorted, since llama.cpp renames tensors
+    stored = sorted(tensor.data.tobytes() for tensor in file.tensors)
     if not same_scale or stored != sorted(weight.numpy().tobytes() for weight in weights):
         raise DataError("not exported, for its weights or their scale are not the adapter's")
     return "the file has the weights of the adapter, bit for bit"
 
 
-def _read_again(new: Path) -> "PreTrainedModel":
-    """Load the model that was exported into a folder, merged or GGUF, in float32.
+def _load_export(new: Path) -> "PreTrainedModel":
+    """Load the model that was exported into the folder `new`, as a GGUF file or not, in float32.
 
-    Raises `DataError` where transformers cannot read it.
+    Raises `DataError` if transformers cannot read it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {}
     try:
-        if (new / MODEL).exists():  # from GGUF alone, transformers takes any head size for 128
+        if (new / MODEL).exists():  # from GGUF alone transformers would take the head size for 128
             config = AutoConfig.from_pretrained(new.with_name(SOURCE))
             settings = {"gguf_file": MODEL, "config": config}
         return AutoModelForCausalLM.from_pretrained(new, dtype="float32", **settings).eval()
@@ -236,30 +254,41 @@ def _read_again(new: Path) -> "PreTrainedModel":
         raise DataError(f"not exported, for it cannot be read again and checked: {first}") from None
 
 
-def _compare(before: "torch.Tensor", after: "torch.Tensor", dtype: str) -> str:
-    """Say how far the export's log p is from the adapter's; both are nats a token, (N,).
+def _compare(expected: "torch.Tensor", exported: "torch.Tensor", dtype: str) -> str:
+    """Say how far the log p of the export is from what is expected; both are nats a token, (N,).
 
-    Raises `DataError` where a token's is further than the limit of the precision it is stored in.
+    `dtype` is the precision that the export is stored in. Raises `DataError` if a token's log p is
+    off by more than `LIMITS[dtype]`, or is NaN.
     """
-    delta, limit = (after - before).abs(), LIMITS[dtype]
+    delta, limit = (exported - expected).abs(), LIMITS[dtype]
     text = f"largest |Δ log p| of {len(delta):,} tokens {delta.max():.2g}, mean {delta.mean():.2g}"
-    if not delta.max() <= limit:  # also where it is NaN
+    if not delta.max() <= limit:  # also if it is NaN
         raise DataError(f"not exported, for it computes something else: {text}, limit {limit:g}")
     return f"{text} (limit in {dtype} {limit:g})"
 
 
-def _describe(
-    folder: Path, new: Path, base: str, start: str, config: Config | None, mixture: Mixture | None
+def _write_card(
+    folder: Path,
+    strength: float,
+    new: Path,
+    base: str,
+    start: str,
+    config: Config | None,
+    mixture: Mixture | None,
 ) -> None:
-    """Write a model card, README.md, beside an export, and for GGUF Ollama's file, Modelfile.
+    """Write the model card README.md into the export's folder `new`, and with GGUF a Modelfile.
 
-    `start` is the token that begins a text. The Modelfile has the defaults of `Sampling`. Neither
-    names a path of this machine, but for the base of a GGUF adapter.
+    `folder` is that of the adapter, which `strength` scaled; `start` is the token that begins a
+    text. The Modelfile, for Ollama, has the defaults of `Sampling`; for a GGUF adapter it names the
+    base, if it is a folder by its path. No other path of this machine is named. Weights get
+    README.md's file mode.
     """
     local_base = locate(base).resolve() if locate(base).is_dir() else None
     card = {"base": local_base.name if local_base else base, "start": start, "titles": "not known"}
+    # the settings in it: those of the adapter, and if it is a run's, of masking and training
     lora = models.adapter_settings(folder)
-    settings = {"lora": {key: lora[key] for key in ("r", "lora_alpha", "target_modules")}}
+    keys = ("r", "lora_alpha", "target_modules")
+    settings = {"lora": {key: lora[key] for key in keys} | {"strength": strength}}
     if config:
         settings |= config.model_dump(mode="json", include={"masking", "training"})
         del settings["training"]["output_dir"]

@@ -41,17 +41,17 @@ logger = logging.getLogger(__name__)
 class Processes:
     """How many processes train on how many machines, and where the machines meet."""
 
-    local: int  # on this machine, and on each other one
+    local: int  # processes on this machine, and as many on each other one
     machines: int = 1
-    rendezvous: str | None = None  # HOST:PORT
+    rendezvous: str | None = None  # HOST:PORT where the machines meet; None: there is only this one
 
     def __post_init__(self) -> None:
-        """Check the processes before a run is prepared for them.
+        """Raise an error, before a run is prepared, if the processes could not start.
 
-        Raises `ConfigError` where the address is not HOST:PORT, `MachineError` where no such host
-        is known, or the machine's GPUs cannot be used.
+        `ConfigError` if `rendezvous` is not HOST:PORT, `MachineError` if no such host is known, or
+        this machine's GPUs cannot be used.
         """
-        best_device()
+        best_device()  # raises if GPUs cannot be used
         if self.rendezvous is None:
             return
         flag = f"--rdzv-endpoint {self.rendezvous}"
@@ -69,17 +69,17 @@ class Processes:
         return self.local * self.machines
 
     def arguments(self) -> list[str]:
-        """Give torchrun's arguments for these processes."""
+        """Give torchrun's arguments for these processes, without what they are to run."""
         signals = ",".join(number.name for number in heeded_signals())
         flags = [f"--nproc-per-node={self.local}", f"--signals-to-handle={signals}"]
-        if self.rendezvous is None:  # with the address the machine need not resolve its own name
+        if self.rendezvous is None:  # by 127.0.0.1 the machine need not look its own name up
             return [*flags, "--standalone", "--local-addr=127.0.0.1"]
         nodes = f"--nnodes={self.machines} --rdzv-endpoint={self.rendezvous} --rdzv-backend=c10d"
         return [*flags, *nodes.split(), "--rdzv-id=wuxia", f"--rdzv-conf=join_timeout={JOIN_WAIT}"]
 
 
 class Failure(WuxiaError):
-    """A process of the run failed; `crashed` tells that new processes may succeed."""
+    """A process of the run failed; `crashed` is true if new processes may succeed."""
 
     def __init__(self, message: str, status: int, *, crashed: bool) -> None:
         super().__init__(message)
@@ -89,10 +89,12 @@ class Failure(WuxiaError):
 def launch(
     folder: Path, processes: Processes, *flags: str, module: str = "wuxia_core.train"
 ) -> None:
-    """Run `python -m MODULE FOLDER FLAGS` in these processes, and wait for their end.
+    """Run `python -m MODULE FOLDER FLAGS` in this machine's processes, and wait for their end.
 
-    Raises `Failure` where a process failed, `Stopped` where a signal came, and `MachineError` where
-    the machines do not meet.
+    Variables of the environment that they need are set if they are not, also for this process.
+
+    Raises `Failure` if a process failed, `Stopped` if a signal came, and `MachineError` if the
+    machines do not meet.
     """
     # torchrun reads this on import; its own log records have tracebacks.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
@@ -104,7 +106,7 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.local)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_WAIT))
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the next one
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the next variable
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -128,17 +130,17 @@ def launch(
 def supervise(
     folder: Path, processes: Processes, start: Path | None, flags: list[str], restarts: int
 ) -> None:
-    """Train from the checkpoint `start`, or from step 0 where it is None.
+    """Train the run in `folder` from the checkpoint `start`, or from step 0 if it is None.
 
-    After a crash new processes go on from the newest checkpoint: `restarts` times at most, and only
-    where there is a newer checkpoint than the one that the crashed processes went on from.
+    `flags` are more arguments of `wuxia_core.train`. After a crash new processes go on from the
+    newest checkpoint, if there is one: `restarts` times at most, and not twice from the same one.
 
     Raises what `launch` raises.
     """
     while True:
         try:
-            launch(folder, processes, *flags, *([f"--from={start}"] if start else []))
-            return
+            resume = [f"--from={start}"] if start else []
+            return launch(folder, processes, *flags, *resume)
         except Failure as failure:
             newest = newest_checkpoint(folder) if failure.crashed and restarts else None
             if newest is None or newest == start:
@@ -148,18 +150,19 @@ def supervise(
 
 
 def read_failure(error: Any) -> Failure:
-    """Find in torchrun's `ChildFailedError` the failure that is nearest to the cause.
+    """Find in torchrun's `ChildFailedError` the process's failure that is nearest to the cause.
 
-    Only failures soon after the first one count: torchrun itself kills the processes that are left.
+    Only failures within `CASCADE_TIME` of the first one count: torchrun itself kills the processes
+    that are left. Of equally near ones the first in torchrun's list is taken.
     """
-    failures = error.failures.values()
-    first = min(process.timestamp for process in failures)  # in seconds
-    candidates = [_explain(p) for p in failures if p.timestamp <= first + CASCADE_TIME]
-    return min(candidates, key=lambda pair: pair[0])[1]
+    processes = error.failures.values()
+    first = min(process.timestamp for process in processes)  # in seconds
+    ranked = [_rank_failure(p) for p in processes if p.timestamp <= first + CASCADE_TIME]
+    return min(ranked, key=lambda pair: pair[0])[1]
 
 
-def _explain(process: Any) -> tuple[int, Failure]:
-    """Give how near a process's failure is to the cause, the nearest first, and the failure.
+def _rank_failure(process: Any) -> tuple[int, Failure]:
+    """Give a process's failure, and before it a number: how far this failure is from the cause.
 
     0: it gave the reason; 1: it was killed, or its GPU failed; 2: another process was gone; 3: bug.
     """
@@ -168,17 +171,22 @@ def _explain(process: Any) -> tuple[int, Failure]:
     kind, _, text = record["message"].partition(": ")
     if process.exitcode < 0:  # killed by the signal of that number
         lacks = {-signal.SIGKILL: "memory", -signal.SIGBUS: "/dev/shm (docker: --shm-size=1g)"}
-        guess = f", for want of {lack}?" if (lack := lacks.get(process.exitcode)) else ""
+        lack = lacks.get(process.exitcode)
+        guess = f", for want of {lack}?" if lack else ""
         return 1, Failure(f"{process.message}{guess}", MachineError.exit_status, crashed=True)
-    if kind in (order := {DeviceLost.__name__: 1, RankLost.__name__: 2}):
-        return order[kind], Failure(text, MachineError.exit_status, crashed=True)
+    distances = {DeviceLost.__name__: 1, RankLost.__name__: 2}
+    if kind in distances:
+        return distances[kind], Failure(text, MachineError.exit_status, crashed=True)
     if process.exitcode > BUG and text:
         return 0, Failure(text, process.exitcode, crashed=False)
     return 3, Failure("this is a bug; the failed process's traceback is above", BUG, crashed=True)
 
 
 def describe_saved(folder: Path, processes: int) -> str:
-    """Say what a stopped run has saved, and the command that goes on with it."""
+    """Say what a stopped run has saved, and with which command it goes on.
+
+    `processes` are those of this machine. If the adapter is written, the command measures it.
+    """
     if (folder / ADAPTER_WEIGHTS).exists():
         return f"the adapter is done: {how_to_measure(folder)}"
     checkpoint = newest_checkpoint(folder)
@@ -188,10 +196,14 @@ def describe_saved(folder: Path, processes: int) -> str:
 
 
 def with_next_step(failure: Failure, folder: Path, processes: int) -> Failure:
-    """Add to a crash what is saved, and how to go on; `STOPPED` is the status where that helps."""
+    """Add to the message of a crash, or of a stop, what is saved and how to go on.
+
+    If the crash was the machine's fault and there is a checkpoint, the exit status becomes
+    `STOPPED`. A failure that is neither a crash nor a stop is returned as it is.
+    """
     if not failure.crashed and failure.exit_status != STOPPED:
         return failure
     resumable = failure.exit_status == MachineError.exit_status and newest_checkpoint(folder)
     status = STOPPED if resumable else failure.exit_status
-    saved = describe_saved(folder, processes)
-    return Failure(f"{failure}; {saved}", status, crashed=failure.crashed)
+    message = f"{failure}; {describe_saved(folder, processes)}"
+    return Failure(message, status, crashed=failure.crashed)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 STRONGEST = 2.0  # the largest `strength`, by which the adapter is multiplied
-ONE_AT_A_TIME = Lock()  # for threads that write with one model, which has one strength at a time
+ONE_AT_A_TIME = Lock()  # held while a text is written: a model has one strength for all threads
 HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were not generated
 
 
@@ -38,7 +38,8 @@ HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were n
 class Sampling:
     """How a continuation is drawn; the same settings give the same text on the same machine.
 
-    `tokens` is the number of new tokens at most, `seed` torch's; the others are `generate`'s.
+    `tokens` is the largest number of new tokens, and `seed` is for torch's random numbers. The
+    others are arguments of transformers' `generate`. The two ends of a `range` are allowed.
     """
 
     tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})
@@ -48,7 +49,7 @@ class Sampling:
     seed: int = field(default=42, metadata={"range": (0, 2**63 - 1)})
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` where a setting is out of range."""
+        """Raise `ConfigError`, naming flag and range, if a setting is out of its range or NaN."""
         for setting in fields(self):
             value, (low, high) = getattr(self, setting.name), setting.metadata["range"]
             if not low <= value <= high:
@@ -56,7 +57,10 @@ class Sampling:
                 raise ConfigError(f"--{flag} {value}: must be from {low:,} to {high:,}")
 
     def settings(self) -> dict[str, Any]:
-        """Give the arguments of `model.generate`; they overrule the model's own defaults."""
+        """Give the arguments of `model.generate`, without the seed.
+
+        They overrule the model's own defaults, which may have a `top_k` (0: none).
+        """
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         how = {"do_sample": True, **sampling} if self.temperature else {"do_sample": False}
         penalty = {"repetition_penalty": self.repetition_penalty}
@@ -67,7 +71,7 @@ class Sampling:
 def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
     """Seed torch's random numbers inside the `with` block, on the CPU and the model's GPU.
 
-    Behind the block the generators go on as if nothing had been drawn in it.
+    After the block the generators go on as if nothing had been drawn in it.
     """
     import torch
 
@@ -77,9 +81,10 @@ def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
 
 
 def training_precision(model: "PreTrainedModel") -> "torch.autocast":
-    """Give a context in which the model computes as in training: by autocast in half precision.
+    """Give a context for `with` in which the model computes as in training, by autocast.
 
-    A base in float32 computes in float32.
+    That is in the precision of the base's weights; if they are float32, autocast is off. For good,
+    also outside the context, LoRA layers take inputs in the precision they come in.
     """
     import torch
 
@@ -95,7 +100,7 @@ def continue_prompts(
 ) -> list[str]:
     """Continue prompts, each a list of token ids, in one batch; return the new text of each.
 
-    `settings` are arguments of `model.generate`.
+    The texts are without special tokens. `settings` are arguments of `model.generate`.
     """
     import torch
 
@@ -112,9 +117,9 @@ def continue_prompts(
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> list[int]:
     """Turn a prompt into token ids, for the model to continue.
 
-    The prompt stands behind the token that starts a document, or with `chat` as a user's turn in
-    the tokenizer's chat template. Special tokens in its text are read as plain text. Raises
-    `ConfigError` where `chat` is set and the tokenizer has no template.
+    They are the token that starts a document and those of the prompt; with `chat`, the tokenizer's
+    chat template with the prompt as the user's turn, without thinking. Special tokens in the prompt
+    are read as plain text. Raises `ConfigError` if `chat` is set and the tokenizer has no template.
     """
     if not chat:
         ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -124,6 +129,12 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
     how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
     how["sanitize_control_tokens"] = True  # in the prompt; the template's own stay
     return list(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **how))
+
+
+def check_strength(strength: float) -> None:
+    """Raise `ConfigError` if the adapter's `strength` is not from 0 to `STRONGEST`."""
+    if not 0 <= strength <= STRONGEST:
+        raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
 
 
 def stream(
@@ -136,19 +147,20 @@ def stream(
     strength: float = 1.0,
     chat: bool = False,
 ) -> str:
-    """Continue a prompt until the text ends or has `sampling.tokens` tokens; return the new text.
+    """Continue a prompt until the model ends the text, or has written `sampling.tokens` tokens.
 
-    `echo` is called with each piece of it as soon as that is generated. `strength` scales the
-    adapter: 0 is the base, 1 as trained. `chat` is as in `encode_prompt`.
+    Returns the new text, without a character at its end that is cut off. `echo` is called with each
+    piece of the text, made `visible`, as soon as that is generated. `strength` scales the adapter:
+    0 is the base, 1 as trained. `chat` is as in `encode_prompt`. A second thread waits.
 
-    Raises `ConfigError` where `strength` is not from 0 to 2, or `chat` is set and the base has no
-    chat template; `DataError` where prompt and new text do not fit into the model's context.
+    Raises `ConfigError` if `strength` is not from 0 to `STRONGEST`, or `chat` is set and the base
+    has no chat template; `DataError` if the prompt's tokens and `sampling.tokens` together are more
+    than the model's context.
     """
     from peft.helpers import rescale_adapter_scale
     from transformers import TextStreamer
 
-    if not 0 <= strength <= STRONGEST:
-        raise ConfigError(f"--strength {strength:g}: must be from 0 to {STRONGEST:g}")
+    check_strength(strength)
     ids = encode_prompt(tokenizer, prompt, chat)
     context = getattr(model.config, "max_position_embeddings", math.inf)
     if len(ids) + sampling.tokens > context:
@@ -158,8 +170,8 @@ def stream(
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     # called with whole characters, and at the end with HALF if one is left over
     streamer.on_finalized_text = lambda text, stream_end=False: echo(visible(text.rstrip(HALF)))
-    ends = [document_start_id(tokenizer), tokenizer.eos_token_id]
-    settings = sampling.settings() | {"eos_token_id": ends, "streamer": streamer}
+    end_ids = [document_start_id(tokenizer), tokenizer.eos_token_id]  # a next document, an end
+    settings = sampling.settings() | {"eos_token_id": end_ids, "streamer": streamer}
     scaled = rescale_adapter_scale(model, strength) if strength else model.disable_adapter()
     with ONE_AT_A_TIME, seeded(model, sampling.seed), scaled:
         (text,) = continue_prompts(model, tokenizer, [ids], settings)
@@ -169,24 +181,24 @@ def stream(
 def open_writer(
     output_dir: str, base_model: str | None = None
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
-    """Load an adapter on its base, and its tokenizer, to write with: on a GPU where there is one.
+    """Load a base with its adapter, and the tokenizer, to write with: on a GPU if there is one.
 
-    On a GPU a base in float32 becomes bfloat16. `output_dir` and `base_model` are as in
-    `load_adapter`, which also says what is raised.
+    On a GPU a model in float32 becomes bfloat16. transformers' progress bars are switched off.
+    `output_dir` and `base_model` are as in `load_adapter`, which also says what is raised; a GPU
+    that cannot be used is a `MachineError` of `best_device`.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    device = best_device()
-    model, tokenizer = load_adapter(output_dir, device, base_model)
-    if device == "cuda" and model.dtype == torch.float32:
+    model, tokenizer = load_adapter(output_dir, best_device(), base_model)
+    if model.device.type == "cuda" and model.dtype == torch.float32:
         model = model.bfloat16()
     return model, tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; return the exit status."""
+    """Write as the command line asks for; return the exit status."""
     parser = command_line("wuxia_core.write", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
@@ -201,19 +213,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> None:
-    """Print what the adapter, with `--base` the base too, writes behind the prompt.
+    """Print the prompt and what the adapter writes behind it; with --base, then the base's text.
 
-    Without a prompt, prompts are asked for until an empty line.
+    Without a prompt, prompts are asked for until an empty line or the end of the input. A chat
+    prompt is not printed. Raises `ConfigError` if there is neither prompt nor input, and what
+    `Sampling`, `open_writer` and `stream` raise.
     """
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     writer = open_writer(options.output_dir, options.base_model)
     echo, labels = partial(print, end="", flush=True), messages("write")
+    strengths = {"tuned": options.strength} | ({"base": 0.0} if options.base else {})
 
     def answer(prompt: str) -> None:
-        """Print the text of each writer; raise `ConfigError` where the prompt is not UTF-8."""
-        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        """Print the text at each strength; raise `ConfigError` if the prompt is not UTF-8."""
+        # Python reads bytes that are not UTF-8 as surrogates, U+D800 to U+DFFF.
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise ConfigError("PROMPT: not UTF-8; set PYTHONUTF8=1, or the terminal's encoding")
-        for name, strength in [("tuned", options.strength), ("base", 0.0)][: 1 + options.base]:
+        for name, strength in strengths.items():
             echo(labels[name] if options.base else "")
             echo("" if options.chat else visible(prompt))
             stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)

@@ -2,8 +2,9 @@
 
 torchrun --nproc-per-node 2 -m wuxia_core.preflight.doctor FOLDER   # config.yaml is in it
 
-Prints a row a check: `ok`, `FAILED`, or `–` where a check cannot be made on this machine. Exits
-with 5 where a check failed. Memory and disk are checked by `plan` and `prepare_run`.
+Prints a row for each check: `ok`, `FAILED`, or `–` if it does not apply to this machine or config.
+Exits with 5 if a check failed on any rank, else with 0. Memory and disk space are not among the
+checks: `prepare_run` looks at these before a run.
 """
 
 import itertools
@@ -26,87 +27,103 @@ from wuxia_core.errors import MachineError, exit_status
 from wuxia_core.model import add_adapter, best_device, load_base
 from wuxia_core.preflight.prepare import set_nccl_for_rtx40
 
-WAIT = timedelta(seconds=60)  # for the other ranks, within a check
+WAIT = timedelta(seconds=60)  # how long a rank waits for the others, within a check
 FAILED, SKIPPED, OK = MARKS = ("FAILED", "–", "ok")  # worst first
-NUMBERS = 1_000_000  # that are summed over the ranks, or copied from one GPU to another
-SHARED_MEMORY = 2**28  # bytes of /dev/shm that NCCL may want; a container has 64 MiB by default
-PROBE_SECONDS = 90.0  # that the GPUs may take to copy; after these the copies hang
+NUMBERS = 1_000_000  # how many numbers are summed over the ranks, or copied from a GPU to another
+# Bytes of /dev/shm that must be free, for NCCL; a container's has 64 MiB in all by default.
+LEAST_SHARED_MEMORY = 2**28
+PROBE_SECONDS = 90.0  # for all copies between GPUs together; if they take longer, they hang
 
 
 class Skipped(Exception):
-    """A check cannot be made on this machine; the message says why."""
+    """Raised by a check that does not apply to this machine or config; the message says why."""
 
 
 def check_all_reduce(_: Config) -> str:
-    """Check that `all_reduce` gives the exact sum over the ranks.
+    """Check that `all_reduce` gives every rank the exact sum over the ranks.
 
-    Like all checks it returns what it found, and raises `RuntimeError` with the fault, or
-    `Skipped`.
+    Like all checks, it is called on every rank, with the config also if it needs none. It returns
+    in words what it found, or raises `RuntimeError` with the fault, or `Skipped`.
     """
     values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
     dist.all_reduce(values)
     size = dist.get_world_size()
-    if not bool((values == size * (size + 1) / 2).all()):
+    if not bool((values == size * (size + 1) / 2).all()):  # 1 + 2 + … + size
         raise RuntimeError("the sum is wrong")
     return f"{NUMBERS:,} sums over {size} ranks are exact, by {dist.get_backend()}"
 
 
 def check_copies(_: Config) -> str:
-    """Check that copies from GPU to GPU arrive whole, unless NCCL is told to make none.
+    """Check that numbers that one GPU copies straight to another arrive unchanged.
 
-    Another process tries them, on rank 0 alone, since some drivers hang in them.
+    Wrong or hanging copies are no fault if `NCCL_P2P_DISABLE` is set, since NCCL then makes none.
+    Only rank 0 tries them, in another process that can be killed: some drivers hang in them.
     """
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
     if dist.get_rank() > 0:
         return "rank 0 looks"
-    off = os.environ.get("NCCL_P2P_DISABLE", "0") != "0"
+    disabled = os.environ.get("NCCL_P2P_DISABLE", "0") != "0"
     code = "from wuxia_core.preflight import doctor; doctor.copy_between_cards()"
     try:
         subprocess.run([sys.executable, "-c", code], check=True, timeout=PROBE_SECONDS)
     except subprocess.SubprocessError as error:
         fault = "hang" if isinstance(error, subprocess.TimeoutExpired) else "wrong"
-        if not off:
+        if not disabled:
             raise RuntimeError(fault) from None
         return f"{fault}, and NCCL makes none"
-    return "right; NCCL_P2P_DISABLE=0 lifts the precaution" if off else "right"
+    return "right; NCCL_P2P_DISABLE=0 lifts the precaution" if disabled else "right"
 
 
 def copy_between_cards() -> None:
-    """Copy random numbers from each GPU to each other; end the process where they differ."""
-    for a, b in itertools.permutations(range(torch.cuda.device_count()), 2):
-        numbers = torch.rand(NUMBERS, device=f"cuda:{a}")
-        if not torch.equal(numbers.cpu(), numbers.to(f"cuda:{b}").cpu()):
-            sys.exit(f"wrong from card {a} to card {b}")
+    """Copy random numbers from each GPU to each other one.
+
+    At the first copy that differs, end this process with status 1 and a message that names the two.
+    """
+    for source, target in itertools.permutations(range(torch.cuda.device_count()), 2):
+        numbers = torch.rand(NUMBERS, device=f"cuda:{source}")
+        if not torch.equal(numbers.cpu(), numbers.to(f"cuda:{target}").cpu()):
+            sys.exit(f"wrong from card {source} to card {target}")
 
 
 def check_shared_memory(_: Config) -> str:
-    """Check that /dev/shm has room, through which NCCL passes what goes from GPU to GPU."""
+    """Check that `LEAST_SHARED_MEMORY` bytes of /dev/shm are free.
+
+    NCCL may pass data from GPU to GPU through it.
+    """
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
     free = shutil.disk_usage("/dev/shm").free
-    if free < SHARED_MEMORY:
+    if free < LEAST_SHARED_MEMORY:
         raise RuntimeError(f"/dev/shm has {free / 2**20:,.0f} MiB free")
     return f"/dev/shm has {free / 2**20:,.0f} MiB free"
 
 
 def check_bf16(config: Config) -> str:
-    """Check that the device multiplies in bfloat16, where the run trains in it."""
+    """Check that a product of random matrices in bfloat16 is within 1 % of that in float32.
+
+    Raises `Skipped` unless `training.bf16` is set.
+    """
     if not config.training.bf16:
         raise Skipped("training.bf16 is false")
     random = torch.Generator().manual_seed(0)
     a, b = (torch.rand(256, 256, generator=random).to(device()) for _ in range(2))
-    error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).norm() / (a @ b).norm())
-    if not error < 1e-2:
+    product, exact = (a.bfloat16() @ b.bfloat16()).float(), a @ b
+    error = float((product - exact).norm() / exact.norm())
+    if not error < 1e-2:  # also if it is NaN
         raise RuntimeError(f"a product is wrong by {error:.2%}")
     return f"a product is right to {error:.2%}"
 
 
 def check_lora_updates(config: Config) -> str:
-    """Check that all of LoRA's B, which start at 0, are changed by a step and stay finite."""
+    """Check that after one optimizer step every LoRA matrix B is finite, and no longer all 0.
+
+    Each rank takes the step for itself, in the configured precision and at the peak learning rate.
+    """
     model = tiny_model()
     with torch.autocast(device().type, torch.bfloat16, enabled=config.training.bf16):
-        loss = compute_loss(model, random_batch(0), targets=1)
+        # Divided by 1, the loss is the targets' sum, not their mean: only its scale differs.
+        loss = compute_loss(model, random_batch(0), step_targets=1)
     loss.backward()
     torch.optim.AdamW(model.parameters(), lr=config.training.learning_rate).step()
     weights = [w for name, w in model.named_parameters() if "lora_B" in name]
@@ -116,31 +133,32 @@ def check_lora_updates(config: Config) -> str:
 
 
 def check_gradients(_: Config) -> str:
-    """Check that all ranks together, each with a batch, get the gradient of one process with all.
+    """Check that the ranks together, each with its own batch, get the gradients of one process.
 
-    The batches have unequal numbers of tokens.
+    Each rank is also that one process: it goes through all batches, one by one, and compares. For
+    every trained tensor the norm of the difference must be below 1e-5 of the gradient's norm.
     """
     size = dist.get_world_size()
-    batches = [random_batch(rank) for rank in range(size)]
-    targets = sum(batch[:, 1:].numel() for batch in batches)  # nothing predicts a first token
+    batches = [random_batch(rank) for rank in range(size)]  # of different numbers of tokens
+    step_targets = sum(batch[:, 1:].numel() for batch in batches)  # first tokens are not predicted
     single, parallel = tiny_model(b_std=0.1), DistributedDataParallel(tiny_model(b_std=0.1))
     for batch in batches:
-        compute_loss(single, batch, targets).backward()
-    loss = compute_loss(parallel, batches[dist.get_rank()], targets)
-    (loss * size).backward()  # DDP averages over the ranks; a step is a sum
+        compute_loss(single, batch, step_targets).backward()
+    loss = compute_loss(parallel, batches[dist.get_rank()], step_targets)
+    (loss * size).backward()  # DDP averages over the ranks, but a step's gradient is their sum
     pairs = zip(parallel.parameters(), single.parameters(), strict=True)
-    gradients = [(a.grad, b.grad) for a, b in pairs if a.requires_grad]
-    error = float(torch.stack([(a - b).norm() / b.norm() for a, b in gradients]).max())  # or NaN
+    gradients = [(p.grad, s.grad) for p, s in pairs if p.requires_grad]
+    error = float(torch.stack([(p - s).norm() / s.norm() for p, s in gradients]).max())  # or NaN
     if not error < 1e-5:
         raise RuntimeError(f"those of {size} processes and of one differ by {error:.1e}")
     return f"of {size} processes and of one agree to {error:.0e}"
 
 
 def tiny_model(b_std: float = 0.0) -> Any:
-    """Load the bundled base with a random adapter, which is the same on every rank.
+    """Load the bundled base, on this rank's device, with the same random adapter on every rank.
 
-    LoRA's B are normal with the standard deviation `b_std`; where they are 0, as by default, the
-    gradients of LoRA's A are 0 too.
+    LoRA's matrices B are drawn from a normal distribution of standard deviation `b_std`. With 0,
+    the default, they are 0, and so are the gradients of LoRA's A.
     """
     base = load_base(str(TINY_BASE), "float32")
     torch.manual_seed(0)
@@ -152,29 +170,35 @@ def tiny_model(b_std: float = 0.0) -> Any:
 
 
 def random_batch(rank: int) -> torch.Tensor:
-    """Draw a rank's random token ids, (2, T): T is 32 for rank 0, 36 for rank 1 … 60 for rank 7."""
+    """Draw random token ids, (2, T), with `rank` as the seed.
+
+    T is 32 for rank 0, 36 for rank 1, … 60 for rank 7, and 32 again for rank 8.
+    """
     random = torch.Generator().manual_seed(rank)
     ids = torch.randint(2, 1000, (2, 32 + 4 * (rank % 8)), generator=random)
     ids[:, 0] = 1  # the mask token, whose row is trained
     return ids.to(device())
 
 
-def compute_loss(model: Any, input_ids: torch.Tensor, targets: int) -> Any:
-    """Compute a batch's part of the loss of a step that has so many target tokens in all batches.
+def compute_loss(model: Any, input_ids: torch.Tensor, step_targets: int) -> Any:
+    """Compute the summed loss of a batch's targets, divided by `step_targets`: a scalar, nats.
 
-    All tokens of a window but its first are targets; the parts of all batches add up to the loss.
+    `input_ids` is (B, T), a window a row, of which all tokens but the first are targets. If
+    `step_targets` is the number of targets in all batches of a step, the batches' results add up to
+    the step's mean loss.
     """
-    inputs = {"input_ids": input_ids, "labels": input_ids, "num_items_in_batch": targets}
+    inputs = {"input_ids": input_ids, "labels": input_ids, "num_items_in_batch": step_targets}
     return model(**inputs, use_cache=False).loss
 
 
 def device() -> torch.device:
-    """Give the device that this rank computes on."""
+    """Give the device that this rank computes on: its current GPU, or without one the CPU."""
     return torch.device(best_device())
 
 
+# The remedy if ranks or GPUs do not reach each other.
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
-CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remedy where it fails
+CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remedy if it fails
     "all_reduce": (check_all_reduce, LINK),
     "copies between cards": (check_copies, "set NCCL_P2P_DISABLE=1; dmesg may name an Xid"),
     "shared memory": (check_shared_memory, "docker run --shm-size=1g"),
@@ -185,7 +209,10 @@ CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remed
 
 
 def run_check(name: str, config: Config) -> tuple[str, str]:
-    """Run a check on this rank; return one of `MARKS` and a text: what was found, or why not."""
+    """Run the check called `name` on this rank; return its mark, one of `MARKS`, and a text.
+
+    The text is what was found, why the check does not apply, or rank, fault and remedy.
+    """
     check, remedy = CHECKS[name]
     try:
         return OK, check(config)
@@ -197,9 +224,13 @@ def run_check(name: str, config: Config) -> tuple[str, str]:
 
 
 def init_process_group() -> None:
-    """Join the other ranks as a run does; raises `MachineError` where they do not answer."""
-    set_nccl_for_rtx40()
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a hang raises; else it aborts
+    """Join the other ranks, over NCCL if there is a GPU, else over gloo.
+
+    Raises `MachineError`, with the remedy, if that fails or takes longer than `WAIT`.
+    """
+    set_nccl_for_rtx40()  # as a run's launcher does
+    # A rank that waits for longer than `WAIT` raises an error; else its process would be aborted.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     try:
         if device().type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -209,14 +240,18 @@ def init_process_group() -> None:
 
 
 def main() -> None:
-    """Run all checks; print the row of each from the rank with the worst mark; exit."""
+    """Run all checks on this rank, and end its process: status 5 if one failed on any rank, else 0.
+
+    All ranks gather the results of a check. Rank 0 prints those of the rank with the worst mark,
+    the lowest such rank.
+    """
     disable_progress_bar()  # of the bundled base, which is loaded for several checks
     config = load_config(Path(sys.argv[1]) / "config.yaml")
     init_process_group()
     # Results are gathered in a group of their own: that of the checks may be broken, and other
-    # ranks may still wait in it.
+    # ranks may still wait in it. A check may take longer than `WAIT`, as for `PROBE_SECONDS`.
     group = dist.new_group(backend="gloo", timeout=4 * WAIT)
-    rows, marks = [("", "")] * dist.get_world_size(), set()
+    rows, marks = [("", "")] * dist.get_world_size(), set()  # a row a rank, anew for each check
     for name in CHECKS:
         dist.all_gather_object(rows, run_check(name, config), group)
         mark, text = min(rows, key=lambda row: MARKS.index(row[0]))

@@ -1,4 +1,4 @@
-"""What a run needs, by arithmetic: memory, steps, hours, cost and disk. Nothing is loaded."""
+"""What a run needs, by arithmetic: memory, steps, hours, cost and disk. No weights are loaded."""
 
 import ast
 import os
@@ -18,34 +18,35 @@ from wuxia_core import mixing
 from wuxia_core.config import LINEAR_LAYERS, Config, ModelConfig, effective_batch, locate
 from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.model import LESS_MEMORY, LOGITS, LOSS_LOGITS, fetch
+from wuxia_core.run import FEWEST
 
 Floats = npt.NDArray[np.float64]
-GIB = 2**30
-# Bytes of a weight in a linear layer; with 4 bits, 64 weights share a scale of 4 bytes.
-WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5625}
-# A row a GPU: GiB of memory, TFLOP/s of dense half-precision products with sums in float32, and
-# GB/s of memory, as the makers' data sheets have them; whether it computes in bfloat16.
+GIB = 2**30  # bytes
+# Bytes of a weight in a quantized linear layer; with 4 bits, 64 weights share a scale of 4 bytes.
+WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
+# A row for each kind of GPU: GiB of memory, TFLOP/s of dense half-precision products with sums in
+# float32, and GB/s of memory, by the makers' data sheets; whether it computes in bfloat16.
 CARDS = pd.read_csv(Path(__file__).with_name("cards.csv"), index_col=0)
-USABLE = 23.5 / 24  # of a card's nominal memory; the rest is the driver's
-REACHED = 0.6  # of a card's rates at least, all operations together; assumed
-LAYERS = set(LINEAR_LAYERS)
-# The scorecard's work, by one process: as much as so many measurements of all its held-out text,
-# and so many tokens written one by one, for each of which all weights are read; assumed.
+USABLE = 23.5 / 24  # share of a card's nominal memory; the rest is the driver's
+REACHED = 0.6  # share of a card's rates that all operations together reach at least; assumed
+LAYERS = set(LINEAR_LAYERS)  # names of the linear layers of a decoder layer
+# Assumed work of the scorecard, done by one process: to measure all its held-out text 5 times, and
+# to write 2,400 tokens one by one, each of which takes reading all weights once.
 SCORECARD_MEASUREMENTS, SCORECARD_TOKENS = 5, 2400
 
 
 class Shape(NamedTuple):
-    """Sizes of a model whose linear layers are `LAYERS` in each decoder layer."""
+    """Sizes of a model whose decoder layers, all alike, have the linear layers `LAYERS`."""
 
-    hidden_size: int
+    hidden_size: int  # this field and the next three have the names of transformers' configs
     vocab_size: int
     num_hidden_layers: int
     max_position_embeddings: int  # tokens that the model can read
-    layers: dict[str, tuple[int, int]]  # name in LAYERS → outputs and inputs
+    layers: dict[str, tuple[int, int]]  # name in LAYERS → number of outputs, and of inputs
     parameters: int  # all weights of the model, embedding and head among them
 
     def widths(self) -> tuple[int, int, int, int]:
-        """Give the widths of the hidden state, the queries, the keys and the MLP, in numbers."""
+        """Give the widths, numbers a token, of hidden state, all queries, all keys and MLP."""
         q, k, m = (self.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
         return self.hidden_size, q, k, m
 
@@ -62,12 +63,13 @@ class Shape(NamedTuple):
 def qwen3(hidden: int, mlp: int, parameters: int, query: int = 4096, depth: int = 36) -> Shape:
     """Give the shape of a Qwen3 of 0.6 to 8 billion parameters.
 
-    `hidden`, `mlp` and `query` are widths, `query` that of all heads together; `depth` is the
-    number of decoder layers.
+    `hidden`, `mlp` and `query` are widths, `query` that of all heads together; `parameters` is
+    the number of all weights, `depth` that of decoder layers.
     """
     key, up = (1024, hidden), (mlp, hidden)  # 8 heads of keys, 128 wide each
     attention = {"q_proj": (query, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, query)}
     inner = {"gate_proj": up, "up_proj": up, "down_proj": (hidden, mlp)}
+    # 151,936 rows of the embedding, 40,960 tokens of context
     return Shape(hidden, 151_936, depth, 40_960, attention | inner, parameters)
 
 
@@ -79,17 +81,17 @@ SHIPPED = {  # the recipes' models, so that their plan needs no network and is q
 
 
 def adapted_layers(config: ModelConfig) -> set[str]:
-    """Name the linear layers that get an adapter."""
+    """Give the names of the layers that get an adapter; not all need be in `LAYERS`."""
     names = config.lora_target_modules
     return LAYERS if names == "all-linear" else set(names)
 
 
 def read_shape(config: ModelConfig) -> Shape | None:
-    """Read a model's shape from its config.json: in its folder, the hub's cache or the hub.
+    """Give the base's shape: from `SHIPPED`, unless a folder has its name, else from config.json.
 
-    Returns None where config.json cannot be read, or where the model's linear layers are not
-    `LAYERS`. Qwen3-8B: 8.19 B parameters, 6.95 B of them in linear layers; an adapter of rank 16
-    has 43.65 M.
+    config.json is read in that folder, or from the Hugging Face hub or its cache. Returns None if
+    it cannot be read, or the model's linear layers are not `LAYERS`. Qwen3-8B: 8.19 B parameters,
+    6.95 B of them in linear layers; an adapter of rank 16 has 43.65 M.
     """
     name = config.model_name_or_path
     if (shape := SHIPPED.get(name.removesuffix("-Base"))) and not locate(name).is_dir():
@@ -102,38 +104,38 @@ def read_shape(config: ModelConfig) -> Shape | None:
         with torch.device("meta"):  # shapes without values
             return shape_of(AutoModelForCausalLM.from_config(settings))
     except (MachineError, ValueError, AttributeError, ImportError, StrictDataclassError):
-        return None  # the tokenizer's loading says what is wrong
+        return None  # what is wrong is said later, when tokenizer and model are loaded
 
 
 def shape_of(base: Any) -> Shape | None:
-    """Give the shape of a transformers model; None where its linear layers are not `LAYERS`."""
-    # "model.layers.0.mlp.up_proj.weight" is of the layer up_proj.
+    """Give the shape of a transformers model; None if its linear layers are not `LAYERS`."""
+    # The matrices, by layer: "model.layers.0.mlp.up_proj.weight" is of up_proj.
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
-    other_weights = len(weights) - len(LAYERS) * base.config.num_hidden_layers
-    if layers.keys() != LAYERS or other_weights > 2:  # more than embedding and head: experts
+    others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
+    if layers.keys() != LAYERS or others > 2:  # more than embedding and head: experts
         return None
     sizes = {name: getattr(base.config, name) for name in Shape._fields[:4]}
     return Shape(**sizes, layers=layers, parameters=base.num_parameters())
 
 
 class Device(NamedTuple):
-    """What each process of a run computes on, a GPU or a share of the CPU."""
+    """What each process of a run computes on: a GPU, or the CPU that the processes share."""
 
     name: str
-    processes: int  # of the run, one a GPU
+    processes: int  # of the whole run; on GPUs each has one
     memory: float  # bytes that a process can have
-    rates: Floats  # (2,): TFLOP/s of products and GB/s of memory; NaN where a rate is not known
+    rates: Floats  # (2,): TFLOP/s of products and GB/s of memory; NaN for one that is not known
     bf16: bool  # whether it computes in bfloat16
     on_card: bool  # whether it is a GPU
 
 
 @cache
 def machine_cards() -> list[tuple[str, int, bool]]:
-    """List this machine's GPUs: name, bytes of memory, whether it computes in bfloat16.
+    """List this machine's GPUs: of each the name, bytes of memory, whether it has bfloat16.
 
     Another process asks the driver, since asking takes memory of each GPU until the process ends.
-    Raises `MachineError` where the GPUs do not answer.
+    Raises `MachineError` if the GPUs do not answer.
     """
     if not torch.cuda.is_available():
         return []
@@ -146,14 +148,17 @@ def machine_cards() -> list[tuple[str, int, bool]]:
     return list(ast.literal_eval(done.stdout))
 
 
-def this_device(config: Config, processes: int) -> Device:
-    """Describe the machine's GPUs, or its CPU, shared by so many processes.
+def this_device(config: Config, processes: int, machines: int = 1) -> Device:
+    """Describe what each of a run's `processes` computes on: a GPU, or without any the CPU.
 
-    Of unequal GPUs the least memory and rates count, since each step waits for the slowest.
+    The first `processes` GPUs are used. Of unequal ones the least memory and the lowest rates
+    count, since each step waits for the slowest. On the CPU a process has an equal share of the
+    memory of the run's `machines`, which are taken to be alike.
     """
     cards = machine_cards()[:processes]
     if not cards:
-        share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        share = size * machines / processes
         return Device("process on the CPU", processes, share, np.full(2, np.nan), True, False)
     names, sizes, bf16 = zip(*cards, strict=True)
     rates = np.min([card_facts(config, name)[1:3] for name in names], axis=0)
@@ -163,7 +168,10 @@ def this_device(config: Config, processes: int) -> Device:
 
 
 def planned_device(config: Config, processes: int) -> Device:
-    """Describe the GPU that `plan.card` names; raises `ConfigError` where its memory is unknown."""
+    """Describe the GPU that `plan.card` names; raises `ConfigError` if its memory is unknown.
+
+    A GPU that is not in `CARDS` counts as one with bfloat16: NaN is true.
+    """
     name = config.plan.card or "card"
     gib, *rates, bf16 = card_facts(config, name)
     if np.isnan(gib):
@@ -174,21 +182,23 @@ def planned_device(config: Config, processes: int) -> Device:
 
 
 def card_facts(config: Config, name: str) -> list[float]:
-    """Give GiB, TFLOP/s, GB/s and bf16 of a GPU: the config's, else those in `CARDS`, else NaN.
+    """Give GiB, TFLOP/s, GB/s and bf16 of the GPU `name`, as in `CARDS`; NaN for what is unknown.
 
-    A GPU is known where its name has all words of a row, the longest of which counts:
-    "NVIDIA A100-SXM4-40GB", as torch calls it, is "A100 40GB" → 40, 312, 1555, True.
+    The first three come from the config's section plan if they are set there. Of the rows of
+    `CARDS` whose words are all in `name`, the one with the longest name counts: "NVIDIA
+    A100-SXM4-40GB", as torch calls it, is "A100 40GB" → 40, 312, 1555, True.
     """
+    # torch's "RTX 4090 D" is "RTX 4090D" in CARDS
     words, plan = set(name.replace("-", " ").replace(" D", "D").split()), config.plan
     rows = [card for card in CARDS.index if words.issuperset(card.split())]
-    unknown = not rows or "Laptop" in words  # which are slower than their namesakes
+    unknown = not rows or "Laptop" in words  # slower than the card of the same name
     listed = [np.nan] * 4 if unknown else CARDS.loc[max(rows, key=len)]
-    configured = (plan.card_gib, plan.card_tflops, plan.card_gbs, None)
+    configured = (plan.card_gib, plan.card_tflops, plan.card_gbs, None)  # no key for bfloat16
     return [chosen or fact for chosen, fact in zip(configured, listed, strict=True)]
 
 
 def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
-    """Forecast the memory of one process at its peak: bytes by part, which add up."""
+    """Forecast the peak memory of one process: bytes by the name of a part; the sum is the peak."""
     training, bits = config.training, config.model.quantization
     precision = 2 if training.bf16 or training.fp16 else 4  # bytes a number
     linear, hidden = shape.linear_parameters(), shape.hidden_size
@@ -197,41 +207,46 @@ def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
     # in float32: a weight, its gradient, Adam's two moments, and DDP's copy of the gradient
     adapter = shape.adapter_parameters(config.model) * (20 if device.processes > 1 else 16)
     tokens = training.per_device_train_batch_size * config.data.max_length
-    # A logit has the precision of the training, and its gradient takes its place; of a tied head
-    # there is a copy. LOSS_LOGITS logits at a time have two copies in float32.
-    logits = target_fraction(config) * tokens * shape.vocab_size
-    tied = shape.parameters - linear < 2 * shape.vocab_size * hidden  # embedding and head are one
-    logit_bytes = precision * (1 + tied) * logits + 8 * min(logits, LOSS_LOGITS)
+    # The loss takes logits in float32, and puts their gradient in their place. Those computed in
+    # half precision, or by a head tied to the embedding, are there twice; LOSS_LOGITS at a time
+    # have two more copies in float32.
+    logits = target_fraction(config) * tokens * shape.vocab_size  # their number
+    tied = shape.parameters - linear < 2 * shape.vocab_size * hidden  # too few weights for both
+    logit_size = 6 if precision == 2 else 8 if tied else 4  # bytes
+    logit_bytes = logit_size * logits + 8 * min(logits, LOSS_LOGITS)
     # gradients: three of the MLP's width, and two of the hidden state in float32
     backward: float = tokens * (3 * precision * shape.layers["up_proj"][0] + 8 * hidden)
-    layer, kept = tokens * layer_bytes(config, shape, device.on_card), "all kept"
+    kept, label = tokens * layer_bytes(config, shape, device.on_card), "all kept"  # in a layer
     if training.gradient_checkpointing:  # a layer's input is kept, the rest computed again
-        backward, layer, kept = layer + backward, tokens * hidden * precision, "checkpointed"
-    activations = shape.num_hidden_layers * layer
+        backward, kept, label = kept + backward, tokens * hidden * precision, "checkpointed"
+    activations = shape.num_hidden_layers * kept
     peaks = {"one layer's backward pass": backward, "logits and loss": logit_bytes}
-    peaks["held-out measurement"] = held_out_bytes(config, shape) - activations  # which it has not
+    # a measurement keeps no activations, which the sum of the parts has
+    peaks["held-out measurement"] = held_out_bytes(config, shape) - activations
     largest = max(peaks, key=lambda name: peaks[name])
-    # CUDA's own and fragmentation; on a CPU interpreter and libraries, and, as measured, weights
+    # On a GPU CUDA's own memory and fragmentation. On the CPU interpreter and libraries, and 0.65
+    # of the weights once more, as measured.
     reserve = GIB if device.on_card else 0.7 * GIB + 0.65 * weights
     return {
         "weights" if bits == "none" else f"weights ({bits} linear layers)": weights,
         "adapter, gradients, optimizer": adapter,
-        f"activations ({kept})": activations,
+        f"activations ({label})": activations,
         f"transient peak ({largest})": peaks[largest],
         "reserve": reserve,
     }
 
 
 def fits(config: Config, shape: Shape, device: Device) -> bool:
-    """Whether a process of this run has the memory that it needs."""
+    """Whether the memory that is forecast for a process is at most what it can have."""
     return sum(memory(config, shape, device).values()) <= device.memory
 
 
 def held_out_bytes(config: Config, shape: Shape) -> float:
-    """Bytes of a held-out batch's logits and their log-softmax, both in float32.
+    """Forecast the bytes of a held-out batch's logits and their log-softmax, both in float32.
 
-    A batch has all logits of few windows, or those of the masked tokens of
-    `training.per_device_eval_batch_size` windows. The scorecard's batches are no larger.
+    Text is measured by its masked tokens, `training.per_device_eval_batch_size` windows at a time,
+    and by all tokens, so many windows at a time or as many as `LOGITS` allows, but one at least.
+    The larger batch counts. The scorecard's batches are no larger.
     """
     length, batch = config.data.max_length, config.training.per_device_eval_batch_size
     full_windows = max(1, min(batch, LOGITS // (length * shape.vocab_size)))
@@ -239,40 +254,40 @@ def held_out_bytes(config: Config, shape: Shape) -> float:
 
 
 def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
-    """Bytes a token and layer that autograd keeps for LoRA under scaled dot-product attention.
+    """Forecast the bytes that autograd keeps a token and decoder layer, when LoRA is trained.
 
-    Counted in what `torch.autograd.graph.saved_tensors_hooks` sees; a test compares. h, q, k and m
-    are the widths of the hidden state, the queries, the keys and the MLP.
+    Counted with scaled dot-product attention in what `torch.autograd.graph.saved_tensors_hooks`
+    sees; a test compares. h, q, k and m are the widths that `Shape.widths` gives.
     """
     (h, q, k, m), adapted = shape.widths(), adapted_layers(config.model)
-    half = config.training.bf16 or config.training.fp16
+    precision = 2 if config.training.bf16 or config.training.fp16 else 4  # bytes a number
     wide = len(adapted - {"o_proj", "down_proj"}) * h  # the hidden state, for each adapter
-    dropped = wide + q * ("o_proj" in adapted) + m * ("down_proj" in adapted)
+    dropped = wide + (q if "o_proj" in adapted else 0) + (m if "down_proj" in adapted else 0)
     # Dropout keeps a byte a number on a GPU; on a CPU the mask has the precision of its input.
-    inputs, masks = wide + q, dropped * (1 if on_card else 2 if half else 4)
+    inputs, masks = wide + q, dropped * (1 if on_card else precision)
     if config.model.lora_dropout == 0:  # LoRA shares its layer's input
         inputs, masks = 2 * h, 0
-    if half:  # norms in float32
+    if precision == 2:  # norms in float32
         return 4 * (2 * h + q + k) + 2 * (inputs + 4 * q + k + 4 * m) + masks
     return 4 * (2 * h + 3 * q + 3 * k + 4 * m + inputs) + masks
 
 
 def target_fraction(config: Config) -> float:
-    """Share of a training batch's tokens whose logits are computed, by objective."""
+    """Give the share of the training tokens that are targets: the logits of others are not made."""
     masked = config.masking.mask_ratio
     return {"masked": masked, "mixed": (1 + masked) / 2}.get(config.training.objective, 1.0)
 
 
 class Text(NamedTuple):
-    """Training text of an epoch, at least and at most: the two are equal where it was counted."""
+    """An epoch's training text, as ranges; their two ends are equal if it was counted."""
 
-    tokens: Floats  # (2,)
-    windows: Floats  # (2,)
+    tokens: Floats  # (2,): at least, at most
+    windows: Floats  # (2,): at least, at most
     held_out: float  # windows of all sources that one measurement could take
 
 
 def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
-    """Count the text of a mixture."""
+    """Count a mixture's training tokens and windows, and the held-out windows to be measured."""
     tokens, windows = mixture.report["tokens"].sum(), len(mixing.train_windows(mixture))
     drawn = mixing.held_out_windows(mixture, config.evaluation.max_documents, config.training.seed)
     return Text(np.full(2, tokens), np.full(2, windows), sum(map(len, drawn.values())))
@@ -281,25 +296,28 @@ def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
 def estimated_text(config: Config) -> Text:
     """Estimate the text of a mixture from the sizes of the novels' files, before they are read.
 
-    Raises `DataError` where there is no novel.
+    Raises `DataError` or `ConfigError`, as `mixing.find_texts` does, if texts are missing.
     """
     data, files = config.data, mixing.find_texts(config)
+    # An archive is there for each of its members; it is counted once, under the last one's book.
+    novels = {file.path: file for file in files if file.source == "wuxia"}
     characters: dict[str, float] = {}  # by book; Chinese takes three bytes a character in UTF-8
-    for file in {file.path: file for file in files if file.source == "wuxia"}.values():
-        characters[file.book] = characters.get(file.book, 0) + mixing.utf8_size(file.path) / 3
-    held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)
+    for path, file in novels.items():
+        characters[file.book] = characters.get(file.book, 0) + mixing.utf8_size(path) / 3
+    held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)  # a share
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
     if not general:
         mixing.warn_without_general(config)
     train_bytes = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
-    tokens = train_bytes / np.array((4.5, 3.65))  # bytes a token of novels under Qwen's tokenizer
-    # of 武侠 and of general text, documents of 4,000 tokens
+    # A token of novels has 4.5 bytes at most, 3.65 at least, under Qwen's tokenizer.
+    tokens = train_bytes / np.array((4.5, 3.65))
+    # of 武侠 and of general text, documents of 4,000 tokens; assumed
     held_out_tokens = 2 * config.evaluation.max_documents * 4000
     return Text(tokens, tokens / data.max_length, held_out_tokens / data.max_length)
 
 
 def save_steps(config: Config, windows: int, processes: int) -> int:
-    """Give the steps between checkpoints: where none are set a tenth of the run, 500 at most."""
+    """Give the steps between checkpoints: those set, else a tenth of the run, 500 at most."""
     tenth = np.ceil(mixing.run_steps(config, windows, processes) / 10)
     return config.training.save_steps or min(500, int(tenth))
 
@@ -307,50 +325,53 @@ def save_steps(config: Config, windows: int, processes: int) -> int:
 def held_out_limits(config: Config, windows: float, processes: int) -> tuple[int, int]:
     """Count a run's measurements of held-out text, and the windows of a source that each may take.
 
-    A source's windows of all measurements are 0.05 of the windows trained on. There are two
-    sources, and a held-out window goes forward twice, which costs no more than training on one: the
-    measurements take a tenth of the run at most, unless a source would have fewer than 64 windows,
-    which say little.
+    All measurements together may take of a source 0.05 of the windows that the run trains on.
+    There are two sources, and a held-out window goes forward twice, which costs no more than
+    training on one: the measurements cost a tenth of the run at most. But each may always take 64
+    windows of a source, since fewer say little. `windows` is the number of training windows.
     """
     steps = mixing.run_steps(config, windows, processes)
-    count = 1 + int(np.ceil(steps / config.training.eval_steps))  # the first before the run
+    count = 1 + int(np.ceil(steps / config.training.eval_steps))  # one is made before the run
     return count, max(64, int(0.05 * steps * effective_batch(config, processes) / count))
 
 
 def token_costs(config: Config, shape: Shape) -> Floats:
     """Count a token's operations, and the bytes it moves beside the large products: (2, 2).
 
-    The rows are training and measuring held-out text, the columns operations and bytes. Operations
-    are 2 a weight and pass, in attention too, where a token sees half a window; backward is one
-    pass, since the base's weights get no gradient; the head counts for target tokens. To measure,
-    held-out text goes forward twice: with masks, and for all tokens. Bytes are those of elementwise
-    operations, attention and the adapters' thin products in half precision, as counted on fake
-    tensors; a test compares.
+    The rows are training and measuring held-out text, the columns operations and bytes. A pass
+    takes 2 operations a weight, and in attention 2 for each number in the keys and the values that
+    a token sees, those of half a window. Backward is one pass, since the base's weights get no
+    gradient; the head counts for target tokens. To measure, held-out text goes forward twice: with
+    masks, and for all tokens. Bytes are those of elementwise operations, attention and the
+    adapters' thin products in half precision, as counted on fake tensors; a test compares.
     """
-    layers, h, dropout = shape.num_hidden_layers, shape.hidden_size, config.model.lora_dropout > 0
+    layers, h = shape.num_hidden_layers, shape.hidden_size
     adapted = [shape.layers[name] for name in adapted_layers(config.model)]
     widths = np.array((*shape.widths(), *np.sum(adapted, axis=0)))  # h, q, k, m, outputs, inputs
     # bytes for each unit of these widths; a row forward, a row backward
     width_bytes = np.array(((68, 73, 53, 12, 12, 2), (210, 142, 112, 17, 9, 11)))
-    moved = layers * (width_bytes @ widths + 5 * dropout * widths[5])
+    dropout_bytes = 5 if config.model.lora_dropout > 0 else 0  # for each unit of inputs
+    moved = layers * (width_bytes @ widths + dropout_bytes * widths[5])
     products = 2 * (shape.linear_parameters() + layers * config.data.max_length * widths[1])
-    # A row for training and one for measuring: forward and backward passes (training may go forward
-    # again); target tokens a token; operations and bytes of the head a target, in all its passes.
-    passes = np.array(((1 + config.training.gradient_checkpointing, 1), (2, 0)))
+    # The first row is for training, the second for measuring. Passes forward and backward, for
+    # training one more forward if activations are computed again:
+    passes = np.array(((2 if config.training.gradient_checkpointing else 1, 1), (2, 0)))
+    # target tokens for each token:
     targets = np.array(((target_fraction(config),), (1 + config.masking.mask_ratio,)))
+    # the head's operations and bytes for each target, in all its passes:
     head = shape.vocab_size * np.array(((4 * h, 24), (2 * h, 18)))
     return np.asarray(passes @ ((products, moved[0]), (products, moved[1])) + targets * head)
 
 
 def checkpoint_bytes(config: Config, shape: Shape) -> float:
-    """Forecast the disk that checkpoints take: those kept, one being written, the final adapter."""
-    # bytes of a trained weight: in a checkpoint the weight and Adam's two moments, in float32
-    weight_bytes = 12 * (config.training.save_total_limit + 1) + 4
+    """Forecast the bytes on disk: of checkpoints kept, of one being written, of the adapter."""
+    # A checkpoint has of each trained weight 12 bytes, itself and Adam's two moments in float32.
+    weight_bytes = 12 * (max(config.training.save_total_limit, FEWEST) + 1) + 4
     return weight_bytes * shape.adapter_parameters(config.model)
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
-    """Write the forecast of a run, one line for each thing."""
+    """Give the forecast of a run as lines of text; without a shape, a line that there is none."""
     name = config.model.model_name_or_path
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
@@ -365,7 +386,7 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
 
 
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
-    """Write the memory of a process, and what saves some where it does not fit."""
+    """Yield lines: a process's memory by part, and the sum; if it is too much, what saves some."""
     parts, limit = memory(config, shape, device), f"of {device.memory / GIB:.1f}"
     verdict = "fits" if fits(config, shape, device) else f"DOES NOT FIT; {LESS_MEMORY}"
     yield "GiB a process"
@@ -374,11 +395,14 @@ def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
 
 
 def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iterator[str]:
-    """Write the text, the steps and the hours of a run, and what these cost."""
+    """Yield lines: an epoch's text, the run's steps, its hours, and what these cost.
+
+    Hours and cost are left out if the device's rates are not known, or the run is in float32.
+    """
     training, batch = config.training, effective_batch(config, device.processes)
     steps = mixing.run_steps(config, text.windows, device.processes)
-    source = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
-    yield f"an epoch: {as_text(text.tokens)} tokens, {as_text(text.windows)} windows{source}"
+    origin = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
+    yield f"an epoch: {as_text(text.tokens)} tokens, {as_text(text.windows)} windows{origin}"
     yield f"the run: {as_text(steps)} steps of {batch} windows"
     if (training.warmup_steps or 0) > steps[1] / 5:
         warm = f"the warm-up takes {training.warmup_steps} steps"
@@ -399,7 +423,8 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
 def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[str, Floats]:
     """Forecast hours: of an epoch, the run, the scorecard, and the run's held-out measurements.
 
-    Each is (2,): at the device's full rates, which must be known, and at `REACHED` of them.
+    They are by name, each (2,): for the fewest tokens at the device's full rates, which must be
+    known, and for the most tokens at `REACHED` of the rates.
     """
     rates, processes = device.rates * (1e12, 1e9), device.processes  # operations, bytes a second
     hours = np.array((1, 1 / REACHED)) / 3600  # that a second at the full rates comes to
@@ -408,19 +433,19 @@ def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[
     steps = mixing.run_steps(config, text.windows, processes)
     run = steps * effective_batch(config, processes) * epoch / text.windows
     count, source_limit = held_out_limits(config, text.windows[1], processes)
-    window = config.data.max_length * measuring * hours  # by one process
-    # Each takes windows of 武侠 and of general text.
+    window = config.data.max_length * measuring * hours  # a held-out window, by one process
+    # Each measurement takes windows of 武侠 and of general text, at most those there are.
     measurements = count * min(2 * source_limit, text.held_out) * window / processes
     reading = 2 * shape.parameters / rates[1] * hours  # all weights once, with 2 bytes each
     scorecard = SCORECARD_MEASUREMENTS * text.held_out * window + SCORECARD_TOKENS * reading
-    # `evaluate` stops there: the default is a tenth of the training, 6 minutes an hour
-    default = np.maximum(config.evaluation.FEWEST_MINUTES, 6 * (run + measurements))
+    # `evaluate` stops there; the default is a tenth of the training, 6 minutes for each hour.
+    default = np.maximum(config.evaluation.FEWEST_MINUTES, 6 * (run + measurements))  # minutes
     limit = (config.evaluation.minutes or default) / 60
     parts = {"an epoch": epoch, "the run": run, "the scorecard": np.minimum(scorecard, limit)}
     return parts | {f"{count} measurements of held-out text": measurements}
 
 
-def as_text(ends: Floats, digits: int = 0) -> str:
-    """Write a range, (2,), with so many decimals: "30 to 37", "1,000", "10.2 to 25.4"."""
-    low, high = (f"{end:,.{digits}f}" for end in ends)
+def as_text(bounds: Floats, digits: int = 0) -> str:
+    """Give a range, (2,), as text with `digits` decimals: "30 to 37", or "30" if both read so."""
+    low, high = (f"{bound:,.{digits}f}" for bound in bounds)
     return low if low == high else f"{low} to {high}"

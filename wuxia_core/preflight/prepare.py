@@ -22,18 +22,19 @@ def prepare_run(
 ) -> None:
     """Check what can be checked without the model, mix, print the forecast, open the run folder.
 
-    `start` is the checkpoint that a resumed run goes on from. `config` gets `folder` as its
-    output_dir, and a number of warm-up steps where it has none. Raises `ConfigError`, `DataError`
-    or `MachineError` where the run cannot work.
+    `folder` exists already. `start` is the checkpoint that a resumed run goes on from; its step is
+    printed. `config` gets `folder` as its output_dir, and a number of warm-up steps if it has none.
+    Raises `ConfigError`, `DataError` or `MachineError` if the run cannot work. A run for which the
+    GPUs have too little memory is not refused: the forecast says so.
     """
     config.training.output_dir = str(folder)
-    device = plan.this_device(config, processes.total)
+    device = plan.this_device(config, processes.total, processes.machines)
     check_device(config, device)
     check_packages(config)
     shape = check_model(config)
     if shape:
         tokenizer = model.load_tokenizer(model.base_path(config.model))
-        # refuses a masking.mask_token that the tokenizer has not got
+        # raises `ConfigError` if `masking.mask_token` is no token of it
         model.mask_token_id(tokenizer, shape.vocab_size, config.masking.mask_token)
     mixture = mix(config)
     if (windows := len(train_windows(mixture))) < processes.total:
@@ -53,17 +54,21 @@ def prepare_run(
 
 
 def forecast(config: Config, processes: int | None) -> str:
-    """Write what a run needs, for `--plan`; nothing is mixed, loaded or started.
+    """Give the forecast of a run as text, for `--plan`: no text is mixed, no model is loaded.
 
-    The run is on this machine's GPUs; where there are none, on those of the config's section
-    `plan`, or on this machine's CPU where `plan` names no GPU.
+    The run is on this machine's GPUs; without any on those of the config's section plan, and if
+    that names none on this machine's CPU. `processes` is their number, by default one a GPU, or
+    two on the CPU.
+
+    Raises `ConfigError` or `DataError` if config, card or texts cannot work, `MachineError` if the
+    GPUs do not answer.
     """
     shape, card_named = check_model(config), config.plan.card or config.plan.card_gib
     if card_named and not torch.cuda.is_available():
         device = plan.planned_device(config, processes or config.plan.cards)
     else:
         device = plan.this_device(config, process_count(processes))
-    if device.on_card:  # of a config for GPUs a forecast on a CPU is still of use
+    if device.on_card:  # on a CPU the forecast of a config for GPUs is still of use
         check_device(config, device)
     mixture = current_mixture(config)
     text = plan.measured_text(config, mixture) if mixture else plan.estimated_text(config)
@@ -73,7 +78,7 @@ def forecast(config: Config, processes: int | None) -> str:
 def process_count(nproc: int | None) -> int:
     """Choose how many processes to start: `nproc`, else one a GPU, or two on a machine without any.
 
-    Raises `ConfigError` where `nproc` is more than there are GPUs.
+    Raises `ConfigError` if there are GPUs, but fewer than `nproc`.
     """
     cards = torch.cuda.device_count()
     if nproc and 0 < cards < nproc:
@@ -82,7 +87,10 @@ def process_count(nproc: int | None) -> int:
 
 
 def check_device(config: Config, device: plan.Device) -> None:
-    """Raise `ConfigError`, naming the key, where the device cannot train in the set precision."""
+    """Raise `ConfigError`, naming the key, if the device cannot train in the precision that is set.
+
+    float16 needs a GPU; bfloat16 works on the CPU, and on GPUs that have it.
+    """
     if config.training.fp16 and not device.on_card:
         raise ConfigError("training.fp16: needs a GPU; set training.fp16=false")
     if config.training.bf16 and not device.bf16:
@@ -92,19 +100,23 @@ def check_device(config: Config, device: plan.Device) -> None:
 def check_model(config: Config) -> plan.Shape | None:
     """Check windows and adapted layers against the model, before it is loaded; return its shape.
 
-    Returns None where the shape is not known. Raises `ConfigError`, naming the key, where windows
-    are longer than the model reads, or `model.lora_target_modules` names no layer of it.
+    If the shape is not known, nothing is checked and None returned. Raises `ConfigError`, naming
+    the key, if `data.max_length` is more than the model reads, or `model.lora_target_modules` has a
+    name that is not in `plan.LAYERS`.
     """
     shape = plan.read_shape(config.model)
     model.check_length(config, shape)
     if shape and (unknown := plan.adapted_layers(config.model) - plan.LAYERS):
-        fault = f"{', '.join(unknown)} is none of the layers {', '.join(shape.layers)}"
+        fault = f"{', '.join(sorted(unknown))} is none of the layers {', '.join(shape.layers)}"
         raise ConfigError(f"model.lora_target_modules: {fault}")
     return shape
 
 
 def check_packages(config: Config) -> None:
-    """Raise `ConfigError`, naming the key, where a package is missing or a tracker not known."""
+    """Raise `ConfigError`, naming the key, if bitsandbytes or a tracker is needed but missing.
+
+    The trackers are those of `training.report_to`; one that transformers does not know is missing.
+    """
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
         remedy = "pip install 'wuxia-core[quantized]', or set model.quantization=none"
@@ -113,7 +125,7 @@ def check_packages(config: Config) -> None:
         from transformers import integrations  # takes seconds
 
         known = integrations.INTEGRATION_TO_CALLBACK  # by a tracker's name in report_to
-        # `is_…_available` has other names for some, and knows what each needs
+        # `is_…_available` knows what a tracker needs, but calls some otherwise
         alias = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}.get(name, name)
         if name not in known or not getattr(integrations, f"is_{alias}_available")():
             remedy = f"install its package, or name another of {', '.join(known)}"
@@ -121,24 +133,24 @@ def check_packages(config: Config) -> None:
 
 
 def check_disk(folder: Path, needed: float) -> None:
-    """Raise `MachineError` where the disk has not the `needed` bytes for a run's checkpoints.
+    """Raise `MachineError` if the disk of `folder` lacks the `needed` bytes for checkpoints.
 
     The bytes of checkpoints that lie in `folder` already are not needed again.
     """
     free = shutil.disk_usage(folder).free
     needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
     if free < needed:
-        raise MachineError(
-            f"training.output_dir {folder}: checkpoints need {needed / 2**20:,.1f} MiB, free are "
-            f"{free / 2**20:,.1f}: free some, name another, or lower training.save_total_limit"
-        )
+        fact = f"checkpoints need {needed / 2**20:,.1f} MiB, free are {free / 2**20:,.1f}"
+        remedy = "free some, name another, or lower training.save_total_limit"
+        raise MachineError(f"training.output_dir {folder}: {fact}: {remedy}")
 
 
 def set_nccl_for_rtx40() -> list[str]:
-    """Switch off NCCL's peer-to-peer and InfiniBand for RTX 40, unless the user set them.
+    """Switch off NCCL's peer-to-peer copies and InfiniBand if this machine has a GeForce RTX 40.
 
-    The cards have no peer-to-peer copy, and some drivers offer it all the same. Returns a line for
-    each variable that was set, such as "NCCL_P2P_DISABLE=1 (GeForce RTX 40)".
+    These cards have no peer-to-peer copy, and some drivers offer it all the same. A variable of the
+    environment that the user has set stays. Returns a line for each that was set here, such as
+    "NCCL_P2P_DISABLE=1 (GeForce RTX 40)"; no lines without such a card.
     """
     if not any("GeForce RTX 40" in name for name, *_ in plan.machine_cards()):
         return []
@@ -148,7 +160,10 @@ def set_nccl_for_rtx40() -> list[str]:
 
 
 def summary(config: Config, processes: int, mixture: Mixture) -> str:
-    """Describe a run's effective batch, novels, training and held-out text, one line for each."""
+    """Give four lines of text: a run's effective batch, its novels, training and held-out text.
+
+    `processes` is their number on all machines.
+    """
     training, rows = config.training, mixture.report.itertuples()  # a row a source
     size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     product = f"{size} a process × {accumulated} accumulated × {processes} in parallel"
