@@ -20,11 +20,11 @@ from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
 from wuxia_core.messages import messages
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
-STEPS = 400  # of the tiny base on the user's novels: minutes, however many novels there are
+STEPS = 400  # that the tiny base trains on the user's novels: minutes, however many these are
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line, and refuse flags that do not go together."""
+    """Read `arguments` (None: the command line); exit with status 2 if flags do not go together."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{flag.replace('_', '-')}: goes with --{other}")
     if (options.nnodes > 1) != (options.rdzv_endpoint is not None) or options.nnodes < 1:
         parser.error("--nnodes, 2 or more, and --rdzv-endpoint go together")
-    if options.doctor + options.plan + options.resume > 1:
+    if [options.doctor, options.plan, options.resume].count(True) > 1:
         parser.error("--doctor, --plan and --resume: one at a time")
     if (options.doctor or options.plan) and options.nnodes > 1:
         parser.error("--nnodes: --doctor looks at one machine, --plan at all of plan.cards")
@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def settings(options: argparse.Namespace) -> list[str]:
-    """Write --novels, --general and --name as `section.key=value`; --set comes last, and so wins.
+    """Turn --novels, --general, --name into `section.key=value`; --set comes last, and so wins.
 
     `--novels "my texts"` gives `data.data_dir=my texts`, `training.output_dir=output/my-texts` ….
     """
@@ -81,7 +81,7 @@ def settings(options: argparse.Namespace) -> list[str]:
 
 
 def plan(options: argparse.Namespace, config: Config) -> None:
-    """Print a forecast of what the run needs; with --measure, time its first steps too."""
+    """Print a forecast of what the run needs; with --measure mix its texts and time steps too."""
     from wuxia_core import preflight, torchrun
 
     if options.measure:
@@ -94,7 +94,7 @@ def plan(options: argparse.Namespace, config: Config) -> None:
 
 
 def doctor(options: argparse.Namespace, config: Config) -> None:
-    """Check the machine in all processes; `MachineError` where a check fails."""
+    """Check the machine in as many processes as a run has; `MachineError` if a check fails."""
     from wuxia_core import preflight, torchrun
 
     processes = torchrun.Processes(preflight.process_count(options.nproc))
@@ -107,17 +107,17 @@ def doctor(options: argparse.Namespace, config: Config) -> None:
 
 
 def train(options: argparse.Namespace, config: Config) -> None:
-    """Prepare the run folder, train there, evaluate and write the run's page.
+    """Choose and prepare the run folder, train there, and `finish`.
 
-    Raises `Stopped` or `torchrun.Failure`; after a signal or a crash it names the command that
-    goes on.
+    Raises `Stopped` after a signal, and `torchrun.Failure` if a process failed. Both name the
+    command that goes on, but not if the failure would come again.
     """
     from wuxia_core import preflight, run, torchrun
 
     folder_is_named = bool(options.config or options.name or options.rdzv_endpoint) or any(
         pair.startswith("training.output_dir=") for pair in options.set
     )
-    count = preflight.process_count(options.nproc)  # on this machine
+    count = preflight.process_count(options.nproc)  # processes on this machine
     processes = torchrun.Processes(count, options.nnodes, options.rdzv_endpoint)
     selection = {"named": folder_is_named, "resume": options.resume}
     with run.acquire(config, **selection, rendezvous=options.rdzv_endpoint) as folder:
@@ -138,7 +138,7 @@ def train(options: argparse.Namespace, config: Config) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Evaluate, write the run's page and print the result, on the machine of the first process."""
+    """Evaluate, write the page and print the result, if this launcher started the first process."""
     from wuxia_core import evaluate, page, run
 
     if not run.is_main_launcher(folder):
@@ -150,20 +150,21 @@ def finish(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line asks for and return the exit status; a mistake gets one message."""
+    """Do what `arguments` (None: the command line) ask for, and return the exit status."""
     options = parse(arguments)
     return exit_status(lambda: launch(options))
 
 
 def launch(options: argparse.Namespace) -> None:
-    """Load the config, and run `doctor`, `plan` or `train`."""
+    """Load the config, the sample's by default, and call `doctor`, `plan` or `train`."""
     print(messages("training")["looking"], file=sys.stderr)  # where all progress is printed
     config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)
         return
     mixing.find_texts(config)  # refuses missing and too short texts before torch loads
-    plan(options, config) if options.plan else train(options, config)
+    command = plan if options.plan else train
+    command(options, config)
 
 
 if __name__ == "__main__":

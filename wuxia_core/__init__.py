@@ -1,6 +1,6 @@
 """Teach a causal language model to write 武侠 prose by masked reconstruction.
 
-The module of a public name is loaded when the name is first used.
+The module of a public name, as `_MODULES` lists them, is loaded when the name is first used.
 """
 
 import importlib
@@ -11,20 +11,23 @@ import warnings
 from importlib.util import find_spec
 from typing import Any
 
-if find_spec("fcntl") is None:
+if find_spec("fcntl") is None:  # as on Windows, where `wuxia_core.errors` cannot be imported
     print("error: Windows: run this in WSL2, which is a Linux (wsl --install)", file=sys.stderr)
-    sys.exit(5)
+    sys.exit(5)  # the status of a `MachineError`
 
-# By default torch's threads wait for each other in a busy loop: where processes share the cores,
+# By default torch's threads wait for each other in a busy loop: if processes share the cores,
 # that takes ten times as long. torch reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it in every run
+# peft imports bitsandbytes in every run, and that warns if it was not built for this CUDA.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft uses it
-# In a notebook a finished bar stays as a red box. tqdm reads this when it is imported.
+# In a notebook a finished bar stays as a red box, so bars are turned off. tqdm and huggingface_hub
+# read this when they are imported.
 if "ipykernel" in sys.modules:
     os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+# Each public name, and the module of this package that has it.
 _MODULES = {
     "Book": "corpus",
     "CorpusError": "errors",
@@ -43,6 +46,7 @@ __all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
+    """Import the module of a public name, and return what has the name there."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

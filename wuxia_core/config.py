@@ -1,8 +1,8 @@
 """One typed configuration: read from YAML, checked strictly, written into the run folder.
 
 `load_config("configs/sample.yaml", ["training.seed=7"]).training.seed` is 7. An unknown key or a
-wrong type is a `ConfigError` that names the key, its file and line, and the nearest valid key. The
-docstring below a field is its row in the README's table of keys.
+wrong type is a `ConfigError` that names the key, its file and line, and a valid key with a name
+like an unknown one. The docstring below a field is its row in the README's table of keys.
 """
 
 import difflib
@@ -24,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent
 PROJECT = _PACKAGE / "project" if (_PACKAGE / "project").is_dir() else _PACKAGE.parent
 TINY_BASE = PROJECT / "data" / "tiny_base"  # a small Qwen3, the base model of the sample
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Keys of older config files, which have no effect: the warning says what happens instead.
+# Keys of older config files that have no effect, each with what its warning says happens instead.
 RETIRED = {
     "training.eval_strategy": "held-out loss is measured every training.eval_steps steps",
     "training.metric_for_best_model": "that of the fewest held-out bits per character is kept",
@@ -38,7 +38,7 @@ FROM_LIST = Field(strict=False)  # a YAML list is accepted for a tuple: YAML has
 
 
 class _Section(BaseModel):
-    """Base of all sections: refuses unknown keys, other types, infinities and NUL characters."""
+    """Base of all sections: refuses unknown keys, other types, inf and nan, strings with a NUL."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -237,7 +237,7 @@ class EvaluationConfig(_Section):
     """Held-out documents of a source that are measured, at most."""
     minutes: PositiveFloat | None = None
     """Time for the scorecard, about; null: a tenth of the training's, 20 at least."""
-    FEWEST_MINUTES: ClassVar[float] = 20.0  # where minutes is null; the sample takes one
+    FEWEST_MINUTES: ClassVar[float] = 20.0  # time at least if minutes is null; the sample takes 1
     wits_margin: Annotated[float, Field(gt=0, lt=1)] = 0.06
     """Accuracy on the questions that may go, as a share."""
     general_margin: Annotated[float, Field(ge=0)] = 0.02
@@ -276,7 +276,7 @@ class Config(_Section):
     plan: PlanConfig = Field(default_factory=PlanConfig)
 
     def save(self, path: Path) -> None:
-        """Write every key with its value, defaults included, as YAML."""
+        """Write every key with its value, defaults included, into the file `path` as YAML."""
         text = yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         path.write_text(text, encoding="utf-8")
 
@@ -294,26 +294,26 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
-    """Read `0100` as 100, not as octal; `0x10` and `1:30` stay text, which number keys refuse."""
+    """Read `0100` as 100, not as octal; `0x10` and `1:30` as text, which number keys refuse."""
     digits = node.value.replace("_", "")
     return int(digits) if digits.lstrip("+-").isdecimal() else str(node.value)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _read_integer)
-# YAML 1.1 takes `5e-5` for text. The last argument lists the characters a number can begin with.
+# YAML 1.1 takes `5e-5` for text. The last argument lists the characters it can begin with.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
 def effective_batch(config: Config, processes: int) -> int:
-    """Count the windows of an optimizer step: a process's batch × accumulation × processes."""
+    """Count the windows of an optimizer step: a process's batch × accumulation × `processes`."""
     training = config.training
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
 
 def expand(path: str | Path) -> Path:
-    """Replace a leading `~` or `~user` by the home folder; `ConfigError` where no such user is."""
+    """Replace a leading `~` or `~user` by the home folder; `ConfigError` if that is not known."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -321,10 +321,9 @@ def expand(path: str | Path) -> Path:
 
 
 def locate(path: str) -> Path:
-    """Look a path up in the working directory, then in `PROJECT`.
+    """Give `path` as it is, but for its `~`, or `PROJECT / path` if only that exists.
 
-    So `data/sample` is found from `notebooks/` too. A path in neither place is returned unchanged,
-    but for its `~`.
+    So `data/sample` is found from `notebooks/` too.
     """
     local = expand(path)
     return PROJECT / local if not local.exists() and (PROJECT / local).exists() else local
@@ -333,8 +332,8 @@ def locate(path: str) -> Path:
 def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and check everything.
 
-    Raises `ConfigError` where the file cannot be read, or a key or value is wrong; the message
-    names the key, its file and line, and the nearest valid key.
+    A later override wins. Raises `ConfigError` if the file cannot be read, or a key or value is
+    wrong; the message names the key and where it is set: its file and line, or the override.
     """
     tree, places = _read_yaml(Path(path))
     for override in overrides or []:
@@ -349,7 +348,7 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read values by section and key, and the `file:line` of each `section` and `section.key`."""
+    """Read values by section and key, and what `_find_places` gives; else `ConfigError`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         _refuse_aliases(text, path)
@@ -372,7 +371,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _refuse_aliases(text: str, path: Path) -> None:
-    """Raise `ConfigError` at an alias, `*name`: a few lines of nested ones can fill the memory."""
+    """Raise `ConfigError` at an alias, `*name`: in a few lines nested ones can fill the memory."""
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
             place = f"{path}:{token.start_mark.line + 1}"
@@ -380,7 +379,7 @@ def _refuse_aliases(text: str, path: Path) -> None:
 
 
 def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
-    """Map each `section` and each `section.key` to its `file:line`."""
+    """Map each `section` and `section.key` to the `file:line` in `path` where it stands."""
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: must hold sections such as `training:`")
     places: dict[str, str] = {}
@@ -393,7 +392,7 @@ def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
 
 
 def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Write the value of `section.key=value` into `tree`, and the override into `places`."""
+    """Set in `tree` what an override `section.key=value` says, and in `places` where it is set."""
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):
@@ -408,7 +407,7 @@ def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str])
 def read_value(value: str, *, text: bool) -> Any:
     """Read a value from the command line: with `text` as it is (`null` is None), else as YAML.
 
-    As YAML `7` is a number and `[1, 2]` a list; a value that is not valid YAML stays text.
+    As YAML `7` is a number and `[1, 2]` a list; what is not valid YAML stays a string.
     """
     if text:
         return None if value == "null" else value
@@ -419,7 +418,7 @@ def read_value(value: str, *, text: bool) -> Any:
 
 
 def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Delete the keys of `RETIRED` from `tree`, each with a warning."""
+    """Delete from `tree` the keys that are in `RETIRED`, each with a warning."""
     for name, explanation in RETIRED.items():
         if name in places:
             section, key = name.split(".")
@@ -428,7 +427,10 @@ def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
 
 
 def _explain(error: Any, places: dict[str, str], path: str) -> str:
-    """Put a pydantic error into one line: place, key, what is wrong, and the value in the file."""
+    """Put a pydantic error into one line: where the key is set, the key, the problem, the value.
+
+    A value of more than 60 characters is cut; that of an unknown key is left out.
+    """
     name = ".".join(str(part) for part in error["loc"][:2])
     place = places.get(name, path)
     if error["type"] == "extra_forbidden":
@@ -439,7 +441,8 @@ def _explain(error: Any, places: dict[str, str], path: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """Say what `data.max_lenght` may mean: `; did you mean data.max_length?`; "" if unclear."""
+    """Say what an unknown `data.max_lenght` may mean: `; did you mean data.max_length?`, or ""."""
+    # by name without the section, so that a key in the wrong section is found too
     full_names = {key: f"{section}.{key}" for section, keys in Config() for key, _ in keys}
     full_names |= {section: section for section, _ in Config()}
     matches = difflib.get_close_matches(name.rpartition(".")[2], full_names, n=1)

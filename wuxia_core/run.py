@@ -1,6 +1,6 @@
 """The run folder: choosing and locking it, its checkpoints, resuming, and `metrics.jsonl`.
 
-A checkpoint is undamaged if all its files are as its `MANIFEST.json` describes them.
+A checkpoint is undamaged if each file that its `MANIFEST.json` names has the size and hash there.
 """
 
 import fcntl
@@ -28,10 +28,10 @@ from wuxia_core.model import ADAPTER_WEIGHTS
 LOCK, METRICS, MANIFEST = "run.lock", "metrics.jsonl", "MANIFEST.json"
 CONFIG = "config.yaml"
 STAGING = ".tmp-step-"  # begins the name of a folder in which a checkpoint is written
-FEWEST = 2  # undamaged checkpoints that are never pruned: should one be damaged later, one is left
+FEWEST = 2  # undamaged checkpoints that are always kept: if one is damaged later, one is left
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy")  # see `versions`
-# Settings that may change on resuming, by the beginnings of their names. EXCEPTION may not: the
-# best adapter is chosen by so many held-out documents.
+# How the names of the settings begin that may change on resuming. EXCEPTION may not, though its
+# name begins so: all measurements that choose the best adapter are of as many documents.
 CHANGEABLE, EXCEPTION = ("plan.", "evaluation.", "training.output_dir"), "evaluation.max_documents"
 logger = logging.getLogger(__name__)
 
@@ -40,18 +40,20 @@ logger = logging.getLogger(__name__)
 def acquire(
     config: Config, *, named: bool, resume: bool, rendezvous: str | None = None
 ) -> Iterator[Path]:
-    """Choose the run folder, make it, keep other runs out of it while it is used, and yield it.
+    """Choose the run folder, make it, yield it, and keep other runs out of it until the block ends.
 
-    If the user `named` it, it is `training.output_dir`; else that is the first of the numbered
-    folders `sample`, `sample-2` and so on, and the first free one is taken or, to `resume`, the
-    newest one whose run is not finished. Launchers on several machines that start one run together
-    have the same `rendezvous`, an address.
+    If `named`, the user chose the folder: it is `training.output_dir`. If not, it is that one or
+    one numbered after it, `sample`, `sample-2` and so on: the first free one or, with `resume`, the
+    last one whose run is not finished. A new folder that is still empty at the end is removed.
+    `rendezvous`, an address, is the same for the launchers on several machines that start one run.
 
-    Raises `ConfigError` where the folder holds a run and is not to be resumed, or holds none and
-    is to be; `MachineError` where another run is at work there, or the folder cannot be written.
+    Raises `ConfigError` if there is a run in the folder and `resume` is False, if there is none and
+    it is True, or if the folder holds other things; `MachineError` if another run is at work there,
+    or it cannot be written.
     """
     base = expand(config.training.output_dir)
-    folder = base if named else _newest_unfinished(base) if resume else _first_free(base)
+    choose = _newest_unfinished if resume else _first_free
+    folder = base if named else choose(base)
     if occupied(folder) and not resume:
         remedy = "is never overwritten; go on with it (--resume), or name another folder"
         raise ConfigError(f"training.output_dir {folder}: the run there {remedy}")
@@ -69,7 +71,11 @@ def acquire(
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """Raise `ConfigError` if a folder is neither empty nor a run's; hidden files do not count."""
+    """Raise `ConfigError` if a folder holds other things than a run, or is a file.
+
+    So are `/`, the home folder, the working directory and `PROJECT`, even if they are empty. Hidden
+    files and `run.lock` do not count.
+    """
     key = f"training.output_dir {folder}"
     if folder.resolve() in {Path("/"), Path.cwd(), Path.home(), PROJECT}:
         raise ConfigError(f"{key}: a folder of other things; name one below it")
@@ -82,35 +88,39 @@ def _refuse_other_folder(folder: Path) -> None:
 
 
 def occupied(folder: Path) -> bool:
-    """Whether a run was started in a folder, finished or not."""
+    """Whether a run in a folder has begun to train; it may be finished."""
     return (folder / METRICS).exists() or (folder / ADAPTER_WEIGHTS).exists()
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """Yield `sample`, `sample-2`, `sample-3`, … without end."""
+    """Yield a path and numbered ones, without end: `sample`, `sample-2`, `sample-3`, …."""
     yield path
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def _first_free(folder: Path) -> Path:
-    """Give the first of the numbered folders that does not exist or is empty."""
+    """Give the first of `folder` and those numbered after it that does not exist or is empty."""
     return next(path for path in _numbered(folder) if not path.exists() or not any(path.iterdir()))
 
 
 def _newest_unfinished(folder: Path) -> Path:
-    """Give the last of the numbered folders whose run is not finished; without any, the first."""
+    """Give the last of `folder` and those numbered after it whose run is not finished.
+
+    It looks up to the first folder that does not exist. If there is no such run, it gives `folder`.
+    """
     runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
-    return [folder, *(path for path in runs if not (path / ADAPTER_WEIGHTS).exists())][-1]
+    unfinished = [path for path in runs if not (path / ADAPTER_WEIGHTS).exists()]
+    return unfinished[-1] if unfinished else folder
 
 
 def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
-    """Make the run folder and write into it the resolved config and the mixture's manifest.
+    """Make the run folder, and write into it the whole config and the mixture's manifest.
 
-    Raises `MachineError` where they cannot be written.
+    Raises `MachineError` if they cannot be written.
     """
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        # other machines may be reading, so that a file must be complete when it gets its name
+        # a file is complete when it gets its name: other machines may read it at any time
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
             shutil.copyfile(mixture.folder / "manifest.json", Path(staging, RUN_MIXTURE))
             config.save(Path(staging, CONFIG))
@@ -119,27 +129,31 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
 
 
 def is_main_launcher(folder: Path) -> bool:
-    """Whether this process launched rank 0: only the launcher that did evaluates the run."""
+    """Whether this process launched rank 0, which writes its launcher into environment.json.
+
+    Only that launcher evaluates the run. False if there is no such file.
+    """
     launcher = (read_json(folder / "environment.json") or {}).get("launcher")
     return launcher == [socket.gethostname(), os.getpid()]
 
 
 @contextmanager
 def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
-    """Keep other runs out of a folder; launchers of the same `rendezvous` share its lock.
+    """Make a folder and keep other runs out of it until the `with` block ends.
 
-    The lock is the operating system's, on `run.lock`. It lasts as long as any of the launchers, or
-    of the processes that called `hold_lock`, lives. The last one to leave this context removes the
-    file, unless it is killed.
+    The lock is the operating system's, on `run.lock`. Launchers with the same `rendezvous`, if that
+    is not None, share it. It lasts as long as any of them is in its block, or any process that
+    called `hold_lock` lives. Who leaves the block when nobody else shares the lock removes the
+    file; a launcher that is killed leaves it, without harm.
 
-    Raises `MachineError` where a run is at work there, or the folder cannot be written.
+    Raises `MachineError` if another run is at work there, or the folder cannot be written.
     """
     path = folder / LOCK
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     ours["rendezvous"] = rendezvous
     with raise_machine_error(f"training.output_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _lock_shared(path, ours)  # writes `ours` only where nobody shares the lock
+        file = _lock_shared(path, ours)  # writes `ours` only if nobody shares the lock
     with file:
         file.seek(0)
         holder = json.load(file)
@@ -158,33 +172,37 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
 def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
     """Open a lock file and share its lock; if nobody else does, write `owner` into the file first.
 
-    Only to write is the lock taken exclusively, for a moment: the wait for a share of it is short.
+    The lock is exclusive only for the moment of writing, so nobody waits long for a share of it.
     """
     while True:
         file = path.open("a+", encoding="utf-8")
         with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if anybody shares the lock
             file.truncate(0)
             file.write(json.dumps(owner))
             file.flush()
         fcntl.flock(file, fcntl.LOCK_SH)
-        if os.fstat(file.fileno()).st_nlink:  # the file still has a name
+        if os.fstat(file.fileno()).st_nlink:  # number of its names: it is not removed
             return file
-        file.close()  # the run before has removed it meanwhile, so that a new one is needed
+        file.close()  # the run before has removed it meanwhile; open a new one
 
 
 def hold_lock(folder: Path) -> None:
     """Share the folder's lock, if there is one, until this process ends.
 
-    A worker may outlive its launcher, and the folder is then still in use.
+    A process that trains may outlive its launcher, and the folder is then still in use.
     """
     if (folder / LOCK).exists():
-        fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # stays open
+        fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # the file is never closed
 
 
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest of a checkpoint's files, with `facts`, and flush all files to the disk."""
-    files = {path.name: _describe(path) for path in sorted(checkpoint.iterdir())}
+    """Write MANIFEST.json into the folder `checkpoint`, then flush all files there to the disk.
+
+    It holds `facts`, the size and hash of each file by name (`files`), and a hash of all that
+    (`sha256`), by which `manifest` finds out whether it is damaged itself.
+    """
+    files = {path.name: _size_and_hash(path) for path in sorted(checkpoint.iterdir())}
     manifest = facts | {"files": files}
     text = json.dumps(manifest | {"sha256": _hash(manifest)}, indent=1)
     (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
@@ -193,9 +211,9 @@ def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
 
 
 def publish(checkpoint: Path, folder: Path) -> None:
-    """Move a checkpoint, in one step, from its staging folder into the run folder.
+    """Move a checkpoint in one step from its staging folder, its parent, into the run folder.
 
-    The checkpoint has its manifest by then, and the staging folder is deleted.
+    The checkpoint must have its manifest by then. The staging folder is deleted.
     """
     checkpoint.replace(folder / checkpoint.name)
     shutil.rmtree(checkpoint.parent)
@@ -203,7 +221,7 @@ def publish(checkpoint: Path, folder: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file's content, or the names in a folder, to the disk."""
+    """Flush a file's content, or the list of names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -212,54 +230,61 @@ def fsync(path: Path) -> None:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Describe the first difference of a checkpoint from its manifest; None if it is undamaged."""
+    """Describe the first difference of a checkpoint from its manifest; None if it is undamaged.
+
+    Files that the manifest does not name do not count.
+    """
     facts = manifest(checkpoint)
     if not facts:
         return f"{MANIFEST} is missing or damaged"
-    for name, before in facts["files"].items():
+    for name, then in facts["files"].items():
         try:
-            now = _describe(checkpoint / name)
+            now = _size_and_hash(checkpoint / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if now != before:
-            return f"{name} has changed ({before['bytes']:,} bytes then, {now['bytes']:,} now)"
+        if now != then:
+            return f"{name} has changed ({then['bytes']:,} bytes then, {now['bytes']:,} now)"
     return None
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest: `files` and facts. Empty if it is missing or damaged."""
+    """Read a checkpoint's manifest: the facts and `files`, without its own hash.
+
+    The dictionary is empty if the manifest is missing, or does not agree with its hash.
+    """
     facts = read_json(checkpoint / MANIFEST) or {}
-    return facts if facts.pop("sha256", None) == _hash(facts) else {}
+    own_hash = facts.pop("sha256", None)
+    return facts if own_hash == _hash(facts) else {}
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    """Give a file's size in bytes and its hash."""
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    """Give a file's size in `bytes` and its `sha256`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _hash(facts: dict[str, Any]) -> str:
-    """Hash a manifest without its own `sha256`."""
+    """Hash a manifest that lacks its own `sha256`; the order of its entries does not matter."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def step_of(checkpoint: Path) -> int:
-    """Read the step from a checkpoint's name: 40 of `checkpoint-40`."""
+    """Read the step from a checkpoint's name: 40 from `checkpoint-40`."""
     return int(checkpoint.name.partition("-")[2])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """List the folders `checkpoint-STEP` by step, damaged ones included."""
+    """List the folders `checkpoint-STEP` in `folder`, damaged ones too, from the first step on."""
     paths = (path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit())
     return sorted(paths, key=step_of)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest undamaged checkpoint, and rename newer ones, which are damaged.
+    """Find the newest undamaged checkpoint, and rename the damaged ones that are newer.
 
-    A damaged `checkpoint-40` becomes `checkpoint-40.broken`, with a warning in the log. None if no
-    checkpoint is undamaged.
+    A damaged `checkpoint-40` becomes `checkpoint-40.broken`, with a warning in the log. If no
+    checkpoint is undamaged, all are renamed and None is returned.
     """
     for checkpoint in reversed(checkpoints(folder)):
         damage = find_damage(checkpoint)
@@ -273,40 +298,39 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Keep the newest `limit` undamaged checkpoints, two at least, and delete the older ones.
+    """Keep the newest `limit` undamaged checkpoints, two at least, and delete all older ones.
 
-    A folder without a readable manifest is not deleted: it may not be this run's.
+    A folder without an undamaged manifest is not deleted: it may not be this run's.
     """
-    undamaged = 0
+    undamaged = 0  # number of undamaged checkpoints so far, from the newest on
     for checkpoint in reversed(checkpoints(folder)):
-        if undamaged >= max(limit, FEWEST):
-            if manifest(checkpoint):
-                shutil.rmtree(checkpoint)
-        else:
-            undamaged += find_damage(checkpoint) is None
+        if undamaged < max(limit, FEWEST):
+            undamaged += 1 if find_damage(checkpoint) is None else 0
+        elif manifest(checkpoint):
+            shutil.rmtree(checkpoint)
 
 
 def clear_staging(folder: Path) -> None:
-    """Delete the checkpoints that were being written when their process ended."""
+    """Delete the staging folders, whose checkpoints were not complete when their process ended."""
     for staging in folder.glob(f"{STAGING}*"):
         shutil.rmtree(staging)
 
 
 def versions() -> dict[str, str]:
-    """Give the installed versions of the packages that a run's numbers depend on."""
+    """Give the installed versions of `PACKAGES`, on which a run's numbers depend, by name."""
     return {package: version(package) for package in PACKAGES}
 
 
 def how_to_measure(folder: Path) -> str:
-    """Say which command measures a finished run and writes its page."""
+    """Give words for a message: `python -m wuxia_core.report FOLDER measures it and …`."""
     return f"python -m wuxia_core.report {quote(str(folder))} measures it and writes its page"
 
 
 def resume_point(folder: Path) -> Path | None:
-    """Find the checkpoint that a stopped run resumes from; None if it has to start again.
+    """Find the checkpoint from which the run in `folder` resumes; None if it has to start again.
 
-    A checkpoint that other package versions wrote is taken with a warning. Raises `ConfigError`
-    where the run is finished.
+    It is that of `newest_checkpoint`. None is logged as a warning, and so is a checkpoint that
+    other versions of `PACKAGES` wrote. Raises `ConfigError` if the run is finished.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(f"--resume: {folder} is finished; {how_to_measure(folder)}")
@@ -322,11 +346,12 @@ def resume_point(folder: Path) -> Path | None:
 def check_unchanged(
     config: Config, folder: Path, checkpoint: Path | None, processes: int, insist: bool = False
 ) -> None:
-    """Refuse to resume a run with other settings, texts or processes than it began with.
+    """Refuse to resume a run with other settings, texts or number of processes.
 
-    `checkpoint` is that of `resume_point`, and `processes` is their number now. Raises
-    `ConfigError` with all changes, or with `insist` logs them as a warning. A
-    `training.warmup_steps` that is not set is copied into `config` from the run's.
+    `config` is compared with the one in `folder`, the texts as they are now with the mixture of the
+    run, and `processes`, the number on all machines, with that of `checkpoint` (from
+    `resume_point`; None: any number). Raises `ConfigError` with all changes, or with `insist` logs
+    them as a warning. A `training.warmup_steps` of None is set in `config` to the run's.
     """
     saved = load_config(folder / CONFIG)
     if config.training.warmup_steps is None:
@@ -346,15 +371,15 @@ def check_unchanged(
 
 def _settings(config: Config) -> dict[str, Any]:
     """Give the settings that must not change on resuming, by name, such as `training.seed`."""
-    sections = config.model_dump()
-    values = {f"{s}.{key}": value for s in sections for key, value in sections[s].items()}
+    sections = config.model_dump().items()
+    values = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
     return {k: v for k, v in values.items() if k == EXCEPTION or not k.startswith(CHANGEABLE)}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run's metrics.jsonl, without those that were written again on resuming.
+    """Read the rows of a run's metrics.jsonl, without those that a resumed run wrote again.
 
-    A run that reached step 3, was resumed at step 2 and wrote step 3 again: the first row of step 3
+    If a run reached step 3, was resumed at step 2 and wrote step 3 again, its first row of step 3
     is dropped. So is a row that is cut off.
     """
     rows: list[dict[str, Any]] = []
@@ -370,7 +395,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def append(folder: Path, row: dict[str, Any]) -> None:
-    """Add a row to metrics.jsonl, on a line of its own also if the last line was cut off."""
+    """Add a row to metrics.jsonl and flush it to the disk.
+
+    It gets a line of its own even if the last line is cut off.
+    """
     with (folder / METRICS).open("ab+") as file:
         if file.tell():  # the file is not empty
             file.seek(-1, os.SEEK_END)

@@ -2,7 +2,8 @@
 
 `visible` is for terminals and plots, `escape` for HTML. Neither makes text fit for Markdown or
 LaTeX: text from outside is never given to those. `codes` gives a text's code points as an array,
-`ngrams` the hashes of its runs of n characters. An `Edit` is what a rule of cleaning proposes.
+`ngrams` the hashes of its runs of n characters. An `Edit` is a change that a rule of cleaning
+proposes.
 """
 
 import html
@@ -18,17 +19,18 @@ import numpy.typing as npt
 NO_MATH = "tex2jax_ignore mathjax_ignore"
 
 # Unicode categories whose characters are shown as numbers: controls, formats (directions, zero
-# widths), surrogates, private use, unassigned, separators of lines and paragraphs. A private
-# character is a box, or another sign in every font: its number says more.
+# widths), surrogates, private use, unassigned, separators of lines and paragraphs. One of private
+# use would be drawn as a box, or by each font as another sign.
 NUMBERED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # By category these are letters and marks, but they show nothing: fillers, variation selectors.
 BLANK_LETTER = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
-# The characters that `visible` has to look at one by one; a novel has few of them.
+# The characters whose category `visible` has to look up; a novel has few of them.
 UNUSUAL = re.compile("[^\n\t -~\u3000-\u3029\u4e00-\u9fa5，。：；？！“”‘’…—]")
 
-# Both stand inside the brackets of a pattern: Chinese characters, and the same with punctuation.
+# Chinese characters, and the same with punctuation; both are to stand inside the brackets of a
+# pattern, as in `CJK_TEXT`, which matches one of them.
 HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
 CJK = rf"{HAN}，。：；？！、“”‘’「」『』《》（）…—"
 CJK_TEXT = re.compile(f"[{CJK}]")
@@ -36,22 +38,25 @@ CJK_TEXT = re.compile(f"[{CJK}]")
 Edit = tuple[int, int, str]  # (start, end, replacement): text[start:end] becomes the replacement
 
 HASH_BASE = 0xF1DE83E19937733D  # odd: inverse modulo 2^64 of 2^64 over the golden ratio
-MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the one with which splitmix64 mixes bits
+MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the first of the two by which splitmix64 mixes bits
 
-Codes = npt.NDArray[np.uint32]  # code points
-Hashes = npt.NDArray[np.uint64]
+Codes = npt.NDArray[np.uint32]  # code points of characters
+Hashes = npt.NDArray[np.uint64]  # of runs of characters
 
 
 def visible(text: str) -> str:
-    r"""Write characters that act on the display, or show nothing, as numbers; `\n`, `\t` stay.
+    r"""Return `text` with the characters that act on the display, or show nothing, as numbers.
 
-    `visible("剑\u202e光\x1b[2J")` is `"剑⟨U+202E⟩光⟨U+001B⟩[2J"`.
+    `visible("剑\u202e光\x1b[2J")` is `"剑⟨U+202E⟩光⟨U+001B⟩[2J"`. Spaces, `\n` and `\t` stay.
     """
     return UNUSUAL.sub(_numbered, text)
 
 
 def one_line(text: str) -> str:
-    """Make text `visible` and put it in one line: each stretch of white space becomes a space."""
+    """Make text `visible` and put it in one line.
+
+    Each stretch of white space becomes one space; at the two ends there is none.
+    """
     return visible(" ".join(text.split()))
 
 
@@ -64,65 +69,73 @@ def escape(text: str) -> str:
 
 
 def _numbered(match: re.Match[str]) -> str:
-    """Give a matched character as it is, or as `⟨U+202E⟩` where it acts or shows nothing."""
+    """Give the matched character, or its number as `⟨U+202E⟩` if it acts or shows nothing."""
     character = match.group()
     hidden = unicodedata.category(character) in NUMBERED or BLANK_LETTER.match(character)
     return f"⟨U+{ord(character):04X}⟩" if hidden else character
 
 
 def codes(text: str) -> Codes:
-    """Give the code points of a text of C characters, lone surrogates too: (C,)."""
+    """Give the code points of a text's C characters, lone surrogates too: (C,), read-only."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def without_spaces(text: str) -> tuple[Codes, npt.NDArray[np.int64]]:
     """Give the N code points that are not white space, and their places in the text: (N,) and (N,).
 
+    White space is here U+3000 and all up to U+0020, the space: newlines and other controls too.
     `without_spaces("剑 光")` gives the codes of 剑 and 光, and the places 0 and 2.
     """
     characters = codes(text)
-    places = np.flatnonzero((characters > 0x20) & (characters != 0x3000))  # 3000: the wide space
+    places = np.flatnonzero((characters > 0x20) & (characters != 0x3000))
     return characters[places], places
 
 
 def ngrams(characters: Codes, n: int) -> Hashes:
-    """Hash every run of n characters among C code points: (C - n + 1,), empty where C < n.
+    """Hash every run of n characters among C code points: (C - n + 1,), empty if C < n.
 
-    A run's hash is the polynomial in `HASH_BASE` modulo 2^64 whose coefficients are its code
-    points (Karp & Rabin 1987), with its bits mixed.
+    `ngrams(codes("一剑光"), 2)` has the hashes of 一剑 and of 剑光. The hash of 一剑 is 一 + 剑 ·
+    `HASH_BASE` modulo 2^64 (a polynomial in the base, Karp & Rabin 1987), with its bits mixed.
     """
     if len(characters) < n:
         return np.empty(0, np.uint64)
     powers = np.array([pow(HASH_BASE, exponent, 1 << 64) for exponent in range(n)], np.uint64)
     hashes = np.correlate(characters.astype(np.uint64), powers)
-    hashes ^= hashes >> np.uint64(31)  # mixing: the low bits of the polynomial alone are poor
+    hashes ^= hashes >> np.uint64(31)  # mixing, as the low bits of the sum alone are poor
     hashes *= MULTIPLIER
     return np.asarray(hashes ^ (hashes >> np.uint64(29)))
 
 
 def distinct(hashes: Hashes) -> Hashes:
-    """Sort hashes, in place, and return each distinct one once, in ascending order.
+    """Return each distinct hash once, in ascending order; `hashes` itself is sorted in place.
 
     numpy's `unique` is slower and takes twice the memory.
     """
     hashes.sort()
-    is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]  # cut: of no hash, none
+    # Without hashes there is no first one either: the cut takes the True away.
+    is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
     return np.asarray(hashes[is_first])
 
 
 def replace(
     pattern: re.Pattern[str] | str, replacement: str | Callable[[re.Match[str]], str], text: str
 ) -> Iterator[Edit]:
-    """Propose an edit for every match: the replacement, or what it gives when called on a match."""
+    """Yield an edit for every match of `pattern` in `text`: the match becomes `replacement`.
+
+    A string is put in as it is, without references to groups; a function is called with the match
+    and returns the text to put in.
+    """
     for match in re.finditer(pattern, text):
-        yield *match.span(), replacement if isinstance(replacement, str) else replacement(match)
+        new = replacement if isinstance(replacement, str) else replacement(match)
+        yield *match.span(), new
 
 
 def join_pattern(table: dict[str, str | list[str]], name: str) -> str:
-    """Write out the pattern that a table has under `name`; `%other%` in it stands for another one.
+    """Return the regular expression that `table` has under `name`, written out in full.
 
-    A list becomes a group of alternatives. A string stays as it is, so it may stand in a class: in
-    `{"letters": "ab", "word": ["[%letters%]+", "c"]}` the pattern `"word"` is `"(?:[ab]+|c)"`.
+    `%other%` in it stands for the one under `other`. A list becomes a group of alternatives. A
+    string stays as it is, so it may stand in a class: in `{"letters": "ab", "word":
+    ["[%letters%]+", "c"]}` the pattern `"word"` is `"(?:[ab]+|c)"`.
     """
     entry = table[name]
     pattern = entry if isinstance(entry, str) else f"(?:{'|'.join(entry)})"
@@ -130,7 +143,10 @@ def join_pattern(table: dict[str, str | list[str]], name: str) -> str:
 
 
 def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Yield `(start, end)` of each line in which a pattern occurs, once, without its newline."""
+    """Yield `(start, end)`, without the newline, of each line in which a match of `pattern` begins.
+
+    A line with several matches is yielded once.
+    """
     end = -1  # of the line yielded last
     for match in pattern.finditer(text):
         if match.start() > end:

@@ -1,10 +1,12 @@
 """From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
 
-The folder is written atomically and used again while its inputs and settings are unchanged:
-`documents.parquet` (source, book, chapter, split, characters, text), `windows.parquet` (a row for
-each chunk: window, document, start, end, source, split; [start, end) are offsets into the tokens),
+The folder appears complete or not at all, and is used again while its inputs and settings are
+unchanged. It holds `documents.parquet` (a row for each document: source, book, chapter, split,
+characters, text), `windows.parquet` (a row for each chunk: document, start, end, source, split,
+window; `document` is a row of documents.parquet, [start, end) are offsets into the tokens),
 `tokens.npy` (int32, of all documents), `word_starts.npy` (bool, a flag for each token),
-`preparation.json` (what became of the files) and `manifest.json` (what the folder was built from).
+`preparation.json` (what became of the files, what was found twice or shared with held-out text)
+and `manifest.json` (what the folder was built from).
 """
 
 from wuxia_core.mixing.build import (

@@ -3,7 +3,7 @@
 The stages stand below in the order in which `_read_texts` and `_build` call them. They share
 `texts`, which holds the documents' texts on disk, and `outline`, a table with a row for each
 document but without its text: reading fills in `source`, `book`, `chapter`, `characters` and
-`weight`; splitting fills in `split`.
+`weight`; splitting fills in `split`. A document's number, from 0 on, is its index in both.
 """
 
 import hashlib
@@ -31,22 +31,25 @@ from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-ROW_GROUP = 16_000_000  # characters of documents.parquet written at a time
-# Settings of how texts are cut and mixed; the texts as they are read do not depend on them.
+ROW_GROUP = 16_000_000  # characters of documents.parquet that are written at a time, about
+# Keys of the section `data` that texts, as `_read_texts` leaves them, do not depend on.
 WINDOW_SETTINGS = {"general_ratio", "max_general_epochs", "max_length", "min_length", "stride"}
-REPEATS_SHOWN = 10  # repeated paragraphs kept as examples
+REPEATS_SHOWN = 10  # repeated paragraphs kept as examples, at most
 
 
 def mix(config: Config) -> Mixture:
-    """Build the mixture folder, or open it if its inputs and settings have not changed.
+    """Open the mixture folder; build it first if it is missing, or its inputs or settings changed.
 
     Raises
     ------
     DataError
-        Where there is nothing to train on, or too little general text for the ratio.
+        Texts are missing, none are left to train on, or the general text is too little for its
+        ratio.
     ConfigError
-        Where `data.processed_data_file` is a folder that is not a mixture, or a mixture that a run
-        uses, or where a file that `data.encoding` or `data.weights` names does not exist.
+        The folder is to be built, but is not a mixture or is used by a run; a file that
+        `data.encoding` or `data.weights` names does not exist; the lexicon is bad.
+    MachineError
+        The folder cannot be written, or the tokenizer cannot be loaded.
     """
     files = find_texts(config)
     manifest = _manifest(config, files)
@@ -54,7 +57,8 @@ def mix(config: Config) -> Mixture:
     if not store.is_built(folder, manifest):
         _refuse_other_folder(folder)
         with store.locked(folder):
-            if not store.is_built(folder, manifest):  # another launcher may have built it
+            # another launcher may have built it while this one waited for the lock
+            if not store.is_built(folder, manifest):
                 with store.replaceable(folder):
                     texts_folder = _read_texts(config, files, manifest, folder)
                     with store.staged(folder) as staging:
@@ -67,31 +71,40 @@ def mix(config: Config) -> Mixture:
 
 
 def warn_without_general(config: Config) -> None:
-    """Log a warning: without general text the model forgets; name some, or raise its ratio."""
+    """Log a warning: without general text the model forgets. Name some, or raise a ratio of 0."""
     warning = "no general text: nothing protects the model from forgetting what it knows (降智)"
-    remedy = "name some as --general or data.general_file"
-    remedy = remedy if config.data.general_ratio else "raise data.general_ratio"
+    name_some = "name some as --general or data.general_file"
+    remedy = name_some if config.data.general_ratio else "raise data.general_ratio"
     logger.warning("%s; %s", warning, remedy)
 
 
 def current_mixture(config: Config) -> Mixture | None:
-    """Open the mixture if it exists and its inputs and settings have not changed, else None."""
+    """Open the mixture of `config`; None if it does not exist, or its inputs or settings changed.
+
+    Raises as `manifest_of`, but nothing if there is no folder.
+    """
     folder = store.mixture_folder(config.data.processed_data_file)
     if not folder.exists():
-        return None  # without the manifest, which would need the tokenizer
+        return None  # before `manifest_of`, which may have to download the tokenizer
     return store.open_mixture(folder) if store.is_built(folder, manifest_of(config)) else None
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
-    """Describe the mixture that `mix` would make of the settings and the files as they are now."""
+    """Describe the mixture that `mix` would make of `config` and of the files as they are now.
+
+    Raises as `find_texts`, `ConfigError` for a bad lexicon, and `MachineError` if the tokenizer
+    cannot be had.
+    """
     return _manifest(config, find_texts(config))
 
 
 def find_texts(config: Config) -> list[corpus.File]:
-    """Find the files of the novels and of the general text.
+    """List the files of the novels and of the general text, and those that are left out.
 
-    Raises `DataError` where one of these is missing, or the general text is far too short;
-    `ConfigError` where a file that `data.encoding` or `data.weights` names does not exist.
+    They are in the order of `join_series`. Raises `DataError` if there is no novel, if
+    `data.general_file` is set but holds no text, or if the general text is far too short (see
+    `windows.check_sizes`); `ConfigError` if a name in `data.encoding` or `data.weights` is no
+    file's.
     """
     settings = config.data
     paths = (settings.general_file, settings.lexicon)
@@ -99,7 +112,7 @@ def find_texts(config: Config) -> list[corpus.File]:
     if general is not None and not general.exists():
         raise DataError(f"data.general_file {general}: no such file or folder")
     data_dir, processed = locate(settings.data_dir), Path(settings.processed_data_file)
-    # in older configs this file is the input
+    # in older configs this key names the input, a JSONL
     novels = processed if processed.suffix == ".jsonl" and processed.is_file() else None
     if novels:
         logger.info("%s is read as input in place of the novels in %s", novels, data_dir)
@@ -112,17 +125,19 @@ def find_texts(config: Config) -> list[corpus.File]:
 
 
 def _lexicon(config: Config) -> tuple[str, ...]:
-    """Read the words that the segmenter must not split; none if no lexicon is set."""
+    """Read the words of `data.lexicon`, which the segmenter must not split; () if it is None."""
     path = config.data.lexicon
     return () if path is None else corpus.read_lexicon(locate(path))
 
 
 def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
-    """Describe everything that the content of a mixture depends on: settings, and hashes of files.
+    """Describe all that the content of a mixture depends on: settings, and hashes of files.
 
-    Two equal manifests describe the same mixture.
+    Two equal manifests describe the same mixture. For a file that is left out the reason stands in
+    place of the hash.
     """
-    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}  # hashed instead
+    # without the paths: what they lead to is hashed, wherever it is
+    paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
     lexicon = "\n".join(sorted(_lexicon(config)))
     tokenizer = tokenizer_files(base_path(config.model))
     hashes = {path: _sha256(path) for path in {file.path for file in files if not file.left_out}}
@@ -141,7 +156,7 @@ def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Hash a file, or return "unreadable"; reading its text later reports the error."""
+    """Hash a file, or return "unreadable" if it cannot be read: reading its text tells why."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -150,7 +165,12 @@ def _sha256(path: Path) -> str:
 
 
 def _refuse_other_folder(folder: Path) -> None:
-    """Raise `ConfigError` if a folder that would be replaced holds anything but a mixture."""
+    """Raise `ConfigError` if `folder`, which is to be replaced, holds anything but a mixture.
+
+    A file in its place is refused too. If the folder exists and is not refused, a log record says
+    that it is built anew.
+    """
+    # for a file a name that no mixture has
     names = {path.name for path in folder.glob("*")} if not folder.is_file() else {""}
     # an older mixture has inputs.json too
     if names - store.FILES - {"inputs.json"} or (names and store.read_manifest(folder) is None):
@@ -163,12 +183,14 @@ def _refuse_other_folder(folder: Path) -> None:
 def _read_texts(
     config: Config, files: list[corpus.File], manifest: dict[str, Any], folder: Path
 ) -> Path:
-    """Read, clean and split all texts; write them into a folder beside `folder` and return it.
+    """Read, clean, deduplicate and split all texts into a folder beside `folder`; return it.
 
     `mix` deletes the returned folder once the mixture is built. If the build fails, the next one
-    takes the texts from there instead of reading them again.
+    takes the texts from there instead of reading them again, unless they depend on what changed
+    meanwhile.
     """
     texts_folder = folder.with_name(f".{folder.name}-texts")
+    # what the texts depend on
     data = {key: value for key, value in manifest["data"].items() if key not in WINDOW_SETTINGS}
     texts_manifest = {**manifest, "data": data, "tokenizer": None, "lexicon": None}
     if store.read_manifest(texts_folder) == texts_manifest:
@@ -178,7 +200,8 @@ def _read_texts(
     with store.staged(texts_folder) as staging, (staging / store.TEXTS).open("w+b") as file:
         texts = Texts(file)
         outline = _read_files(reports, texts, config.data)
-        findings = _deduplicate(outline, texts, config) | _remove_leakage(outline, texts)
+        findings = _deduplicate_and_split(outline, texts, config)
+        findings |= _remove_leakage(outline, texts)
         outline.assign(span=texts.spans).to_parquet(staging / store.DOCUMENTS)
         rows = [_file_row(report) for report in reports]
         _write_json(staging / store.PREPARATION, {"files": rows, **findings})
@@ -187,11 +210,15 @@ def _read_texts(
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in UTF-8, Chinese characters as they are."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging: Path) -> None:
-    """Write a mixture of the texts in `texts_folder` into the folder `staging`."""
+    """Write the mixture that `manifest` describes into the folder `staging`.
+
+    `texts_folder` is that of `_read_texts`.
+    """
     outline = pd.read_parquet(texts_folder / store.DOCUMENTS)
     with (texts_folder / store.TEXTS).open("rb") as file:
         texts = Texts(file, outline["span"])
@@ -200,6 +227,7 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
         # this also writes the documents' tokens into `staging`
         packed, general_epochs = _make_windows(outline, texts, encode, config, staging)
         packed.to_parquet(staging / store.WINDOWS)
+        # training documents of which no chunk is in a window
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
         _write_documents(outline, texts, staging / store.DOCUMENTS)
@@ -209,10 +237,12 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
 
 
 def _read_files(reports: list[corpus.FileReport], texts: Texts, data: DataConfig) -> pd.DataFrame:
-    """Read and clean all files into `texts`; fill in their reports; return the outline.
+    """Read and clean the files of `reports` into `texts`; fill in the reports; return the outline.
 
-    Raises `DataError` where no novel, or none of the general text, is left.
+    Raises `DataError` if cleaning leaves none of the novels or none of the general text, or if a
+    line of JSONL is not an object with a `text`.
     """
+    # corpus.OFF is the rule that data.curly_quotes asks for
     skip = frozenset(data.skip_cleaning) | (set() if data.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
     for report in tqdm(reports, messages("bars")["reading"], leave=False):
@@ -232,7 +262,10 @@ def _read_files(reports: list[corpus.FileReport], texts: Texts, data: DataConfig
 
 
 def _file_row(report: corpus.FileReport) -> dict[str, Any]:
-    """Turn a file's report into its row of preparation.json; `refused` says why it is left out."""
+    """Turn a file's report into its row of preparation.json.
+
+    `refused` says why the file, or the rest of it, is left out; "" if all of it is read.
+    """
     values, file = asdict(report), report.file
     del values["file"]
     refused = values.pop("skip_reason").removeprefix(f"{file.place}: ")
@@ -240,13 +273,16 @@ def _file_row(report: corpus.FileReport) -> dict[str, Any]:
     return {"path": file.name, "source": file.source, "book": file.book, **values}
 
 
-def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[str, Any]:
-    """Leave out copies of books and paragraphs, then fill in `split`.
+def _deduplicate_and_split(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[str, Any]:
+    """Leave out copies of books and of paragraphs in `outline` and `texts`, then fill in `split`.
 
-    Returns what was found, for preparation.json. A book that is another one's copy is left out as a
-    whole; a paragraph that stands twice is taken out of one of its documents.
+    A book of which a better edition has half or more is left out as a whole; a paragraph that
+    repeats another one is taken out of its document. Empty documents are left out, and nothing else
+    if `data.deduplicate` is off.
+
+    Returns what was found, for preparation.json: `same_books`, `repeated_paragraphs`, `held_out`.
     """
-    index = corpus.DuplicateIndex()
+    index = corpus.DuplicateIndex()  # numbers documents as `outline` does; empty, it finds nothing
     novels = outline["source"] == "wuxia"
     if config.data.deduplicate:
         bar = tqdm(outline.itertuples(), messages("bars")["duplicates"], len(outline), leave=False)
@@ -269,15 +305,18 @@ def _deduplicate(outline: pd.DataFrame, texts: Texts, config: Config) -> dict[st
 
 
 def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
-    """Take repeated paragraphs out of their documents; count them and show some.
+    """Take repeated paragraphs out of `texts`, and adjust `characters` in `outline`.
 
     `repeats` has a row for each paragraph that goes: its `document` and `line`, and the
-    `kept_document` in which it stays.
+    `kept_document` in which one like it stays. Returns the `count` of the paragraphs, their
+    `characters`, their number by book (`books`), and `examples`: each the names of the two
+    documents, `book · chapter`, and the paragraph that goes.
     """
     names = outline["book"] + " · " + outline["chapter"]
+    step = len(repeats) // REPEATS_SHOWN + 1  # every step-th one is an example
     examples = [
         [names[row.document], names[row.kept_document], texts[row.document].split("\n")[row.line]]
-        for row in repeats.iloc[:: len(repeats) // REPEATS_SHOWN + 1].itertuples()
+        for row in repeats.iloc[::step].itertuples()
     ]
     removed = 0  # characters
     for number, rows in repeats.groupby("document"):
@@ -291,9 +330,10 @@ def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) ->
 
 
 def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
-    """Drop the sentences of held-out texts that training texts have too.
+    """Drop the sentences of held-out texts whose runs of 13 characters training texts have too.
 
-    Returns the counts of shared runs of characters before (`found`) and after (`left`).
+    Adjusts `characters` in `outline`. Returns for preparation.json the counts of `corpus.Leakage`
+    before (`found`) and after (`left`).
     """
     train, held_out = (outline.index[outline["split"] == name] for name in (TRAIN, VALIDATION))
     ngrams = corpus.HeldOutNgrams(texts[number] for number in held_out)
@@ -303,7 +343,7 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
     for number in held_out:
         shared = ngrams.shared(texts[number])
         before.add(shared)
-        while shared.any():  # the text around a dropped sentence may make a shared run
+        while shared.any():  # without a sentence, those around it may make a shared run
             texts[number] = corpus.drop_sentences(texts[number], shared)
             outline.at[number, "characters"] = len(texts[number])
             shared = ngrams.shared(texts[number])
@@ -317,29 +357,32 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
 def _make_windows(
     outline: pd.DataFrame, texts: Texts, encode: windows.Encoder, config: Config, staging: Path
 ) -> tuple[pd.DataFrame, float]:
-    """Tokenize the documents, write tokens and word starts into `staging`, and make the windows.
+    """Tokenize documents, write tokens and word starts into `staging`, and make the windows.
 
-    General training text comes last and only as far as it is needed. Returns the chunks packed into
-    windows, as `windows.pack` does, and how often the general text is read in one epoch.
+    General training text comes last, and only as much as `data.general_ratio` takes. Returns the
+    table of chunks packed into windows, as `windows.pack` does, and how often the general text is
+    read while the novels are read once.
+
+    Raises `DataError` if there is no training text, or too little general text.
     """
     settings, seed = config.data, config.training.seed
     train = outline["split"] == TRAIN
     counts = windows.repeat_counts(outline["weight"].to_numpy(), seed)
     documents = outline.assign(copies=np.where(train, counts, 1))
-    is_general = train & (outline["source"] == "general")
-    not_general = documents[(train | (outline["split"] == VALIDATION)) & ~is_general]
+    as_needed = train & (outline["source"] == "general")  # tokenized only as far as it is needed
+    in_full = documents[(train | (outline["split"] == VALIDATION)) & ~as_needed]
     with (
         (staging / store.TOKENS).open("wb") as tokens,
         (staging / store.WORD_STARTS).open("wb") as word_starts,
     ):
-        windows.write_headers(tokens, word_starts)
+        windows.write_headers(tokens, word_starts)  # their length is not known yet
         write = partial(windows.write_chunks, texts, encode, (tokens, word_starts), settings)
-        chunks, _ = write(not_general)
+        chunks, _ = write(in_full)
         if not (chunks["split"] == TRAIN).any():
             raise DataError("data.min_length, data.weights: they leave no training text")
         budget = windows.general_budget(chunks, settings.general_ratio)
-        drawn = store.shuffled(outline.index[is_general], seed) if budget else []
-        # one window more, so that `choose_general` can end on either side of the budget
+        drawn = store.shuffled(outline.index[as_needed], seed) if budget else []
+        # a window more than the budget, so that `choose_general` can end a little above it too
         general, share = write(documents.loc[drawn], budget + settings.max_length)
         windows.write_headers(tokens, word_starts)
     epochs = 0.0
@@ -350,13 +393,19 @@ def _make_windows(
 
 
 def _write_documents(outline: pd.DataFrame, texts: Texts, path: Path) -> None:
-    """Write documents.parquet: the outline's columns and the texts, which are read in groups."""
+    """Write documents.parquet at `path`: the columns `store.OUTLINE` and each document's `text`.
+
+    Groups of documents of about `ROW_GROUP` characters are written one after the other, so that
+    never more than the texts of one group are in memory.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = outline[store.OUTLINE]
-    schema = pa.Schema.from_pandas(columns.assign(text="").head(1), preserve_index=False)
+    table = outline[store.OUTLINE]
+    # Names and types of the columns; one row tells them, and no text need be read for it.
+    schema = pa.Schema.from_pandas(table.head(1).assign(text=""), preserve_index=False)
+    group_numbers = outline["characters"].cumsum() // ROW_GROUP
     with parquet.ParquetWriter(path, schema) as writer:
-        for _, rows in columns.groupby(outline["characters"].cumsum() // ROW_GROUP):
-            table = rows.assign(text=[texts[number] for number in rows.index])
-            writer.write_table(pa.Table.from_pandas(table, schema, preserve_index=False))
+        for _, rows in table.groupby(group_numbers):
+            group = rows.assign(text=[texts[number] for number in rows.index])
+            writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))

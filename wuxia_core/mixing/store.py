@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -23,18 +23,19 @@ from wuxia_core.config import Config, effective_batch, expand, locate
 from wuxia_core.errors import ConfigError, DataError, raise_machine_error
 from wuxia_core.masking import Bools, Tokens, Window
 
-# Splits of documents. UNUSED is training text without a window (too short, of weight 0, or general
-# text beyond what the ratio takes); DUPLICATE is a copy of another book, or empty.
+# Values of the column `split`. UNUSED is training text without a window (too short, of weight 0, or
+# general text beyond what the ratio takes); DUPLICATE is a copy of another book, or empty.
 TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplicate"
-OUTLINE = ["source", "book", "chapter", "split", "characters"]  # documents' columns but the text
+# All columns of documents.parquet but `text`.
+OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-FORMAT = 5  # raise it when the folder's content changes, so that older ones are built again
+FORMAT = 5  # raise it when code writes another content, so that older folders are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
-RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; without one it is no run's
+RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; other folders have none
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
 TOKENS, WORD_STARTS = "tokens.npy", "word_starts.npy"
-TEXTS = "texts"  # the file of a build's `Texts`
-FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}
+TEXTS = "texts"  # the file of a build's `Texts`, in a folder of its own
+FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}  # of a mixture folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Mixture:
 
     @functools.cached_property
     def outline(self) -> pd.DataFrame:
-        """A table of all documents without their texts; its columns are those in `OUTLINE`."""
+        """The table of all documents without their texts; its columns are those in `OUTLINE`."""
         return pd.read_parquet(self.folder / DOCUMENTS, columns=OUTLINE)
 
     @functools.cached_property
@@ -62,20 +63,19 @@ class Mixture:
         return pd.read_parquet(self.folder / DOCUMENTS)
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
-        """Read the texts of documents, given by their numbers: rows of `outline`."""
+        """Read the texts of the documents `numbers` (rows of `outline`), in that order."""
         from pyarrow import dataset
 
         table = dataset.dataset(self.folder / DOCUMENTS)
         return [str(t) for t in table.take(list(numbers), columns=["text"])["text"].to_pylist()]
 
     def draw(self, seed: int, source: str, *splits: str) -> list[int]:
-        """List the numbers of a source's documents in some splits, shuffled by `seed`."""
-        outline = self.outline  # a row a document, without the texts
-        chosen = outline.index[(outline["source"] == source) & outline["split"].isin(splits)]
-        return shuffled(chosen, seed, "held out")
+        """List the numbers of the documents of `source` in any of `splits`, shuffled by `seed`."""
+        chosen = self.outline.query("source == @source and split in @splits").index
+        return shuffled(chosen, seed, "held out")  # in one order, whatever the splits
 
     def training_texts(self) -> Iterator[tuple[str, str]]:
-        """Yield a title, of book and chapter, and the text of each document that is trained on."""
+        """Yield `(book and chapter, text)` of each document that is trained on."""
         from pyarrow import parquet
 
         for batch in parquet.ParquetFile(self.folder / DOCUMENTS).iter_batches(256):
@@ -84,12 +84,19 @@ class Mixture:
 
     @functools.cached_property
     def preparation(self) -> dict[str, Any]:
-        """What became of each file, which copies were found, what held-out text shared."""
+        """What became of each file, which copies were found, what held-out text shared.
+
+        It is the content of preparation.json, `{}` if that is missing or damaged.
+        """
         return read_json(self.folder / PREPARATION) or {}
 
     @property
     def report(self) -> pd.DataFrame:
-        """Documents and tokens that are trained on, and share of these tokens: a row a source."""
+        """What is trained on: a row for each `source` with `documents`, `tokens` and `share`.
+
+        `tokens` counts a text as often as it is trained on in an epoch; `share` is the part of all
+        tokens. The row of "wuxia" comes first.
+        """
         train = self.windows[self.windows["split"] == TRAIN]
         sources = train.assign(tokens=train["end"] - train["start"]).groupby("source")
         table = sources.agg(documents=("document", "nunique"), tokens=("tokens", "sum"))
@@ -102,6 +109,15 @@ class Windows:
 
     The index bears the epoch, so that a worker process or a resumed run need not be told of it.
 
+    Parameters
+    ----------
+    mixture : Mixture
+        It has the tokens.
+    chunks : DataFrame
+        Rows of `mixture.windows`, sorted by window: all chunks of the windows in the dataset.
+    characters : int
+        See the attribute.
+
     Attributes
     ----------
     packed : (windows,) bool
@@ -112,10 +128,11 @@ class Windows:
 
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
-        self._spans = chunks[["start", "end"]].to_numpy()  # `pack` sorts by window
-        # the numbers of the windows, by which their masks are drawn
+        self._spans = chunks[["start", "end"]].to_numpy()  # (chunks, 2)
+        # the numbers of the windows in the mixture, by which their masks are drawn
         self._keys, counts = np.unique(chunks["window"], return_counts=True)
-        self._bounds = np.append(0, np.cumsum(counts))  # each window's first span, and the end
+        # window n has the chunks from bounds[n] to bounds[n + 1]
+        self._bounds = np.append(0, np.cumsum(counts))
         self.packed = counts > 1
         self.characters = characters
 
@@ -128,6 +145,7 @@ class Windows:
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
         places = np.concatenate([np.arange(start, end) for start, end in spans])
         positions = np.concatenate([np.arange(end - start, dtype=np.int32) for start, end in spans])
+        # a chunk begins a word too, even if it was cut in the middle of one
         words = np.cumsum(self._word_starts[places] | (positions == 0), dtype=np.int32)
         key = int(self._keys[row])
         return Window(self._tokens[places], words, positions, key, epoch, row)
@@ -136,7 +154,7 @@ class Windows:
 def open_mixture(folder: Path) -> Mixture:
     """Open a mixture folder; the tokens are mapped into memory, not read.
 
-    Raises `DataError` where the folder holds no mixture, or a damaged one.
+    Raises `DataError` if its tokens, word starts or windows are missing or damaged.
     """
     try:
         tokens = np.load(folder / TOKENS, mmap_mode="r")
@@ -150,8 +168,8 @@ def open_mixture(folder: Path) -> Mixture:
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     """Open the mixture that the run in the folder `run` was made for.
 
-    Raises `DataError` where the mixture's folder holds another one by now: texts that the run was
-    trained on could be held out in that one.
+    Raises `DataError` if `run` is no run folder, or if the mixture is gone or another one by now:
+    texts that the run was trained on could be held out in that one.
     """
     folder = locate(str(mixture_folder(processed_data_file)))
     manifest = read_manifest(run, RUN_MIXTURE)
@@ -159,25 +177,29 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
         raise DataError(f"{run}: no run folder of this project ({RUN_MIXTURE} is missing)")
     if not is_built(folder, manifest):
         absent = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
-        remedy = f"mix the same texts again with {run / 'config.yaml'}"
-        remedy = remedy if folder.exists() else absent + remedy
+        place = "" if folder.exists() else absent  # a relative path leads elsewhere from elsewhere
+        remedy = f"{place}mix the same texts again with {run / 'config.yaml'}"
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {remedy}")
     return open_mixture(folder)
 
 
 def mixture_folder(processed_data_file: str) -> Path:
-    """Give the mixture's folder: of `data/processed.jsonl`, as in old configs, `data/processed`."""
+    """Give the mixture's folder: `data/a` for `data/a`, and for `data/a.jsonl` of old configs."""
     path = expand(processed_data_file)
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 def train_windows(mixture: Mixture) -> Windows:
-    """Select the training windows of a mixture."""
+    """Give the training windows of a mixture as a dataset."""
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
 
 
 def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
-    """Count the optimizer steps of a run over so many training windows, a number or an array."""
+    """Count the optimizer steps of a run on `processes` over a number of training windows.
+
+    `windows` may be an array of such numbers, and the steps are then one too. A
+    `training.max_steps` other than -1 is the number itself.
+    """
     training, batch = config.training, effective_batch(config, processes)
     steps = np.ceil(np.ceil(np.divide(windows, batch)) * training.num_train_epochs)
     return steps if training.max_steps < 0 else np.full_like(steps, training.max_steps)
@@ -188,8 +210,9 @@ def held_out_windows(
 ) -> dict[str, Windows]:
     """Draw held-out documents, at most `limit` of each source; give their windows by source.
 
-    Of each source's windows at most `max_windows` are drawn and the others left out. The attribute
-    `characters` then counts of each document the share of its tokens that is in drawn windows.
+    Of the windows of a source's documents at most `max_windows` are drawn in turn (None: all). Of
+    each document `characters` then counts the share of its tokens that is in drawn windows. A
+    source without windows is left out.
     """
     windows = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
@@ -197,41 +220,43 @@ def held_out_windows(
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
         numbers = shuffled(chunks["window"].unique(), seed, "windows")[:max_windows]
         tokens, is_drawn = chunks["end"] - chunks["start"], chunks["window"].isin(numbers)
-        shares = (tokens * is_drawn).groupby(chunks["document"]).sum()
+        shares = tokens.where(is_drawn, 0).groupby(chunks["document"]).sum()  # tokens so far
         shares /= tokens.groupby(chunks["document"]).sum()
-        characters = (documents["characters"] * shares).sum()  # no share: not drawn
+        characters = (documents["characters"] * shares).sum()  # a document not drawn has no share
         if len(chunks):
             windows[source] = Windows(mixture, chunks[is_drawn], round(characters))
     return windows
 
 
 def hash_key(seed: int, *names: object) -> str:
-    """Hash a seed and names, in hexadecimal; sorting by hashes shuffles alike on any machine."""
+    """Hash a seed and names, in hexadecimal: to sort by it shuffles, alike on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
 
 
 def shuffled(numbers: Iterable[int], seed: int, *purpose: str) -> list[int]:
-    """Shuffle numbers; the order depends only on the seed, the purpose and the numbers."""
+    """Shuffle `numbers` into a list; its order depends only on them, `seed` and `purpose`."""
     return sorted(map(int, numbers), key=lambda number: hash_key(seed, *purpose, number))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make other builds of a folder wait; the lock ends with the process at the latest.
+    """Wait for other builds of `folder`, and make others wait until the `with` block ends.
 
-    Raises `MachineError` where the lock, or a file that is written inside, cannot be written.
+    The lock ends with the process at the latest. Raises `MachineError` if the lock's file, or one
+    that the block writes, cannot be written.
     """
-    with _may_fail(folder), _open_beside(folder, "lock") as file:
+    place = f"data.processed_data_file {folder}"
+    with raise_machine_error(place), _open_beside(folder, "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
-    """Keep the mixture of the run in the folder `run` from being replaced while it is needed.
+    """Keep the mixture of the run in the folder `run` from being replaced in the `with` block.
 
-    The run's name is written into a file beside the mixture, for the message of `replaceable`.
-    Raises `MachineError` where this file cannot be written.
+    The path `run` is written into a file beside the mixture, for the message of `replaceable`.
+    Waits if the mixture is being replaced. Raises `MachineError` if the file cannot be opened.
     """
     with _open_beside(mixture_folder(processed_data_file), "users") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -241,9 +266,9 @@ def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
 
 @contextmanager
 def replaceable(folder: Path) -> Iterator[None]:
-    """Keep runs from beginning to use a mixture while it is replaced.
+    """Keep runs from beginning to use the mixture in `folder` until the `with` block ends.
 
-    Raises `ConfigError`, naming the runs, where some use it already.
+    Raises `ConfigError` if a run uses it already, naming all runs that did since it was replaced.
     """
     with _open_beside(folder, "users") as file:
         try:
@@ -254,18 +279,16 @@ def replaceable(folder: Path) -> Iterator[None]:
             remedy = "wait for its end, or name another folder"
             reason = f"the mixture there is in use, by {runs}, and this one differs"
             raise ConfigError(f"data.processed_data_file {folder}: {reason}; {remedy}") from None
-        file.truncate(0)
+        file.truncate(0)  # the names of runs that have ended
         yield
 
 
-def _may_fail(folder: Path) -> AbstractContextManager[None]:
-    """Turn errors of writing inside into `MachineError` with the name of the mixture's folder."""
-    return raise_machine_error(f"data.processed_data_file {folder}")
-
-
 def _open_beside(folder: Path, kind: str) -> TextIO:
-    """Open a hidden file beside a folder: `data/.mixed.lock` for `data/mixed` and "lock"."""
-    with _may_fail(folder):
+    """Open a hidden file to read and append: `data/.mixed.lock` for `data/mixed` and "lock".
+
+    The file and its folder are made if they are missing. Raises `MachineError` if that fails.
+    """
+    with raise_machine_error(f"data.processed_data_file {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder.with_name(f".{folder.name}.{kind}").open("a+", encoding="utf-8")
 
@@ -274,25 +297,24 @@ def _open_beside(folder: Path, kind: str) -> TextIO:
 def staged(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; if no error is raised, it takes the place of `folder`.
 
-    A folder that is not empty cannot be replaced in one step: the old one is moved aside first.
-    Where an error or a kill comes between the two steps, it is put back, by the next build at the
-    latest.
+    A folder that is not empty cannot be replaced in one step: the old one is moved aside first. If
+    an error comes between the two steps it is put back at once, after a kill by the next build.
     """
     staging = folder.with_name(f".{folder.name}-building")
     new, old = staging / "new", staging / "old"
     try:
-        _restore_or_clear(folder, staging)
+        _restore_and_clear(folder, staging)  # what a build that was killed has left
         new.mkdir(parents=True)
         yield new
         if folder.exists():
             folder.replace(old)
         new.replace(folder)
     finally:
-        _restore_or_clear(folder, staging)
+        _restore_and_clear(folder, staging)
 
 
-def _restore_or_clear(folder: Path, staging: Path) -> None:
-    """Delete `staging`, but put back an old folder there that no new one has replaced."""
+def _restore_and_clear(folder: Path, staging: Path) -> None:
+    """If `folder` is missing, put back the old one from `staging`; then delete `staging`."""
     if (staging / "old").exists() and not folder.exists():
         (staging / "old").replace(folder)
     shutil.rmtree(staging, ignore_errors=True)
@@ -301,16 +323,18 @@ def _restore_or_clear(folder: Path, staging: Path) -> None:
 class Texts:
     """A list of texts in a file: `texts[3]` reads one, `texts[3] = text` adds or replaces one.
 
-    A text is always written at the end of the file, and `spans` then points there.
+    A text is always written at the end of the file, and `spans` then points there: `spans[3]` is
+    the place of text 3 in the file and its length, in bytes.
     """
 
     def __init__(self, file: IO[bytes], spans: Iterable[tuple[int, int]] = ()) -> None:
         self._file = file
-        self.spans = list(spans)  # of each text: its first byte in the file, its bytes
+        self.spans = list(spans)
 
     def __setitem__(self, number: int, text: str) -> None:
-        span = self._file.seek(0, os.SEEK_END), self._file.write(text.encode("utf-8"))
-        self.spans[number : number + 1] = [span]  # with number = len(spans) it is appended
+        start = self._file.seek(0, os.SEEK_END)
+        size = self._file.write(text.encode("utf-8"))
+        self.spans[number : number + 1] = [(start, size)]  # appends it if number is len(spans)
 
     def __getitem__(self, number: int) -> str:
         start, size = self.spans[number]
@@ -319,19 +343,19 @@ class Texts:
 
 
 def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a folder holds the complete mixture that a manifest describes."""
+    """Whether a folder has all `FILES` of a mixture, and the manifest `manifest`."""
     is_complete = all((folder / name).is_file() for name in FILES)
     return is_complete and read_manifest(folder) == manifest
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """Read a mixture's manifest: what it was built from. None if it is missing or damaged."""
+    """Read what a mixture was built from, from the file `name`; None if that holds no manifest."""
     manifest = read_json(folder / name)
     return manifest if manifest and "inputs" in manifest else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object from a file; None if the file is missing or holds none."""
+    """Read a JSON object from a file; None if the file cannot be read or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
