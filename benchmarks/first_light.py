@@ -34,7 +34,7 @@ from wuxia_core.model import ADAPTER_WEIGHTS
 
 LAUNCH = """
 import sys, types
-sys.modules["wuxia_core.report"] = types.SimpleNamespace(run=lambda *_: "no report")
+sys.modules["wuxia_core.page"] = types.SimpleNamespace(write_page=lambda *_: "no page")
 import launch_ddp
 from wuxia_core.errors import run_command
 run_command(launch_ddp.main)
@@ -135,6 +135,7 @@ def environment(cap: float | None) -> dict[str, str]:
         share = min(1.0, cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
         settings = f"expandable_segments:True,per_process_memory_fraction:{share:.4f}"
         known["PYTORCH_ALLOC_CONF"] = settings
+        known.pop("PYTORCH_CUDA_ALLOC_CONF", None)  # the older name, which would win
     return known
 
 
@@ -186,7 +187,7 @@ def all_steps(steps: Steps) -> None:
 def main() -> None:
     """Run it, or make the model for it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300, help="in all (%(default)g)")
+    parser.add_argument("--seconds", type=float, default=540, help="in all (%(default)g)")
     parser.add_argument("--out", type=Path, default="first_light.jsonl", help="a JSON line a step")
     parser.add_argument("--tiny", action="store_true", help="on a CPU, only to try it")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)

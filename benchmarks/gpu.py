@@ -42,6 +42,8 @@ from wuxia_core.preflight import plan
 from wuxia_core.train import arguments
 from wuxia_core.trainer import SpanTrainer, masked_cross_entropy, peak_memory
 
+# As `torchrun.launch` has it; torch reads it when it first takes memory of a card.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 LEAST = (5, 23)  # transformers that takes a mask as logits_to_keep
 WARM_UP = 2  # steps that are not timed
 ONE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
@@ -182,6 +184,10 @@ def make_trainer(row: Row, size: Size, config: Config, model: Any, folder: Path)
 def train(row: Row, size: Size, deadline: float, rate: float) -> dict[str, Any]:
     """Train a few steps: speed, memory beside the plan's, share and the first loss."""
     config, clock, on_card = configure(row, size), Clock(deadline), size.device == "cuda"
+    gc.collect()  # the model of the row before, which is part of circles
+    if on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)  # the cap of the row before
     model, shape = build(row, size, config)
     device = plan.Device("card", 1, (row.cap or 80) * plan.GIB, np.ones(2), True, True)
     figures = {"planned GiB": sum(plan.memory(config, shape, device).values()) / plan.GIB}

@@ -19,6 +19,10 @@ if find_spec("fcntl") is None:  # as on Windows, where `wuxia_core.errors` canno
 # that takes ten times as long. torch reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# On an H100 or H200 torch prefers cuDNN's attention, which prepares itself anew for each shape: so
+# for each token that is written. torch reads this at the first attention.
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+
 # peft imports bitsandbytes in every run, and that warns if it was not built for this CUDA.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft uses it

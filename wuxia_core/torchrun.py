@@ -5,6 +5,7 @@ torchrun runs inside the launcher's process, so that it gets the signals that th
 
 import logging
 import os
+import platform
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ from wuxia_core.errors import (
 from wuxia_core.model import ADAPTER_WEIGHTS, best_device
 from wuxia_core.run import how_to_measure, newest_checkpoint
 
-SHUTDOWN_WAIT = 120  # seconds that processes have to save when a signal has come
+SHUTDOWN_WAIT = 120  # seconds that processes have to save after a signal; with torch 2.11 it is 30
 JOIN_WAIT = 120  # seconds that machines wait for each other
 CASCADE_TIME = 2  # seconds within which one process's failure may be the cause of another's
 # In a checkout the launcher is a script, in an installed package a module.
@@ -106,7 +107,8 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes.local)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_WAIT))
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the next variable
+    # The first is the older name of the variable. Under WSL2 some drivers refuse such segments.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ and "WSL2" not in platform.release():
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}

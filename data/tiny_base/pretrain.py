@@ -197,7 +197,9 @@ def drop(share: float, module: Any, _: Any, output: Any) -> Any:
 def cross_entropy(model: Any, rows: torch.Tensor) -> torch.Tensor:
     """Mean nats a token of rows, (B, T + 1); in bfloat16 on a card."""
     with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # (B, T, V)
+        # No mask: attention is causal without one. By default a compiled model makes one.
+        causal = {"full_attention": None}
+        logits = model(input_ids=rows[:, :-1], attention_mask=causal, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
@@ -325,7 +327,8 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-3, help="peak; it decays to 3 %% of that")
     parser.add_argument("--dropout", type=float, default=0.1, help="share")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=100, help="steps from measurement to the next")
+    every = 500 if DEVICE == "cuda" else 100
+    parser.add_argument("--every", type=int, default=every, help="steps between measurements")
     parser.add_argument("--patience", type=int, default=10, help="measurements without a gain")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="BOOK", help="left out")
     parser.add_argument(

@@ -78,7 +78,7 @@ def run_harness(output_dir: Path, tasks: list[str]) -> None:
     # mask token's row; and the weights are tied already.
     model.tie_weights = lambda: None
     # A row at a time: several long ones might not fit into memory.
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
     try:
         with model.disable_adapter():
             base = simple_evaluate(wrapped, tasks=tasks)

@@ -87,14 +87,15 @@ class EvalContext(NamedTuple):
         """Continue rows of tokens; return for each row the text that was generated behind it.
 
         `settings` are arguments of `model.generate`, among them `max_new_tokens`. A batch has as
-        many rows as its cache of keys and values can have with at most `LOGITS` numbers, the bound
-        on the logits of a batch; but one row at least.
+        many rows as its cache of keys and values can have with no more bytes than `LOGITS` logits
+        in float32, the bound on those of a batch; but one row at least.
         """
         layers = self.model.named_modules()
         widths = [layer.out_features for name, layer in layers if name.endswith(CACHED)]
         tokens = max(map(len, rows), default=0) + settings["max_new_tokens"]  # of the longest row
         # Without layers of these names, a token's keys and values are taken as one number.
-        size = max(1, LOGITS // (tokens * max(1, sum(widths))))
+        row_bytes = tokens * max(1, sum(widths)) * self.model.dtype.itemsize
+        size = max(1, 4 * LOGITS // row_bytes)
         generate = partial(continue_prompts, self.model, self.tokenizer, settings=settings)
         return [text for n in range(0, len(rows), size) for text in generate(rows[n : n + size])]
 

@@ -174,6 +174,7 @@ def _predicted(batches: Iterable[Prediction], tokenizer: "PreTrainedTokenizerBas
             "guesses": [[*zip(map(show_token, ids), p, strict=True)] for ids, p in guesses],
         }
         parts.append(pd.DataFrame(columns))
+        del logits, log2  # or they would be held during the next forward pass
     return pd.concat(parts, ignore_index=True)
 
 

@@ -127,6 +127,7 @@ def sequence_nll(
     for numbers, logits, targets in predictions(model, rows, tokens):
         losses = F.cross_entropy(logits, targets, reduction="none")
         nats += np.bincount(numbers, losses.double().cpu(), minlength=count)
+        del logits  # or they would be held during the next forward pass
     return nats
 
 
@@ -153,6 +154,7 @@ def predictions(
         with torch.inference_mode():
             logits = model(**batch, use_cache=False).logits.float()  # (N, V)
         yield np.repeat(numbers, labelled.sum(1).cpu()), logits, targets[labelled]
+        del logits  # or they would be held during the next forward pass
 
 
 def _split(rows: Iterable[Scored], max_labels: int) -> Iterator[Scored]:

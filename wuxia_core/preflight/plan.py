@@ -152,8 +152,8 @@ def this_device(config: Config, processes: int, machines: int = 1) -> Device:
     """Describe what each of a run's `processes` computes on: a GPU, or without any the CPU.
 
     The first `processes` GPUs are used. Of unequal ones the least memory and the lowest rates
-    count, since each step waits for the slowest. On the CPU a process has an equal share of the
-    memory of the run's `machines`, which are taken to be alike.
+    count, since each step waits for the slowest. On the CPU a process has an equal share of memory;
+    the run's `machines` are taken to be alike.
     """
     cards = machine_cards()[:processes]
     if not cards:
@@ -207,9 +207,8 @@ def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
     # in float32: a weight, its gradient, Adam's two moments, and DDP's copy of the gradient
     adapter = shape.adapter_parameters(config.model) * (20 if device.processes > 1 else 16)
     tokens = training.per_device_train_batch_size * config.data.max_length
-    # The loss takes logits in float32, and puts their gradient in their place. Those computed in
-    # half precision, or by a head tied to the embedding, are there twice; LOSS_LOGITS at a time
-    # have two more copies in float32.
+    # The loss takes logits in float32, in whose place it puts the gradient. Those of half precision
+    # or of a tied head are there twice; LOSS_LOGITS at a time have two more copies in float32.
     logits = target_fraction(config) * tokens * shape.vocab_size  # their number
     tied = shape.parameters - linear < 2 * shape.vocab_size * hidden  # too few weights for both
     logit_size = 6 if precision == 2 else 8 if tied else 4  # bytes
