@@ -233,6 +233,21 @@ def test_the_mask_row_alone_computes_what_peft_computes(tied, monkeypatch):
         assert torch.allclose(mine, theirs, atol=1e-5) and mine.abs().sum() > 0
 
 
+def test_a_layer_of_8_bits_keeps_no_inputs():
+    """They would lie outside of gradient checkpointing; on a CPU layers take another function."""
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+
+    base = load_base("data/tiny_base", torch.bfloat16, "8bit")
+    layer = base.model.layers[0].self_attn.q_proj
+    inputs = torch.rand(2, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    layer(inputs).sum().backward()
+    gradient, inputs.grad = inputs.grad, None
+    outputs = MatMul8bitLt.apply(inputs, layer.weight, None, None, layer.state)
+    assert all(tensor is None for tensor in outputs.grad_fn.tensors)
+    outputs.sum().backward()
+    torch.testing.assert_close(inputs.grad, gradient, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_a_quantized_base_learns_and_its_embedding_stays(quantization):
     pytest.importorskip("bitsandbytes")

@@ -1,17 +1,16 @@
-"""The base model, its tokenizer and mask token, the adapter that is trained, and its loss.
+"""The base model, its tokenizer and mask token, and the adapter: made, loaded, written to files.
 
-torch, transformers and peft are loaded when first used.
+torch, transformers and peft are imported by the functions that use them.
 """
 
 import copy
 import json
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import getstatusoutput
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MASK_ROW = "mask_row.safetensors"  # the mask token's embedding, which no other program reads
-# In the order in which they are put in place: where the weights are, all three are.
-ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+ADAPTER_FILES = (MASK_ROW, ADAPTER_CONFIG, ADAPTER_WEIGHTS)  # moved in this order, weights last
 LESS_MEMORY = (
     "what saves memory, the least harmful first: training.gradient_checkpointing=true, half of "
     "training.per_device_train_batch_size with twice training.gradient_accumulation_steps, "
@@ -36,23 +34,23 @@ LESS_MEMORY = (
 )
 DRIVER_QUERY = "nvidia-smi --query-gpu=driver_version,name --format=csv,noheader"
 CUDA_13_DRIVER = 580  # the first driver for CUDA 13, which torch from PyPI is built for
-LOSS_LOGITS = 2**25  # logits of a training batch that are in float32 at a time, 128 MiB
+LOSS_LOGITS = 2**25  # logits of a training batch in float32 at a time, at most; 128 MiB
 LOGITS = 2**28  # logits of a batch of held-out text, at most; 1 GiB in float32
 NO_REMOTE_CODE = {"trust_remote_code": False}  # without it transformers asks the user
-TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]
+TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]  # patterns of names
 
 
 def best_device() -> str:
-    """Choose where to compute: "cuda" where torch sees a GPU, else "cpu".
+    """Choose where to compute: "cuda" if torch can use a GPU, else "cpu".
 
-    Raises `MachineError` where the driver lists a GPU that torch cannot use, unless
-    `CUDA_VISIBLE_DEVICES` hides all GPUs.
+    Raises `MachineError` if the driver lists a GPU that torch cannot use, unless
+    `CUDA_VISIBLE_DEVICES` hides all GPUs. The message names the torch, or the driver, to install.
     """
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    status, output = getstatusoutput(DRIVER_QUERY)
+    status, output = getstatusoutput(DRIVER_QUERY)  # a line a GPU: "580.65.06, NVIDIA RTX 4090"
     if status or not output or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "cpu"
     driver, _, gpu = output.splitlines()[0].partition(", ")
@@ -67,15 +65,16 @@ def best_device() -> str:
 
 def weights_dtype(config: Config) -> str:
     """Give the precision the base is loaded in: bfloat16 or float16 if configured, else float32."""
-    training = config.training
-    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    if config.training.bf16:
+        return "bfloat16"
+    return "float16" if config.training.fp16 else "float32"
 
 
 def base_path(config: ModelConfig) -> str:
-    """Give the base's folder or its name on the Hugging Face hub; download a ModelScope model.
+    """Give the base's folder or its name on the Hugging Face hub; a ModelScope model is downloaded.
 
-    Raises `ConfigError` where the package modelscope is missing, `MachineError` where ModelScope
-    cannot be reached or has no such model.
+    Raises `ConfigError` if ModelScope's package is missing, `MachineError` if ModelScope cannot be
+    reached or has no such model.
     """
     name = config.model_name_or_path
     if config.hub == "huggingface" or locate(name).is_dir():
@@ -96,40 +95,56 @@ def base_path(config: ModelConfig) -> str:
 def load_base(
     name: str, dtype: "torch.dtype | str", quantization: str = "none"
 ) -> "PreTrainedModel":
-    """Load a causal language model from a folder or the hub.
+    """Load the causal language model `name`, a folder or a name on the hub, in precision `dtype`.
 
-    With `quantization` "8bit" or "4bit" (bitsandbytes) its linear layers are quantized while they
-    load, on this process's own device; embedding and head keep `dtype`.
-
-    Raises `MachineError` where the model cannot be loaded, or lacks a tensor.
+    "auto" is the precision of its file. With `quantization` "8bit" or "4bit" bitsandbytes quantizes
+    its linear layers while they load, on this process's own device; embedding and head keep
+    `dtype`. Raises `MachineError` if it cannot be loaded, or a tensor is missing or misshapen.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     settings: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **NO_REMOTE_CODE}
     if quantization != "none":
+        drop_inputs_of_8bit_layers()
         device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
         options = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
         quantizer = BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=dtype)
         settings |= {"quantization_config": quantizer, "device_map": {"": device}}
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
-    load = partial(AutoModelForCausalLM.from_pretrained, **settings)
     base: PreTrainedModel
-    base, info = fetch(name, load)
+    base, info = fetch(name, partial(AutoModelForCausalLM.from_pretrained, **settings))
     if broken := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
         problem = f"{len(broken)} of its tensors are missing or of another shape: {broken[0]}"
         raise MachineError(f"the model {name} is not whole: {problem}; get it anew")
-    # With a cache, positions that restart in packed windows are ignored. `generate` has a setting
-    # of its own.
+    # A cache would ignore the restarts of positions in packed windows. `generate` sets its own.
     base.config.use_cache = False
     return base
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer from a folder or the hub.
+@cache  # else each call would wrap `forward` once more
+def drop_inputs_of_8bit_layers() -> None:
+    """Have all 8-bit layers of bitsandbytes forget their inputs, which a frozen weight never needs.
 
-    Raises `MachineError` where that fails, `ConfigError` where it is not a fast tokenizer (one of
-    the library tokenizers) with an end-of-text token.
+    Gradient checkpointing does not free them: they are not saved in PyTorch's way.
+    """
+    from bitsandbytes.autograd._functions import MatMul8bitLt
+
+    forward = MatMul8bitLt.forward
+
+    def forward_and_drop(ctx: Any, *arguments: Any) -> Any:
+        output = forward(ctx, *arguments)
+        ctx.tensors = (None, None, None)  # only the gradient of the weight is computed from them
+        return output
+
+    MatMul8bitLt.forward = staticmethod(forward_and_drop)  # type: ignore[assignment,method-assign]
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer `name`, a folder or a name on the hub.
+
+    Raises `MachineError` if that fails, `ConfigError` if it is not a fast tokenizer (one of the
+    library tokenizers) with an end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -141,9 +156,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """List the files of a tokenizer: in its folder, or downloaded from the hub into its cache.
+    """List the files of the tokenizer in the folder `name`, or download those of `name` on the hub.
 
-    Raises `MachineError` where the hub cannot be reached.
+    Raises `MachineError` if they cannot be downloaded.
     """
     folder = locate(name)
     if not folder.is_dir():
@@ -154,12 +169,12 @@ def tokenizer_files(name: str) -> list[Path]:
 
 
 def fetch(name: str, load: Callable[[str], Any]) -> Any:
-    """Call `load` with the folder `name`, or, where there is none, with `name` on the hub.
+    """Return what `load` gives for the folder `name` or, if there is none, the `name` on the hub.
 
-    Raises `MachineError` where that fails.
+    Raises `MachineError` if it fails; an error for want of memory is raised as it is.
     """
     path = locate(name)
-    fault = "" if path.is_dir() else hub_fault()
+    fault = "" if path.is_dir() else hub_fault()  # why the hub does not answer, or ""
     try:
         return load(str(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -177,9 +192,9 @@ def fetch(name: str, load: Callable[[str], Any]) -> Any:
 
 
 def check_length(config: Config, base_config: Any) -> None:
-    """Raise `ConfigError` where windows are longer than the base reads.
+    """Raise `ConfigError` if `data.max_length` exceeds the base's `max_position_embeddings`.
 
-    `base_config` is transformers'; most have `max_position_embeddings`.
+    `base_config` is transformers' or a `plan.Shape`; if it has no such number, any length will do.
     """
     length, limit = config.data.max_length, getattr(base_config, "max_position_embeddings", None)
     if limit and length > limit:
@@ -188,7 +203,7 @@ def check_length(config: Config, base_config: Any) -> None:
 
 
 def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Choose the token that stands before each text: `<|endoftext|>`, else the EOS token.
+    """Choose the id of the token that stands before each text: `<|endoftext|>`, else the EOS token.
 
     The EOS token of a chat model ends a turn of the talk, not a text.
     """
@@ -199,13 +214,11 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def mask_token_id(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
 ) -> int:
-    """Choose the id of the mask token: of the token `name`, of `<|mask|>`, or of a spare row.
+    """Choose the id of the mask token: of `name`; if that is None, of `<|mask|>`, else a spare row.
 
-    The embedding table of Qwen3 has rows that no token uses (151,669 to 151,935), so that the table
-    need not grow.
-
-    Raises `ConfigError` where no single token is called `name`, or that token begins, ends or pads
-    texts; where no row is spare; where the table has fewer rows than there are tokens.
+    The embedding table, of `vocab_size` rows, need not grow if no token uses its last ones: in
+    Qwen3 151,669 to 151,935. Raises `ConfigError` if `name` is not one token, or that token begins,
+    ends or pads texts; if no row is spare; if the table has fewer rows than there are tokens.
     """
     vocabulary = tokenizer.get_vocab()
     if (first_spare_id := max(vocabulary.values()) + 1) > vocab_size:
@@ -228,38 +241,28 @@ def mask_token_id(
 def make_collator(
     config: Config, tokenizer: "PreTrainedTokenizerBase", mask_id: int, objective: str
 ) -> MaskCollator:
-    """Build what masks and batches a run's windows; `mask_id` is put where tokens are masked."""
+    """Make the collator that masks and batches a run's windows; `mask_id` is the mask token."""
     masking, seed = config.masking, config.training.seed
-    return MaskCollator(
-        SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed),
-        Corruption.of(tokenizer, mask_id, masking.corruption, seed),
-        pad_token_id=int(tokenizer.pad_token_id or 0),
-        special_ids=frozenset(tokenizer.all_special_ids),
-        objective=objective,
-        span_unit=masking.span_unit,
-    )
+    masker = SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed)
+    corruption = Corruption.of(tokenizer, mask_id, masking.corruption, seed)
+    pad_id, special_ids = int(tokenizer.pad_token_id or 0), frozenset(tokenizer.all_special_ids)
+    return MaskCollator(masker, corruption, pad_id, special_ids, objective, masking.span_unit)
 
 
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
-    """Put LoRA on the base, and train the embedding row of the mask token with it.
+    """Put a new adapter on the base, in place: LoRA, and the embedding row of the mask token.
 
     Casts are left to autocast. Saving does not ask the hub for the size of the base's vocabulary.
-
-    Raises `ConfigError` where `lora_target_modules` names no layer of the model.
+    Raises `ConfigError` if the base has no layer of a name in `lora_target_modules`.
     """
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules,
-        trainable_token_indices=[mask_id],
-    )
-    paths = "".join(f".{path} " for path, _ in base.named_modules())  # …self_attn.q_proj .model…
+    size = {"r": config.lora_r, "lora_alpha": config.lora_alpha}
+    places = {"target_modules": config.lora_target_modules, "trainable_token_indices": [mask_id]}
+    lora = LoraConfig(task_type="CAUSAL_LM", lora_dropout=config.lora_dropout, **size, **places)
+    paths = [f".{path}" for path, _ in base.named_modules()]  # .model.layers.0.self_attn.q_proj
     targets = [] if config.lora_target_modules == "all-linear" else config.lora_target_modules
-    if missing := [name for name in targets if f".{name} " not in paths]:
+    if missing := [name for name in targets if not any(p.endswith(f".{name}") for p in paths)]:
         raise ConfigError(f"model.lora_target_modules: the model has no layer {', '.join(missing)}")
     model = get_peft_model(base, lora)
     patch_trainable_tokens(model)
@@ -269,7 +272,7 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
 
 
 def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
-    """Have LoRA layers take their inputs in the precision they come in.
+    """Have the LoRA layers of `model` take their inputs in the precision they come in.
 
     PEFT would cast the inputs to float32, and autocast back to half precision.
     """
@@ -281,7 +284,7 @@ def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
 
 
 def compile_layers(model: "torch.nn.Module") -> None:
-    """Compile each decoder layer, together with its recomputation in the backward pass."""
+    """Have each decoder layer compiled on first use, with its recomputation for the gradients."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for layer in model.modules():
@@ -292,32 +295,32 @@ def compile_layers(model: "torch.nn.Module") -> None:
 def patch_trainable_tokens(model: "PeftModel") -> None:
     """Have PEFT compute with the trained rows of the embedding, without a copy of the table.
 
-    At each pass PEFT copies the table and writes the rows into the copy, whose gradient is as large
-    again: with 151,936 rows that is more than the rest of a small model, and with a tied head both
-    are kept until the backward pass. The results are the same.
+    At each pass PEFT writes them into a copy of the table, whose gradient is as large again: at
+    151,936 rows more than the rest of a small model. The results are the same but for rounding.
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):
-            module.forward_adapters = MethodType(_forward_rows, module)
+            module.forward_adapters = partial(_forward_rows, module)
 
 
 def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "torch.Tensor":
-    """Run an embedding, or the head tied to it, with the base's table and the trained rows.
+    """Run an embedding, or the head tied to it, with trained rows in place of some of the table's.
 
-    It stands in for PEFT's `TrainableTokensLayer.forward_adapters`, which copies the whole table.
     The embedding takes ids (B, T) to (B, T, hidden), the head (..., hidden) to logits (..., V).
     """
     import torch
 
     outputs: torch.Tensor = layer.base_layer(inputs)
-    for name in [] if layer.disable_adapters or layer.merged else adapters:
-        rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (rows, hidden)
+    if layer.disable_adapters or layer.merged:  # a merged table has the trained rows already
+        return outputs
+    for name in adapters:
+        rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (trained rows, hidden)
         for row, token_id in zip(rows, layer.token_indices[name], strict=True):
             if isinstance(layer.base_layer, torch.nn.Embedding):
                 outputs = torch.where((inputs == token_id)[..., None], row, outputs)
-            else:  # the head: the logit of this token is that of its trained row
+            else:  # the head: this token's logit is the product with its trained row
                 logit = (inputs @ row.to(inputs.dtype)).to(outputs.dtype)[..., None]
                 column = torch.tensor([token_id], device=outputs.device)
                 outputs = outputs.index_copy(-1, column, logit)
@@ -325,7 +328,7 @@ def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "t
 
 
 def write_adapter(model: "PeftModel", folder: Path) -> None:
-    """Write the adapter as plain LoRA, which other programs load, and `MASK_ROW` beside it.
+    """Write `ADAPTER_FILES` into `folder`: plain LoRA, which other programs load, and the mask row.
 
     A base that is a folder is named by its absolute path: PEFT looks a relative one up on the hub.
     """
@@ -337,9 +340,10 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
     if base_folder.is_dir():
         config.base_model_name_or_path = str(base_folder.resolve())
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    (row,) = (weights.pop(name) for name in list(weights) if "lora_" not in name)
+    (row_name,) = (name for name in weights if "lora_" not in name)
+    mask_row = {"mask_row": weights.pop(row_name)}
     (mask_id,) = config.trainable_token_indices
-    save_file({"mask_row": row}, folder / MASK_ROW, {"mask_id": str(mask_id)})
+    save_file(mask_row, folder / MASK_ROW, {"mask_id": str(mask_id)})
     config.trainable_token_indices, config.inference_mode = None, True
     config.target_modules = sorted(config.target_modules)  # a set has no fixed order
     config.save_pretrained(str(folder))
@@ -348,7 +352,7 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
 
 
 def share(folder: Path, example: Path) -> None:
-    """Give the weights the file mode of `example`: safetensors lets only their owner read them."""
+    """Give a folder's weights the file mode of `example`: safetensors lets only the owner read."""
     for path in folder.glob("*.safetensors"):
         path.chmod(example.stat().st_mode)
 
@@ -361,18 +365,18 @@ def load_adapter(
     `output_dir` is a run folder, or that of any other LoRA adapter; `base_model` names a base that
     has moved. Within `with model.disable_adapter():` the model is the base. On the CPU weights are
     float32; on a GPU they have the precision of the training, or, without a `config.yaml`, that of
-    the base's file. A base that was quantized for the training is quantized here too.
-
-    Raises `DataError` where the folder holds no adapter, or one of another base; `MachineError`
-    where the base cannot be loaded.
+    the base's file. A base that was quantized for the training is quantized here too. Raises
+    `DataError` if the adapter is missing or damaged or of another base, and what `load_config`,
+    `load_base` and `load_tokenizer` raise.
     """
     folder = Path(output_dir)
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
     config_file = folder / "config.yaml"
     config = load_config(config_file) if config_file.is_file() else None
-    dtype = "float32" if device == "cpu" else weights_dtype(config) if config else "auto"
+    gpu_dtype = weights_dtype(config) if config else "auto"
+    dtype = "float32" if device == "cpu" else gpu_dtype
     base = load_base(name, dtype, config.model.quantization if config else "none")
-    if not getattr(base, "is_quantized", False):
+    if not getattr(base, "is_quantized", False):  # else it is on its device
         base = base.to(device)
     return attach_adapter(base, folder, name), load_tokenizer(name)
 
@@ -380,22 +384,21 @@ def load_adapter(
 def attach_adapter(
     base: "PreTrainedModel", folder: Path, name: str, mask_row: bool = True, strength: float = 1.0
 ) -> "PeftModel":
-    """Put a folder's adapter, scaled by `strength`, on its base; `name` is the base's, for errors.
+    """Put a folder's adapter, scaled by `strength`, on its base, in place, ready for evaluation.
 
-    Without `mask_row` the trained embedding of the mask token is left out.
-
-    Raises `DataError` where the adapter is damaged or does not fit the base.
+    `name` is the base's, for messages. Without `mask_row` the trained embedding of the mask token
+    is left out. Raises `DataError` if the adapter is missing, damaged or does not fit the base.
     """
     import peft
 
-    adapter_settings(folder)
+    adapter_settings(folder)  # raises if there is none
     weights, _ = _read_tensors(folder / ADAPTER_WEIGHTS)
     config, row = peft.PeftConfig.from_pretrained(str(folder)), None
     config.lora_alpha *= strength
     config.alpha_pattern = {key: strength * alpha for key, alpha in config.alpha_pattern.items()}
     if not mask_row:
         config.trainable_token_indices = None
-    elif (folder / MASK_ROW).is_file():
+    elif (folder / MASK_ROW).is_file():  # else it is among the weights, or there is none
         tensors, metadata = _read_tensors(folder / MASK_ROW)
         row, config.trainable_token_indices = tensors["mask_row"], [int(metadata["mask_id"])]
     try:
@@ -404,12 +407,11 @@ def attach_adapter(
         mask_rows = {key: row for key in expected if "lora_" not in key and row is not None}
         peft.set_peft_model_state_dict(model, weights | mask_rows)
     except (RuntimeError, ValueError) as error:
-        # torch puts a line for each layer, with its shapes, below a line with the model's name.
-        shapes = str(error).partition("\n")[2].partition("\n")[0].strip()
-        raise DataError(
-            f"{folder}: the adapter does not fit {name}: {shapes or error} Name its own base in "
-            f"{folder / ADAPTER_CONFIG}, base_model_name_or_path"
-        ) from None
+        # torch's message has a line with the model's name, then one for each layer, with its shapes
+        lines = [*str(error).split("\n"), ""]
+        remedy = f"Name its own base in {folder / ADAPTER_CONFIG}, base_model_name_or_path"
+        problem = f"the adapter does not fit {name}: {lines[1].strip() or error}"
+        raise DataError(f"{folder}: {problem} {remedy}") from None
     if missing := expected.keys() - weights.keys() - mask_rows.keys():
         problem = f"{len(missing)} of {len(expected)} tensors are missing, such as {min(missing)}"
         raise DataError(f"{folder / ADAPTER_WEIGHTS}: {problem}; copy it anew, or train again")
@@ -418,7 +420,7 @@ def attach_adapter(
 
 
 def _read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
-    """Read a safetensors file's tensors and metadata; `DataError` where damaged or not finite."""
+    """Read a safetensors file's tensors and metadata; `DataError` if damaged or not finite."""
     from safetensors import safe_open
 
     try:
@@ -434,13 +436,11 @@ def _read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """Read a folder's `adapter_config.json`; `DataError` where it has no complete LoRA adapter."""
+    """Read a folder's `adapter_config.json`; `DataError` if it has no complete LoRA adapter."""
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise DataError(
-            f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); name a finished output_dir, "
-            "or make one: python launch_ddp.py"
-        )
+        remedy = "name a finished output_dir, or make one: python launch_ddp.py"
+        raise DataError(f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); {remedy}")
     try:
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

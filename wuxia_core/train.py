@@ -21,7 +21,9 @@ import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -60,14 +62,15 @@ OWN_KEYS = {
     "output_dir", "objective", "early_stopping_patience", "save_steps", "warmup_steps", "compile"
 }  # fmt: skip
 
+TIMED_STEPS, WARM_UP_STEPS = 20, 2  # steps that are timed; the first of these, not counted
 OPENING_COUNT, OPENING_LENGTH = 3, 20  # openings continued at each measurement; their characters
-PASSAGE_TOKENS = 40  # that are written after each opening
+PASSAGE_TOKENS = 40  # tokens that are written after each opening
 # The failures of this process's own GPU or link; ncclRemoteError means that another one is gone.
 NCCL_FAILED = re.compile("nccl(UnhandledCuda|System|Internal)Error")
 
 
 def parse() -> Namespace:
-    """Read the command line: `folder`, `measure`, `start` (a checkpoint), `allow_changed`."""
+    """Read the command line: `folder`, `measure`, `start` (checkpoint or None), `allow_changed`."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--measure", action="store_true", help="time the first steps, save nothing")
@@ -79,21 +82,25 @@ def parse() -> Namespace:
 
 
 def arguments(config: Config, options: Namespace) -> TrainingArguments:
-    """Translate the config for `Trainer`; `options` are those that `parse` reads."""
+    """Translate the config for `Trainer`; `options` are those that `parse` reads.
+
+    The folder for TensorBoard is set in the environment. Raises the `MachineError` of
+    `model.best_device`.
+    """
     folder, on_gpu = options.folder, model.best_device() == "cuda"
     warmup = config.training.warmup_steps  # never None in a run that the launcher prepared
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     return TrainingArguments(
         output_dir=str(folder),
         **config.training.model_dump(exclude=OWN_KEYS),
-        warmup_steps=0.05 if warmup is None else warmup,  # below 1 a share of the steps
+        warmup_steps=0.05 if warmup is None else warmup,  # 0.05: 5 % of the steps
         eval_strategy="no" if options.measure else "steps",
         eval_on_start=not (options.measure or options.start),
         save_strategy="no" if options.measure else "steps",
         lr_scheduler_type="cosine",
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # a NaN stays in the loss, and `StopOnNonFinite` finds it
+        remove_unused_columns=False,  # a `Window` has no columns
         disable_tqdm=True,  # Progress draws the bar
         use_cpu=not on_gpu,
         ddp_backend="nccl" if on_gpu else "gloo",
@@ -102,9 +109,10 @@ def arguments(config: Config, options: Namespace) -> TrainingArguments:
 
 
 def train(options: Namespace) -> loop.SpanTrainer:
-    """Train the adapter that a run folder's `config.yaml` describes, and save it in the folder.
+    """Train the adapter that `config.yaml` in `options.folder` describes, and save it there.
 
-    Raises `Stopped` after a signal that asks for it.
+    All processes of the run call this together. With `options.measure` only the first steps are
+    done, and nothing is saved. Returns the trainer. Raises `Stopped` if a signal stopped the run.
     """
     folder, start = options.folder, options.start
     run.hold_lock(folder)
@@ -119,7 +127,7 @@ def train(options: Namespace) -> loop.SpanTrainer:
     args, stop_on_signal = arguments(config, options), loop.StopOnSignal()
     set_seed(config.training.seed)
     callbacks = [stop_on_signal, loop.Progress(), loop.StopOnNonFinite()]
-    callbacks.append(loop.FirstSteps(stop=options.measure))
+    callbacks.append(FirstSteps(stop=options.measure))
     trainer = make_trainer(config, args, options, callbacks)
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
@@ -139,7 +147,10 @@ def train(options: Namespace) -> loop.SpanTrainer:
 def make_trainer(
     config: Config, args: TrainingArguments, options: Namespace, callbacks: list[TrainerCallback]
 ) -> loop.SpanTrainer:
-    """Load base and mixture, and set up the loop; `ConfigError` at a checkpoint of another base."""
+    """Load base and mixture and make the run's trainer; complete `args` and `callbacks` in place.
+
+    Raises `ConfigError` at a checkpoint of another base, unless `options.allow_changed` is set.
+    """
     folder, start, name = options.folder, options.start, model.base_path(config.model)
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
@@ -150,39 +161,70 @@ def make_trainer(
     model.check_length(config, base.config)
     mask_id = model.mask_token_id(tokenizer, base.config.vocab_size, config.masking.mask_token)
     mixture = open_run_mixture(folder, config.data.processed_data_file)
-    windows, documents = train_windows(mixture), config.evaluation.max_documents
+    windows, max_documents = train_windows(mixture), config.evaluation.max_documents
     args.save_steps = save_steps(config, len(windows), args.world_size)
-    _, window_limit = held_out_limits(config, len(windows), args.world_size)
-    held_out = held_out_windows(mixture, documents, config.training.seed, window_limit)
+    _, max_windows = held_out_limits(config, len(windows), args.world_size)
+    held_out = held_out_windows(mixture, max_documents, config.training.seed, max_windows)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
     if "wuxia" in held_out:
         callbacks.append(loop.KeepBest(folder, config.training.early_stopping_patience))
-        prompts = openings(mixture, config.training.seed)
-        callbacks.append(Passages(folder, tokenizer, prompts))
+        callbacks.append(Passages(folder, tokenizer, openings(mixture, config.training.seed)))
     adapted = model.add_adapter(base, config.model, mask_id)
+    # Else each process, when it resumes, reads the adapter by way of the first GPU.
+    device = "cpu" if args.use_cpu else str(args.device)
+    adapted.load_adapter = partial(adapted.load_adapter, torch_device=device)
     if config.training.compile:
         model.compile_layers(adapted)
+    collator = model.make_collator(config, tokenizer, mask_id, config.training.objective)
+    data = {"data_collator": collator, "train_dataset": windows, "eval_dataset": held_out or None}
     trainer = loop.SpanTrainer(
-        model=adapted,
-        args=args,
-        data_collator=model.make_collator(config, tokenizer, mask_id, config.training.objective),
-        train_dataset=windows,
-        eval_dataset=held_out or None,
-        compute_loss_func=loop.masked_cross_entropy,
-        callbacks=callbacks,
+        adapted, args, compute_loss_func=loop.masked_cross_entropy, callbacks=callbacks, **data
     )
     trainer.facts = facts
     trainer.remove_callback(PrinterCallback)  # which prints every logged row
     return trainer
 
 
+class FirstSteps(TrainerCallback):
+    """Time the first 20 steps; print the hours of the run at that rate, and the peak of memory.
+
+    The first two are not counted, while the device warms up; if there are no others, the last step
+    is. A run of fewer than 20 steps is timed to its end. With `stop` training ends after the last
+    timed step.
+    """
+
+    def __init__(self, *, stop: bool) -> None:
+        self._stop, self._step_start = stop, 0.0
+        self._seconds: list[float] = []  # that each step took
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock; between steps held-out text is measured and checkpoints are saved."""
+        self._step_start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the clock; after the last timed step print the mean and what follows from it."""
+        self._seconds.append(time.monotonic() - self._step_start)
+        if len(self._seconds) != min(TIMED_STEPS, state.max_steps):
+            return
+        control.should_training_stop |= self._stop
+        if state.is_world_process_zero:
+            counted = self._seconds[WARM_UP_STEPS:] or self._seconds[-1:]
+            seconds = mean(counted)  # a step
+            rate = state.num_input_tokens_seen / state.global_step / seconds  # tokens/s
+            tqdm.write(
+                f"measured over {len(counted)} steps: {seconds:.2f} s a step, {rate:,.0f} "
+                f"tokens/s, peak {loop.peak_memory() / 2**30:.2f} GiB a process; at that rate "
+                f"{state.max_steps * seconds / 3600:.2f} hours for all {state.max_steps} steps"
+            )
+
+
 class Passages(TrainerCallback):
     """Continue the same openings with the same random numbers at every measurement.
 
-    So the change of style can be read. Only the first rank does this. It prints the passages, and
-    adds them to `metrics.jsonl` as a row's `passages`, each with `prompt` and `text`; those of step
-    0 are the base's.
+    So the change of style can be read. The first rank alone does this. It prints the beginning of
+    each passage, and adds a row to `metrics.jsonl` with the whole `passages`, each with `prompt`
+    and `text`. Those of step 0 are the base's.
     """
 
     def __init__(self, folder: Path, tokenizer: Any, prompts: list[str]) -> None:
@@ -194,30 +236,35 @@ class Passages(TrainerCallback):
         """Write the passages in the training's precision; its random numbers stay as they were."""
         if not state.is_world_process_zero:
             return
-        rows = [encode_prompt(self._tokenizer, prompt, chat=False) for prompt in self._prompts]
+        prompt_ids = [encode_prompt(self._tokenizer, text, chat=False) for text in self._prompts]
         settings = Sampling(PASSAGE_TOKENS).settings() | {"min_new_tokens": PASSAGE_TOKENS}
         precision, draws = training_precision(model), seeded(model, args.seed)
+        # eager: else each length of the text would compile the layers anew
         with precision, draws, torch.compiler.set_stance("force_eager"):
-            texts = continue_prompts(model, self._tokenizer, rows, settings)
+            texts = continue_prompts(model, self._tokenizer, prompt_ids, settings)
         pairs = list(zip(self._prompts, texts, strict=True))
         passages = [{"prompt": prompt, "text": text} for prompt, text in pairs]
         row = {"step": state.global_step, "time": time.time(), "passages": passages}
         run.append(self._folder, row)
         template = messages("training")["measured"]
         lines = [template.format(step=state.global_step, bits=metrics[loop.BEST_METRIC])]
-        # The ends of prompt and text that meet, on a line of 80 columns; 汉字 take two each.
+        # The prompt's end and the text's beginning, on a line of 80 columns; 汉字 take two each.
         lines += [f"  {one_line(prompt)[-12:]} → {one_line(text)[:24]}" for prompt, text in pairs]
         tqdm.write("\n".join(lines))
 
 
 def openings(mixture: Mixture, seed: int) -> list[str]:
-    """Take the first characters below the title of held-out 武侠 chapters that `seed` draws."""
+    """Give the first `OPENING_LENGTH` characters of held-out 武侠 chapters that `seed` draws.
+
+    They begin below the title, the first line. There are `OPENING_COUNT` of them, or fewer if there
+    are fewer chapters.
+    """
     texts = mixture.texts(mixture.draw(seed, "wuxia", VALIDATION)[:OPENING_COUNT])
     return [(text.partition("\n")[2] or text).lstrip()[:OPENING_LENGTH] for text in texts]
 
 
 def main() -> None:
-    """Train; a failure that is not a bug ends with its message and exit status."""
+    """Train as the command line says, and end the process; `exit_with` ends it at an error."""
     for number in heeded_signals():
         signal.signal(number, signal.SIG_DFL)  # end at once; the launcher names the signal
     make_output_expendable()
@@ -226,7 +273,7 @@ def main() -> None:
     # The trainer is held until `os._exit`: freeing a DDP model can wait for ever for gloo's thread,
     # which itself waits for the GIL.
     trainer = train(options)  # noqa: F841
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # which `os._exit` does not call
     sys.stdout.flush()
     os._exit(0)
 
@@ -234,8 +281,8 @@ def main() -> None:
 def exit_with(error: BaseException, folder: Path) -> None:
     """Tell the launcher what went wrong, and end this process with the error's exit status.
 
-    The traceback of a bug is printed. The process ends without cleaning up, which would wait for
-    the other processes, whatever these are doing.
+    Without a launcher the message is printed; so is the traceback of a bug. The process ends
+    without cleaning up, which would wait for the other processes, whatever these are doing.
     """
     user_error = as_user_error(error, folder)
     if user_error:
@@ -249,10 +296,14 @@ def exit_with(error: BaseException, folder: Path) -> None:
 
 
 def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
-    """Translate an exception into an error with a message for the user; give None for a bug."""
+    """Translate an exception into an error with a message for the user; give None for a bug.
+
+    `folder` is the run folder, which the message names if reading or writing failed.
+    """
     if isinstance(error, WuxiaError):
         return error
-    first, *_, last = (str(error).splitlines() or [""]) * 2  # lines of the message, maybe the same
+    lines = str(error).splitlines() or [""]
+    first, last = lines[0], lines[-1]
     if isinstance(error, (MemoryError, RuntimeError)) and lacks_memory(error):
         return MachineError(f"out of memory ({first}); {model.LESS_MEMORY}")
     if isinstance(error, dist.DistError) and "/dev/shm" in str(error):
@@ -271,13 +322,13 @@ def as_user_error(error: BaseException, folder: Path) -> WuxiaError | None:
 def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
     """Hash what the adapter depends on: `config`, `data` and `base`; add the package `versions`.
 
-    Of the base, the name, the shape and the first 1,024 values of each weight are hashed: enough to
-    tell models apart.
+    `config` is the run's config.yaml, `data` its mixture's manifest. Of the base, the name, the
+    shape and the first 1,024 values of each weight are hashed: enough to tell models apart.
     """
     digest = hashlib.sha256()
     for name, weight in base.named_parameters():
-        first = weight.detach().flatten()[:1024].float().cpu().numpy()
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + first.tobytes())
+        values = weight.detach().flatten()[:1024].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + values.tobytes())
     files = {"config": folder / "config.yaml", "data": folder / "mixture.json"}
     hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     return {**hashes, "base": digest.hexdigest(), "versions": run.versions()}
@@ -286,8 +337,8 @@ def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
     """Write to `environment.json` which machine, versions and number of processes a run has.
 
-    `launcher` is its host name and process id (the parent's of this process), by which
-    `run.is_main_launcher` knows the launcher of the first process.
+    The first rank writes it. `launcher` is the host name and process id of that rank's parent: a
+    launcher finds out by them, in `run.is_main_launcher`, whether it is the first rank's.
     """
     facts = {
         "python": platform.python_version(),

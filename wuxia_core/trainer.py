@@ -1,7 +1,8 @@
 """transformers' `Trainer` with what it lacks, and the callbacks of a run.
 
 `SpanTrainer` writes checkpoints that are complete or absent, and measures held-out text exactly.
-The callbacks draw the bar, time steps, keep the best adapter, stop at NaN or at a signal.
+The callbacks draw the bar, keep the best adapter, and stop the run at a NaN or a signal.
+`EpochSampler` orders the windows, and `masked_cross_entropy` is the loss.
 """
 
 import math
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,7 @@ from wuxia_core.mixing import Windows
 from wuxia_core.model import ADAPTER_FILES, LOGITS, LOSS_LOGITS, write_adapter
 
 BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-TIMED_STEPS, WARM_UP_STEPS = 20, 2  # steps after which the time is told; of these not counted
-BEST_METRIC = "eval_wuxia_bits_per_char"  # which adapter is the best; lower is better
+BEST_METRIC = "eval_wuxia_bits_per_char"  # of the best adapter it is the lowest
 Flags = npt.NDArray[np.bool_]
 
 
@@ -45,7 +44,7 @@ class Progress(TrainerCallback):
     """Draw one bar for the whole training, on the first rank; `metrics.jsonl` has the figures."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw the bar, at the step that a resumed run goes on from."""
+        """Draw the bar; in a resumed run it begins at the step that the run goes on from."""
         style = {"initial": state.global_step, "dynamic_ncols": True, "bar_format": BAR_FORMAT}
         self._bar = tqdm(total=state.max_steps, disable=not state.is_world_process_zero, **style)
         self._labels = messages("training")
@@ -60,7 +59,7 @@ class Progress(TrainerCallback):
         self._bar.set_description(self._labels["measuring"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Show the newest loss beside the bar."""
+        """Show the loss beside the bar, if there is one in `logs`."""
         if "loss" in logs:
             self._bar.set_postfix_str(f"loss {logs['loss']:.3f}")
 
@@ -70,46 +69,19 @@ class Progress(TrainerCallback):
         self._bar.close()
 
 
-class FirstSteps(TrainerCallback):
-    """Time the first 20 steps; print the hours of the run at that rate, and the peak of memory.
-
-    The first two are not counted: the device warms up. With `stop` training ends after them all.
-    """
-
-    def __init__(self, *, stop: bool) -> None:
-        self._stop, self._step_start = stop, 0.0
-        self._seconds: list[float] = []  # of each step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock; between steps held-out text is measured and checkpoints are saved."""
-        self._step_start = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop the clock; after the last timed step print the mean and what follows from it."""
-        self._seconds.append(time.monotonic() - self._step_start)
-        if len(self._seconds) != min(TIMED_STEPS, state.max_steps):
-            return
-        control.should_training_stop |= self._stop
-        if state.is_world_process_zero:
-            counted = self._seconds[WARM_UP_STEPS:] or self._seconds[-1:]
-            seconds = mean(counted)
-            rate = state.num_input_tokens_seen / state.global_step / seconds  # tokens/s
-            tqdm.write(
-                f"measured over {len(counted)} steps: {seconds:.2f} s a step, {rate:,.0f} "
-                f"tokens/s, peak {peak_memory() / 2**30:.2f} GiB a process; at that rate "
-                f"{state.max_steps * seconds / 3600:.2f} hours for all {state.max_steps} steps"
-            )
-
-
 def peak_memory() -> int:
-    """Give the most bytes that this process held: what torch reserved on a GPU, else resident."""
+    """Give the most bytes this process held so far: reserved by torch on a GPU, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes of a unit of `ru_maxrss`
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Save the adapter as `folder/best-STEP`, delete the best one before, and return the path."""
+    """Save a model's adapter as `folder/best-STEP` in place of the one before; return that path.
+
+    Only the first rank may call this.
+    """
     staged = folder / f"{run.STAGING}best" / f"best-{step}"
     staged.mkdir(parents=True)
     write_adapter(model, staged)
@@ -122,7 +94,7 @@ def save_best(model: Any, folder: Path, step: int) -> Path:
 
 
 def finish(model: Any, folder: Path) -> None:
-    """Move the best adapter's files into the run folder; those of `model` where none was saved."""
+    """Move the best adapter's files into the run folder; if none was saved, those of `model`."""
     best = next(folder.glob("best-[1-9]*"), None) or save_best(model, folder, step=0)
     for path in (best / name for name in ADAPTER_FILES):
         if path.exists():  # one may have been moved before a crash
@@ -140,13 +112,14 @@ class StopOnNonFinite(TrainerCallback):
         if not args.fp16:  # whose loss scaler makes infinities on purpose, and skips those steps
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-            self._check(norm, "gradient", state.global_step + 1)
+            self._check(norm, "gradient", state.global_step + 1)  # which counts finished steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Check the logged loss; with fp16 no other check is made."""
+        """Check the loss, if there is one in `logs`; with fp16 no other check is made."""
         self._check(logs.get("loss", 0), "loss", state.global_step)
 
     def _check(self, number: float | torch.Tensor, name: str, step: int) -> None:
+        """Raise `NonFiniteError` if `number`, called `name` in the message, is infinite or NaN."""
         if not math.isfinite(number):
             remedy = "lower training.learning_rate, or look at the text of that step"
             raise NonFiniteError(f"the {name} at step {step} is not a finite number; {remedy}")
@@ -155,7 +128,7 @@ class StopOnNonFinite(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Save and stop at the end of a step in which any rank got one of `heeded_signals`.
 
-    The ranks tell each other, so that all save. The death of the launcher counts as a signal.
+    The ranks tell each other, so that all save. The launcher's death counts as a signal.
     """
 
     def __init__(self) -> None:
@@ -169,25 +142,26 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Have a resumed run first make the measurement of its step, if the stop cut that off."""
+        # a measurement that was finished was logged last, before the checkpoint
         step, last_row = state.global_step, (state.log_history or [{}])[-1]
         due = step % state.eval_steps == 0 or step == state.max_steps
-        if step and due and args.eval_strategy != "no":
+        if step and due and args.eval_strategy != "no":  # step 0: `train.arguments` decides
             args.eval_on_start = not any(name.startswith("eval") for name in last_row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        """Stop where any rank got a signal; after the last step the run ends anyway."""
+        """Do what `on_prediction_step` does, except after the last step: the run ends anyway."""
         if state.global_step < state.max_steps:
             self.on_prediction_step(args, state, control, **named)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop where any rank got a signal, also within a measurement, which is cut off.
+        """Have the run saved and stopped if any rank got a signal; all ranks must call this.
 
-        `Trainer` heeds this after a step: one is still done after a measurement at the start.
+        This cuts a measurement off. After one at the start `Trainer` does a step before it stops.
         """
         signalled = self._signalled or os.getppid() != self._launcher_pid
         stop = torch.tensor(int(signalled), device=args.device)
         if dist.is_initialized():
-            dist.all_reduce(stop, dist.ReduceOp.MAX)  # 1 where any rank has 1
+            dist.all_reduce(stop, dist.ReduceOp.MAX)  # 1 if any rank has 1
         if stop:
             control.should_save = control.should_training_stop = control.should_epoch_stop = True
             self.stopped_at = state.global_step
@@ -196,22 +170,23 @@ class StopOnSignal(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Save the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    Its step and bits are in `Trainer`'s state, and so in each checkpoint; step 0 does not count.
-    `patience` is a number of measurements, or None. Resumed before the best step, it starts anew.
+    Its step and bits are in `Trainer`'s state, and so in each checkpoint. At step 0 the adapter is
+    untrained, and does not count. `patience` is how many measurements in a row without a better one
+    stop the run; None: none do.
     """
 
     def __init__(self, folder: Path, patience: int | None) -> None:
         self._folder, self._patience = folder, patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Forget a best adapter whose folder a later one has replaced."""
+        """Forget the best adapter if its folder is gone: one after the checkpoint replaced it."""
         if not (self._folder / f"best-{state.best_global_step}").exists():
             state.best_metric = None
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
-        """Save the adapter where it is the best so far; stop after `patience` worse ones."""
+        """Save the adapter if it is better than all before; stop after `patience` that are not."""
         step = state.global_step
         if not step:
             return
@@ -220,18 +195,19 @@ class KeepBest(TrainerCallback):
             if state.is_world_process_zero:
                 save_best(model, self._folder, step)
         elif self._patience:
-            worse_count = (step - state.best_global_step) / state.eval_steps
+            worse_count = (step - state.best_global_step) / state.eval_steps  # measurements since
             control.should_training_stop |= worse_count >= self._patience
 
 
 class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
-    """Yield `(epoch, row)` in an order that depends only on (seed, epoch).
+    """Yield `(epoch, row)` of each window of an epoch, in an order that (seed, epoch) decide.
 
-    The last step of an epoch is filled up to `effective_batch` from the epoch's first rows. Windows
-    `packed` from several texts need an attention mask: they share batches with each other, so that
-    most batches do without. With `by_turns` even and odd rows alternate: the objective `mixed`
-    masks the even ones in one epoch and the odd ones in the next, and so half of each batch.
-    The sampler is a callback too, since accelerate does not tell it the epoch of a resumed run.
+    `batch` and `effective_batch` are the windows of a forward pass and of a step. The last step is
+    filled up with the first rows of the order. Windows that are `packed`, of several chunks, need
+    an attention mask: they share batches with each other, so that most batches do without. With
+    `by_turns` even and odd rows alternate: the objective `mixed` masks the even ones in one epoch
+    and the odd ones in the next, and so half of each batch. The sampler is a callback too, since
+    accelerate does not tell it the epoch of a resumed run.
     """
 
     def __init__(
@@ -239,11 +215,11 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
     ) -> None:
         self._packed, self._seed, self._batch = torch.from_numpy(packed), seed, batch
         self._by_turns, self.epoch = by_turns, 0
-        self.steps = -(-len(packed) // effective_batch)  # of an epoch, rounded up
+        self.steps = math.ceil(len(packed) / effective_batch)  # of an epoch
         self._length = self.steps * effective_batch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Compute the epoch of the next iteration from the steps that are done."""
+        """Compute the epoch of the next `__iter__` from the steps that are done."""
         self.epoch = state.global_step // self.steps
 
     def __len__(self) -> int:
@@ -260,7 +236,8 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
             odd = order % 2  # (size,); `place` counts the rows of the same parity up to each row
             place = torch.where(odd == 1, odd.cumsum(0), (1 - odd).cumsum(0))
             order = order[(2 * place + odd).argsort()]
-        batches = order.repeat(-(-self._length // size))[: self._length].view(-1, self._batch)
+        filled = order.repeat(math.ceil(self._length / size))[: self._length]
+        batches = filled.view(-1, self._batch)
         for row in batches[torch.randperm(len(batches), generator=generator)].flatten().tolist():
             yield self.epoch, row
 
@@ -269,26 +246,27 @@ class SpanTrainer(Trainer):
     """Trainer whose samples carry their epoch, and which measures held-out text exactly.
 
     A checkpoint appears complete or not at all: all ranks write into a staging folder, then the
-    first rank adds the manifest and renames the folder. A rank that cannot write tells the others;
-    then old checkpoints are deleted to make room, and all ranks try once more.
+    first rank adds the manifest and moves it into the run folder. A rank that cannot write tells
+    the others; then old checkpoints are deleted to make room, and all ranks try once more.
     """
 
     facts: dict[str, Any]  # `train.dependencies`, which go into each checkpoint's manifest
-    _last_log: tuple[float, int] | None = None  # its time in seconds, the tokens seen until then
+    _last_log: tuple[float, int] | None = None  # seconds, tokens seen: at a loss or measurement
 
     def write_row(self, row: dict[str, Any]) -> None:
-        """Add a row to `metrics.jsonl`: logged figures, or that the run started or saved."""
+        """Add figures or an `event`, with step and time, to `metrics.jsonl`, on the first rank."""
         if self.is_world_process_zero():
             now = {"step": self.state.global_step, "time": time.time()}
             run.append(Path(self.args.output_dir), now | row)
 
     def _get_output_dir(self, trial: Any) -> str:
+        """Give the staging folder, into which `Trainer` writes `checkpoint-STEP`."""
         return f"{self.args.output_dir}/{run.STAGING}{self.state.global_step}"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        save = super()._save_checkpoint
-        for _ in range(2):
-            problem = self._attempt(save, model, trial) or self._attempt(self._publish)
+        """Write a checkpoint, all ranks together; `MachineError` if that fails twice."""
+        for _ in range(2):  # `problem` is the same on all ranks
+            problem = self._attempt(self._stage, model, trial) or self._attempt(self._publish)
             self._attempt(self._prune, run.FEWEST if problem else self.args.save_total_limit)
             if not problem:
                 return self.write_row({"event": "checkpoint"})
@@ -297,34 +275,48 @@ class SpanTrainer(Trainer):
             f"written ({problem}); free some space and go on with --resume from the one before"
         )
 
+    def _stage(self, model: Any, trial: Any) -> None:
+        """Write this rank's files of a checkpoint into the staging folder.
+
+        If `Trainer` knew of a best step, it would wait halfway for a rank that cannot write.
+        """
+        best, self.state.best_global_step = self.state.best_global_step, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.state.best_global_step = best
+
     def _attempt(self, work: Callable[..., None], *arguments: Any) -> str | None:
-        """Call `work` on all ranks; return a line on the lowest rank's failure, or None."""
+        """Call `work` on this rank, as every rank must, and wait for the others.
+
+        Returns the first line of the error of the lowest rank that failed; None if none did.
+        """
         problem = None
         try:
             work(*arguments)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk can raise
+            problem = (str(error) or type(error).__name__).splitlines()[0]
         return next(filter(None, gather_object([problem])), None)  # waits for all ranks
 
     def _prune(self, limit: int) -> None:
-        """Delete, on the first rank, staging folders and all but the newest `limit` checkpoints."""
+        """Delete, on the first rank, staging folders and old checkpoints, as `run.prune` does."""
         if self.is_world_process_zero():
             run.clear_staging(Path(self.args.output_dir))
             run.prune(Path(self.args.output_dir), limit)
 
     def _publish(self) -> None:
-        """Add the manifest to the staged checkpoint and rename it into place, on the first rank."""
+        """Complete the staged checkpoint and move it into the run folder, on the first rank."""
         if self.is_world_process_zero():
             step, ranks = self.state.global_step, self.args.world_size
             staged = Path(self._get_output_dir(None)) / f"checkpoint-{step}"
             if len(list(staged.glob("rng_state*"))) < ranks:
                 raise OSError("not all ranks' files can be seen: do all machines share the folder?")
-            self.state.best_model_checkpoint = None  # transformers names the staging folder
-            self.state.save_to_json(str(staged / "trainer_state.json"))
+            self.state.save_to_json(str(staged / "trainer_state.json"))  # now with the best step
             run.write_manifest(staged, {"step": step, "world_size": ranks, **self.facts})
-            run.publish(staged, staged.parents[1])
+            run.publish(staged, Path(self.args.output_dir))
 
     def _get_train_sampler(self, train_dataset: Windows | None = None) -> EpochSampler:
+        """Make the sampler of the training windows, and have it told when an epoch begins."""
         args = self.args
         batch = args.per_device_train_batch_size
         effective = batch * args.gradient_accumulation_steps * args.world_size
@@ -334,7 +326,7 @@ class SpanTrainer(Trainer):
         return sampler
 
     def get_batch_samples(self, *arguments: Any) -> Any:
-        """Give a step's batches and their number of targets; count the tokens of all ranks."""
+        """Give this rank's batches of a step and all ranks' number of targets; count all tokens."""
         batches, target_count = super().get_batch_samples(*arguments)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         total = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
@@ -342,18 +334,19 @@ class SpanTrainer(Trainer):
         return batches, target_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log figures; beside a loss, the throughput since the last one and the peak of memory."""
+        """Log figures; beside a loss the peak of memory, and the throughput since `_last_log`."""
         now, tokens = time.monotonic(), self.state.num_input_tokens_seen
         if "loss" in logs:
             if self._last_log:
-                logs["tokens_per_second"] = (tokens - self._last_log[1]) / (now - self._last_log[0])
+                time_before, tokens_before = self._last_log
+                logs["tokens_per_second"] = (tokens - tokens_before) / (now - time_before)
             logs["memory_gib"] = peak_memory() / 2**30
             self._last_log = now, tokens
         super().log(logs, start_time)
         self.write_row(logs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure and log each source's held-out windows; return the metrics, {} if cut off.
+        """Measure and log each source's held-out windows; return the metrics, {} at a signal.
 
         `eval_SOURCE_loss` is in nats per masked token, with the masks of epoch 0;
         `eval_SOURCE_bits_per_char` is for all tokens, left to right within a window.
@@ -366,8 +359,8 @@ class SpanTrainer(Trainer):
         for source, windows in self.eval_dataset.items():
             nats, targets = self._score(windows, masked, batch)
             metrics[f"eval_{source}_loss"] = nats / max(targets, 1)
-            longest = max(len(windows[row].input_ids) for row in range(len(windows)))
-            batch_limit = LOGITS // (longest * self.model.config.vocab_size)
+            longest = max(len(windows[row].input_ids) for row in range(len(windows)))  # tokens
+            batch_limit = LOGITS // (longest * self.model.config.vocab_size)  # windows
             bits = self._score(windows, clm, max(1, min(batch, batch_limit)))[0] / math.log(2)
             metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
         if self.control.should_epoch_stop:  # a signal cut the measurement off
@@ -379,16 +372,19 @@ class SpanTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
+    # Else each shape of a batch compiles the layers.
+    @torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]
     def _score(self, windows: Windows, collator: MaskCollator, batch: int) -> tuple[float, float]:
-        """Sum nats and targets over all ranks; rows repeated to fill the last batch don't count."""
+        """Sum nats and targets over all ranks; windows repeated to fill up a batch do not count."""
         sums = []
-        loader: Any = DataLoader(windows, batch_size=batch, collate_fn=collator)  # type: ignore[arg-type]
+        loader: Any = DataLoader(windows, batch, collate_fn=collator)  # type: ignore[arg-type]
         for inputs in self.accelerator.prepare_data_loader(loader):
             labels = inputs.pop("labels")
             targets = labels != IGNORE_INDEX  # (B, T)
             logits = self.model(**inputs).logits.float()
             nats = torch.zeros(labels.shape, device=labels.device)
             nats[targets] = F.cross_entropy(logits, labels[targets], reduction="none")
+            del logits  # else they would be held during the next forward pass
             row_sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
             sums.append(self.accelerator.gather_for_metrics(row_sums))
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -440,11 +436,13 @@ class SummedCrossEntropy(torch.autograd.Function):
             log_p = F.log_softmax(part, -1, dtype=torch.float32)
             columns = part_targets[:, None]
             nats.append(-log_p.gather(1, columns).sum())
-            part.copy_(log_p.exp_().scatter_add_(1, columns, log_p.new_full(columns.shape, -1)))
+            gradient = log_p.exp_()  # the softmax, in the memory of `log_p`
+            gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1))  # minus one-hot
+            part.copy_(gradient)
         ctx.save_for_backward(logits)
         return torch.stack(nats).sum()
 
     @staticmethod
     def backward(ctx: Any, grad_sum: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Multiply the stored gradient (N, V) by that of the sum, a scalar; targets have none."""
+        """Multiply the stored gradient (N, V) by `grad_sum`, a scalar; `targets` have none."""
         return ctx.saved_tensors[0].mul_(grad_sum), None
