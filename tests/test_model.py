@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load, load_file, save, save_file
 from transformers import GPT2Config, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
@@ -209,21 +210,24 @@ def _qwen_folder(novels, tmp_path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_mask_row_alone_computes_what_peft_computes(tied, monkeypatch):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+@pytest.mark.parametrize(
+    ("name", "tied"), [("Qwen3", True), ("Qwen3", False), ("Gemma3", True), ("Gemma3", False)]
+)
+def test_the_mask_row_alone_computes_what_peft_computes(name, tied, monkeypatch):
+    """Gemma scales its embedding."""
+    causal_lm = getattr(transformers, f"{name}ForCausalLM")
 
     ids = torch.randint(0, 500, (3, 40), generator=torch.Generator().manual_seed(1))
     ids[:, 5:9] = 499
     results = []
     for ours in (True, False):
         torch.manual_seed(0)
-        config = Qwen3Config(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        config = causal_lm.config_class(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                              num_key_value_heads=2, head_dim=16, intermediate_size=128,
                              vocab_size=500, tie_word_embeddings=tied, use_cache=False)  # fmt: skip
         if not ours:
             monkeypatch.setattr("wuxia_core.model.patch_trainable_tokens", lambda model: None)
-        model = add_adapter(Qwen3ForCausalLM(config), ModelConfig(), 499)
+        model = add_adapter(causal_lm(config), ModelConfig(), 499)
         row = next(w for name, w in model.named_parameters() if "trainable_tokens_delta" in name)
         row.data += 0.3
         out = model(input_ids=ids, labels=ids)

@@ -272,10 +272,7 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
 
 
 def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
-    """Have the LoRA layers of `model` take their inputs in the precision they come in.
-
-    PEFT would cast the inputs to float32, and autocast back to half precision.
-    """
+    """Have LoRA layers take inputs as they come: PEFT casts them to float32, and autocast back."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
@@ -315,11 +312,12 @@ def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "t
     outputs: torch.Tensor = layer.base_layer(inputs)
     if layer.disable_adapters or layer.merged:  # a merged table has the trained rows already
         return outputs
+    scale = getattr(layer.base_layer, "embed_scale", 1)  # an embedding of Gemma multiplies by it
     for name in adapters:
         rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (trained rows, hidden)
         for row, token_id in zip(rows, layer.token_indices[name], strict=True):
             if isinstance(layer.base_layer, torch.nn.Embedding):
-                outputs = torch.where((inputs == token_id)[..., None], row, outputs)
+                outputs = torch.where((inputs == token_id)[..., None], scale * row, outputs)
             else:  # the head: this token's logit is the product with its trained row
                 logit = (inputs @ row.to(inputs.dtype)).to(outputs.dtype)[..., None]
                 column = torch.tensor([token_id], device=outputs.device)
