@@ -200,12 +200,12 @@ def _convert(script: Path, new: Path, name: str, *options: str) -> None:
     """Have llama.cpp convert the folder `SOURCE` into the GGUF file `name` in the folder `new`.
 
     The two folders are side by side; `options` are more arguments of the script. Raises `OSError`
-    if the script ends with one, such as of a full disk, `DataError` if it fails otherwise.
+    if the last line of its errors names it, as on a full disk, `DataError` if it fails otherwise.
     """
     command = [sys.executable, str(script), SOURCE, "--outfile", f"{new.name}/{name}", *options]
     done = subprocess.run(command, cwd=new.parent, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        last = [f"status {done.returncode}", *done.stderr.strip().splitlines()][-1]
         if last.startswith("OSError"):
             raise OSError(last)
         raise DataError(f"llama.cpp's {script.name} cannot convert it: {last}")

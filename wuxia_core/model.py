@@ -156,7 +156,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """List the files of the tokenizer in the folder `name`, or download those of `name` on the hub.
+    """List the tokenizer's files in the folder `name`; without one, download `name` from the hub.
 
     Raises `MachineError` if they cannot be downloaded.
     """

@@ -217,13 +217,14 @@ def _texts(mixture: Mixture) -> str:
         fate = fates.get(file["book"], "")
         if file["refused"]:  # the reason, or empty
             fate = templates["fates"]["refused"].format(why=say(file["refused"]))
-        source = templates["sources"][file["source"]].format(fate=fate)
-        title = f"{say(file['book'] or file['path'])}<br><small>{source}</small>"
+        kind_and_fate = templates["sources"][file["source"]].format(fate=fate)
+        title = f"{say(file['book'] or file['path'])}<br><small>{kind_and_fate}</small>"
         removed = sum(rule["removed"] for rule in file["cleaning"].values())
         rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
     omitted = len(files) - len(rows)
     rest = f"<p>{templates['more'].format(more=omitted)}</p>" if omitted else ""
-    return _rows(templates["files"].values(), rows) + rest + _cleaned(mixture)
+    heads = templates["files"].values()
+    return _rows(heads, rows) + rest + _cleaned(mixture)
 
 
 def _fates(mixture: Mixture) -> dict[str, str]:

@@ -377,10 +377,10 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run's metrics.jsonl, without those that a resumed run wrote again.
+    """Read the rows of a run's metrics.jsonl, without those of steps that were undone.
 
-    If a run reached step 3, was resumed at step 2 and wrote step 3 again, its first row of step 3
-    is dropped. So is a row that is cut off.
+    If a run is resumed at step 2, its rows of later steps so far are dropped; if it starts again,
+    all its rows so far. A row that is cut off is dropped too.
     """
     rows: list[dict[str, Any]] = []
     for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
@@ -388,8 +388,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:  # the process was killed while it wrote
             continue
-        if row.get("event") in ("started", "resumed"):
+        if row.get("event") == "resumed":
             rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+        elif row.get("event") == "started":
+            rows = []
         rows.append(row)
     return rows
 

@@ -78,10 +78,7 @@ def peak_memory() -> int:
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Save a model's adapter as `folder/best-STEP` in place of the one before; return that path.
-
-    Only the first rank may call this.
-    """
+    """Save an adapter as `folder/best-STEP` and delete the one before, on the first rank alone."""
     staged = folder / f"{run.STAGING}best" / f"best-{step}"
     staged.mkdir(parents=True)
     write_adapter(model, staged)
@@ -334,7 +331,10 @@ class SpanTrainer(Trainer):
         return batches, target_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log figures; beside a loss the peak of memory, and the throughput since `_last_log`."""
+        """Log figures; with a loss this process's peak of memory, and all ranks' tokens a second.
+
+        They are written to metrics.jsonl too. The tokens count since `_last_log`, if it is set.
+        """
         now, tokens = time.monotonic(), self.state.num_input_tokens_seen
         if "loss" in logs:
             if self._last_log:

@@ -126,9 +126,10 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
         return [document_start_id(tokenizer), *ids]
     if not tokenizer.chat_template:
         raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
-    how = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
-    how["sanitize_control_tokens"] = True  # in the prompt; the template's own stay
-    return list(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **how))
+    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
+    # Special tokens in the prompt become plain text; those of the template stay.
+    options["sanitize_control_tokens"] = True
+    return list(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options))
 
 
 def check_strength(strength: float) -> None:
@@ -198,7 +199,7 @@ def open_writer(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write as the command line asks for; return the exit status."""
+    """Write as the command line asks; return the exit status."""
     parser = command_line("wuxia_core.write", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
@@ -206,9 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--strength", type=float, default=1, help="of the adapter, 0 to 2 (1)")
     parser.add_argument("--chat", action="store_true", help="through the chat template")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
-    for name, value in vars(Sampling()).items():
+    for name, value in vars(Sampling()).items():  # a flag a setting, whose help is the default
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(value), default=value, help=f"({value:g})")
+    # Intermixed: PROMPT may stand behind a flag.
     return exit_status(partial(_write, parser.parse_intermixed_args(arguments)))
 
 

@@ -83,17 +83,20 @@ def split_chapters(text: str) -> list[tuple[str, str]]:
     """Cut cleaned text into parts, `(heading, text)`; the text has the heading too.
 
     A heading with less than 20 characters behind it (an entry in a table of contents, the name of a
-    volume, a doubled heading) opens no chapter but stands above the next one's heading. Neighbours
-    with one number are one chapter if the second's title is empty, or a part of the first's: 第九回
-    (2) behind 第九回. Text before the first chapter is a part with the heading `""`, or belongs to
-    the chapter if it is of 100 characters or less. A book without headings, or with one or two that
-    leave a part of over 30,000 characters, is cut between paragraphs into parts of 3,000 or more
-    called `part 1`, `part 2` and so on. The parts' texts, joined by newlines, are the text.
+    volume, a doubled heading) opens no chapter but stands above the next one's heading, if there is
+    a next one. Neighbours with the same number are one chapter if the second's title is empty or is
+    contained in the first's: 第九回 (2) behind 第九回. Text before the first chapter is a part with
+    the heading `""`, or belongs to that chapter if it is of 100 characters or less. A book without
+    chapters, or with one or two and a part of over 30,000 characters, is cut between paragraphs
+    into `part 1`, `part 2` and so on, of 3,000 characters or more but for the last. The parts'
+    texts, joined by newlines, are the text.
     """
     chapters = _find_chapters(text)
     has_front = not chapters or chapters[0][0] > SHORT_PART
-    opened = [(0, _Candidate(0, 0)), *chapters] if has_front else chapters
-    # A part ends before its last newline: + 1 is for the last part, which has none to cut off.
+    front = (0, _Candidate(0, 0))  # its heading is empty
+    opened = [front, *chapters] if has_front else chapters
+    # From 0, since a short front belongs to the first chapter. Each part is cut before the newline
+    # that ends it (end - 1); the last has none, hence + 1.
     starts = [0, *(start for start, _ in opened[1:]), len(text) + 1]
     parts = [
         (text[line.start : line.end].strip(), text[start : end - 1])
@@ -234,8 +237,9 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
     """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines.
 
     A chain's score is the sum of the points of its lines (2 for a trusted one of the family, 0.3
-    for another of the family in a style that three lines have, -1.2 for any else) and of
-    `_pair_points`. Of chains with one score that is chosen which ends first.
+    for another of the family in a style that three lines have, -1.2 for any other) and
+    of `_pair_points`. Of chains with equal scores the one that ends first is chosen. A line is
+    paired with the `LOOK_BACK` lines before it.
     """
     styles = Counter(line.style for line in lines if line.family == family)
     mean_distance = max(1, lines[-1].start - lines[0].start) / len(lines)  # characters
@@ -245,10 +249,10 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
         fits = line.family == family and (line.trusted or styles[line.style] >= FEWEST_CHAPTERS)
         points_if_fit = 2 if line.trusted else 0.3
         scores[line] = points_if_fit if fits else -1.2
-        earlier = reversed(lines[max(0, n - LOOK_BACK) : n])
+        earlier = reversed(lines[max(0, n - LOOK_BACK) : n])  # the nearest first: it wins a tie
         sums = {x: scores[x] + _pair_points(x, line, mean_distance) for x in earlier}
-        best = max(sums, key=sums.__getitem__, default=line)  # the first line has none before it
-        if sums.get(best, 0) > 0:  # else a chain begins here
+        best = max(sums, key=sums.__getitem__, default=None)
+        if best and sums[best] > 0:  # else a chain begins here
             scores[line] += sums[best]
             previous[line] = best
     chain = [max(lines, key=scores.__getitem__)]

@@ -251,13 +251,15 @@ def _target(base: str, link: Tag) -> str:
 def _entries(table: str, content: BeautifulSoup) -> Iterator[tuple[str, str]]:
     """Yield `(page, title)` for each entry of a table of contents (EPUB 2 or 3), from the last on.
 
-    `table` is the name of the table's member, `content` what it holds. The order lets a dictionary
+    A page is given by its member's name. `table` is that of the table, `content` what it holds. The
+    order lets a dictionary
     of the entries keep the first one for each page.
     """
     for entry in reversed(content.select(ENTRIES)):
         # In EPUB 2 the title stands in a tag `text` before the link.
         title = entry if entry.name == "a" else entry.find_previous("text") or entry
-        yield _target(table, entry).partition("#")[0], "".join(title.get_text().splitlines())
+        text = "".join(title.get_text().splitlines())  # without the \v and \r of `_parse`
+        yield _target(table, entry).partition("#")[0], text
 
 
 def _titled_text(page: BeautifulSoup, title: str) -> str:

@@ -113,9 +113,10 @@ def find_files(
 
 
 def _require(files: list[File], source: str, message: str) -> None:
-    """Warn of the files that are left out, once for each reason.
+    """Raise `DataError` with `message` if no file is of `source`; warn of the files left out.
 
-    If no file is of `source`, raise `DataError` with `message` and these warnings instead.
+    There is a warning for each reason, with three files' names at most. In an error they stand
+    below the message instead.
     """
     warnings = []
     for reason in dict.fromkeys(file.left_out for file in files if file.left_out):

@@ -111,10 +111,10 @@ def in_brackets(text: str, start: int, length: int) -> str:
 
 
 def longest_runs(overlaps: pd.DataFrame, count: int = 10) -> pd.DataFrame:
-    """Choose the rows of `overlap` with the longest runs, longest first, at most `count`.
+    """Choose the rows of `overlaps` with the longest runs, longest first, at most `count`.
 
     Rows without a shared run are left out; of equal runs the earlier text's is first. The new
-    column `text` has the index of each row in `overlaps`.
+    column `text` has the number of each row's text: its index in `overlaps`.
     """
     shared = overlaps[overlaps["length"] > 0].sort_values("length", ascending=False, kind="stable")
     return shared.head(count).rename_axis("text").reset_index()

@@ -216,20 +216,21 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
     """
     from peft.helpers import rescale_adapter_scale
 
-    loaded, window = (context.model, context.tokenizer), context.config.data.max_length
     texts = {source: openings(context, source) for source in ("wuxia", "general")}
+    if not all(texts.values()):
+        return []
+    bounds = context.config.data.max_length, context.pass_tokens
     chosen_prompts = [row["prompt"] for row in prompts(context)[:PROMPTS]]
     rows: list[dict[str, float]] = []
-    passages: list[str] = []  # of all strengths, as many of each
-    if not all(texts.values()):
-        return rows
+    passages: list[str] = []  # one for each strength and prompt, in this order
     # One at a time, for at most 15 % of the evaluation's minutes.
     for (strength,) in context.within_budget("strengths measured", STRENGTHS, 1, 0.15):
         with rescale_adapter_scale(context.model, strength):
             passages += generate(context, chosen_prompts, context.seed, TOKENS)
             row = {"strength": strength}
             for source, opening_texts in texts.items():
-                row[source] = bits_per_char(*loaded, opening_texts, window, context.pass_tokens)
+                bits = bits_per_char(context.model, context.tokenizer, opening_texts, *bounds)
+                row[source] = bits
             rows.append(row)
     # Together, since each call of `overlap` reads all training text.
     lengths = overlap(passages, context.mixture.training_texts)["length"]

@@ -363,7 +363,8 @@ def _make_windows(
     table of chunks packed into windows, as `windows.pack` does, and how often the general text is
     read while the novels are read once.
 
-    Raises `DataError` if there is no training text, or too little general text.
+    Raises `DataError` if there is no training text, or too little general text; none at all is no
+    error.
     """
     settings, seed = config.data, config.training.seed
     train = outline["split"] == TRAIN
@@ -382,9 +383,9 @@ def _make_windows(
             raise DataError("data.min_length, data.weights: they leave no training text")
         budget = windows.general_budget(chunks, settings.general_ratio)
         drawn = store.shuffled(outline.index[as_needed], seed) if budget else []
-        # a window more than the budget, so that `choose_general` can end a little above it too
+        # A window more: `choose_general` takes the total nearest to the budget, maybe one above it.
         general, share = write(documents.loc[drawn], budget + settings.max_length)
-        windows.write_headers(tokens, word_starts)
+        windows.write_headers(tokens, word_starts)  # now it is
     epochs = 0.0
     if len(general):
         epochs = windows.general_epochs(general, budget, share, settings)

@@ -60,19 +60,20 @@ def write_chunks(
 ) -> tuple[pd.DataFrame, float]:
     """Tokenize documents, write their tokens and word starts into `files`, cut them into chunks.
 
-    `files` are the open tokens.npy and word_starts.npy; `documents` has the columns `source`,
-    `split`, `characters` and `copies`, and its index holds the documents' numbers in `texts`.
-    Documents are taken in order until those that gave chunks, copies included, hold more than
-    `budget` tokens. Returns the table of chunks, and the share of the characters of `documents`
-    that was tokenized.
+    `files` are tokens.npy and word_starts.npy, open behind their headers. `documents` has the
+    columns `source`, `split`, `characters` and `copies`, and its index holds the documents' numbers
+    in `texts`. Documents are taken in order until those that gave chunks, copies included, hold
+    more than `budget` tokens. Returns the table of chunks, and the share of the characters of
+    `documents` that was tokenized.
     """
     rows, characters = [], 0  # characters tokenized so far
+    tokens, word_starts = files
     bar = tqdm(documents.itertuples(), messages("bars")["tokenizing"], len(documents), leave=False)
     encoded = encode(texts[number] for number in documents.index)
     for document, (ids, starts) in zip(bar, encoded, strict=True):
-        offset = files[1].tell() - HEADER  # tokens so far: a word start is one byte
-        files[0].write(ids.tobytes())
-        files[1].write(starts.tobytes())
+        offset = word_starts.tell() - HEADER  # tokens so far: a word start is one byte
+        tokens.write(ids.tobytes())
+        word_starts.write(starts.tobytes())
         chunks = cut(len(ids), data)
         for start, end in chunks:
             row = document.Index, offset + start, offset + end, document.source, document.split

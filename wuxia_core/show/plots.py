@@ -216,9 +216,9 @@ def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) 
 def plot_scorecard(scorecard: dict[str, Any], name: str, *, ax: Axes | None = None) -> Axes:
     """Draw the change of the metric `name` for each source and stratum, with 95 % intervals.
 
-    Of "masked_accuracy" the strata are the metrics "masked_accuracy, single" and so on, and the
-    labels `武侠 (n = 40)`, `武侠, single (n = 40)` and so on. A change left of the line at 0 is a
-    fall. Rows of the scorecard without figures are left out.
+    For "masked_accuracy" the rows are that metric and its strata, "masked_accuracy, single" and so
+    on. They are labelled `武侠 (n = 40)`, `武侠, single (n = 40)` and so on. A change left of the
+    line at 0 is a fall. Rows of the scorecard without figures are left out.
     """
     rows = pd.DataFrame(scorecard["metrics"])
     rows = rows[rows["name"].str.startswith(name)].dropna(subset="delta")
