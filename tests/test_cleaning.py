@@ -24,6 +24,10 @@ def hard_wrapped(text, width):
 
 
 BARE_NUMBERS = "\n".join(f"第{n}章" for n in "一二三四五") + f"\n{STORY}"
+SONG = "\n".join(
+    f"第{n}章 甲\n{STORY * 40}" + "\n大风起兮\n云飞扬" * 3 * (n == "一") for n in "一二三四"
+)
+TITLES = "\n".join(f"{n} 雨夜{n}声？\n{STORY * 9}" for n in "一二三四五六七八")
 REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text, which has no headings
 
 
@@ -80,6 +84,14 @@ REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text
         ("doubled", f"第三章\n第三章\n第三章 旧债\n{STORY}", f"第三章\n第三章 旧债\n{STORY}"),
         ("footnotes", f"{STORY}〔1〕\n注释\n　　〔1〕开封。\n{STORY}", f"{STORY}\n{STORY}"),
         ("repeats", REFRAIN, REFRAIN),
+        ("repeats", SONG, SONG),
+        ("authors_notes", f"第一章 甲\n双手奉上。\n今晚三更，城南破庙。\n众人拜谢。\n{STORY}",
+         f"第一章 甲\n双手奉上。\n今晚三更，城南破庙。\n众人拜谢。\n{STORY}"),
+        ("authors_notes", f"第一章 甲\n{STORY}\n今晚三更，求月票！", f"第一章 甲\n{STORY}\n"),
+        ("ads", "他说了三件事。\n我记住了。", "他说了三件事。\n我记住了。"),
+        ("boilerplate", f"{STORY}（此剑由沈家收藏）", f"{STORY}（此剑由沈家收藏）"),
+        ("watermarks", "他在纸上写下 www.abc.com 几个字。", "他在纸上写下 www.abc.com 几个字。"),
+        ("spaces", TITLES, TITLES),
         ("watermarks", "他翻到（正版）剑谱，又看那份（订阅）的报纸。",
          "他翻到（正版）剑谱，又看那份（订阅）的报纸。"),
         ("watermarks", "他拔剑（求月票）而起，众人无不变色。", STORY),

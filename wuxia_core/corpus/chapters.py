@@ -137,6 +137,11 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     return chapters[::-1]
 
 
+def heading_spans(text: str) -> list[tuple[int, int]]:
+    """List `(start, end)` of the headings that open chapters, with their titles."""
+    return [(line.start, line.end) for _, line in _find_chapters(text)]
+
+
 def _find_candidates(text: str) -> Iterator[_Candidate]:
     """Yield a candidate for each line that begins with a number, unless it goes on as a sentence.
 

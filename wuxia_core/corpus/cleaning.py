@@ -15,7 +15,7 @@ from itertools import compress, cycle, pairwise
 from statistics import mode
 
 from wuxia_core.corpus import noise
-from wuxia_core.corpus.chapters import HEADING, asides, headings, table_of_contents
+from wuxia_core.corpus.chapters import HEADING, asides, heading_spans, headings, table_of_contents
 from wuxia_core.corpus.encodings import GB18030_2022, garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
@@ -105,10 +105,11 @@ def spaces(text: str) -> Iterator[Edit]:
     space. But two wide ones behind the end of a sentence become a newline: they are the indent of a
     paragraph whose line break was lost.
     """
+    in_heading = {place for span in heading_spans(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
         at_line_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
-        if at_line_end or _is_stray(text, start, end):
+        if at_line_end or (start not in in_heading and _is_stray(text, start, end)):
             yield start, end, ""
         elif end - start > 1:
             # In Unicode all Chinese characters, 。 and ， come behind ⺀, but ” … — before it.
@@ -239,7 +240,7 @@ def hard_wrap(text: str) -> Iterator[Edit]:
         return
     lines = list(LINE.finditer(text))
     widths = [_columns(line.group()) for line in lines]
-    ends_sentence = [line.group().endswith(SENTENCE_END) for line in lines]
+    ends_sentence = [line.group().endswith((*SENTENCE_END, *"】）》〉〕]）)")) for line in lines]
     full = _full_width(lines, widths, ends_sentence)
     if not full:
         return

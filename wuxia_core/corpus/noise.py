@@ -1,10 +1,8 @@
 """What is no story: notices and watermarks of sites, authors' notes, lines that repeat or recur.
 
 Patterns stand in noise.toml; those of whole lines have examples of noise that they take and of
-story that they leave. A notice is told by its score, never by one word: the score is the share of
-its letters that are words of sites and authors, and points for proofs such as a call to the reader,
-an address or a chapter's edge beside it. The rules of cleaning here are the functions that take a
-text and return edits.
+story that they leave. A notice is told by its score (see `ENOUGH`), never by one word. The rules of
+cleaning here are the functions that take a text and return edits.
 """
 
 import functools
@@ -62,11 +60,10 @@ LINE = re.compile("[^\n]+$", re.MULTILINE)  # a line, or the rest of one
 HIDDEN_RUN = re.compile(f"\0(?:[^{HAN}A-Za-z0-9\0]*\0+)*")  # hidden characters, signs between them
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 
-# A line with a score of ENOUGH or more is a notice. The score is the share of its letters that are
-# words of notices, and POINT for each point: points are given for up to two different words that
-# only notices use (proofs), for calls to the reader, and for what is around the line. The share
-# must be at least LEAST; or LEAST_UNCALLED if the line calls nobody, is no mere list of words, and
-# has at most one point for what is around. The share of proofs must be at least DENSE.
+# A line with a score of ENOUGH or more is a notice: the share of its letters that are words of
+# notices, and POINT for each point, of up to two words that only notices use (proofs), of calls to
+# the reader, of what is around. The share must be LEAST; or LEAST_UNCALLED if stories have all its
+# proofs too, or it calls nobody and is no mere list. That of proofs must be DENSE.
 ENOUGH, LEAST, LEAST_UNCALLED, DENSE, POINT = 1, 0.3, 0.8, 0.1, 0.1
 ADDRESS_POINTS, EDGE_POINTS, BRACKET_POINTS = 5, 4, 4  # an address, a chapter's edge, brackets
 CALL_POINTS = {"call": 2, "plea": 2, "voice": 1, "certain": 2}  # by pattern: calls to the reader
@@ -85,8 +82,7 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     """Whether a line, or a part of one, is a notice of a site or an author, by its score.
 
     `points_around` are points for what stands around it (an address, brackets; -1 for brackets that
-    prose has too), `points_at_edge` those for a place at a chapter's edge. What has no proofs, has
-    over 300 characters or is story is none.
+    prose has too), `points_at_edge` those for a place at a chapter's edge.
     """
     line = pattern("title").sub("", line)
     words = list(pattern("word").finditer(line))
@@ -94,7 +90,10 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     proofs = {match["proof"] for match in words} - {None}
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
         return False
-    call_points = sum(n for name, n in CALL_POINTS.items() if pattern(name).search(line))
+    # The only proof is no call as well.
+    single = proofs if len(proofs) == 1 else set()
+    calls = {x: {m.group() for m in pattern(x).finditer(line)} - single for x in CALL_POINTS}
+    call_points = sum(points for name, points in CALL_POINTS.items() if calls[name])
     list_points = 2 if len(proofs) > 1 and not SENTENCE_MARK.search(line) else 0  # a mere list
     # With no such points a line needs three different proofs, or two at a chapter's edge.
     fewest_proofs = 2 if points_at_edge else 3
@@ -104,7 +103,9 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     letters = len(LETTER.findall(line))
     share = sum(len(match.group()) for match in words) / letters
     is_dense = sum(len(match["proof"] or "") for match in words) >= DENSE * letters
-    least_share = LEAST if call_points or points_around > 1 or list_points else LEAST_UNCALLED
+    is_sure = any(not pattern("story_too").fullmatch(proof) for proof in proofs)
+    is_called = call_points or points_around > 1 or list_points
+    least_share = LEAST if is_sure and is_called else LEAST_UNCALLED
     return is_dense and share >= least_share and share + POINT * points >= ENOUGH
 
 
@@ -206,8 +207,7 @@ def watermarks(text: str) -> Iterator[Edit]:
 def _watermarks(line: str) -> list[tuple[int, int]]:
     """List `(start, end)` of the watermarks of a line, with the words around that belong to them.
 
-    Of 他拔剑，看书请到 www.abc.com 阅读，众人大惊。 that is all between the two commas. Two may
-    overlap. The last lists are kept, as `_is_ad` and `watermarks` ask for the same ones.
+    Of 他拔剑，看书请到 www.abc.com 阅读，众人大惊。 all between the commas. Two may overlap.
     """
     plain = line.translate(PLAIN)
     cores = [match.span() for match in pattern("decorated").finditer(line)]
@@ -405,18 +405,18 @@ def _distinct_characters(text: str) -> str:
 def repeats(text: str) -> Iterator[Edit]:
     """Delete the lines that recur where chapters begin or end: credits, the book's title.
 
-    A line recurs if it stands three times or more, and at least once for eight headings, within
-    150 characters of a heading or the text's end; blanks are not compared. It is deleted wherever
-    it stands, but not as the text's first line.
+    A line recurs if it is within 150 characters of three headings, and of one in eight; the text's
+    end counts as one. It is deleted wherever it stands, but not as the text's first line.
     """
-    lines: dict[int, str] = {}  # near a chapter's edge, by where they start, to count each once
-    for edge in (*chain(*_heading_spans(text)), len(text)):
+    near: dict[str, set[tuple[int, int]]] = {}  # of each line: edges that it is near, its starts
+    for edge, end in (*_heading_spans(text), (len(text), len(text))):
         newline = text.find("\n", max(0, edge - AROUND_EDGE), edge)
-        first = edge if newline < 0 else newline + 1  # of the lines that begin so near
-        for match in LINE.finditer(text, first, edge + AROUND_EDGE):
+        first = edge if newline < 0 else newline + 1  # where the first line begins so near
+        for match in LINE.finditer(text, first, end + AROUND_EDGE):
             if not HEADING.match(match.group()):
-                lines[match.start()] = match.group()
-    counts = Counter(re.sub(r"\s+", "", line) for line in lines.values())
+                key = re.sub(r"\s+", "", match.group())
+                near.setdefault(key, set()).add((edge, match.start()))
+    counts = {key: min(len(set(n)) for n in zip(*x, strict=True)) for key, x in near.items()}
     enough = max(FEWEST_REPEATS, len(_heading_spans(text)) / 8)
     keys = [key for key, count in counts.items() if count >= enough and _may_recur(key)]
     # Blanks may stand between any two characters.
