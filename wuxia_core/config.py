@@ -321,9 +321,9 @@ def expand(path: str | Path) -> Path:
 
 
 def locate(path: str) -> Path:
-    """Give `path` as it is, but for its `~`, or `PROJECT / path` if only that exists.
+    """Expand the `~` of a path, and put `PROJECT` before it if it exists only there.
 
-    So `data/sample` is found from `notebooks/` too.
+    So `data/sample` is found from `notebooks/` too. Raises as `expand` does.
     """
     local = expand(path)
     return PROJECT / local if not local.exists() and (PROJECT / local).exists() else local

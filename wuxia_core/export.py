@@ -307,7 +307,7 @@ def _write_card(
         origin = adapter if path.name == ADAPTER else f"FROM ./{path.name}"
         text = TEXTS["modelfile"].format(origin=origin, start=start, **vars(Sampling()))
         (new / "Modelfile").write_text(text, encoding="utf-8")
-    models.share(new, new / "README.md")
+    models.copy_file_mode(new, new / "README.md")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -315,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line("wuxia_core.export", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("--to", choices=["merged", *CONVERTERS], default="merged")
-    parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/ and --to)")
+    parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/TO)")
     parser.add_argument("--llama-cpp", metavar="FOLDER", help="copy of llama.cpp, to make GGUF")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
     parser.add_argument("--strength", type=float, default=1.0, help="of the adapter (1)")

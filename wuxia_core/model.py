@@ -338,7 +338,7 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
     if base_folder.is_dir():
         config.base_model_name_or_path = str(base_folder.resolve())
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    (row_name,) = (name for name in weights if "lora_" not in name)
+    (row_name,) = (name for name in weights if "lora_" not in name)  # the mask token's is the only
     mask_row = {"mask_row": weights.pop(row_name)}
     (mask_id,) = config.trainable_token_indices
     save_file(mask_row, folder / MASK_ROW, {"mask_id": str(mask_id)})
@@ -346,10 +346,10 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
     config.target_modules = sorted(config.target_modules)  # a set has no fixed order
     config.save_pretrained(str(folder))
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
-    share(folder, folder / ADAPTER_CONFIG)
+    copy_file_mode(folder, folder / ADAPTER_CONFIG)
 
 
-def share(folder: Path, example: Path) -> None:
+def copy_file_mode(folder: Path, example: Path) -> None:
     """Give a folder's weights the file mode of `example`: safetensors lets only the owner read."""
     for path in folder.glob("*.safetensors"):
         path.chmod(example.stat().st_mode)

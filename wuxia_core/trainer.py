@@ -357,17 +357,19 @@ class SpanTrainer(Trainer):
         clm = replace(self.data_collator, objective="clm")
         metrics = {}
         for source, windows in self.eval_dataset.items():
-            nats, targets = self._score(windows, masked, batch)
-            metrics[f"eval_{source}_loss"] = nats / max(targets, 1)
+            nats, target_count = self._score(windows, masked, batch)
+            metrics[f"eval_{source}_loss"] = nats / max(target_count, 1)
             longest = max(len(windows[row].input_ids) for row in range(len(windows)))  # tokens
-            batch_limit = LOGITS // (longest * self.model.config.vocab_size)  # windows
-            bits = self._score(windows, clm, max(1, min(batch, batch_limit)))[0] / math.log(2)
-            metrics[f"eval_{source}_bits_per_char"] = bits / max(windows.characters, 1)
+            batch_limit = LOGITS // (longest * self.model.config.vocab_size)  # all have logits
+            nats, _ = self._score(windows, clm, max(1, min(batch, batch_limit)))
+            bits_per_char = nats / math.log(2) / max(windows.characters, 1)
+            metrics[f"eval_{source}_bits_per_char"] = bits_per_char
         if self.control.should_epoch_stop:  # a signal cut the measurement off
-            self.control.should_evaluate = False
+            self.control.should_evaluate = False  # as `on_evaluate` does
             return {}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # So that the next throughput is that of steps alone.
         self._last_log = time.monotonic(), self.state.num_input_tokens_seen
         return metrics
 

@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--strength", type=float, default=1, help="of the adapter, 0 to 2 (1)")
     parser.add_argument("--chat", action="store_true", help="through the chat template")
     parser.add_argument("--base-model", metavar="FOLDER", help="the base, where it has moved")
-    for name, value in vars(Sampling()).items():  # a flag a setting, whose help is the default
+    for name, value in vars(Sampling()).items():  # a flag for each setting
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(value), default=value, help=f"({value:g})")
     # Intermixed: PROMPT may stand behind a flag.

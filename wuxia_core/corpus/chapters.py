@@ -25,6 +25,7 @@ LEAST_TEXT = 20  # characters: a heading with less text behind it opens no chapt
 FEWEST_CHAPTERS = 3  # fewer numbers that go on are no proof of chapters
 SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs words of authors
 LOOK_BACK = 40  # candidates: among so many above a line its neighbour in a series is sought
+NO_HEADINGS = "no headings found"  # begins a note on a book
 LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -397,7 +398,7 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
     """
     # A heading may read "part 1" too: then the text has it.
     if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
-        return [f"no headings found, cut into {len(parts)} parts"]
+        return [f"{NO_HEADINGS}, cut into {len(parts)} parts"]
     long_parts = [(name, len(text)) for name, text in parts if len(text) > LONGEST_CHAPTER]
     notes = [f"{length:,} characters in {name or 'the front'}" for name, length in long_parts]
     numbered = [(line.number, name) for name, _ in parts for line in _find_candidates(name)]

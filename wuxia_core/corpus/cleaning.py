@@ -66,7 +66,8 @@ def entities(text: str) -> Iterator[Edit]:
         entity, decoded = "", match.group()
         while decoded != entity:  # until nothing is left to decode
             entity, decoded = decoded, html.unescape(decoded)
-        yield *match.span(), ESCAPES.get(decoded, "") if decoded.startswith("\\") else decoded
+        is_escape = match.group().startswith("\\")
+        yield *match.span(), ESCAPES.get(decoded, "") if is_escape else decoded
 
 
 def markup(text: str) -> Iterator[Edit]:
@@ -101,10 +102,11 @@ def spaces(text: str) -> Iterator[Edit]:
 
     Blanks are spaces, tabs and wide spaces. A stray one is single, stands between two Chinese
     characters or marks, and its line has punctuation and is no heading: headings, and verse without
-    punctuation, keep single blanks. Several become a wide space behind a Chinese character, else a
-    space. But two wide ones behind the end of a sentence become a newline: they are the indent of a
-    paragraph whose line break was lost.
+    punctuation, keep single blanks. Several become a wide space behind a Chinese character, 。 or
+    ，, else a space. But two wide ones behind the end of a sentence become a newline: they are the
+    indent of a paragraph whose line break was lost.
     """
+    # Those of headings that are told by their numbers' going on, which a line alone does not show.
     in_heading = {place for span in heading_spans(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
@@ -112,7 +114,7 @@ def spaces(text: str) -> Iterator[Edit]:
         if at_line_end or (start not in in_heading and _is_stray(text, start, end)):
             yield start, end, ""
         elif end - start > 1:
-            # In Unicode all Chinese characters, 。 and ， come behind ⺀, but ” … — before it.
+            # Chinese characters, 。 and ， have larger code points than ⺀, but ” … — smaller ones.
             blank = "　" if text[start - 1] > "⺀" else " "
             is_indent = match.group() == "　　" and text.endswith(SENTENCE_END, 0, start)
             yield start, end, "\n" if is_indent else blank
@@ -228,41 +230,41 @@ def footnotes(text: str) -> Iterator[Edit]:
 def hard_wrap(text: str) -> Iterator[Edit]:
     """Join the lines of a text that was wrapped at a fixed width into paragraphs again.
 
-    Cut lines are those of full width (see `_full_width`) that end inside a sentence. A line is
-    joined to the next one if it is wide enough, and the gap between them (blanks and newlines) is
-    no wider than is usual behind cut lines. Wide enough is the full width at the end of a sentence,
-    and 0.7 of it inside one. If wider gaps are rare, paragraphs were not set apart by them: then
-    the line must be cut or stand beside a cut one, and wide enough is, inside a sentence, the full
-    width, and at the end of one the commonest width of cut lines less 1. Lines 16 columns wider
-    than full, and headings, are not joined.
+    A line is joined to the next one, by a space between English words, if the gap between them
+    (blanks and newlines) is not wide, neither is a heading, and the line is as wide as this:
+    - If wide gaps set paragraphs apart: inside a sentence 0.7 of the full width, at its end all.
+    - If not, so that wide gaps are rare: inside a sentence the full width, at its end the commonest
+      width of cut lines less 1; and the line is cut, or stands beside a cut one.
+
+    A cut line is as wide as `_full_width` says, and ends inside a sentence. A wide gap is wider
+    than is usual behind cut lines. Lines of 16 columns more than full were not wrapped. Nothing is
+    joined if cut lines stand singly among such longer ones, as in a notice.
     """
     if sum(1 for _ in RUNS_ON.finditer(text)) <= FEWEST_CUT:
-        return
+        return  # before the lines are measured, which takes longer
     lines = list(LINE.finditer(text))
-    widths = [_columns(line.group()) for line in lines]
-    ends_sentence = [line.group().endswith((*SENTENCE_END, *"】）》〉〕]）)")) for line in lines]
+    widths = [_columns(line[0]) for line in lines]
+    ends_sentence = [line[0].endswith((*SENTENCE_END, *"】）》〉〕])")) for line in lines]
     full = _full_width(lines, widths, ends_sentence)
     if not full:
         return
     cut = [full <= w < full + SLACK and not e for w, e in zip(widths, ends_sentence, strict=True)]
-    wider_lines = sum(width >= full + 2 * SLACK for width in widths)
-    cut_pairs = sum(line and next_line for line, next_line in pairwise(cut))
-    if wider_lines > 2 * sum(cut) and cut_pairs < sum(cut) / 4:
-        return  # lone lines among longer ones: of a notice, say
-    # Where a line's text begins, behind its indent; then the characters from a line to the next.
-    starts = [line.end() - len(line[0].lstrip()) for line in lines]
-    gaps = [start - line.end() for line, start in zip(lines, starts[1:], strict=False)]
+    cut_count, longer_count = sum(cut), sum(width >= full + 2 * SLACK for width in widths)
+    cut_pairs = sum(is_cut and next_is_cut for is_cut, next_is_cut in pairwise(cut))
+    if longer_count > 2 * cut_count and cut_pairs < cut_count / 4:
+        return
+    # Characters from the end of a line to the text of the next one, behind its indent.
+    gaps = [b.end() - len(b[0].lstrip()) - a.end() for a, b in pairwise(lines)]
     usual_gap = mode(compress(gaps, cut))
-    has_wide_gaps = sum(gap > usual_gap for gap in gaps) > len(lines) / 20
-    # Columns from which a line is joined: at the end of a sentence, and inside one.
-    least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1
+    has_wide_gaps = sum(gap > usual_gap for gap in gaps) > len(lines) / 20  # else they are rare
+    least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1  # columns
     least_inside = full * FAR_SHORTER if has_wide_gaps else full
     for n, (line, next_line) in enumerate(pairwise(lines)):
         least = least_at_end if ends_sentence[n] else least_inside
         fits = least <= widths[n] < full + 2 * SLACK and gaps[n] <= usual_gap
-        # n - 1 to n + 1: the line and its neighbours
-        is_wrapped = fits and (has_wide_gaps or any(cut[max(0, n - 1) : n + 2]))
-        if is_wrapped and not (HEADING.match(line[0]) or HEADING.match(next_line[0])):
+        is_beside_cut = any(cut[max(0, n - 1) : n + 2])  # the line itself, or a neighbour, is cut
+        is_heading = HEADING.match(line[0]) or HEADING.match(next_line[0])
+        if fits and (has_wide_gaps or is_beside_cut) and not is_heading:
             end = line.end() + gaps[n]
             yield line.end(), end, " " if ENGLISH.match(text[line.end() - 1] + text[end]) else ""
 

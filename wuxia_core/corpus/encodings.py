@@ -337,9 +337,9 @@ def mojibake(text: str) -> Iterator[Edit]:
 
 
 def _decode_chinese_utf8(data: bytes) -> str:
-    """Decode bytes as UTF-8, without those that are not; return `""` if they are hardly Chinese.
+    """Decode bytes as UTF-8, leaving out invalid ones; return `""` unless they are mostly Chinese.
 
-    They are Chinese if its characters take more than 80 % of the bytes above 0x7F.
+    Then Chinese characters and marks take more than 80 % of the bytes above 0x7F.
     """
     text = data.decode("utf-8", "ignore")
     not_ascii = sum(byte >= 0x80 for byte in data)

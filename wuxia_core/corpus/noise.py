@@ -437,10 +437,10 @@ def _may_recur(key: str) -> bool:
 
 
 def boilerplate(text: str) -> Iterator[Edit]:
-    """Delete lines that are rules of dashes, ends of chapters (本章完) or labels of web pages.
+    """Delete lines that are only dashes or signs, ends of chapters (本章完) or labels of web pages.
 
-    In brackets at a line's end, behind a heading or a sentence, ends of chapters and calls for
-    votes are deleted too; of 正文 第三章 the word 正文 is.
+    Ends of chapters and calls for votes are deleted also in brackets at a line's end, if a heading
+    or a whole sentence stands before them; and 正文 is before a heading (正文 第三章).
     """
     edits = [(*match.span(), "") for match in pattern("boilerplate").finditer(text)]
     for match in pattern("last_bracket").finditer(text):

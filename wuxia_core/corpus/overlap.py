@@ -204,10 +204,12 @@ class DuplicateIndex:
         book = self._books[name]
         size = len(book.distinct_hashes())
         recurring = len(book.hashes) - size  # advertisements, mostly
-        # The share of the book that is noise: of hashes there is one to 32 characters.
+        # Noise in relation to the book, counted in hashes: one stands for 32 characters.
         noise = (book.noise / int(BOOK_SAMPLING) + recurring) / max(1, size)
-        parts = np.log2((1 + book.chapters) * max(1, book.paragraphs))
-        return book.traditional > 0, round(NOISE_WEIGHT * noise - parts, 1), -book.characters, name
+        structure = np.log2((1 + book.chapters) * max(1, book.paragraphs))
+        # Rounded, so that of nearly equal ones the longer comes first.
+        disorder = round(NOISE_WEIGHT * noise - structure, 1)
+        return book.traditional > 0, disorder, -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
         """List the paragraphs that repeat another one: a row for each.

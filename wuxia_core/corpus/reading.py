@@ -269,8 +269,8 @@ def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into parts, `(heading, text)`; general text has numbers as headings.
 
-    Lines of more than 6,000 characters are cut before. A text of less than 20 characters has no
-    part. The notes on chapters go to the report.
+    Lines of more than 6,000 characters are broken first. A text of less than 20 characters has no
+    part. Counts, and notes on chapters, go to the report.
     """
     text = _clean_and_count(text, report, skip)
     text, long_lines = LONG_LINE.subn(lambda line: PIECE.sub(r"\1\n", line[0]), text)

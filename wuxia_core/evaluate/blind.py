@@ -53,7 +53,7 @@ def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
 def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     """Tabulate how often raters prefer the tuned model; a tie counts as half a win.
 
-    `sheets` are filled sheets of a run folder, one or more, one a rater.
+    `sheets` are one or more filled sheets of a run folder, each by another rater.
 
     Returns
     -------
@@ -72,8 +72,8 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
         raise DataError("a sheet is named twice; each rater fills in one")
     key = _read_csv(output_dir / KEY).set_index("id")["tuned"].to_dict()
     votes = pd.concat([_read_votes(sheet, key) for sheet in sheets])
-    prompts = votes.groupby(["question", "id"], sort=False)["won"].mean()  # over raters
-    table = prompts.groupby("question").agg(tuned="mean", n="count").reindex(QUESTIONS)
+    prompt_rates = votes.groupby(["question", "id"], sort=False)["won"].mean()  # over raters
+    table = prompt_rates.groupby("question").agg(tuned="mean", n="count").reindex(QUESTIONS)
     if unanswered := table.index[table["n"].isna()].tolist():
         raise DataError(f"{', '.join(map(str, sheets))}: no {unanswered[0]} is filled in")
     rate, z2 = table["tuned"], 1.96**2 / table["n"]  # z2 is z²/n of Wilson's formula

@@ -246,11 +246,11 @@ def _held_out_tokens(context: EvalContext, source: str) -> pd.DataFrame:
 
 
 def _xray_tokens(context: EvalContext, texts: Sequence[str], key: int) -> pd.DataFrame:
-    """X-ray texts with the model, the seed and the bounds of an evaluation: `XRay.tokens`.
+    """X-ray texts with an evaluation's model, seed, windows and tokens a pass: `XRay.tokens`.
 
     `key` is as in `xray`, which also says what is raised.
     """
-    masker = SpanMasker(seed=context.seed)
+    masker = SpanMasker(seed=context.seed)  # of the recipe, not of the run, so that runs compare
     bounds = {"window": context.config.data.max_length, "tokens": context.pass_tokens}
     return xray(context.model, context.tokenizer, texts, masker, key, **bounds).tokens
 

@@ -117,9 +117,9 @@ def likely_share(lengths: dict[str, float], val_ratio: float, seed: int) -> floa
 def _tail(lengths: pd.Series, val_ratio: float, fewest: int) -> list[int]:
     """Choose the last texts, of about `val_ratio` of the characters; return their index labels.
 
-    `lengths` are characters. At least `fewest` are chosen if half as many are then left to train
-    on, else at least one. None are chosen if `val_ratio` is 0 or there is a single text: all are
-    never chosen. The labels are from the last one on.
+    `lengths` are characters. At least `fewest` are chosen if `fewest` / 2 are then left to train
+    on, else at least one. None are chosen if `val_ratio` is 0, or there is a single text, since one
+    is always left to train on. The last text's label comes first.
     """
     # characters of the last 1, 2, 3, … texts; of all but the first at most
     from_end = lengths[::-1].cumsum()[: len(lengths) - 1]

@@ -409,10 +409,10 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     if np.isnan(device.rates).any() or not (training.bf16 or training.fp16):
         yield f"hours: {device.name} in this precision is not known; --plan --measure times it"
         return
-    yield "hours, at all to {:.0%} of {:g} TFLOP/s and {:g} GB/s".format(REACHED, *device.rates)
+    yield "hours, at 100% to {:.0%} of {:g} TFLOP/s and {:g} GB/s".format(REACHED, *device.rates)
     parts = run_hours(config, shape, device, text)
     yield from (f"  {part:44}{as_text(hours, 2)}" for part, hours in parts.items())
-    _, run, scorecard, measurements = parts.values()
+    _, run, scorecard, measurements = parts.values()  # ranges: least, most
     if measurements[1] > run[1] / 10:
         yield "MUCH of it for held-out text; raise training.eval_steps"
     if price := (config.plan.price_per_hour or 0) * device.processes:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from wuxia_core.config import Config, effective_batch, load_config
-from wuxia_core.corpus import RULES, to_simplified
+from wuxia_core.corpus import NO_HEADINGS, RULES, to_simplified
 from wuxia_core.errors import DataError
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, run_steps, train_windows
@@ -197,19 +197,19 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
 
     `characters` are those before cleaning, `removed` those that cleaning took out. `chapters` is
     empty for general text, for novels without headings and for files that gave no text. `repeated
-    paragraphs` are those of the file's book that were left out, as they stand elsewhere too.
+    paragraphs` counts those of the file's book that were left out, as they stand elsewhere too.
     """
     prepared, templates = mixture.preparation, messages("notes")
     files = pd.DataFrame(prepared["files"])
     is_novel = files["source"] == "wuxia"
     copies = {copy["book"]: templates["copy"].format(**copy) for copy in prepared["same_books"]}
     # A general file may have the name of a novel, but is never left out as its copy.
-    copied = files["book"].where(is_novel).map(lambda book: copies.get(book, ""))
-    broken = files["broken"].map(lambda n: templates["broken"].format(count=n) if n else "")
-    # What is said of each file: a text, a list of them and two texts, all perhaps empty.
-    parts = zip(files["refused"], files["notes"], broken, copied, strict=True)
+    copy_notes = files["book"].where(is_novel).map(lambda book: copies.get(book, ""))
+    broken_notes = files["broken"].map(lambda n: templates["broken"].format(count=n) if n else "")
+    # Of each file why it is left out, a list of notes on its chapters, and two more; all may be "".
+    parts = zip(files["refused"], files["notes"], broken_notes, copy_notes, strict=True)
     notes = pd.Series(["; ".join(filter(None, [why, *odd, *rest])) for why, odd, *rest in parts])
-    has_chapters = is_novel & (files["documents"] > 0) & ~notes.str.contains("no headings found")
+    has_chapters = is_novel & (files["documents"] > 0) & ~notes.str.contains(NO_HEADINGS)
     chapters = files["documents"].astype("Int64").where(has_chapters)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
