@@ -42,7 +42,7 @@ from wuxia_core.preflight import plan
 from wuxia_core.train import arguments
 from wuxia_core.trainer import SpanTrainer, masked_cross_entropy, peak_memory
 
-# As `torchrun.launch` has it; torch reads it when it first takes memory of a card.
+# As `torchrun.launch` sets it; torch reads it when it first takes memory of a card.
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 LEAST = (5, 23)  # transformers that takes a mask as logits_to_keep
 WARM_UP = 2  # steps that are not timed

@@ -196,6 +196,7 @@ def test_llama_cpps_converters(run, capsys):
     options = [str(run), "--llama-cpp", LLAMA_CPP]
     assert main([*options, "--to", "gguf"]) == 3
     assert "pre-tokenizer was not recognized" in capsys.readouterr().err
+    assert main([*options, "--to", "gguf-adapter", "--strength", "0"]) == 2
     assert main([*options, "--to", "gguf-adapter"]) == 0
     folder = run / "export" / "gguf-adapter"
     lines = (folder / "Modelfile").read_text().splitlines()

@@ -281,6 +281,12 @@ def test_progress_counts_the_steps_and_the_time_left(config, tmp_path):
     assert said == "Step 60 of 120; 2.0 seconds a step, about 2 minutes to go."
 
 
+@pytest.mark.parametrize("content", ["", '{"step": 0, "ti'])
+def test_a_run_without_a_row_has_not_begun(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    assert "No step is logged" in show.progress(tmp_path, show.read_metrics(tmp_path))
+
+
 def test_a_run_that_was_just_resumed_has_the_rate_from_before(config, tmp_path):
     """Two seconds a step; resumed at step 20, where a measurement was still to be made."""
     config.training.num_train_epochs = 10

@@ -200,7 +200,7 @@ class TrainingConfig(_Section):
     eval_steps: PositiveInt = 500
     """Steps between measurements of held-out text."""
     save_total_limit: PositiveInt = 3
-    """Checkpoints that are kept."""
+    """Checkpoints that are kept, two at least."""
     fp16: bool = False
     """Train in float16; needs a GPU."""
     bf16: bool = False

@@ -221,6 +221,8 @@ def _write_gguf_adapter(model: "PeftModel", script: Path, new: Path) -> str:
     from gguf import GGUFReader
     from peft.tuners.lora import LoraLayer
 
+    if not model.peft_config["default"].lora_alpha:
+        raise ConfigError("--strength 0: llama.cpp takes such an adapter for one of full strength")
     source = new.with_name(SOURCE)
     model.config.save_pretrained(source)
     model.save_pretrained(source, save_embedding_layers=False)

@@ -106,12 +106,13 @@ def spaces(text: str) -> Iterator[Edit]:
     ，, else a space. But two wide ones behind the end of a sentence become a newline: they are the
     indent of a paragraph whose line break was lost.
     """
-    # Those of headings that are told by their numbers' going on, which a line alone does not show.
-    in_heading = {place for span in heading_spans(text) for place in range(*span)}
+    strays = {x.start() for x in SPACES.finditer(text) if _is_stray(text, *x.span())}
+    if strays:  # a heading may be told by its numbers going on, which its line alone does not show
+        strays -= {place for span in heading_spans(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
         at_line_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
-        if at_line_end or (start not in in_heading and _is_stray(text, start, end)):
+        if at_line_end or start in strays:
             yield start, end, ""
         elif end - start > 1:
             # Chinese characters, 。 and ， have larger code points than ⺀, but ” … — smaller ones.

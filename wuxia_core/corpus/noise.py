@@ -63,7 +63,7 @@ SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 # A line with a score of ENOUGH or more is a notice: the share of its letters that are words of
 # notices, and POINT for each point, of up to two words that only notices use (proofs), of calls to
 # the reader, of what is around. The share must be LEAST; or LEAST_UNCALLED if stories have all its
-# proofs too, or it calls nobody and is no mere list. That of proofs must be DENSE.
+# proofs too, or nothing calls (a call, list, address, brackets). That of proofs must be DENSE.
 ENOUGH, LEAST, LEAST_UNCALLED, DENSE, POINT = 1, 0.3, 0.8, 0.1, 0.1
 ADDRESS_POINTS, EDGE_POINTS, BRACKET_POINTS = 5, 4, 4  # an address, a chapter's edge, brackets
 CALL_POINTS = {"call": 2, "plea": 2, "voice": 1, "certain": 2}  # by pattern: calls to the reader
@@ -303,8 +303,7 @@ def doubled(text: str) -> Iterator[Edit]:
     done = 0  # where the last edit ends
     for heading in HEADING.finditer(text):
         below = pattern("line").search(text, heading.end() + 1)
-        is_numbered = heading["count"] is not None and heading.start() >= done  # and not deleted
-        if not is_numbered or not below or below[0].endswith(SENTENCE_END):
+        if not below or heading["count"] is None or below[0].endswith(SENTENCE_END):
             continue
         title = text[heading.end("count") : heading.end()]
         # Letters and digits: of the heading, of the line below, of the title.
@@ -314,7 +313,7 @@ def doubled(text: str) -> Iterator[Edit]:
         is_heading = second == title or HEADING.match(below[0])
         if second.endswith(first) or (len(title) > 1 and is_heading and second.endswith(title)):
             yield heading.end(), (done := below.end()), ""
-        elif is_heading and not title and second.startswith(first):
+        elif heading.start() >= done and is_heading and not title and second.startswith(first):
             yield heading.start(), below.start(), ""
 
 

@@ -245,7 +245,7 @@ def held_out_bytes(config: Config, shape: Shape) -> float:
 
     Text is measured by its masked tokens, `training.per_device_eval_batch_size` windows at a time,
     and by all tokens, so many windows at a time or as many as `LOGITS` allows, but one at least.
-    The larger batch counts. The scorecard's batches are no larger.
+    The larger batch counts. The scorecard's have at most `LOGITS` logits, too.
     """
     length, batch = config.data.max_length, config.training.per_device_eval_batch_size
     full_windows = max(1, min(batch, LOGITS // (length * shape.vocab_size)))

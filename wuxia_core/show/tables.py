@@ -158,12 +158,12 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
     last started or resumed; if no further step was logged since, that before. Other sentences are
     for a finished run, without minutes, and for one that has not logged a step.
     """
+    # Until figures are logged, the table lacks columns.
     templates = messages("advice")
+    metrics = metrics.reindex(columns=["event", "step", "time", "epoch"])
     is_start = metrics["event"].isin(["started", "resumed"])
     starts = metrics[["step", "time"]].where(is_start).ffill()  # of each row, the start before it
-    # `reindex`: until figures are logged, the table has no column `epoch`.
-    is_logged = metrics.reindex(columns=["epoch"])["epoch"].notna()
-    trained = metrics[is_logged & (metrics["step"] > starts["step"])]
+    trained = metrics[metrics["epoch"].notna() & (metrics["step"] > starts["step"])]
     if trained.empty:
         return str(templates["not begun"])
     last, start = trained.iloc[-1], starts.loc[trained.index[-1]]
