@@ -192,7 +192,7 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
         if legend := ax.get_legend():  # beside the axes; the figure's stands below them
             legend.remove()
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
-            figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+            figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
         svg = NO_DRAWING.sub("", file.getvalue()).replace(show.INK.lower(), "currentColor")
     # What stands behind matplotlib's own <svg …>, which gives way to one without a fixed size.
