@@ -138,7 +138,7 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     return chapters[::-1]
 
 
-def heading_spans(text: str) -> list[tuple[int, int]]:
+def chapter_headings(text: str) -> list[tuple[int, int]]:
     """List `(start, end)` of the headings that open chapters, with their titles."""
     return [(line.start, line.end) for _, line in _find_chapters(text)]
 

@@ -15,7 +15,13 @@ from itertools import compress, cycle, pairwise
 from statistics import mode
 
 from wuxia_core.corpus import noise
-from wuxia_core.corpus.chapters import HEADING, asides, heading_spans, headings, table_of_contents
+from wuxia_core.corpus.chapters import (
+    HEADING,
+    asides,
+    chapter_headings,
+    headings,
+    table_of_contents,
+)
 from wuxia_core.corpus.encodings import GB18030_2022, garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
@@ -108,7 +114,7 @@ def spaces(text: str) -> Iterator[Edit]:
     """
     strays = {x.start() for x in SPACES.finditer(text) if _is_stray(text, *x.span())}
     if strays:  # a heading may be told by its numbers going on, which its line alone does not show
-        strays -= {place for span in heading_spans(text) for place in range(*span)}
+        strays -= {place for span in chapter_headings(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
         at_line_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"

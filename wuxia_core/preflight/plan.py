@@ -211,7 +211,7 @@ def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
     # or of a tied head are there twice; LOSS_LOGITS at a time have two more copies in float32.
     logits = target_fraction(config) * tokens * shape.vocab_size  # their number
     tied = shape.parameters - linear < 2 * shape.vocab_size * hidden  # too few weights for both
-    logit_size = 6 if precision == 2 else 8 if tied else 4  # bytes
+    logit_size = 6 if precision == 2 else 4 * (2 if tied else 1)  # bytes
     logit_bytes = logit_size * logits + 8 * min(logits, LOSS_LOGITS)
     # gradients: three of the MLP's width, and two of the hidden state in float32
     backward: float = tokens * (3 * precision * shape.layers["up_proj"][0] + 8 * hidden)
