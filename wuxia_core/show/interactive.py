@@ -203,9 +203,11 @@ class WritingDesk(widgets.VBox):
     def _make_controls(self, prompt: str, seed: int) -> None:
         """Make the controls, each as an attribute; the button `write` calls `_write`, and so on."""
         labels, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
-        width = {"width": "auto"}
-        self.prompt = widgets.Textarea(prompt, description=named("prompt"), layout=width)
-        self.strength = widgets.FloatSlider(1, max=STRONGEST, **step)
+        # A control that is sent while it changes may reach the kernel after a click on `write`.
+        whole = {"continuous_update": False}
+        self.prompt = widgets.Textarea(prompt, layout={"width": "auto"}, **whole)
+        self.prompt.description = named("prompt")
+        self.strength = widgets.FloatSlider(1, max=STRONGEST, **step, **whole)
         self.strength.description = named("strength")
         self.seed = widgets.BoundedIntText(seed, max=2**53 - 1, description=named("seed"))
         self.seed.layout = {"width": "12rem"}
