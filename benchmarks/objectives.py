@@ -173,7 +173,7 @@ def new_trainer(
 ) -> SpanTrainer:
     """Open a run's folder anew, and set up its training, which measures and saves nothing."""
     shutil.rmtree(place, ignore_errors=True)
-    run.open_folder(config, mixture, place)
+    run.write_setup(config, mixture, place)
     options = argparse.Namespace(folder=place, measure=True, start=None, allow_changed=False)
     args = arguments(config, options)
     args.report_to, args.logging_steps = [], EVERY

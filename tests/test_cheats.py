@@ -19,7 +19,7 @@ def judged(config, folder):
     config.training.warmup_steps = 0
     config.training.eval_steps = config.training.save_steps = 10_000
     config.training.output_dir = str(folder)
-    run.open_folder(config, mix(config), folder)
+    run.write_setup(config, mix(config), folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "-m", "wuxia_core.train", str(folder)]
     trained = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)

@@ -376,7 +376,7 @@ def test_closing_words_show_seven_rows_two_passages_and_what_is_next(scorecard):
 def test_without_held_out_text_there_are_reasons_and_the_gate_refuses(hurried, tmp_path):
     sets = ["data.val_ratio=0", f"data.processed_data_file={tmp_path / 'all'}"]
     config = load_config(hurried / "config.yaml", sets)
-    run.open_folder(config, mix(config), hurried)
+    run.write_setup(config, mix(config), hurried)
     scorecard = evaluate(hurried)
     rows = {(row["source"], row["name"]): row for row in scorecard["metrics"]}
     for name in ("bits_per_char", "masked_loss", "memorisation"):

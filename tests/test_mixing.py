@@ -26,7 +26,7 @@ from wuxia_core.mixing import (
     train_windows,
 )
 from wuxia_core.preflight.plan import estimated_text
-from wuxia_core.run import open_folder
+from wuxia_core.run import write_setup
 
 COMMON = (
     "的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多"
@@ -484,7 +484,7 @@ def test_the_end_of_each_general_file_is_held_out(library, config):
 
 def test_a_run_refuses_another_mixture_than_its_own(library, config, tmp_path):
     run = tmp_path / "run"
-    open_folder(config, mix(config), run)
+    write_setup(config, mix(config), run)
     place = config.data.processed_data_file
     assert open_run_mixture(run, place).tokens.size
     with pytest.raises(DataError, match="no run folder"):

@@ -86,7 +86,7 @@ def train(config, folder, processes, accumulation):
     """Run the training stage alone, as torchrun does."""
     config = config.model_copy(deep=True)
     config.training.gradient_accumulation_steps = accumulation
-    run.open_folder(config, mix(config), folder)
+    run.write_setup(config, mix(config), folder)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={processes}", "-m", "wuxia_core.train", str(folder)),

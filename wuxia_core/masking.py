@@ -133,20 +133,20 @@ class SpanMasker:
         return kinds[:, :-1]
 
     def _draw_row(self, row: Kinds, maskable: Bools, words: Tokens | None, rng: Generator) -> None:
-        """Draw one row's mask and write it into `row`, which is all KEPT before.
+        """Draw one row's mask, spans of words first; write it into `row`, which is all KEPT before.
 
-        `row` and `maskable` are (T + 1,), since `kinds` pads them by one unmaskable token: so every
-        run has a token behind it, and what `np.roll` carries round an end changes nothing. `words`,
-        (T,), are the tokens' words, or None if spans need not cover whole words.
+        `row` and `maskable`, (T + 1,), end with an unmaskable token: a run has one behind it, and
+        `np.roll` carries nothing round. `words`, (T,), is None unless spans cover whole words.
         """
         masked_count = int(np.count_nonzero(maskable) * self.mask_ratio + _dither(rng))
+        free = maskable  # without the tokens in and beside spans of words
         if words is not None:
             self._place_word_spans(row, maskable, words, masked_count, rng)
-            in_spans = row == SPAN  # singles must not touch these tokens
-            maskable = maskable & ~(in_spans | np.roll(in_spans, 1) | np.roll(in_spans, -1))
-        is_place = maskable | np.roll(maskable, 1)  # the tokens of each run and the one behind it
-        # of a run's places only the last is unmaskable: a size is the distance between two of these
-        sizes = np.diff(np.flatnonzero(~maskable[is_place]), prepend=-1)  # in places, (R,)
+            in_spans = row == SPAN
+            free = maskable & ~(in_spans | np.roll(in_spans, 1) | np.roll(in_spans, -1))
+        is_place = free | np.roll(free, 1)  # the tokens of each run and the one behind it
+        # of a run's places only the last is not free: a size is the distance between two of these
+        sizes = np.diff(np.flatnonzero(~free[is_place]), prepend=-1)  # in places, (R,)
         max_spans = sizes // (self.span_length[1] + 1)  # as many as fit if all are longest, (R,)
         lengths: Ints = np.empty(0, np.int64)  # of the spans that are not placed yet, in tokens
         if words is None:
@@ -434,9 +434,9 @@ class MaskCollator:
 
     def kinds(self, windows: Sequence[Window]) -> Kinds:
         """Draw the masks of windows of one epoch, padded: (B, T), as of `SpanMasker.kinds`."""
-        keys, epoch = [window.key for window in windows], windows[0].epoch
-        words = padded([window.word_ids for window in windows], 0).astype(np.int32)
-        word_ids = words if self.span_unit == "word" else None
+        keys, epoch, word_ids = [window.key for window in windows], windows[0].epoch, None
+        if self.span_unit == "word":
+            word_ids = padded([window.word_ids for window in windows], 0).astype(np.int32)
         return self.masker.kinds(self._maskable(windows), keys, epoch, word_ids)
 
     def _maskable(self, windows: Sequence[Window]) -> Bools:

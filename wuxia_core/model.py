@@ -37,7 +37,7 @@ CUDA_13_DRIVER = 580  # the first driver for CUDA 13, which torch from PyPI is b
 LOSS_LOGITS = 2**25  # logits of a training batch in float32 at a time, at most; 128 MiB
 LOGITS = 2**28  # logits of a batch of held-out text, at most; 1 GiB in float32
 NO_REMOTE_CODE = {"trust_remote_code": False}  # without it transformers asks the user
-TOKENIZER_FILES = ["*token*.json", "vocab.*", "merges.txt", "*.model"]  # patterns of names
+TOKENIZER_PATTERNS = ["*token*.json", "vocab.*", "merges.txt", "*.model"]  # patterns of names
 
 
 def best_device() -> str:
@@ -156,16 +156,17 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """List the tokenizer's files in the folder `name`; without one, download `name` from the hub.
+    """List the files of the tokenizer in the folder `name`.
 
-    Raises `MachineError` if they cannot be downloaded.
+    If there is no such folder, they are those of the hub's `name`, downloaded if need be; raises
+    `MachineError` if that fails.
     """
     folder = locate(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(fetch(name, partial(snapshot_download, allow_patterns=TOKENIZER_FILES)))
-    return [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+        folder = Path(fetch(name, partial(snapshot_download, allow_patterns=TOKENIZER_PATTERNS)))
+    return [path for pattern in TOKENIZER_PATTERNS for path in sorted(folder.glob(pattern))]
 
 
 def fetch(name: str, load: Callable[[str], Any]) -> Any:

@@ -45,11 +45,12 @@ def acquire(
     If `named`, the user chose the folder: it is `training.output_dir`. If not, it is that one or
     one numbered after it, `sample`, `sample-2` and so on: the first free one or, with `resume`, the
     last one whose run is not finished. A new folder that is still empty at the end is removed.
-    `rendezvous`, an address, is the same for the launchers on several machines that start one run.
+    Launchers on several machines that start one run pass the same address as `rendezvous`: they
+    share the folder.
 
-    Raises `ConfigError` if there is a run in the folder and `resume` is False, if there is none and
-    it is True, or if the folder holds other things; `MachineError` if another run is at work there,
-    or it cannot be written.
+    Raises `ConfigError` if a run in the folder has begun to train and `resume` is False, if no run
+    was prepared there and it is True, or if the folder holds other things; `MachineError` if
+    another run is at work there, or it cannot be written.
     """
     base = expand(config.training.output_dir)
     choose = _newest_unfinished if resume else _first_free
@@ -65,8 +66,8 @@ def acquire(
         with locked(folder, rendezvous):
             yield folder
     finally:
-        with suppress(OSError):  # a folder that is not empty stays: the run wrote something
-            if is_new:
+        if is_new:
+            with suppress(OSError):  # a folder that is not empty stays: the run wrote something
                 folder.rmdir()
 
 
@@ -113,8 +114,8 @@ def _newest_unfinished(folder: Path) -> Path:
     return unfinished[-1] if unfinished else folder
 
 
-def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
-    """Make the run folder, and write into it the whole config and the mixture's manifest.
+def write_setup(config: Config, mixture: Mixture, folder: Path) -> None:
+    """Write the whole config and the mixture's manifest into the run folder; make it if missing.
 
     Raises `MachineError` if they cannot be written.
     """
@@ -124,7 +125,7 @@ def open_folder(config: Config, mixture: Mixture, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
             shutil.copyfile(mixture.folder / "manifest.json", Path(staging, RUN_MIXTURE))
             config.save(Path(staging, CONFIG))
-            for name in (RUN_MIXTURE, CONFIG):
+            for name in (RUN_MIXTURE, CONFIG):  # a CONFIG alone would be refused as no run's
                 Path(staging, name).replace(folder / name)
 
 

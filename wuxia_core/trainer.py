@@ -248,7 +248,7 @@ class SpanTrainer(Trainer):
     """
 
     facts: dict[str, Any]  # `train.dependencies`, which go into each checkpoint's manifest
-    _last_log: tuple[float, int] | None = None  # seconds, tokens seen: at a loss or measurement
+    _rate_start: tuple[float, int] | None = None  # seconds, tokens seen: at a loss or measurement
 
     def write_row(self, row: dict[str, Any]) -> None:
         """Add figures or an `event`, with step and time, to `metrics.jsonl`, on the first rank."""
@@ -331,19 +331,19 @@ class SpanTrainer(Trainer):
         return batches, target_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log figures; with a loss this process's peak of memory, and all ranks' tokens a second.
+        """Log figures, in metrics.jsonl too; to a loss add this process's peak memory, and speed.
 
-        They are written to metrics.jsonl too. The tokens count since `_last_log`, if it is set.
+        Speed is all ranks' tokens a second since the last loss or measurement, if there was one.
         """
         now, tokens = time.monotonic(), self.state.num_input_tokens_seen
         if "loss" in logs:
-            if self._last_log:
-                time_before, tokens_before = self._last_log
+            if self._rate_start:
+                time_before, tokens_before = self._rate_start
                 logs["tokens_per_second"] = (tokens - tokens_before) / (now - time_before)
             logs["memory_gib"] = peak_memory() / 2**30
-            self._last_log = now, tokens
+            self._rate_start = now, tokens
         super().log(logs, start_time)
-        self.write_row(logs)
+        self.write_row(logs)  # to which `super` has added the epoch
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure and log each source's held-out windows; return the metrics, {} at a signal.
@@ -370,7 +370,7 @@ class SpanTrainer(Trainer):
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         # So that the next throughput is that of steps alone.
-        self._last_log = time.monotonic(), self.state.num_input_tokens_seen
+        self._rate_start = time.monotonic(), self.state.num_input_tokens_seen
         return metrics
 
     @torch.no_grad()

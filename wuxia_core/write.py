@@ -117,18 +117,22 @@ def continue_prompts(
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> list[int]:
     """Turn a prompt into token ids, for the model to continue.
 
-    They are the token that starts a document and those of the prompt; with `chat`, the tokenizer's
-    chat template with the prompt as the user's turn, without thinking. Special tokens in the prompt
-    are read as plain text. Raises `ConfigError` if `chat` is set and the tokenizer has no template.
+    They are the token that starts a document and those of the prompt; with `chat` those of the
+    tokenizer's chat template, filled in with the prompt as the user's turn, without thinking.
+    Special tokens in the prompt are read as plain text. Raises `ConfigError` if `chat` is set and
+    the tokenizer has no template.
     """
     if not chat:
         ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
         return [document_start_id(tokenizer), *ids]
     if not tokenizer.chat_template:
         raise ConfigError("--chat: the base is no chat model, it has no template; leave --chat out")
-    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": False}
-    # Special tokens in the prompt become plain text; those of the template stay.
-    options["sanitize_control_tokens"] = True
+    options = {
+        "add_generation_prompt": True,
+        "enable_thinking": False,
+        "return_dict": False,
+        "sanitize_control_tokens": True,  # only special tokens in the prompt become plain text
+    }
     return list(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **options))
 
 

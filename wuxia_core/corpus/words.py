@@ -143,11 +143,12 @@ def _character_class(character: str) -> int:
 def dialogue(text: str) -> npt.NDArray[np.bool_]:
     """Flag those of a text's C characters that stand between quotation marks: (C,).
 
-    The marks themselves do not. A quotation that is not closed ends with its line.
+    Its own marks do not, those of a quotation inside it do. One that is not closed ends with its
+    line.
     """
     inside = np.zeros(len(text), np.bool_)
     for match in QUOTATION.finditer(text):
-        start, end = match.span(match.lastindex or 0)  # of the only group that matched
+        start, end = match.span(match.lastindex or 0)  # one group always matched, so never 0
         inside[start:end] = True
     return inside
 

@@ -142,16 +142,16 @@ def score_extraction(context: EvalContext) -> Row:
 
 
 def stretches(context: EvalContext, split: str) -> list[Stretch]:
-    """Draw 50 stretches of 100 tokens from 武侠 of a split, or as many as there are.
+    """Draw 50 stretches of 100 tokens from the novels of a split, or as many as there are.
 
-    The seed draws documents, and where in its document each stretch stands; no two overlap. Every
-    document of 100 tokens or more gives one stretch before any document gives a second.
+    Documents are divided into stretches from their start; a shorter rest is left out. The seed
+    chooses among them, but takes a second one of no document while another has given none.
     """
     documents, rng = context.documents("wuxia", split), np.random.default_rng(context.seed)
     texts, tokenizer = context.mixture.texts(documents), context.tokenizer
     encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
     encoded = encode(texts).input_ids if texts else []
-    # Sorted by turn, then at random. Slots are the stretches that a document divides into.
+    # The return sorts by turn, then at random. A slot is the number of a stretch in its document.
     drawn = [
         (turn, rng.random(), number, ids[slot * STRETCH : (slot + 1) * STRETCH])
         for number, ids in zip(documents, encoded, strict=True)

@@ -1,6 +1,6 @@
 """From files to the mixture folder, stage by stage; texts are read a block at a time.
 
-The stages stand below in the order in which `_read_texts` and `_build` call them. They share
+The stages stand below in the order in which `_prepare_texts` and `_build` call them. They share
 `texts`, which holds the documents' texts on disk, and `outline`, a table with a row for each
 document but without its text: reading fills in `source`, `book`, `chapter`, `characters` and
 `weight`; splitting fills in `split`. A document's number, from 0 on, is its index in both.
@@ -32,7 +32,7 @@ from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
 logger = logging.getLogger(__name__)
 
 ROW_GROUP = 16_000_000  # characters of documents.parquet that are written at a time, about
-# Keys of the section `data` that texts, as `_read_texts` leaves them, do not depend on.
+# Keys of the section `data` that texts, as `_prepare_texts` leaves them, do not depend on.
 WINDOW_SETTINGS = {"general_ratio", "max_general_epochs", "max_length", "min_length", "stride"}
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples, at most
 
@@ -59,8 +59,8 @@ def mix(config: Config) -> Mixture:
         with store.locked(folder):
             # another launcher may have built it while this one waited for the lock
             if not store.is_built(folder, manifest):
-                with store.replaceable(folder):
-                    texts_folder = _read_texts(config, files, manifest, folder)
+                with store.replacing(folder):
+                    texts_folder = _prepare_texts(config, files, manifest, folder)
                     with store.staged(folder) as staging:
                         _build(config, manifest, texts_folder, staging)
                     shutil.rmtree(texts_folder)
@@ -79,14 +79,15 @@ def warn_without_general(config: Config) -> None:
 
 
 def current_mixture(config: Config) -> Mixture | None:
-    """Open the mixture of `config`; None if it does not exist, or its inputs or settings changed.
+    """Open the mixture of `config`; None if it is missing, incomplete, or its inputs have changed.
 
     Raises as `manifest_of`, but nothing if there is no folder.
     """
     folder = store.mixture_folder(config.data.processed_data_file)
-    if not folder.exists():
-        return None  # before `manifest_of`, which may have to download the tokenizer
-    return store.open_mixture(folder) if store.is_built(folder, manifest_of(config)) else None
+    # Not without a folder: `manifest_of` may have to download the tokenizer.
+    if folder.exists() and store.is_built(folder, manifest_of(config)):
+        return store.open_mixture(folder)
+    return None
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
@@ -180,17 +181,16 @@ def _refuse_other_folder(folder: Path) -> None:
         logger.info("%s: the texts or settings have changed, so it is built anew", folder)
 
 
-def _read_texts(
+def _prepare_texts(
     config: Config, files: list[corpus.File], manifest: dict[str, Any], folder: Path
 ) -> Path:
-    """Read, clean, deduplicate and split all texts into a folder beside `folder`; return it.
+    """Write all texts, clean, without repeats, and split, into a folder beside `folder`; return it.
 
     `mix` deletes the returned folder once the mixture is built. If the build fails, the next one
-    takes the texts from there instead of reading them again, unless they depend on what changed
-    meanwhile.
+    takes the texts from there, unless a file or a setting on which they depend has changed.
     """
     texts_folder = folder.with_name(f".{folder.name}-texts")
-    # what the texts depend on
+    # the manifest without what only the windows depend on
     data = {key: value for key, value in manifest["data"].items() if key not in WINDOW_SETTINGS}
     texts_manifest = {**manifest, "data": data, "tokenizer": None, "lexicon": None}
     if store.read_manifest(texts_folder) == texts_manifest:
@@ -217,7 +217,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging: Path) -> None:
     """Write the mixture that `manifest` describes into the folder `staging`.
 
-    `texts_folder` is that of `_read_texts`.
+    `texts_folder` is that of `_prepare_texts`.
     """
     outline = pd.read_parquet(texts_folder / store.DOCUMENTS)
     with (texts_folder / store.TEXTS).open("rb") as file:

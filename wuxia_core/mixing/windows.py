@@ -88,12 +88,13 @@ def write_chunks(
 
 
 def write_headers(tokens: BinaryIO, word_starts: BinaryIO) -> None:
-    """Write the headers, of `HEADER` bytes, of two open .npy files, with their number of tokens.
+    """Write an .npy header of `HEADER` bytes, with the number of tokens, at the start of two files.
 
     It is called twice: on the empty files, to reserve the headers' bytes (the number is then 0),
-    and after the data, to overwrite the headers with the final number.
+    and after the data, to overwrite the headers with the final number. Both files then stand behind
+    their headers.
     """
-    token_count = max(0, word_starts.tell() - HEADER)  # a word start is one byte
+    token_count = max(0, word_starts.tell() - HEADER)  # 0 if empty; a word start is one byte
     for file, dtype in ((tokens, "<i4"), (word_starts, "|b1")):  # int32 and bool
         file.seek(0)
         header = {"descr": dtype, "fortran_order": False, "shape": (token_count,)}
@@ -235,12 +236,12 @@ def _best_fit(lengths: Ints, size: int) -> Ints:
     with the least room that still holds it, or else into a new one: `[5, 9, 4]` in windows of 10
     gives `[0, 1, 0]`.
     """
-    openers = np.arange(len(lengths))
+    openers = np.empty_like(lengths)
     windows: list[tuple[int, int]] = []  # (tokens of room, opener) of each window, sorted
     for chunk in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[chunk])
         place = bisect.bisect_left(windows, (length, -1))  # of the first with as much room
-        if place == len(windows):
+        if place == len(windows):  # none: the chunk opens one
             windows.append((size, chunk))
         room, openers[chunk] = windows.pop(place)
         bisect.insort(windows, (room - length, int(openers[chunk])))

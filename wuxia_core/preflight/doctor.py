@@ -40,15 +40,11 @@ class Skipped(Exception):
 
 
 def check_all_reduce(_: Config) -> str:
-    """Check that `all_reduce` gives every rank the exact sum over the ranks.
-
-    Like all checks, it is called on every rank, with the config also if it needs none. It returns
-    in words what it found, or raises `RuntimeError` with the fault, or `Skipped`.
-    """
+    """Check that `all_reduce` gives every rank the exact sum over the ranks."""
     values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
     dist.all_reduce(values)
     size = dist.get_world_size()
-    if not bool((values == size * (size + 1) / 2).all()):  # 1 + 2 + … + size
+    if (values != size * (size + 1) / 2).any():  # 1 + 2 + … + size
         raise RuntimeError("the sum is wrong")
     return f"{NUMBERS:,} sums over {size} ranks are exact, by {dist.get_backend()}"
 
@@ -64,7 +60,7 @@ def check_copies(_: Config) -> str:
     if dist.get_rank() > 0:
         return "rank 0 looks"
     disabled = os.environ.get("NCCL_P2P_DISABLE", "0") != "0"
-    code = "from wuxia_core.preflight import doctor; doctor.copy_between_cards()"
+    code = "from wuxia_core.preflight import doctor; doctor.try_copies()"
     try:
         subprocess.run([sys.executable, "-c", code], check=True, timeout=PROBE_SECONDS)
     except subprocess.SubprocessError as error:
@@ -75,15 +71,16 @@ def check_copies(_: Config) -> str:
     return "right; NCCL_P2P_DISABLE=0 lifts the precaution" if disabled else "right"
 
 
-def copy_between_cards() -> None:
-    """Copy random numbers from each GPU to each other one.
+def try_copies() -> None:
+    """Copy random numbers from each GPU to each other one, and compare them through the CPU.
 
-    At the first copy that differs, end this process with status 1 and a message that names the two.
+    For a process of its own (see `check_copies`): at the first wrong copy it exits with status 1
+    and a message that names the two GPUs.
     """
     for source, target in itertools.permutations(range(torch.cuda.device_count()), 2):
         numbers = torch.rand(NUMBERS, device=f"cuda:{source}")
         if not torch.equal(numbers.cpu(), numbers.to(f"cuda:{target}").cpu()):
-            sys.exit(f"wrong from card {source} to card {target}")
+            sys.exit(f"wrong from GPU {source} to GPU {target}")
 
 
 def check_shared_memory(_: Config) -> str:
@@ -169,14 +166,14 @@ def tiny_model(b_std: float = 0.0) -> Any:
     return model.to(device())
 
 
-def random_batch(rank: int) -> torch.Tensor:
-    """Draw random token ids, (2, T), with `rank` as the seed.
+def random_batch(number: int) -> torch.Tensor:
+    """Draw the token ids of batch `number` for the tiny model, (2, T): the same on every rank.
 
-    T is 32 for rank 0, 36 for rank 1, … 60 for rank 7, and 32 again for rank 8.
+    T differs, as in a run: 32 for batch 0, 36 for 1, … 60 for 7, and 32 again for 8.
     """
-    random = torch.Generator().manual_seed(rank)
-    ids = torch.randint(2, 1000, (2, 32 + 4 * (rank % 8)), generator=random)
-    ids[:, 0] = 1  # the mask token, whose row is trained
+    random = torch.Generator().manual_seed(number)
+    ids = torch.randint(2, 1000, (2, 32 + 4 * (number % 8)), generator=random)
+    ids[:, 0] = 1  # the mask token of `tiny_model`, whose trained row so gets a gradient
     return ids.to(device())
 
 
@@ -198,6 +195,8 @@ def device() -> torch.device:
 
 # The remedy if ranks or GPUs do not reach each other.
 LINK = "set NCCL_P2P_DISABLE=1 and try again; NCCL_DEBUG=INFO says more; --nproc 1 needs no other"
+# A check is called on every rank with the config, even if it ignores it. It returns in words what
+# it found, or raises `Skipped`, or an error with the fault.
 CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remedy if it fails
     "all_reduce": (check_all_reduce, LINK),
     "copies between cards": (check_copies, "set NCCL_P2P_DISABLE=1; dmesg may name an Xid"),
@@ -218,7 +217,7 @@ def run_check(name: str, config: Config) -> tuple[str, str]:
         return OK, check(config)
     except Skipped as reason:
         return SKIPPED, str(reason)
-    except (RuntimeError, OSError, ValueError, MachineError) as error:
+    except (RuntimeError, OSError, ValueError, MachineError) as error:  # torch's and files', too
         fault = (str(error) or type(error).__name__).splitlines()[0]
         return FAILED, f"rank {dist.get_rank()}: {fault} → {remedy}"
 

@@ -13,7 +13,7 @@ from wuxia_core.errors import ConfigError, MachineError
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, current_mixture, mix, run_steps, train_windows
 from wuxia_core.preflight import plan
-from wuxia_core.run import open_folder, step_of
+from wuxia_core.run import step_of, write_setup
 from wuxia_core.torchrun import Processes
 
 
@@ -49,7 +49,7 @@ def prepare_run(
         if not device.on_card and not plan.fits(config, shape, device):
             raise MachineError(f"this machine has not the memory for it; {model.LESS_MEMORY}")
         check_disk(folder, plan.checkpoint_bytes(config, shape))
-    open_folder(config, mixture, folder)
+    write_setup(config, mixture, folder)
     print(messages("training")["into"].format(folder=folder, step=step_of(start) if start else 0))
 
 

@@ -77,14 +77,14 @@ class MaskExplorer(widgets.VBox):
         self._update()
 
     def _make_controls(self) -> list[Any]:
-        """Make the controls, labelled in the reader's language; set each as an attribute, list all.
+        """Make the controls, labelled in the reader's language; keep each as an attribute.
 
-        They start from the values of the masker.
+        Returns all of them. The ratios and the span length start from the masker's.
         """
         masker, longest = self._masker, max(12, *self._masker.span_length)
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}  # a slider of shares
         units = [(named(unit), unit) for unit in ("token", "word")]  # what is shown, and its value
-        self.passage = widgets.IntSlider(1, 1, len(self._passages))
+        self.passage = widgets.IntSlider(value=1, min=1, max=len(self._passages))
         self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, **share)
         self.span_ratio = widgets.FloatSlider(masker.span_ratio, **share)
         self.span_length = widgets.IntRangeSlider(value=masker.span_length, min=1, max=longest)

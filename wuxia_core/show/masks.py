@@ -50,11 +50,11 @@ class Segment(NamedTuple):
         return self.plain.format(visible(self.text))
 
 
-def _segments(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
+def _cut_by_look(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
     """Cut a text into segments, wherever its look changes.
 
-    `marks` are (start, end, look): a `Segment` without text is the look of `text[start:end]`. If
-    marks overlap, the last counts; a character without a mark is shown as it is.
+    `marks` are (start, end, look). A look is a `Segment` whose text is empty; here it is filled in.
+    If marks overlap, the last counts; a character without a mark is shown as it is.
     """
     looks = [Segment("")] * len(text)  # one a character
     for start, end, look in marks:
@@ -193,7 +193,7 @@ def mark_tokens(
             plain = BRACKETS[kind].format("{}" + SIGNS[actions[token]])  # such as 【{}≠】
             look = Segment("", plain, _action_style(kind, actions[token]), tip)
             marks.append((*offsets[token], look))
-    return MaskView(_segments(text, marks), kinds, actions)
+    return MaskView(_cut_by_look(text, marks), kinds, actions)
 
 
 class XRayView(NamedTuple):
