@@ -248,6 +248,19 @@ def test_chapters_that_are_no_story_are_left_out(name):
         assert apply(asides, text) == text
 
 
+@pytest.mark.parametrize("form", table("第三回 断刀|【3】|3、断刀|Chapter 3|003 断刀"))
+def test_the_form_of_headings_may_change_in_a_long_book(form):
+    names = [f"第{n}章 {TITLES[n]}" for n in range(1, 12)] + [fill(form, n) for n in range(1, 13)]
+    assert found(book(names, 120)) == ["", *names][-len(names) :]
+
+
+def test_blanks_in_headings_and_numbers_of_two_chapters():
+    names = table(
+        "楔　子|第一章 甲|第 二 章 乙|第三-四章 丙|第五、六章|第七章|第8—9章 丁|尾 声|后　记"
+    )
+    assert found(book(names)) == names
+
+
 def test_a_table_of_contents_comes_again():
     names = [f"第{HAN[n]}章 {TITLES[n]}" for n in range(1, 9)]
     text = book(names)

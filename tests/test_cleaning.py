@@ -28,6 +28,15 @@ SONG = "\n".join(
     f"第{n}章 甲\n{STORY * 40}" + "\n大风起兮\n云飞扬" * 3 * (n == "一") for n in "一二三四"
 )
 TITLES = "\n".join(f"{n} 雨夜{n}声？\n{STORY * 9}" for n in "一二三四五六七八")
+TELLERS = "\n".join(f"第{n}章\n{['沈砚之', '林照夜'][n % 2]}\n{STORY * 30}" for n in range(12))
+ASIDE_ABOVE_STORY = f"第一章 甲\n{STORY}\n第二章 乙\n上架感言\n明天上架。\n{STORY * 30}"
+NUMBERS = "\n".join(
+    f"{n:03d} 断刀\n{'酒水溅得满桌都是，' * (n % 5 + 9)}{STORY}" for n in range(1, 31)
+)
+GUTENBERG = (
+    "Title: x\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by Y\n" + STORY
+    + "\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nfoot\n"
+)  # fmt: skip
 REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text, which has no headings
 
 
@@ -88,6 +97,11 @@ REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text
         ("footnotes", f"{STORY}〔1〕\n注释\n　　〔1〕开封。\n{STORY}", f"{STORY}\n{STORY}"),
         ("repeats", REFRAIN, REFRAIN),
         ("repeats", SONG, SONG),
+        ("repeats", TELLERS, TELLERS),
+        ("asides", ASIDE_ABOVE_STORY, ASIDE_ABOVE_STORY),
+        ("authors_notes", NUMBERS.replace("。\n", "。\n今晚三更，求月票！\n"), NUMBERS),
+        ("hard_wrap", hard_wrapped(NUMBERS, 32), NUMBERS),
+        ("licence", GUTENBERG + GUTENBERG, STORY + "\n" + STORY + "\n"),
         ("authors_notes", f"第一章 甲\n双手奉上。\n今晚三更，城南破庙。\n众人拜谢。\n{STORY}",
          f"第一章 甲\n双手奉上。\n今晚三更，城南破庙。\n众人拜谢。\n{STORY}"),
         ("authors_notes", f"第一章 甲\n{STORY}\n今晚三更，求月票！", f"第一章 甲\n{STORY}\n"),

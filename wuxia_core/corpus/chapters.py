@@ -6,6 +6,7 @@ list inside the story do not reach through the book, and a sentence that begins 
 repeats the number of one.
 """
 
+import functools
 import math
 import re
 import tomllib
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from operator import attrgetter
 from pathlib import Path
 
 from wuxia_core.errors import DataError
@@ -27,6 +29,7 @@ SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs w
 LOOK_BACK = 40  # candidates: among so many above a line its neighbour in a series is sought
 NO_HEADINGS = "no headings found"  # begins a note on a book
 LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
+PER_WORD = 200  # characters of an aside for each of its words of authors
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -48,6 +51,7 @@ HEADING, UNNUMBERED, NUMBERED, PREFIX = map(_pattern, ("heading", "named", "line
 # below it. And a heading inside a line.
 OPENING, CALLS, DASHES, INLINE = map(_pattern, ("opening", "tail", "ruled", "inline"))
 ASIDE, AUTHORS = _pattern("aside"), _pattern("authors")  # 完本感言; what only authors write of
+TO = _pattern("to")  # between the numbers of two chapters: 第10-11章
 # Numerals that `unicodedata.numeric` does not know: 两, and dashes that were typed for 一.
 NUMERALS = str.maketrans("两—－", "二一一")
 
@@ -116,7 +120,8 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     above it.
     """
     lines = list(_find_candidates(text))
-    chosen = set(_choose_series(lines, text) or [line for line in lines if line.trusted])
+    series = _choose_series(lines, text, 0, len(text))
+    chosen = set(series or [line for line in lines if line.trusted])
     # Behind the line above, which makes the lines of a table of contents untrusted.
     numbered = [line for line in lines if line.trusted or line in chosen]
     others = [_Candidate(*x.span(), trusted=not x["volume"]) for x in UNNUMBERED.finditer(text)]
@@ -138,9 +143,14 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     return chapters[::-1]
 
 
-def chapter_headings(text: str) -> list[tuple[int, int]]:
-    """List `(start, end)` of the headings that open chapters, with their titles."""
-    return [(line.start, line.end) for _, line in _find_chapters(text)]
+@functools.lru_cache(maxsize=1)
+def heading_spans(text: str) -> list[tuple[int, int]]:
+    """List `(start, end)` of the headings that open chapters, and of all lines that look like one.
+
+    Those of the last text are kept.
+    """
+    ends = {line.start: line.end for _, line in _find_chapters(text)}
+    return sorted((ends | dict(match.span() for match in HEADING.finditer(text))).items())
 
 
 def _find_candidates(text: str) -> Iterator[_Candidate]:
@@ -164,6 +174,7 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
         if is_number_in_prose or (is_glued and (is_sentence or not may_be_glued)):
             continue
         numeral = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
+        numeral = TO.split(numeral)[0]  # 第10-11章 is 10
         gap = (match["gap"] or "").strip()  # 、 in 三、断刀
         form = (match["sign"][:1], numeral.isdecimal(), is_glued or gap[:1])
         other_rank = 1 if unit in PARTS or (word and word.isascii()) else 2
@@ -192,26 +203,44 @@ def _title_length(rest: str) -> int:
     return single.end() if single else len(rest)
 
 
-def _choose_series(lines: list[_Candidate], text: str) -> list[_Candidate]:
-    """Choose the headings of chapters: the series of one family whose numbers go on best.
+def _choose_series(lines: list[_Candidate], text: str, start: int, end: int) -> list[_Candidate]:
+    """Choose the headings of chapters between two places of the text; `[]` if there are none.
+
+    They are the best series, and where that leaves a chapter of over 30,000 characters also the
+    series inside it: there the headings change their form (第41回 behind 第40章), or a new book
+    begins.
+    """
+    series = _best_series([line for line in lines if start <= line.start < end], text, end - start)
+    edges = [start - 1, *(line.start for line in series), end] if series else []
+    for above, below in pairwise(edges):
+        if below - above > LONGEST_CHAPTER:
+            series = series + _choose_series(lines, text, above + 1, below)
+    return series
+
+
+def _best_series(lines: list[_Candidate], text: str, length: int) -> list[_Candidate]:
+    """Choose the series of one family whose numbers go on best, in `length` characters.
 
     A series has three lines or more. At least half of its numbers differ from the one before by 1
-    or less, and it reaches through half of the text or begins with a trusted line. The first choice
-    is one that reaches, with chapters of 30,000 characters or less in the mean; then one of a lower
-    rank, which counts chapters, not their sections; then the longest; then the first. `[]` if there
-    is none. The lines of tables of contents lose `trusted`, see `_drop_empty`.
+    or less, and it reaches through half of the length or begins with a trusted line. The first
+    choice is one that reaches, with chapters of 30,000 characters or less in the mean; then one of
+    a lower rank, which counts chapters, not their sections; then the longest; then the first. `[]`
+    if there is none. The lines of tables of contents lose `trusted`, see `_drop_empty`.
     """
     # (whether it is poor, its rank, its length with a minus, a series); the least is chosen.
     best: tuple[bool, int | str, int, list[_Candidate]] = (True, 3, 0, [])
-    sizes = Counter(line.family for line in lines)
-    for family in [family for family, size in sizes.items() if size >= FEWEST_CHAPTERS]:
-        members = [x for x in lines if x.family == family or x.trusted]  # also 第五回 behind 第四章
+    families: dict[tuple[int | str | bool, ...], list[_Candidate]] = {}
+    for line in lines:
+        families.setdefault(line.family, []).append(line)
+    trusted = [line for line in lines if line.trusted]  # also 第五回 behind 第四章
+    for family in [family for family, x in families.items() if len(x) >= FEWEST_CHAPTERS]:
+        members = sorted({*families[family], *trusted}, key=attrgetter("start"))
         series = _best_chain(_drop_empty(members, text), family)
         steps = [abs(second.number - first.number) for first, second in pairwise(series)]
         if len(series) < FEWEST_CHAPTERS or sum(step <= 1 for step in steps) * 2 < len(steps):
             continue
         mean_length = (series[-1].start - series[0].start) / len(steps)  # of a chapter
-        reaches = mean_length * len(series) * 2 >= len(text)
+        reaches = mean_length * len(series) * 2 >= length
         if reaches or series[0].trusted:
             is_poor = not reaches or mean_length > LONGEST_CHAPTER
             best = min(best, (is_poor, family[0], -len(series), series), key=lambda x: x[:3])
@@ -332,20 +361,21 @@ def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
 def table_of_contents(text: str) -> Iterator[Edit]:
     """Delete tables of contents: five headings or more with nothing between, that occur again.
 
-    A heading occurs again if its line does, or if a line is its number alone (第三章). In a table
-    that begins with the text's first heading one such heading is enough, elsewhere half must be.
-    The table's last heading stays if it does not come again below: it opens the first chapter.
+    A heading occurs again if its line does, or if a line is its number alone (第三章). Of a table
+    that begins with the text's first heading one must occur again, elsewhere half of the headings.
+    The last one stays unless its line stands again below: it is no entry but opens a chapter.
     """
     matches = list(HEADING.finditer(text))
-    counts = Counter(match.group().strip() for match in matches)
+    lines = Counter(match.group().strip() for match in matches)
     run: list[re.Match[str]] = []  # headings with nothing between them
     for match, next_match in zip_longest(matches, matches[1:]):
         run.append(match)
         if next_match is None or text[match.end() : next_match.start()].strip():
-            names = ({x.group().strip(), x["count"]} for x in run)  # the line, and its number
-            recurring = [pair for pair in names if sum(counts[name] for name in pair) > 1]
-            is_first = recurring and run[0] is matches[0]
-            if len(run) >= 5 and (is_first or len(recurring) * 2 >= len(run)):
+            # A heading's line and its number, which may be the same.
+            forms = ({x.group().strip(), x["count"]} for x in run)
+            recurring = [pair for pair in forms if sum(lines[form] for form in pair) > 1]
+            least = 1 if run[0] is matches[0] else len(run) / 2
+            if len(run) >= 5 and len(recurring) >= least:
                 stays = text.find(match.group().strip(), match.end()) < 0
                 yield run[0].start(), match.start() if stays else match.end(), ""
             run = []
@@ -373,18 +403,17 @@ def headings(text: str) -> Iterator[Edit]:
 def asides(text: str) -> Iterator[Edit]:
     """Delete chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍, with their text.
 
-    One of more than 100 characters is deleted only if it has words of authors and is of at most
-    3,000; one with “ or 「 stays.
+    One of more than 100 characters is deleted only if it has a word of authors for every 200, and
+    at most 3,000; one with “ or another mark of speech stays.
     """
     if ASIDE.search(text):
-        starts = {line.start for _, line in _find_chapters(text)} | {len(text)}
-        starts |= {match.start() for match in HEADING.finditer(text)}
-        for start, end in pairwise(sorted(starts)):
-            heading = text[start:end].strip().partition("\n")[0]
+        for (start, title_end), (end, _) in pairwise([*heading_spans(text), (len(text), 0)]):
+            heading = text[start:title_end].strip()
             is_short = len(heading) < LONGEST_TITLE
             is_aside = is_short and re.search(rf"(?<!\w){ASIDE.pattern}(?!\w)", heading)
-            longest = PART_LENGTH if AUTHORS.search(text, start, end) else SHORT_PART
-            if is_aside and end - start <= longest and not re.search("[“「]", text[start:end]):
+            words = len(AUTHORS.findall(text, title_end, end))
+            longest = max(SHORT_PART, min(PART_LENGTH, words * PER_WORD))
+            if is_aside and end - start <= longest and not re.search('[“「『"]', text[start:end]):
                 yield start, end, ""
 
 

@@ -15,13 +15,7 @@ from itertools import compress, cycle, pairwise
 from statistics import mode
 
 from wuxia_core.corpus import noise
-from wuxia_core.corpus.chapters import (
-    HEADING,
-    asides,
-    chapter_headings,
-    headings,
-    table_of_contents,
-)
+from wuxia_core.corpus.chapters import HEADING, asides, heading_spans, headings, table_of_contents
 from wuxia_core.corpus.encodings import GB18030_2022, garbled, mojibake
 from wuxia_core.corpus.noise import BLANK, SENTENCE_END, pattern
 from wuxia_core.text import CJK, CJK_TEXT, Edit, lines_with, replace
@@ -114,7 +108,7 @@ def spaces(text: str) -> Iterator[Edit]:
     """
     strays = {x.start() for x in SPACES.finditer(text) if _is_stray(text, *x.span())}
     if strays:  # a heading may be told by its numbers going on, which its line alone does not show
-        strays -= {place for span in chapter_headings(text) for place in range(*span)}
+        strays -= {place for span in heading_spans(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
         at_line_end = start == 0 or end == len(text) or text[start - 1] == "\n" or text[end] == "\n"
@@ -266,12 +260,12 @@ def hard_wrap(text: str) -> Iterator[Edit]:
     has_wide_gaps = sum(gap > usual_gap for gap in gaps) > len(lines) / 20  # else they are rare
     least_at_end = full if has_wide_gaps else mode(compress(widths, cut)) - 1  # columns
     least_inside = full * FAR_SHORTER if has_wide_gaps else full
+    heading_starts = {start for start, _ in heading_spans(text)}
     for n, (line, next_line) in enumerate(pairwise(lines)):
         least = least_at_end if ends_sentence[n] else least_inside
         fits = least <= widths[n] < full + 2 * SLACK and gaps[n] <= usual_gap
-        is_beside_cut = any(cut[max(0, n - 1) : n + 2])  # the line itself, or a neighbour, is cut
-        is_heading = HEADING.match(line[0]) or HEADING.match(next_line[0])
-        if fits and (has_wide_gaps or is_beside_cut) and not is_heading:
+        may_join = has_wide_gaps or any(cut[max(0, n - 1) : n + 2])  # it or a neighbour is cut
+        if fits and may_join and heading_starts.isdisjoint((line.start(), next_line.start())):
             end = line.end() + gaps[n]
             yield line.end(), end, " " if ENGLISH.match(text[line.end() - 1] + text[end]) else ""
 

@@ -10,12 +10,12 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
 
-from wuxia_core.corpus.chapters import HEADING
+from wuxia_core.corpus.chapters import HEADING, heading_spans
 from wuxia_core.text import HAN, Edit, codes, join_pattern, lines_with, replace
 
 BLANK = " \t　"  # stands inside the brackets of a pattern
@@ -75,6 +75,7 @@ LONGEST_WORD = 4  # characters: so many on each side of a sign are cut into word
 LONGEST_PREFIX = 20  # characters at most that a repeated heading has more than the heading
 # Times that a line, or a site's name, recurs; characters of the line; and from a chapter's edge.
 FEWEST_REPEATS, LONGEST_REPEAT, AROUND_EDGE = 3, 40, 150
+KNOWN_SHARE, OTHER_SHARE = 1 / 8, 2 / 3  # of the headings, those near which a line recurs
 MOST_USES = 6  # of a site's name, for each advertisement that has it: a word is used more often
 
 
@@ -86,8 +87,7 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     """
     line = pattern("title").sub("", line)
     words = list(pattern("word").finditer(line))
-    # The different words that only notices use; None is of words that others use too.
-    proofs = {match["proof"] for match in words} - {None}
+    proofs = _proofs(line)
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
         return False
     # The only proof is no call as well.
@@ -243,10 +243,15 @@ def _run_is_watermark(match: re.Match[str], line: str) -> bool:
     words that only notices use, and asks for a visit (请访问) or says what only sites say (无广告).
     """
     run = match.group()
-    proofs = {x["proof"] for x in pattern("word").finditer(run)} - {None}  # see `_is_notice`
+    proofs = _proofs(run)
     names_site = SITE in run and not all(pattern("named_site").match(word) for word in proofs)
     invites = any(pattern(name).search(run) for name in ("asks", "certain", "boast"))
     return names_site or (invites and len(proofs) > 1 and not _in_speech(line[: match.start()]))
+
+
+def _proofs(line: str) -> set[str]:
+    """Give the different words of a line that only notices use."""
+    return {match["proof"] for match in pattern("word").finditer(line) if match["proof"]}
 
 
 def _in_speech(before: str) -> bool:
@@ -287,12 +292,6 @@ def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
     return (start, end + 1) if begins_sentence and after in tuple("，。；！、") else (start, end)
 
 
-@functools.lru_cache(maxsize=1)
-def _heading_spans(text: str) -> list[tuple[int, int]]:
-    """List `(start, end)` of a text's lines that look like headings; the last text's are kept."""
-    return [match.span() for match in HEADING.finditer(text)]
-
-
 def doubled(text: str) -> Iterator[Edit]:
     """Delete a line below a numbered heading that repeats it: 断刀行 第三章 旧债 below 第三章 旧债.
 
@@ -322,8 +321,8 @@ def authors_notes(text: str) -> Iterator[Edit]:
 
     Only those are looked at that end in its first 100 or begin in its last 300 characters.
     """
-    # Between two edges is a heading, in which `_notes` finds nothing, or a chapter.
-    for start, end in pairwise(sorted({0, len(text), *chain(*_heading_spans(text))})):
+    edges = [0, *chain(*heading_spans(text)), len(text)]
+    for start, end in zip(edges[::2], edges[1::2], strict=True):  # of a chapter
         last_start = max(start, end - BEFORE_EDGE)
         first_end = text.rfind("\n", start, min(start + BEHIND_EDGE, last_start))
         yield from _notes(text, start, max(start, first_end), at_the_end=False)
@@ -340,8 +339,7 @@ def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edi
     in_opened_note = note_above = False
     for match in pattern("line").finditer(text, start, end):
         line = match.group().strip()
-        starts_mid_line = match.start() == start and text[start - 1 : start] not in ("", "\n")
-        if starts_mid_line or HEADING.match(line):
+        if match.start() == start and text[start - 1 : start] not in ("", "\n"):  # in mid-line
             continue
         if line[-1] in "）)】]":
             line = pattern("last_bracket").sub("", line) or line  # without （本章完） at its end
@@ -367,8 +365,7 @@ def inserts(text: str) -> Iterator[Edit]:
     # It may stand twice (剑||光); but not again behind a character or two, nor in 第n次, 用X射线.
     lone = rf"(?<=[{HAN}])([{signs}])\1?(?![{HAN}]{{1,2}}\1)(?<!第.)(?=[{HAN}])(?![波粒射星型螺链])"
     spans: dict[str, list[tuple[int, int]]] = {}  # (start, end) of its places, for each sign
-    matches = re.finditer(lone, text) if signs else ()
-    for match in matches:
+    for match in re.finditer(lone, text) if signs else ():
         spans.setdefault(match[1], []).append(match.span())
     # 200 places are enough to tell.
     inserted = chain(*(x for sign, x in spans.items() if _cuts_words(sign, x[:200], text)))
@@ -404,33 +401,37 @@ def _distinct_characters(text: str) -> str:
 def repeats(text: str) -> Iterator[Edit]:
     """Delete the lines that recur where chapters begin or end: credits, the book's title.
 
-    A line recurs if it is within 150 characters of three headings, and of one in eight; the text's
-    end counts as one. It is deleted wherever it stands, but not as the text's first line.
+    A line recurs if it is within 150 characters of as many headings as `_recurs` asks for; the
+    text's end counts as one. It is deleted wherever it stands, but not as the text's first line.
     """
     near: dict[str, set[tuple[int, int]]] = {}  # of each line: edges that it is near, its starts
-    for edge, end in (*_heading_spans(text), (len(text), len(text))):
+    headings = dict(heading_spans(text))
+    for edge, end in (*headings.items(), (len(text), len(text))):
         newline = text.find("\n", max(0, edge - AROUND_EDGE), edge)
         first = edge if newline < 0 else newline + 1  # where the first line begins so near
         for match in LINE.finditer(text, first, end + AROUND_EDGE):
-            if not HEADING.match(match.group()):
+            if match.start() not in headings:
                 key = re.sub(r"\s+", "", match.group())
                 near.setdefault(key, set()).add((edge, match.start()))
     counts = {key: min(len(set(n)) for n in zip(*x, strict=True)) for key, x in near.items()}
-    enough = max(FEWEST_REPEATS, len(_heading_spans(text)) / 8)
-    keys = [key for key, count in counts.items() if count >= enough and _may_recur(key)]
+    keys = [key for key, count in counts.items() if _recurs(key, count, len(headings))]
     # Blanks may stand between any two characters.
     alternatives = "|".join(r"[^\S\n]*".join(map(re.escape, key)) for key in keys)
     recurring = rf"(?<=\n)[^\S\n]*(?:{alternatives})[^\S\n]*(?:\n|\Z)"
     return replace(recurring, "", text) if keys else iter(())
 
 
-def _may_recur(key: str) -> bool:
-    """Whether `key`, a line without its blanks, may be noise when it recurs.
+def _recurs(key: str, count: int, headings: int) -> bool:
+    """Whether `key`, a line without its blanks near `count` of so many headings, is noise.
 
     It has 3 to 40 characters and no storyteller's formula, and ends as a sentence only if it is a
-    notice.
+    notice. It is near three headings, and near one in eight if it is a title in 《》 or has a word
+    of sites or authors; else near two in three, as stories repeat names and times (三日后).
     """
     if pattern("told").search(key) or not 2 < len(key) <= LONGEST_REPEAT:
+        return False
+    is_known = key[0] == "《" or any(not pattern("story_too").fullmatch(x) for x in _proofs(key))
+    if count < max(FEWEST_REPEATS, headings * (KNOWN_SHARE if is_known else OTHER_SHARE)):
         return False
     return not key.endswith(SENTENCE_END) or _is_notice(key, points_at_edge=EDGE_POINTS)
 
