@@ -417,6 +417,8 @@ def test_best_strength_learns_most_with_general_text_kept_and_nothing_copied():
     assert best_strength(rows, margin=0.1, most_copied=30) == 1
     assert best_strength(rows, margin=0.1, most_copied=50) == 1.5
     assert best_strength([], margin=0.1, most_copied=50) is None
+    unfinished = [row for row in rows if row["strength"] != 1]  # time ran out
+    assert best_strength(unfinished, margin=0.1, most_copied=50) is None
 
 
 def test_a_budget_of_time_cuts_the_samples(config, caplog):

@@ -574,18 +574,26 @@ def test_held_out_windows_come_from_held_out_documents(library, config):
         assert len(rows) <= 3
 
 
-def test_fewer_held_out_windows_count_the_characters_that_they_have(library, config):
+@pytest.mark.parametrize("stride", [None, 8])
+def test_held_out_windows_count_the_characters_that_are_scored(library, config, stride):
+    config.data.max_length, config.data.stride, config.data.max_general_epochs = 32, stride, 9
+    config.data.min_length = 8
     mixture = mix(config)
     everything = held_out_windows(mixture, limit=1000, seed=0)
     some = held_out_windows(mixture, limit=1000, seed=0, max_windows=4)
     outline = mixture.outline.query("split == 'validation'").groupby("source")["characters"].sum()
     for source, windows in everything.items():
-        assert windows.characters == outline[source]
         few = some[source]
-        tokens = [sum(len(w[row].input_ids) for row in range(len(w))) for w in (few, windows)]
+        scored = [sum((w[n].position_ids > 0).sum() for n in range(len(w))) for w in (few, windows)]
         assert len(few) == min(4, len(windows))
         share = few.characters / windows.characters
-        assert share == pytest.approx(tokens[0] / tokens[1], rel=0.1)
+        assert share == pytest.approx(scored[0] / scored[1], rel=0.1)
+        numbers = mixture.outline.query("split == 'validation' and source == @source").index
+        chunks = mixture.windows[mixture.windows["document"].isin(numbers)].groupby("document")
+        tokens = (chunks["end"].max() - chunks["start"].min() - 1).sum()
+        share = windows.characters / outline[source]
+        assert share == pytest.approx(scored[1] / tokens, rel=0.01)
+        assert share > 3 if stride else share < 0.98
 
 
 def test_letters_of_a_special_token_in_a_novel_stay_letters(library, config, tokenizer):

@@ -125,7 +125,7 @@ def score_extraction(context: EvalContext) -> Row:
 
     Of either model it is the share of training text less that of held-out text. Documents are
     resampled, since prefixes of one document are not independent. If either kind has fewer than six
-    documents, prefixes are resampled.
+    documents, prefixes are resampled. If nothing is recited, the interval is that of no cases.
     """
     pairs = zip_longest(*(stretches(context, split) for split in (TRAIN, VALIDATION)))
     # Of both kinds in turn, so that as many of each are measured if time runs out. The shorter list
@@ -138,7 +138,12 @@ def score_extraction(context: EvalContext) -> Row:
     unit = f"share of {total} prefixes continued nearly word for word, trained − held out"
     columns = ["trained", "near", "prefixes"]
     metric = Metric("extraction_near", unit, "training", group_difference(*columns))
-    return compare(metric, base[columns], tuned[columns], context.seed)
+    row = compare(metric, base[columns], tuned[columns], context.seed)
+    if row["delta"] is not None and not (base["near"].any() or tuned["near"].any()):
+        # Rule of three: of none in n, the 95 % bound of the share (Hanley & Lippman-Hand 1983).
+        row["high"] = 3 / base.loc[base["trained"], "prefixes"].sum()
+        row["low"] = -row["high"]
+    return row
 
 
 def stretches(context: EvalContext, split: str) -> list[Stretch]:

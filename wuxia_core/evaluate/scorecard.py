@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
 SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
-FORMAT = 6  # raise it when the scorecard's content changes, so that older ones are measured anew
-STRENGTHS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)  # factors of LoRA's output; 1 is as trained
+FORMAT = 7  # raise it when the scorecard's content changes, so that older ones are measured anew
+# Factors of LoRA's output, in the order in which they are measured; 1 is as trained.
+STRENGTHS = (0, 1, 0.5, 1.5, 0.75, 1.25, 0.25)
 # A small sample, since each strength is a model to measure: of a source the first 150 characters of
 # 8 documents at most, and passages of 50 tokens after 4 prompts.
 DOCUMENTS, CHARACTERS, TOKENS, PROMPTS = 8, 150, 50, 4
@@ -235,7 +237,8 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
     # Together, since each call of `overlap` reads all training text.
     lengths = overlap(passages, context.mixture.training_texts)["length"]
     longest = lengths.groupby(lengths.index // len(chosen_prompts)).max()  # of each strength
-    return [row | {"copied": int(length)} for row, length in zip(rows, longest, strict=True)]
+    rows = [row | {"copied": int(length)} for row, length in zip(rows, longest, strict=True)]
+    return sorted(rows, key=itemgetter("strength"))
 
 
 def openings(context: EvalContext, source: str) -> list[str]:
@@ -249,9 +252,12 @@ def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int)
 
     `rows` are those of `frontier`, strength 0 first. A strength does harm if general text takes
     over `margin` bits per character more than at strength 0, or if a copied run has `most_copied`
-    characters or more. Of a tie the lower strength is returned, None if all do harm.
+    characters or more. Of a tie the lower strength is returned, None if all do harm, or if time ran
+    out before strength 1 was measured.
     """
-    most_bits = rows[0]["general"] + margin if rows else 0  # of general text
+    if not any(row["strength"] == 1 for row in rows):
+        return None
+    most_bits = rows[0]["general"] + margin  # of general text
     harmless = [r for r in rows if r["general"] <= most_bits and r["copied"] < most_copied]
     return min(harmless, key=lambda row: row["wuxia"])["strength"] if harmless else None
 

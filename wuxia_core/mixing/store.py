@@ -29,7 +29,7 @@ TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplica
 # All columns of documents.parquet but `text`.
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-FORMAT = 6  # raise it when code writes another content, so that older folders are built again
+FORMAT = 7  # raise it when code writes another content, so that older folders are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; other folders have none
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
@@ -211,17 +211,20 @@ def held_out_windows(
     """Draw held-out documents, at most `limit` of each source; give their windows by source.
 
     Of the windows of a source's documents at most `max_windows` are drawn in turn (None: all). Of
-    each document `characters` then counts the share of its tokens that is in drawn windows. A
-    source without windows is left out.
+    each document `characters` counts as large a share as of its tokens is scored: those in drawn
+    windows, but for the first of each chunk, and several times where `data.stride` makes chunks
+    overlap. A source without windows is left out.
     """
     windows = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
         drawn = mixture.draw(seed, str(source), VALIDATION)[:limit]
         chunks = mixture.windows[mixture.windows["document"].isin(drawn)]
         numbers = shuffled(chunks["window"].unique(), seed, "windows")[:max_windows]
-        tokens, is_drawn = chunks["end"] - chunks["start"], chunks["window"].isin(numbers)
-        shares = tokens.where(is_drawn, 0).groupby(chunks["document"]).sum()  # tokens so far
-        shares /= tokens.groupby(chunks["document"]).sum()
+        is_drawn, of_document = chunks["window"].isin(numbers), chunks.groupby("document")
+        scored = (chunks["end"] - chunks["start"] - 1).where(is_drawn, 0)  # tokens of each chunk
+        # The first token of a document is `<|endoftext|>`, which has no characters.
+        tokens = of_document["end"].max() - of_document["start"].min() - 1
+        shares = scored.groupby(chunks["document"]).sum() / tokens
         characters = (documents["characters"] * shares).sum()  # a document not drawn has no share
         if len(chunks):
             windows[source] = Windows(mixture, chunks[is_drawn], round(characters))

@@ -152,8 +152,7 @@ def this_device(config: Config, processes: int, machines: int = 1) -> Device:
     """Describe what each of a run's `processes` computes on: a GPU, or without any the CPU.
 
     The first `processes` GPUs are used. Of unequal ones the least memory and the lowest rates
-    count, since each step waits for the slowest. On the CPU a process has an equal share of memory;
-    the run's `machines` are taken to be alike.
+    count, as each step waits for the slowest. On the CPU processes share memory equally.
     """
     cards = machine_cards()[:processes]
     if not cards:
@@ -301,17 +300,19 @@ def estimated_text(config: Config) -> Text:
     # An archive is there for each of its members; it is counted once, under the last one's book.
     novels = {file.path: file for file in files if file.source == "wuxia"}
     characters: dict[str, float] = {}  # by book; Chinese takes three bytes a character in UTF-8
+    repeated = 0.0  # characters of all books, each as often as it is trained on
     for path, file in novels.items():
-        characters[file.book] = characters.get(file.book, 0) + mixing.utf8_size(path) / 3
+        size = mixing.utf8_size(path) / 3
+        characters[file.book] = characters.get(file.book, 0) + size
+        repeated += size * data.weights.get(file.place.name, 1)
     held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)  # a share
     general = data.general_ratio if any(file.source == "general" for file in files) else 0
     if not general:
         mixing.warn_without_general(config)
-    train_bytes = 3 * sum(characters.values()) * (1 - held_out) / (1 - general)
-    # A token of novels has 4.5 bytes at most, 3.65 at least, under Qwen's tokenizer.
-    tokens = train_bytes / np.array((4.5, 3.65))
-    # of 武侠 and of general text, documents of 4,000 tokens; assumed
-    held_out_tokens = 2 * config.evaluation.max_documents * 4000
+    overlap = data.max_length / (data.stride or data.max_length)  # windows that a token is in
+    train_bytes = 3 * repeated * overlap * (1 - held_out) / (1 - general)
+    tokens = train_bytes / np.array((4.5, 3.65))  # bytes of a token under Qwen's tokenizer
+    held_out_tokens = 2 * config.evaluation.max_documents * 4000  # assumed, of both sources
     return Text(tokens, tokens / data.max_length, held_out_tokens / data.max_length)
 
 
@@ -357,8 +358,7 @@ def token_costs(config: Config, shape: Shape) -> Floats:
     passes = np.array(((2 if config.training.gradient_checkpointing else 1, 1), (2, 0)))
     # target tokens for each token:
     targets = np.array(((target_fraction(config),), (1 + config.masking.mask_ratio,)))
-    # the head's operations and bytes for each target, in all its passes:
-    head = shape.vocab_size * np.array(((4 * h, 24), (2 * h, 18)))
+    head = shape.vocab_size * np.array(((4 * h, 24), (2 * h, 18)))  # of a target, in all passes
     return np.asarray(passes @ ((products, moved[0]), (products, moved[1])) + targets * head)
 
 
