@@ -5,7 +5,7 @@
 Five objectives on the bundled tiny model: on a tenth of 七剑十三侠 for 1, 3, 10 and 30 passes, on
 all of it for 1 and 3, on three novels for 1, each with a schedule of its own and 10 % general text.
 Each row says what a run learned of 绿牡丹, which is held out, what it forgot of general text, and
-what it repeats of its training text. Two runs at a time, a core each, about three hours with one
+what it repeats of its training text. Two runs at a time, a core each, over four hours with one
 seed. A run that is done has a row in results/few_books.csv and is not done again; FOLDER (default
 output/few_books) holds texts and runs.
 """
