@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wuxia_core import mixing
 from wuxia_core.config import PROJECT, Config, load_config
-from wuxia_core.errors import MachineError, Stopped, exit_status, run_command
+from wuxia_core.errors import ConfigError, MachineError, Stopped, exit_status, run_command
 from wuxia_core.messages import messages
 
 SAMPLE = PROJECT / "configs" / "sample.yaml"
@@ -64,6 +64,10 @@ def settings(options: argparse.Namespace) -> list[str]:
 
     `--novels "my texts"` gives `data.data_dir=my texts`, `training.output_dir=output/my-texts` ….
     """
+    if "" in (options.novels, options.general, options.name):  # a variable that is not set
+        raise ConfigError(
+            "--novels, --general, --name: one of them is empty; name it or leave it out"
+        )
     values: dict[str, object] = {}
     if options.novels:
         values["data.data_dir"] = options.novels

@@ -37,12 +37,18 @@ SETS = [
     "model.model_name_or_path=file", "model.model_name_or_path=empty", "model=", "x", ".=", "a.b=1",
     "model.model_name_or_path=https://me:secret@host/x", "data.max_length=5000",
 ]  # fmt: skip
+ADAPTERS = {
+    "null": "null", "list": "[1, 2]", "base": '{"peft_type": "LORA", "base_model_name_or_path": 5}',
+}  # fmt: skip
 CASES = [
     *(("launch_ddp", ["--nproc", "1", "--set", pair]) for pair in SETS),
     *(("launch_ddp", ["--config", name]) for name in NO_RUN),
     *(("launch_ddp", words.split()) for words in
       ["--nproc 0", "--nproc x", "--nnodes 2", "--rdzv-endpoint x --nnodes 2", "--plan --doctor",
        "--resume --config absent", "--max-restarts -1", "--measure", "--unknown"]),
+    *(("launch_ddp", ["--plan", flag, ""]) for flag in ("--novels", "--general", "--name")),
+    *(("launch_ddp", ["--config", f"{name}.yml"]) for name in ("true", "number")),
+    *(("write", [f"adapter_{name}", "夜"]) for name in ADAPTERS),
     *(("evaluate", [name]) for name in NO_RUN),
     *(("evaluate", [name, "--quick"]) for name in NO_RUN),
     *(("evaluate", words.split()) for words in
@@ -70,6 +76,12 @@ def place(tmp_path_factory):
     (folder / "file").write_text("只是一个文件。\n", encoding="utf-8")
     for name in ("empty", "truncated", "no_config", "brace", "list", "binary", "unknown"):
         (folder / name).mkdir()
+    (folder / "true.yml").write_text("on: [push]\n")
+    (folder / "number.yml").write_text("2024: 3\n")
+    for name, settings in ADAPTERS.items():
+        (folder / f"adapter_{name}").mkdir()
+        (folder / f"adapter_{name}" / "adapter_config.json").write_text(settings)
+        (folder / f"adapter_{name}" / "adapter_model.safetensors").touch()
     return folder
 
 

@@ -89,7 +89,7 @@ def test_a_number_that_yaml_takes_for_a_string_is_read(read, written):
         ("a: &a [x]\ndata:\n  skip_cleaning: *a", ["my.yaml:3", "*a is an alias"]),
         ("model: !!python/object/apply:os.system ['true']", ["not valid YAML", "python/object"]),
         ("model:\n  hf_token: hf_abc", ["my.yaml:2", "unknown key model.hf_token"]),
-        ("training: 5", ["my.yaml:1", "training must be a section with keys"]),
+        ("training: 5", ["my.yaml:1", "training must hold keys"]),
     ],
 )
 def test_a_mistake_is_named_with_its_place(read, text, said):

@@ -21,6 +21,7 @@ from wuxia_core.evaluate.copying import score_extraction
 from wuxia_core.evaluate.recovery import score_recovery
 from wuxia_core.evaluate.scorecard import (
     PARTS,
+    _read_or_make,
     affordable_minutes,
     best_strength,
     frontier,
@@ -302,6 +303,11 @@ def test_an_evaluation_that_was_cut_off_goes_on(hurried, full_card):
     kept.write_text(json.dumps(written), encoding="utf-8")
     assert evaluate(hurried, echo=shown.append)["passages"] == written
     assert not (hurried / PARTS).exists()
+
+
+def test_a_damaged_part_of_an_evaluation_is_made_anew(tmp_path):
+    (tmp_path / "bits.json").touch()
+    assert [_read_or_make(tmp_path, "bits", lambda n=n: n) for n in (5, 6)] == [5, 5]
 
 
 @pytest.mark.slow

@@ -228,6 +228,13 @@ def test_a_folder_of_somebody_else_is_left_alone(launch, tmp_path, name, resume)
     assert theirs.read_bytes() == b"theirs"
 
 
+def test_a_run_whose_manifest_is_damaged_is_not_called_somebody_elses(launch, tmp_path):
+    (tmp_path / "run" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / "mixture.json").touch()
+    status, error = launch(*settings("training.output_dir=run"), "--resume")
+    assert (status, "mixture.json there is damaged" in error) == (2, True)
+
+
 @pytest.mark.parametrize("place", ["/", ".", "~", str(PROJECT), "file"])
 def test_a_place_of_other_things_is_no_run_folder(launch, tmp_path, place):
     (tmp_path / "file").touch()

@@ -562,6 +562,16 @@ def test_windows_carry_their_epoch_key_and_words(library, config):
     assert set(np.diff(plain.word_ids)) == {0, 1}
 
 
+@pytest.mark.parametrize("left", [0, 0.9])
+@pytest.mark.parametrize("name", ["manifest.json", "preparation.json", "documents.parquet",
+                                  "windows.parquet", "tokens.npy", "word_starts.npy"])  # fmt: skip
+def test_a_damaged_mixture_is_built_anew(library, config, name, left):
+    folder = mix(config).folder
+    whole, path = digest(folder), folder / name
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    assert digest(folder) != whole and digest(mix(config).folder) == whole
+
+
 def test_held_out_windows_come_from_held_out_documents(library, config):
     mixture = mix(config)
     held_out = held_out_windows(mixture, limit=3, seed=0)

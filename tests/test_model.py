@@ -91,6 +91,12 @@ def test_an_adapter_of_another_base_is_named_with_the_shapes(tmp_path):
     path.write_text(json.dumps(settings | {"base_model_name_or_path": "data/tiny_base"}))
     with pytest.raises(DataError, match=r"does not fit data/tiny_base: .*\[.*32\].*\[.*256\]"):
         load_adapter(tmp_path)
+    for wrong in ({"r": "abc"}, {"lora_alpha": None}, {"alpha_pattern": None}):
+        path.write_text(
+            json.dumps(settings | wrong | {"base_model_name_or_path": "data/tiny_base"})
+        )
+        with pytest.raises(DataError, match="does not fit"):
+            load_adapter(tmp_path)
     path.write_text(json.dumps(settings | {"base_model_name_or_path": "no/base"}))
     with pytest.raises(MachineError, match=r"no/base \(missing\).*\n.*adapter_config\.json"):
         load_adapter(tmp_path)

@@ -214,7 +214,9 @@ def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
                 {"event": "checkpoint", "step": 30}):  # fmt: skip
         append(tmp_path, row)
         with (tmp_path / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 99, "lo')  # cut off; the next row stands on a line of its own
+            file.write('5\n{"a": 1}\n{"step": 99, "lo')  # cut off; the next row has its own line
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b"\xff")
     metrics = show.read_metrics(tmp_path)
     ax = show.plot_metric(metrics, [bits], ylabel="bits")
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}

@@ -74,6 +74,15 @@ def test_half_of_a_mixed_batch_is_masked(size):
         assert len(uneven) <= size % 2 and abs(masked - 2).max() <= 1
 
 
+@pytest.mark.parametrize(("rank", "said"), [({}, "torchrun"), ({"RANK": "0"}, "finished")])
+def test_the_training_stage_says_why_it_does_not_start(tmp_path, rank, said):
+    (tmp_path / "adapter_model.safetensors").touch()
+    command = [sys.executable, "-m", "wuxia_core.train", str(tmp_path)]
+    finished = subprocess.run(command, env=os.environ | rank, capture_output=True, text=True)
+    assert (finished.returncode, said in finished.stderr) == (2, True)
+    assert "Traceback" not in finished.stderr
+
+
 def test_a_gradient_that_is_not_a_number_stops_the_run():
     layer = torch.nn.Linear(2, 2)
     layer(torch.tensor([[1.0, float("nan")]])).sum().backward()

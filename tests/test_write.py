@@ -120,6 +120,13 @@ def test_prompts_are_asked_for_until_an_empty_line(short_run, capsys, monkeypatc
     assert all("base: " in line for line in lines[1:])
 
 
+def test_prompts_that_are_not_utf8_are_named(short_run, capsys, monkeypatch):
+    prompts = io.TextIOWrapper(io.BytesIO("剑光\n".encode("gbk")), "utf-8")
+    monkeypatch.setattr(sys, "stdin", prompts)
+    assert main([str(short_run[0])]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
 def test_the_end_of_text_ends_it(writer):
     model, tokenizer = writer
     end = document_start_id(tokenizer)
@@ -141,6 +148,7 @@ def test_settings_out_of_range_are_refused():
             Sampling(**wrong)
     with pytest.raises((ConfigError, DataError)):
         Sampling(tokens=-3)
+    assert not Sampling(temperature=1e-39).settings()["do_sample"]  # as 0
 
 
 def test_on_two_cards_the_generators_are_kept_without_a_warning(monkeypatch):

@@ -213,7 +213,7 @@ class TrainingConfig(_Section):
     """Measurements without an improvement that end the run; null: none do."""
     report_to: list[str] = ["tensorboard"]
     """Trackers, as transformers knows them: tensorboard, swanlab, wandb …"""
-    ddp_timeout: PositiveInt = 1800
+    ddp_timeout: Annotated[int, Field(gt=0, le=10**6)] = 1800
     """Seconds that a process may be silent before the others give up."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of everything random: split, order, masks, dropout, samples."""
@@ -366,7 +366,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"{path}: not valid YAML: {problem}") from None
     for section, keys in tree.items():
         if not isinstance(keys, dict | None):
-            raise ConfigError(f"{places[section]}: {section} must be a section with keys")
+            raise ConfigError(f"{places.get(str(section), path)}: {section} must hold keys")
     return {section: keys or {} for section, keys in tree.items()}, places
 
 
@@ -402,6 +402,7 @@ def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str])
     is_text = field is not None and field.annotation in (str, str | None)
     tree.setdefault(section, {})[key] = read_value(value, text=is_text)
     places[name] = f"--set {override}"
+    places.setdefault(section, places[name])
 
 
 def read_value(value: str, *, text: bool) -> Any:

@@ -392,20 +392,20 @@ def attach_adapter(
 
     adapter_settings(folder)  # raises if there is none
     weights, _ = _read_tensors(folder / ADAPTER_WEIGHTS)
-    config, row = peft.PeftConfig.from_pretrained(str(folder)), None
-    config.lora_alpha *= strength
-    config.alpha_pattern = {key: strength * alpha for key, alpha in config.alpha_pattern.items()}
-    if not mask_row:
-        config.trainable_token_indices = None
-    elif (folder / MASK_ROW).is_file():  # else it is among the weights, or there is none
-        tensors, metadata = _read_tensors(folder / MASK_ROW)
-        row, config.trainable_token_indices = tensors["mask_row"], [int(metadata["mask_id"])]
     try:
+        config, row = peft.PeftConfig.from_pretrained(str(folder)), None
+        config.lora_alpha *= strength
+        config.alpha_pattern = {key: strength * x for key, x in config.alpha_pattern.items()}
+        if not mask_row:
+            config.trainable_token_indices = None
+        elif (folder / MASK_ROW).is_file():  # else it is among the weights, or there is none
+            tensors, metadata = _read_tensors(folder / MASK_ROW)
+            row, config.trainable_token_indices = tensors["mask_row"], [int(metadata["mask_id"])]
         model = peft.get_peft_model(base, config)
         expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         mask_rows = {key: row for key in expected if "lora_" not in key and row is not None}
         peft.set_peft_model_state_dict(model, weights | mask_rows)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         # torch's message has a line with the model's name, then one for each layer, with its shapes
         lines = [*str(error).split("\n"), ""]
         remedy = f"Name its own base in {folder / ADAPTER_CONFIG}, base_model_name_or_path"
@@ -442,8 +442,9 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: no finished adapter there ({ADAPTER_WEIGHTS}); {remedy}")
     try:
         settings = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); copy it anew") from None
-    if settings.get("peft_type") != "LORA" or not settings.get("base_model_name_or_path"):
+    base = settings.get("base_model_name_or_path") or None
+    if settings.get("peft_type") != "LORA" or not isinstance(base, str):
         raise DataError(f"{path}: not that of a LoRA adapter on a named base; name another folder")
     return settings

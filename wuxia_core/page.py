@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from wuxia_core import show
 from wuxia_core.config import TINY_BASE, Config, load_config, locate
-from wuxia_core.errors import SECRET, raise_machine_error
+from wuxia_core.errors import SECRET, DataError, raise_machine_error
 from wuxia_core.evaluate import XRay, by_name, sentences
 from wuxia_core.messages import language, messages
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
@@ -48,6 +48,8 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
     config = load_config(folder / "config.yaml")
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     metrics = show.read_metrics(folder)
+    if metrics.empty:
+        raise DataError(f"{folder}: metrics.jsonl has no whole row; copy it anew")
     templates, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
     sections = {
         "passage": _passage(scorecard),

@@ -78,12 +78,15 @@ def _refuse_other_folder(folder: Path) -> None:
     files and `run.lock` do not count.
     """
     key = f"training.output_dir {folder}"
-    if folder.resolve() in {Path("/"), Path.cwd(), Path.home(), PROJECT}:
+    if folder.resolve() in {Path("/"), Path.cwd(), Path(os.environ.get("HOME", "/")), PROJECT}:
         raise ConfigError(f"{key}: a folder of other things; name one below it")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{key}: not a folder; name another")
     names = [path.name for path in folder.glob("[!.]*") if path.name != LOCK]
     if names and read_manifest(folder, RUN_MIXTURE) is None:
+        if RUN_MIXTURE in names:
+            remedy = "copy the manifest.json of the run's mixture over it"
+            raise ConfigError(f"{key}: {RUN_MIXTURE} there is damaged; {remedy}")
         reason = f"holds {min(names)}, and is no run's"
         raise ConfigError(f"{key}: {reason}, so it is left alone; name another, or an empty one")
 
@@ -126,6 +129,7 @@ def write_setup(config: Config, mixture: Mixture, folder: Path) -> None:
             shutil.copyfile(mixture.folder / "manifest.json", Path(staging, RUN_MIXTURE))
             config.save(Path(staging, CONFIG))
             for name in (RUN_MIXTURE, CONFIG):  # a CONFIG alone would be refused as no run's
+                fsync(Path(staging, name))
                 Path(staging, name).replace(folder / name)
 
 
@@ -381,13 +385,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's metrics.jsonl, without those of steps that were undone.
 
     If a run is resumed at step 2, its rows of later steps so far are dropped; if it starts again,
-    all its rows so far. A row that is cut off is dropped too.
+    all its rows so far. A row that is cut off or damaged is dropped too.
     """
     rows: list[dict[str, Any]] = []
-    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / METRICS).read_text("utf-8", "replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:  # the process was killed while it wrote
+            continue
+        if not isinstance(row, dict) or "step" not in row:
             continue
         if row.get("event") == "resumed":
             rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]

@@ -270,6 +270,10 @@ def main() -> None:
     make_output_expendable()
     options = parse()
     sys.excepthook = lambda _, error, __: exit_with(error, options.folder)
+    if "RANK" not in os.environ:
+        raise ConfigError("wuxia_core.train runs under torchrun: python launch_ddp.py, or torchrun")
+    if not options.start and (options.folder / model.ADAPTER_WEIGHTS).exists():
+        raise ConfigError(f"{options.folder}: the run there is finished; name another folder")
     # The trainer is held until `os._exit`: freeing a DDP model can wait for ever for gloo's thread,
     # which itself waits for the GIL.
     trainer = train(options)  # noqa: F841

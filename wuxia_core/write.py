@@ -9,6 +9,7 @@ passages.
 """
 
 import argparse
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+COLDEST = 0.001  # a lower temperature counts as 0, since logits divided by it are infinite
 STRONGEST = 2.0  # the largest `strength`, by which the adapter is multiplied
 ONE_AT_A_TIME = Lock()  # held while a text is written: a model has one strength for all threads
 HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were not generated
@@ -62,7 +64,8 @@ class Sampling:
         They overrule the model's own defaults, which may have a `top_k` (0: none).
         """
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        how = {"do_sample": True, **sampling} if self.temperature else {"do_sample": False}
+        draws = self.temperature >= COLDEST
+        how = {"do_sample": True, **sampling} if draws else {"do_sample": False}
         penalty = {"repetition_penalty": self.repetition_penalty}
         return {"max_new_tokens": self.tokens, "use_cache": True, **how, **penalty}
 
@@ -226,6 +229,7 @@ def _write(options: argparse.Namespace) -> None:
     `Sampling`, `open_writer` and `stream` raise.
     """
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
+    check_strength(options.strength)
     writer = open_writer(options.output_dir, options.base_model)
     echo, labels = partial(print, end="", flush=True), messages("write")
     strengths = {"tuned": options.strength} | ({"base": 0.0} if options.base else {})
@@ -247,6 +251,8 @@ def _write(options: argparse.Namespace) -> None:
 
     if sys.stdin is None:
         raise ConfigError("PROMPT: none is given, and there is no terminal to ask for one")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # for `answer` to say what is wrong
     with suppress(EOFError):
         while prompt := input(labels["prompt"]).strip():
             answer(prompt)

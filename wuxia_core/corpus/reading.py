@@ -41,6 +41,7 @@ OTHER = "if it is a book, save it as .txt"
 # In a name, in lower case, it tells general text.
 GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
+NOT_UTF8 = "its name is not UTF-8; rename it, or set PYTHONUTF8=1"
 NAMES_SHOWN = 3  # names of files at most, in a warning
 BLOCK = 32_000_000  # bytes read at a time
 
@@ -183,7 +184,7 @@ def _look_into(path: Path, root: Path, source: str = "", *also_read: str) -> Ite
         last_part = PurePath(name).name.lower()
         if kind not in {*READABLE, *also_read}:
             reason = reason or f"{kind or 'no suffix'}: not read; {ADVICE.get(kind, OTHER)}"
-        reason = reason if name == str(inside / member) else "its name is not UTF-8; rename it"
+        reason = reason if name == str(inside / member) else NOT_UTF8
         reason = "describes a folder" if last_part == "readme.md" else reason
         if not (reason or source or last_part == "general.txt") and GENERAL.search(name.lower()):
             reason = NO_NOVEL

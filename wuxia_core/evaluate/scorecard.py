@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -164,13 +164,14 @@ def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
 
 
 def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
-    """Read the part `name` from the folder `parts`; if it is not there, `make` and write it first.
+    """Read the part `name` from the folder `parts`; if it is missing or damaged, `make` it first.
 
     What was just made is read back too, since JSON turns tuples into lists.
     """
     path = parts / f"{name}.json"
-    if not path.exists():
-        _write_json(path, make())
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
 
 

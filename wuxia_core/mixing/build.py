@@ -178,7 +178,7 @@ def _refuse_other_folder(folder: Path) -> None:
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
-        logger.info("%s: the texts or settings have changed, so it is built anew", folder)
+        logger.info("%s: damaged, or texts or settings have changed: it is built anew", folder)
 
 
 def _prepare_texts(

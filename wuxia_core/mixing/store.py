@@ -154,15 +154,17 @@ class Windows:
 def open_mixture(folder: Path) -> Mixture:
     """Open a mixture folder; the tokens are mapped into memory, not read.
 
-    Raises `DataError` if its tokens, word starts or windows are missing or damaged.
+    Raises `DataError` if a file of it is missing or damaged.
     """
     try:
         tokens = np.load(folder / TOKENS, mmap_mode="r")
         word_starts = np.load(folder / WORD_STARTS, mmap_mode="r")
-        windows = pd.read_parquet(folder / WINDOWS)
-    except (OSError, ValueError) as error:
+        mixture = Mixture(tokens, word_starts, pd.read_parquet(folder / WINDOWS), folder)
+        if mixture.outline.empty or not mixture.preparation:
+            raise ValueError(f"{DOCUMENTS} or {PREPARATION}")
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{folder}: no whole mixture there ({error}); mix again") from None
-    return Mixture(tokens, word_starts, windows, folder)
+    return mixture
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
@@ -346,9 +348,14 @@ class Texts:
 
 
 def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a folder has all `FILES` of a mixture, and the manifest `manifest`."""
-    is_complete = all((folder / name).is_file() for name in FILES)
-    return is_complete and read_manifest(folder) == manifest
+    """Whether a folder has an undamaged mixture, and the manifest `manifest`."""
+    if read_manifest(folder) != manifest:
+        return False
+    try:
+        open_mixture(folder)
+    except DataError:
+        return False
+    return True
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
