@@ -174,7 +174,8 @@ def _refuse_other_folder(folder: Path) -> None:
     # for a file a name that no mixture has
     names = {path.name for path in folder.glob("*")} if not folder.is_file() else {""}
     # an older mixture has inputs.json too
-    if names - store.FILES - {"inputs.json"} or (names and store.read_manifest(folder) is None):
+    is_ours = names >= store.FILES or store.read_manifest(folder) is not None
+    if names - store.FILES - {"inputs.json"} or (names and not is_ours):
         key = "data.processed_data_file"
         raise ConfigError(f"{key} {folder}: not a mixture, so it is left alone; name another")
     if folder.exists():
