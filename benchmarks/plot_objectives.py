@@ -188,13 +188,13 @@ def plot_few_books(table: pd.DataFrame, figure: str, *, ax: "Axes | None" = None
     return ax
 
 
-def main() -> None:
-    """Print the tables."""
-    runs = read_runs(*sys.argv[1:2])
+def print_tables(path: str | Path = RESULTS) -> None:
+    """Print where each objective ends, and the comparison at equal learning."""
+    runs = read_runs(path)
     print("change of bits per character\n", ends(runs, 0.1).to_string(float_format="{:.3f}".format))
     print("\nat equal learning, by share of general text; a step below the last is on the way")
     print(equal_learning(runs).to_string(index=False))
 
 
 if __name__ == "__main__":
-    run_command(lambda: exit_status(main))
+    run_command(lambda: exit_status(lambda: print_tables(*sys.argv[1:2])))
