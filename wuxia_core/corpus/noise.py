@@ -155,10 +155,10 @@ def _mask_name(match: re.Match[str]) -> str:
 def _is_ad(line: str) -> bool:
     """Whether a line, of 600 characters or less and no heading, is nothing but advertisement.
 
-    It has a letter or a watermark, and each of its sentences with letters outside watermarks is a
-    notice, or little but an address.
+    It has a letter or a watermark, each of its sentences with letters outside watermarks is a
+    notice, or little but an address, and no list of thanks follows, which `authors_notes` deletes.
     """
-    if len(line) > LONGEST_AD or HEADING.match(line):
+    if len(line) > LONGEST_AD or HEADING.match(line) or pattern("thanks").match(line):
         return False
     hidden = _hide(line, _watermarks(line)) if _quick_pattern("mark").search(line) else line
     sentences = [x for x in SENTENCES.findall(hidden) if LETTER.search(x)]
@@ -321,7 +321,8 @@ def authors_notes(text: str) -> Iterator[Edit]:
 
     Only those are looked at that end in its first 100 or begin in its last 300 characters.
     """
-    edges = [0, *chain(*heading_spans(text)), len(text)]
+    spans = (x for x in heading_spans(text) if not pattern("note_opens").match(text, *x))
+    edges = [0, *chain(*spans), len(text)]  # a heading that opens a note is none
     for start, end in zip(edges[::2], edges[1::2], strict=True):  # of a chapter
         last_start = max(start, end - BEFORE_EDGE)
         first_end = text.rfind("\n", start, min(start + BEHIND_EDGE, last_start))
@@ -341,8 +342,7 @@ def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edi
         line = match.group().strip()
         if match.start() == start and text[start - 1 : start] not in ("", "\n"):  # in mid-line
             continue
-        if line[-1] in "）)】]":
-            line = pattern("last_bracket").sub("", line) or line  # without （本章完） at its end
+        line = pattern("last_bracket").sub("", line) or line  # without （本章完） at its end
         opens = bool(pattern("note_opens").match(line))
         bracket_points = 2 if line[0] in "（(【[" and line[-1] in "）)】]" else 0
         points = bracket_points + (1 if note_above else 0)
