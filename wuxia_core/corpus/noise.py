@@ -52,7 +52,7 @@ def _quick_pattern(*names: str) -> re.Pattern[str]:
     return re.compile("|".join([*(word for word in words if word not in han_words), han_word]))
 
 
-PLAIN = str.maketrans(DATA["letters"]["disguised"], DATA["letters"]["plain"])  # from Ｃ to C
+PLAIN = str.maketrans(*map("".join, DATA["letters"].values()))  # from Ｃ to C, from 書 to 书
 BRACKETS = dict(zip("（(【[〖《『〈<＜〔“「┏", "）)】]〗》』〉>＞〕”」┛", strict=True))
 # A letter is also a Chinese character, or a digit.
 LETTER, SENTENCE_MARK = re.compile(f"[{HAN}A-Za-z0-9]"), re.compile("[，。？…]")
@@ -85,7 +85,7 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     `points_around` are points for what stands around it (an address, brackets; -1 for brackets that
     prose has too), `points_at_edge` those for a place at a chapter's edge.
     """
-    line = pattern("title").sub("", line)
+    line = pattern("title").sub("", line.translate(PLAIN))
     words = list(pattern("word").finditer(line))
     proofs = _proofs(line)
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
