@@ -124,9 +124,7 @@ def test_the_held_out_share_is_near_what_is_asked(tmp_path, config, chapters, ra
 def test_a_note_beside_the_novels_is_no_book(tmp_path, config):
     for title in ("甲", "乙", "丙"):
         write_novel(tmp_path / "novels" / f"{title}.txt", 30)
-    note = (
-        "本目录收录武侠小说三部，均为网友整理，仅供阅读，请勿用于其他用途，谢谢合作，祝阅读愉快。"
-    )
+    note = "本目录收录武侠小说三部，按年代先后排列，底本各不相同，书中错字一仍其旧，未作改动。"
     (tmp_path / "novels" / "说明.txt").write_text(note, encoding="utf-8")
     config.data.data_dir, config.data.general_file = str(tmp_path / "novels"), None
     config.data.val_ratio = 0.1
