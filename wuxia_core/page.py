@@ -102,7 +102,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Gather the values for the places in the messages' sections `[page]` and `[page.leads]`.
 
-    `wuxia` and `general` are characters that were trained on, `base` and `tuned` the shares of
+    `wuxia` and `general` are characters of the training texts, `base` and `tuned` the shares of
     masked tokens that each model found ("–" if not measured), and `of` the number of openings that
     the scorecard's passage was chosen from.
     """
@@ -116,6 +116,7 @@ def _facts(
         "wuxia": int(sizes.get("wuxia", 0)),
         "general": int(sizes.get("general", 0)),
         "steps": int(metrics["step"].max()),
+        "epochs": f"{metrics['epoch'].max():.2g}" if "epoch" in metrics else "–",
         "of": scorecard["passage"].get("of", 0),
         "prompts": len(scorecard["passages"]),
         "objective": config.training.objective,
