@@ -87,7 +87,7 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
     """
     line = pattern("title").sub("", line.translate(PLAIN))
     words = list(pattern("word").finditer(line))
-    proofs = _proofs(line)
+    proofs = {match["proof"] for match in words if match["proof"]}
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
         return False
     # The only proof is no call as well.

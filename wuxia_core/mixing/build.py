@@ -54,17 +54,18 @@ def mix(config: Config) -> Mixture:
     files = find_texts(config)
     manifest = _manifest(config, files)
     folder = store.mixture_folder(config.data.processed_data_file)
-    if not store.is_built(folder, manifest):
+    mixture = store.open_built(folder, manifest)
+    if mixture is None:
         _refuse_other_folder(folder)
         with store.locked(folder):
             # another launcher may have built it while this one waited for the lock
-            if not store.is_built(folder, manifest):
+            if store.open_built(folder, manifest) is None:
                 with store.replacing(folder):
                     texts_folder = _prepare_texts(config, files, manifest, folder)
                     with store.staged(folder) as staging:
                         _build(config, manifest, texts_folder, staging)
                     shutil.rmtree(texts_folder)
-    mixture = store.open_mixture(folder)
+        mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         warn_without_general(config)
     return mixture
@@ -85,9 +86,7 @@ def current_mixture(config: Config) -> Mixture | None:
     """
     folder = store.mixture_folder(config.data.processed_data_file)
     # Not without a folder: `manifest_of` may have to download the tokenizer.
-    if folder.exists() and store.is_built(folder, manifest_of(config)):
-        return store.open_mixture(folder)
-    return None
+    return store.open_built(folder, manifest_of(config)) if folder.exists() else None
 
 
 def manifest_of(config: Config) -> dict[str, Any]:

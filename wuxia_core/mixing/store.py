@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -177,12 +177,13 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     manifest = read_manifest(run, RUN_MIXTURE)
     if manifest is None:
         raise DataError(f"{run}: no run folder of this project ({RUN_MIXTURE} is missing)")
-    if not is_built(folder, manifest):
+    mixture = open_built(folder, manifest)
+    if mixture is None:
         absent = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
         place = "" if folder.exists() else absent  # a relative path leads elsewhere from elsewhere
         remedy = f"{place}mix the same texts again with {run / 'config.yaml'}"
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {remedy}")
-    return open_mixture(folder)
+    return mixture
 
 
 def mixture_folder(processed_data_file: str) -> Path:
@@ -347,15 +348,11 @@ class Texts:
         return self._file.read(size).decode("utf-8")
 
 
-def is_built(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a folder has an undamaged mixture, and the manifest `manifest`."""
-    if read_manifest(folder) != manifest:
-        return False
-    try:
-        open_mixture(folder)
-    except DataError:
-        return False
-    return True
+def open_built(folder: Path, manifest: dict[str, Any]) -> Mixture | None:
+    """Open the mixture in a folder; None if it is damaged, or not the one of `manifest`."""
+    with suppress(DataError):
+        return open_mixture(folder) if read_manifest(folder) == manifest else None
+    return None
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
