@@ -21,6 +21,15 @@ def unwarned():
     reading._warn.cache_clear()
 
 
+def has_chinese(note: str) -> bool:
+    """Whether a note on a file is told to a Chinese reader in Chinese."""
+    from wuxia_core.show import translated
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WUXIA_LANG", "zh")
+        return translated(note) != note
+
+
 @pytest.fixture
 def novels() -> Path:
     """Folder of real novels."""

@@ -5,6 +5,7 @@ import time
 import timeit
 
 import pytest
+from conftest import has_chinese
 
 from wuxia_core.corpus import chapter, clean, read_book, split_chapters
 from wuxia_core.corpus.chapters import _number, asides, chapter_notes, headings, table_of_contents
@@ -276,13 +277,19 @@ def test_what_is_odd_is_said():
     names = [f"第{n}章 {TITLES[n]}" for n in (1, 2, 3, 6, 7, 9)]
     assert chapter_notes(split_chapters(book(names[:3]))) == []
     jump = "numbers jump from 第3章 谁是凶手 to 第6章 长街一战, one of 2 jumps"
-    assert chapter_notes(split_chapters(book(names))) == [jump]
+    assert chapter_notes(split_chapters(book(names))) == [jump] and has_chinese(jump)
     long = split_chapters(book(names[:2]) + f"\n第3章 孤灯\n{prose(1, 2000)}")
     assert chapter_notes(long) == [f"{len(long[2][1]):,} characters in 第3章 孤灯"]
     parts = split_chapters(prose(1, 2000))
     assert chapter_notes(parts) == [f"no headings found, cut into {len(parts)} parts"]
+    assert has_chinese(chapter_notes(long)[0]) and has_chinese(chapter_notes(parts)[0])
     assert [name for name, _ in parts[:2]] == ["part 1", "part 2"]
     assert chapter_notes([]) == []
+
+
+def test_two_chapters_under_one_heading_are_no_jump():
+    names = [f"第{n}章 {TITLES[k]}" for k, n in enumerate(["1", "2", "3-4", "5", "6", "7和8", "9"])]
+    assert found(book(names)) == names and chapter_notes(split_chapters(book(names))) == []
 
 
 def test_a_word_at_the_head_of_a_long_text_is_no_division():

@@ -14,6 +14,7 @@ WRAPPED = "\n".join(
     for _ in range(30)
 )
 
+SIGNED = "　" * 20 + "——调寄《临江仙》\n话说天下大势，分久必合。"  # at the right margin
 VERSE = "\n".join(["昨夜星辰昨夜风画楼西畔桂堂东"] * 40)
 
 
@@ -117,6 +118,7 @@ REFRAIN = "\n昨夜星辰昨夜风\n".join([STORY * 20] * 5)  # deep in the text
          "他翻到（正版）剑谱，又看那份（订阅）的报纸。"),
         ("watermarks", "他拔剑（求月票）而起，众人无不变色。", STORY),
         ("hard_wrap", hard_wrapped(WRAPPED, 38), WRAPPED),
+        ("hard_wrap", f"{hard_wrapped(WRAPPED, 38)}\n{SIGNED}", f"{WRAPPED}\n{SIGNED}"),
         ("spaces", "　　他拔 剑而起， 众人无不变色。  ", "他拔剑而起，众人无不变色。"),
         ("spaces", "第一回　剑起　风停\n昨夜星辰　昨夜风", "第一回　剑起　风停\n昨夜星辰　昨夜风"),
         ("quotes", "他说：\"走。\"她说：\"'快刀'来了，it's。\"",

@@ -98,6 +98,11 @@ def test_a_mistake_is_named_with_its_place(read, text, said):
     assert all(words in str(error.value) for words in said), str(error.value)
 
 
+def test_keys_that_do_not_go_together_are_shown_once(read):
+    with pytest.raises(ConfigError, match=r"fp16 and bf16 are both true: [^{]*$"):
+        read("training:\n  fp16: true\n  bf16: true")
+
+
 def test_a_mark_of_utf_8_and_no_as_a_truth_value_are_read(read):
     assert read("\ufefftraining:\n  bf16: no\n").training.bf16 is False
 

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from conftest import has_chinese
 
 from wuxia_core.corpus import (
     RULES,
@@ -63,6 +64,7 @@ def test_general_text_that_nobody_named_is_left_out_and_what_to_do_is_said(tmp_p
     assert files["将军令 The Generals.txt"].source == "wuxia" and not files[name].source
     assert caplog.text.count("left out") == 1
     assert name in caplog.text and "name it as --general or data.general_file" in caplog.text
+    assert has_chinese(files[name].left_out)
 
 
 def test_a_folder_that_may_not_be_read_says_so(tmp_path):
@@ -138,6 +140,7 @@ def test_a_bad_file_is_refused_in_its_account(tmp_path, content, why):
     documents, account = read(path)
     assert documents == []
     assert account.skip_reason.startswith(f"{path}: ") and why in account.skip_reason
+    assert has_chinese(account.skip_reason.removeprefix(f"{path}: "))
 
 
 def test_a_line_without_end_is_cut_after_sentences(tmp_path, caplog):

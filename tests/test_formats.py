@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import has_chinese
 
 from wuxia_core import mix, show
 from wuxia_core.corpus import (
@@ -265,7 +266,7 @@ def test_what_is_not_read_is_named_with_what_to_do(tmp_path, caplog, names, data
     rows = found(tmp_path)
     assert rows.pop("好.txt") == "wuxia"
     assert set(rows) == {f"子/{name}" for name in names.split()}
-    assert all(advice in reason for reason in rows.values())
+    assert all(advice in reason and has_chinese(reason) for reason in rows.values())
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == len(set(rows.values()))  # a line a kind
     assert all(min(rows) in lines[0] and advice in line for line in lines)
@@ -359,6 +360,8 @@ def test_what_is_damaged_or_malicious_has_one_clear_reason(tmp_path, caplog, nam
     assert {document.book for document in documents} == {"好"}
     reasons = [report.skip_reason or report.file.left_out for report in reports]
     assert len(reasons) == 2 and reason in max(reasons) and "\n" not in max(reasons)
+    place = f"{reports[1 if reasons[1] else 0].file.place}: "
+    assert has_chinese(max(reasons).removeprefix(place))
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.epub", "a.docx"])

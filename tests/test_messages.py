@@ -16,7 +16,8 @@ FOLDER = Path(package.__file__).parent
 def shape(value: object) -> object:
     """Replace each message by the places for values in it; keys and order stay."""
     if isinstance(value, dict):
-        return {name: shape(part) for name, part in value.items()}
+        # Patterns are of English notes, and stand in zh.toml alone.
+        return {name: shape(part) for name, part in value.items() if name != "patterns"}
     if isinstance(value, list):
         return [part[:2] for part in value]  # metric, source, and what is said
     return sorted(name for _, name, _, _ in string.Formatter().parse(value) if name)

@@ -243,7 +243,7 @@ def test_sound_texts_get_one_word_of_advice(config):
     assert show.advice(mix(config), config) == ["All looks well; go on."]
 
 
-def test_advice_names_what_to_mend(config, tmp_path):
+def test_advice_names_what_to_mend(config, tmp_path, caplog):
     """A traditional book, a garbled paragraph, too little general text, and ten steps."""
     sample = PROJECT / "data" / "sample"
     for path in sample.glob("*.txt"):
@@ -258,6 +258,7 @@ def test_advice_names_what_to_mend(config, tmp_path):
     config.data.max_general_epochs, config.training.max_steps = 1e6, 10
     traditional, garbled, little, steps = show.advice(mix(config), config)
     assert "「三勺盐」" in traditional and "data.to_simplified" in traditional
+    assert "in traditional characters: 三勺盐; " in caplog.text
     assert "1 places" in garbled and "「九两八钱：" in garbled and "拔剑\ufffd" in garbled
     assert "general text" in little and "data.general_ratio" in little
     assert steps.startswith("Only 10 steps in all (")

@@ -83,6 +83,11 @@ def test_bad_input_is_one_message(short_run, capsys, arguments, status, words):
     assert error.startswith("error: ") and all(word in error for word in words)
 
 
+def test_an_error_behind_the_prompt_has_a_line_of_its_own(short_run, capsys):
+    assert main([str(short_run[0]), "剑", "--tokens", "100000"]) == 3
+    assert capsys.readouterr().out == "剑\n"
+
+
 def test_a_folder_without_adapter_is_named(tmp_path, capsys):
     assert main([str(tmp_path), "剑"]) == 3
     assert str(tmp_path) in capsys.readouterr().err

@@ -428,17 +428,16 @@ def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
 
 
 def _explain(error: Any, places: dict[str, str], path: str) -> str:
-    """Put a pydantic error into one line: where the key is set, the key, the problem, the value.
-
-    A value of more than 60 characters is cut; that of an unknown key is left out.
-    """
+    """Put a pydantic error into one line: where the key is set, the key, the problem, the value."""
     name = ".".join(str(part) for part in error["loc"][:2])
     place = places.get(name, path)
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key {name}{_suggestion(name)}"
     value = repr(error["input"])
     value = value if len(value) <= 60 else value[:57] + "..."  # a long list would fill the screen
-    return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')} (got {value})"
+    # an error of a section, of keys that do not go together, names their values itself
+    got = f" (got {value})" if error["loc"][1:] else ""
+    return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _suggestion(name: str) -> str:

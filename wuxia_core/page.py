@@ -1,31 +1,31 @@
 """The page of a run, one HTML file that opens offline in any browser and may be sent around.
 
-The page is made from the scorecard, the run folder and its mixture; no model is loaded. It shows no
-secret, and of an absolute path only the last name.
+The page is made from the scorecard, the run folder and its mixture; no model is loaded. What stands
+where is in page.html. The page shows no secret, and of an absolute path only the last name.
 """
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from wuxia_core import show
-from wuxia_core.config import TINY_BASE, Config, load_config, locate
+from wuxia_core.config import Config, load_config
 from wuxia_core.errors import SECRET, DataError, raise_machine_error
-from wuxia_core.evaluate import XRay, by_name, sentences
+from wuxia_core.evaluate import XRay, by_name, sentences, tiny_warning
 from wuxia_core.messages import language, messages
 from wuxia_core.mixing import TRAIN, VALIDATION, Mixture, open_run_mixture
-from wuxia_core.text import escape
+from wuxia_core.text import visible
 
 PAGE = "index.html"
-TEMPLATE = Path(__file__).with_name("report.html")
 ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an absolute path
 # The settings whose values are paths.
 PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
@@ -50,32 +50,53 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
     metrics = show.read_metrics(folder)
     if metrics.empty:
         raise DataError(f"{folder}: metrics.jsonl has no whole row; copy it anew")
-    templates, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
-    sections = {
-        "passage": _passage(scorecard),
-        "verdict": _verdict(scorecard),
-        "written": _written(scorecard),
-        "course": _course(scorecard, metrics),
-        "texts": _texts(mixture),
-        "settings": _settings(config),
-        "table": _table(scorecard),
-    }
-    blocks = [
-        f'<section id="{name}"><h2>{templates["heads"][name]}</h2>'
-        f"<p>{templates['leads'][name].format(**facts)}</p>{html}</section>"
-        for name, html in sections.items()
-    ]
-    title, about = (say(templates[name].format(**facts)) for name in ("title", "about"))
-    body = f"<header><h1>{title}</h1><p>{about}</p></header>{''.join(blocks)}"
-    page = folder / PAGE
+    texts, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
+    html = render(
+        "page.html",
+        **{name: texts[name].format(**facts) for name in ("title", "about")},
+        texts=texts,
+        facts=facts,
+        columns=messages("columns"),
+        xray=_xray(scorecard),
+        sentences=sentences(scorecard),
+        warning=tiny_warning(scorecard),
+        passages=show.side_by_side(scorecard, 3).to_dict("records"),
+        pair=PAIR,
+        plots=_plots(scorecard, metrics),
+        view_box=" ".join(f"{72 * inches:g}" for inches in (0, 0, *SIZE)),  # matplotlib's, points
+        files=_files(mixture),
+        most_files=MOST_FILES,
+        cleaned=_cleaned(mixture),
+        settings=_settings(config),
+        metrics=_metrics(scorecard),
+    )
     with raise_machine_error(str(folder)):
-        page.write_text(render(title, body, about), encoding="utf-8")
-    return page
+        (folder / PAGE).write_text(html, encoding="utf-8")
+    return folder / PAGE
 
 
-def say(text: object) -> str:
-    """Make text fit for a page: escape it, and leave out what `public` leaves out."""
-    return escape(public(str(text)))
+def render(name: str, **values: object) -> str:
+    """Fill the template `name` of this folder with `values`; return the page's HTML.
+
+    What is no `Markup` is made `shareable` and escaped. Every template has a policy that refuses
+    scripts, and knows the reader's language.
+    """
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=shareable
+    )
+    code = "zh-Hans" if language() == "zh" else "en"
+    return environment.get_template(name).render(language=code, **values)
+
+
+def shareable(value: object) -> str:
+    """Make a value fit to be escaped and sent around: `visible`, and without what `public` hides.
+
+    `Markup` comes back as it is, and None as a dash.
+    """
+    if isinstance(value, Markup):
+        return value
+    return "–" if value is None else public(visible(str(value)))
 
 
 def public(text: str) -> str:
@@ -84,17 +105,6 @@ def public(text: str) -> str:
     `/home/me/雪.txt` becomes `雪.txt`; an address such as `https://a.b/c` stays.
     """
     return ABOVE.sub("", SECRET.sub("***", text))
-
-
-def render(title: str, body: str, about: str = "") -> str:
-    """Put `title`, `body` and `about` into the template of all reports; return the page's HTML.
-
-    All three are HTML; `about` is the page's description, which a browser does not show. The
-    template has a policy that refuses scripts.
-    """
-    code = "zh-Hans" if language() == "zh" else "en"
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=title, body=body, about=about, language=code)
 
 
 def _facts(
@@ -124,69 +134,41 @@ def _facts(
     }
 
 
-def _passage(scorecard: Scorecard) -> str:
-    """Draw the X-ray of the scorecard's passage, or say that there is none."""
+def _xray(scorecard: Scorecard) -> Markup:
+    """Draw the X-ray of the scorecard's passage; "" if there is none."""
     if not scorecard["passage"]:
-        return _none("passage")
+        return Markup()
     tokens = pd.DataFrame(scorecard["passage"]["tokens"])
-    return str(show.XRayView(XRay((scorecard["passage"]["text"],), tokens, PAIR))._repr_html_())
+    xray = XRay((scorecard["passage"]["text"],), tokens, PAIR)
+    return Markup(show.XRayView(xray)._repr_html_())
 
 
-def _none(name: str) -> str:
-    """Say why a section is empty, or a plot missing; `name` is a key of `[page.none]`."""
-    return f"<p>{messages('page')['none'][name]}</p>"
+def _plots(scorecard: Scorecard, metrics: pd.DataFrame) -> dict[str, Markup]:
+    """Draw the strengths, learning against forgetting, and the course of training, by name.
 
-
-def _verdict(scorecard: Scorecard) -> str:
-    """Ask whether the model learned, forgot and copied, and answer in a sentence each."""
-    questions = messages("page")["asked"].values()
-    pairs = zip(questions, map(say, sentences(scorecard)), strict=True)
-    return f"<dl>{''.join(f'<div><dt>{dt}</dt><dd>{dd}</dd></div>' for dt, dd in pairs)}</dl>"
-
-
-def _written(scorecard: Scorecard) -> str:
-    """Put passages of base and tuned beside each other, below three of the prompts at most.
-
-    Of the bundled base, which is tiny, a warning stands above them.
-    """
-    heads, tiny = messages("columns"), locate(scorecard["base"]).resolve() == TINY_BASE.resolve()
-    warning = f"<p>{messages('passages')['tiny']}</p>" if tiny else ""
-    return warning + "".join(
-        f'<h3 lang="zh-Hans">{say(row.prompt)}……</h3><div class="pair" lang="zh-Hans">'
-        + "".join(f"<p><b>{heads[name]}</b>{say(getattr(row, name))}……</p>" for name in PAIR)
-        + "</div>"
-        for row in show.side_by_side(scorecard, 3).itertuples()
-    )
-
-
-def _course(scorecard: Scorecard, metrics: pd.DataFrame) -> str:
-    """Draw the strengths, learning against forgetting, and the course of training.
-
-    In place of one of the first two plots stands a sentence if too little was measured for it.
+    Of the first two one for which too little was measured is "".
     """
     bits = ["eval_wuxia_bits_per_char", "eval_general_bits_per_char"]
     losses = ["eval_wuxia_loss", "eval_general_loss", "loss"]
-    enough_strengths = len(scorecard["strengths"]) > 1
-    measured = not metrics.reindex(columns=bits).dropna().empty
-    plots: dict[str, Callable[..., object] | None] = {
-        "strengths": partial(show.plot_strengths, scorecard) if enough_strengths else None,
-        "forgetting": partial(show.plot_forgetting, metrics) if measured else None,
-        "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
-        "losses": partial(show.plot_metric, metrics, losses, ylabel="nats"),
+    is_measured = not metrics.reindex(columns=bits).dropna().empty
+    has_strengths = len(scorecard["strengths"]) > 1
+    strengths, forgetting = (
+        partial(show.plot_strengths, scorecard),
+        partial(show.plot_forgetting, metrics),
+    )
+    return {
+        "strengths": _svg("strengths", strengths) if has_strengths else Markup(),
+        "forgetting": _svg("forgetting", forgetting) if is_measured else Markup(),
+        "bits": _svg("bits", partial(show.plot_metric, metrics, bits, ylabel="bits_per_char")),
+        "losses": _svg("losses", partial(show.plot_metric, metrics, losses, ylabel="nats")),
     }
-    figures = "".join(_figure(name, plot) for name, plot in plots.items())
-    return f'<div class="plots">{figures}</div>'
 
 
-def _figure(name: str, plot: Callable[..., object] | None) -> str:
-    """Draw a plot as SVG in the colours and the font of the page, below its title.
+def _svg(name: str, plot: Callable[..., object]) -> Markup:
+    """Draw a plot as SVG, for the page's colours, font and width; return what is inside `<svg>`.
 
-    `name` is that of the plot in the messages; `plot` draws on the axes that it is given as `ax`.
-    If `plot` is None, a sentence says that too little was measured.
+    `plot` draws on the axes that it is given as `ax`; `name` tells the plots of a page apart.
     """
-    texts = messages("page")["plots"][name]
-    if plot is None:
-        return f"<figure><h3>{texts['title']}</h3>{_none('plot')}</figure>"
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
         show.axes(Figure().subplots())  # only to set the plots' style, which the next figure takes
         figure = Figure(SIZE, layout="constrained")
@@ -198,36 +180,31 @@ def _figure(name: str, plot: Callable[..., object] | None) -> str:
             figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(file, format="svg", transparent=True)
         svg = NO_DRAWING.sub("", file.getvalue()).replace(show.INK.lower(), "currentColor")
-    # What stands behind matplotlib's own <svg …>, which gives way to one without a fixed size.
-    body = svg.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href")
-    box = " ".join(f"{72 * inches:g}" for inches in SIZE)  # in points, as matplotlib draws
-    title, about = texts["title"], texts["about"]
-    svg = f'<svg viewBox="0 0 {box}" role="img" aria-label="{title}">{body}'
-    return f"<figure><h3>{title}</h3>{svg}<figcaption>{about}</figcaption></figure>"
+    # Matplotlib's own <svg …> gives way to one without a fixed size.
+    return Markup(svg.partition("<svg")[2].partition(">")[2].replace("xlink:href", "href"))
 
 
-def _texts(mixture: Mixture) -> str:
+def _files(mixture: Mixture) -> list[tuple[Markup, str, str]]:
     """List the files: what became of each, its characters, and how many of these were removed.
 
-    The longest files come first, general text after all others. Of more than 60 files the rest is
-    only counted. Below stands what the rules of cleaning removed.
+    The longest files come first, general text after all others.
     """
-    templates, files = messages("page"), mixture.preparation["files"]
-    files = sorted(files, key=lambda file: (file["source"] == "general", -file["characters"]))
-    fates = _fates(mixture)
+    templates, fates = messages("page"), _fates(mixture)
+    cell = Markup("{}<br><small>{}</small>")
     rows = []
-    for file in files[:MOST_FILES]:
+    files = mixture.preparation["files"]
+    for file in sorted(files, key=lambda x: (x["source"] == "general", -x["characters"])):
         fate = fates.get(file["book"], "")
         if file["refused"]:  # the reason, or empty
-            fate = templates["fates"]["refused"].format(why=say(file["refused"]))
-        kind_and_fate = templates["sources"][file["source"]].format(fate=fate)
-        title = f"{say(file['book'] or file['path'])}<br><small>{kind_and_fate}</small>"
+            fate = templates["fates"]["refused"].format(why=show.translated(file["refused"]))
+        title, fate = (
+            file["book"] or file["path"],
+            templates["sources"][file["source"]].format(fate=fate),
+        )
         removed = sum(rule["removed"] for rule in file["cleaning"].values())
-        rows.append([title, f"{file['characters']:,}", f"{removed:,}"])
-    omitted = len(files) - len(rows)
-    rest = f"<p>{templates['more'].format(more=omitted)}</p>" if omitted else ""
-    heads = templates["files"].values()
-    return _rows(heads, rows) + rest + _cleaned(mixture)
+        name = cell.format(shareable(title), shareable(fate))
+        rows.append((name, f"{file['characters']:,}", f"{removed:,}"))
+    return rows
 
 
 def _fates(mixture: Mixture) -> dict[str, str]:
@@ -245,56 +222,39 @@ def _fates(mixture: Mixture) -> dict[str, str]:
     fates = dict.fromkeys(outline["book"], templates["unused"])
     fates |= {book: templates[state].format(share=shares[book]) for book, state in states.items()}
     return fates | {
-        copy["book"]: templates["copy"].format(share=copy["share"], kept=say(copy["kept"]))
+        copy["book"]: templates["copy"].format(share=copy["share"], kept=copy["kept"])
         for copy in mixture.preparation["same_books"]
     }
 
 
 def _cleaned(mixture: Mixture) -> str:
-    """Say in a paragraph what the rules of cleaning removed in all files, the most first.
-
-    Returns "" if they changed nothing.
-    """
-    texts, template = messages("page"), messages("page")["cleaned"]
-    clauses = [
-        template.format(rule=texts["rules"][row.rule], places=row.places, removed=row.removed)
+    """Say what the rules of cleaning removed in all files, the most first; "" if nothing."""
+    texts = messages("page")
+    return str(texts["between"]).join(
+        texts["cleaned"].format(
+            rule=texts["rules"][row.rule], places=row.places, removed=row.removed
+        )
         for row in show.cleaning_table(mixture).itertuples()
-    ]
-    done = texts["between"].join(clauses)
-    return f"<p>{texts['cleaning'].format(done=done)}</p>" if clauses else ""
+    )
 
 
-def _rows(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Make an HTML table of `rows` below a row of `heads`; heads and cells are HTML."""
-    head_cells = "".join(f"<th>{head}</th>" for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="rows"><tr>{head_cells}</tr>{body}</table>'
-
-
-def _settings(config: Config) -> str:
-    """List the settings that differ from their defaults, with both values.
+def _settings(config: Config) -> list[tuple[Markup, Any, Any]]:
+    """List the settings that differ from their defaults: name, value and default.
 
     The section `plan` and paths are left out: they tell others nothing.
     """
-    defaults = dict(Config())
-    rows = [
-        [f"<code>{section}.<wbr>{key}</code>", _value(value), _value(default)]
+    defaults, name = dict(Config()), Markup("<code>{}.<wbr>{}</code>")
+    return [
+        (name.format(section, key), value, default)
         for section, keys in config
         for (key, value), (_, default) in zip(keys, defaults[section], strict=True)
         if section != "plan" and key not in PATHS and value != default
     ]
-    return _rows(messages("page")["keys"].values(), rows) if rows else _none("settings")
 
 
-def _value(value: object) -> str:
-    """Write the value of a setting as HTML, `None` as a dash."""
-    return "–" if value is None else say(value)
-
-
-def _table(scorecard: Scorecard) -> str:
-    """Write all metrics of the scorecard as a table that is folded away until it is clicked."""
+def _metrics(scorecard: Scorecard) -> Markup:
+    """Write all metrics of the scorecard as a table."""
     rows = show.scorecard_table(scorecard)
     rows["unit"] = rows.pop("unit")  # moved to the end: a phone shows the first columns
     table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # not a random id
-    html = public(table.to_html())
-    return f"<details><summary>{messages('page')['fold']}</summary>{html}</details>"
+    return Markup(public(table.to_html()))

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import mistune
 import nbformat
 import papermill
+from markupsafe import Markup
 from nbclient.exceptions import DeadKernelError
 
 from wuxia_core.config import PROJECT, read_value
@@ -30,10 +31,13 @@ from wuxia_core.errors import (
 )
 from wuxia_core.evaluate import evaluate
 from wuxia_core.messages import messages
-from wuxia_core.page import public, render, say, write_page
-from wuxia_core.text import escape, visible
+from wuxia_core.page import public, render, shareable, write_page
+from wuxia_core.text import visible
 
 NOTEBOOKS = PROJECT / "notebooks"
+FOLDED = Markup("<details><summary>{}</summary><pre>{}</pre></details>")
+PICTURE = Markup('<img alt="plot" src="data:image/png;base64,{}">')
+PREFORMATTED = Markup("<pre>{}</pre>")
 HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)  # of Markdown, its text as group 1
 
 
@@ -102,35 +106,35 @@ def export(executed: Path) -> Path:
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
     cells, fold = nbformat.read(executed, 4).cells, messages("report")["code"]
-    body = ""
+    body = Markup()
     for cell in cells:
         if cell.cell_type == "markdown":
-            body += str(markdown(visible(cell.source))).replace('.ipynb">', '.html">')
+            body += Markup(str(markdown(visible(cell.source))).replace('.ipynb">', '.html">'))
         elif cell.cell_type == "code":
-            code = f"<details><summary>{fold}</summary><pre>{say(cell.source)}</pre></details>"
-            body += code + "".join(map(_output_html, cell.outputs))
+            body += FOLDED.format(fold, shareable(cell.source))
+            body += Markup().join(map(_output_html, cell.outputs))
     heading = HEADING.search("\n".join(c.source for c in cells if c.cell_type == "markdown"))
     page = executed.with_suffix(".html")
-    title = escape(heading[1] if heading else executed.stem)
-    page.write_text(render(title, body), encoding="utf-8")
+    title = heading[1] if heading else executed.stem
+    page.write_text(render("report.html", title=title, about="", body=body), encoding="utf-8")
     return page
 
 
-def _output_html(output: nbformat.NotebookNode) -> str:
+def _output_html(output: nbformat.NotebookNode) -> Markup:
     """Write an output of a cell as HTML: its own HTML, else its picture, else its text.
 
     Its own HTML is not escaped, only made `public`. Of stderr the result is "".
     """
     if output.get("name") == "stderr":
-        return ""
+        return Markup()
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "text/html" in data:
-        return f"<div>{public(data['text/html'])}</div>"
+        return Markup(f"<div>{public(data['text/html'])}</div>")
     if "image/png" in data:
-        return f'<img alt="plot" src="data:image/png;base64,{escape(data["image/png"])}">'
+        return PICTURE.format(data["image/png"])
     # A progress bar overwrites its line behind \r: of such a line only the last state is kept.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
-    return f"<pre>{say(text)}</pre>"
+    return PREFORMATTED.format(shareable(text))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -242,8 +242,10 @@ def _write(options: argparse.Namespace) -> None:
         for name, strength in strengths.items():
             echo(labels[name] if options.base else "")
             echo("" if options.chat else visible(prompt))
-            stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
-            print()
+            try:
+                stream(*writer, prompt, sampling, echo, strength=strength, chat=options.chat)
+            finally:
+                print()  # so that an error has a line of its own
 
     if options.prompt is not None:
         return answer(options.prompt)

@@ -11,7 +11,7 @@ from wuxia_core.corpus.overlap import (
     HeldOutNgrams,
     Leakage,
     drop_sentences,
-    to_simplified,
+    is_traditional,
 )
 from wuxia_core.corpus.reading import Document, File, FileReport, find_files, read_documents
 from wuxia_core.corpus.words import CLASSES, Segmenter, classes, dialogue, read_lexicon

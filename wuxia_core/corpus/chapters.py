@@ -63,6 +63,7 @@ class _Candidate:
     start: int  # of the line, in the text
     end: int  # of the title; prose may stand behind it on the line
     number: float = math.nan  # nan: it has none
+    last: float = math.nan  # the last number of several, 11 in 第10-11章; else the number
     title: str = ""  # its letters, without signs and digits
     # First a rank (0 第…章; 1 章 without 第, another unit of chapters or sections, or an English
     # word; 2 all else), then a unit, or else the word before the number, and the number's form.
@@ -174,7 +175,7 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
         if is_number_in_prose or (is_glued and (is_sentence or not may_be_glued)):
             continue
         numeral = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
-        numeral = TO.split(numeral)[0]  # 第10-11章 is 10
+        numeral, *rest = TO.split(numeral)  # 第10-11章 is 10, and 11 its last
         gap = (match["gap"] or "").strip()  # 、 in 三、断刀
         form = (match["sign"][:1], numeral.isdecimal(), is_glued or gap[:1])
         other_rank = 1 if unit in PARTS or (word and word.isascii()) else 2
@@ -183,7 +184,8 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
         is_bare = not match["before"] or bool(PREFIX.search(match["before"]))  # but for 正文
         trusted = match["unit"] in TRUSTED and is_bare and not (is_glued or is_prose)
         title, style = re.sub(r"[\W\d]", "", title), (*form, is_sentence)
-        yield _Candidate(match.start(), end, _number(numeral), title, family, style, trusted)
+        first, last = _number(numeral), _number(rest[-1] if rest else numeral)
+        yield _Candidate(match.start(), end, first, last, title, family, style, trusted)
 
 
 def _title_length(rest: str) -> int:
@@ -305,7 +307,7 @@ def _pair_points(first: _Candidate, second: _Candidate, mean_distance: float) ->
     lines' distance over the mean one, and over the rise (as 1 to 3: chapters may be missing), is a
     ratio: below 1 it costs up to 1.5, above 1 it gives up to 0.1.
     """
-    rise = second.number - first.number
+    rise = second.number - first.last
     if rise > 0:
         points = 1 if rise <= 1 else 0.5 / rise
     elif rise == 0:
@@ -430,11 +432,11 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
         return [f"{NO_HEADINGS}, cut into {len(parts)} parts"]
     long_parts = [(name, len(text)) for name, text in parts if len(text) > LONGEST_CHAPTER]
     notes = [f"{length:,} characters in {name or 'the front'}" for name, length in long_parts]
-    numbered = [(line.number, name) for name, _ in parts for line in _find_candidates(name)]
+    numbered = [(line, name) for name, _ in parts for line in _find_candidates(name)]
     jumps = [
         f"{name} to {next_name}"
-        for (number, name), (next_number, next_name) in pairwise(numbered)
-        if next_number > 1 and not 0 <= next_number - number <= 1
+        for (line, name), (next_line, next_name) in pairwise(numbered)
+        if next_line.number > 1 and not 0 <= next_line.number - line.last <= 1
     ]
     more = f", one of {len(jumps)} jumps" if len(jumps) > 1 else ""
     return notes + [f"numbers jump from {jump}{more}" for jump in jumps[:1]]

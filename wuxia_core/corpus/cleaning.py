@@ -46,6 +46,9 @@ RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDS}]\n)|(?<=[^{ENDS}][{BLANK}]\n))")
 # no word or mark is split.
 FEWEST_CUT, NARROWEST, WIDEST, SLACK = 10, 20, 120, 8
 FAR_SHORTER = 0.7  # share of the full width: a shorter line ends its paragraph
+DEEP_INDENT = re.compile(
+    f"^[{BLANK}]{{9,}}"
+)  # of a line at the right margin: 　　……——调寄《临江仙》
 # The end of a line and the beginning of the next one, if they need a space between them.
 ENGLISH = re.compile("[A-Za-z,][A-Za-z]")
 EXAMPLES, AROUND = 5, 12  # edits that a tally shows at most; characters shown on each side of one
@@ -244,7 +247,7 @@ def hard_wrap(text: str) -> Iterator[Edit]:
     if sum(1 for _ in RUNS_ON.finditer(text)) <= FEWEST_CUT:
         return  # before the lines are measured, which takes longer
     lines = list(LINE.finditer(text))
-    widths = [_columns(line[0]) for line in lines]
+    widths = [_columns(DEEP_INDENT.sub("", line[0])) for line in lines]
     ends_sentence = [line[0].endswith((*SENTENCE_END, *"】）》〉〕])")) for line in lines]
     full = _full_width(lines, widths, ends_sentence)
     if not full:

@@ -82,18 +82,20 @@ def _converter() -> Any:
     return OpenCC("t2s")
 
 
-def to_simplified(text: str) -> str:
-    """Make a text simplified if more than 2 % of its first 2,000 characters are traditional ones.
-
-    `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`. Any other text comes back
-    unchanged.
-    """
+def is_traditional(text: str) -> bool:
+    """Whether more than 2 % of a text's first 2,000 characters are traditional ones."""
     head = text[:SAMPLE]
     # Not strict, in case OpenCC gives another number of characters.
-    changed = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
-    if changed <= TRADITIONAL * len(head):
-        return text
-    return ZHE.sub("着", _converter().convert(text))
+    changed: int = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
+    return changed > TRADITIONAL * len(head)
+
+
+def to_simplified(text: str) -> str:
+    """Make a text simplified if it `is_traditional`; any other text comes back unchanged.
+
+    `"他笑著說，那是一部名著。"` becomes `"他笑着说，那是一部名著。"`.
+    """
+    return ZHE.sub("着", _converter().convert(text)) if is_traditional(text) else text
 
 
 @dataclass(frozen=True)

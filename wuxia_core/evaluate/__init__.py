@@ -7,5 +7,5 @@ difference comes from resampling these items, never tokens; that of the question
 
 from wuxia_core.evaluate.copying import FLAGGED
 from wuxia_core.evaluate.recovery import XRay, xray
-from wuxia_core.evaluate.scorecard import by_name, closing_words, evaluate, sentences
+from wuxia_core.evaluate.scorecard import by_name, closing_words, evaluate, sentences, tiny_warning
 from wuxia_core.evaluate.scoring import bits_per_char

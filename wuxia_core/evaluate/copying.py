@@ -134,8 +134,7 @@ def score_extraction(context: EvalContext) -> Row:
     # 20 at a time, for at most 10 % of the evaluation's minutes
     chunks = context.within_budget("prefixes continued", alternating, 20, 0.1)
     base, tuned = map(_by_document, context.measure_both(partial(extraction, context), chunks))
-    total = base["prefixes"].sum()
-    unit = f"share of {total} prefixes continued nearly word for word, trained − held out"
+    unit = "share of prefixes continued nearly word for word, trained − held out"
     columns = ["trained", "near", "prefixes"]
     metric = Metric("extraction_near", unit, "training", group_difference(*columns))
     row = compare(metric, base[columns], tuned[columns], context.seed)

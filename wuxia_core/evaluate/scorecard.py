@@ -395,9 +395,13 @@ def _best_passages(scorecard: Scorecard) -> str:
     numbers = [number for writer, number in style if writer == "base"]  # and so for "tuned"
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
     lines = [messages("passages")["best"], _passage_lines(scorecard["passages"][best])]
-    if locate(scorecard["base"]).resolve() == TINY_BASE.resolve():
-        lines.append(messages("passages")["tiny"])
-    return "\n".join(lines)
+    return "\n".join(filter(None, [*lines, tiny_warning(scorecard)]))
+
+
+def tiny_warning(scorecard: Scorecard) -> str:
+    """Warn that the bundled base is too small to write; "" for any other base."""
+    is_tiny = locate(scorecard["base"]).resolve() == TINY_BASE.resolve()
+    return str(messages("passages")["tiny"]) if is_tiny else ""
 
 
 def _passage_lines(passage: dict[str, Any]) -> str:

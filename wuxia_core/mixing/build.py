@@ -280,7 +280,8 @@ def _deduplicate_and_split(outline: pd.DataFrame, texts: Texts, config: Config) 
     repeats another one is taken out of its document. Empty documents are left out, and nothing else
     if `data.deduplicate` is off.
 
-    Returns what was found, for preparation.json: `same_books`, `repeated_paragraphs`, `held_out`.
+    Returns what was found, for preparation.json: `same_books`, `repeated_paragraphs`, `held_out`,
+    `traditional`.
     """
     index = corpus.DuplicateIndex()  # numbers documents as `outline` does; empty, it finds nothing
     novels = outline["source"] == "wuxia"
@@ -300,8 +301,25 @@ def _deduplicate_and_split(outline: pd.DataFrame, texts: Texts, config: Config) 
         if not (rows["split"] == TRAIN).any():
             logger.warning("data.weights: %s is not trained on, so its weight does nothing", book)
     held_out = describe_split(outline, config.data.val_ratio)
-    copies = [asdict(copy) for copy in same_books]
-    return {"same_books": copies, "repeated_paragraphs": repeats, "held_out": held_out}
+    findings = {"repeated_paragraphs": repeats, "held_out": held_out}
+    findings["traditional"] = _list_traditional(outline[novels & ~left_out], texts)
+    return findings | {"same_books": [asdict(copy) for copy in same_books]}
+
+
+def _list_traditional(novels: pd.DataFrame, texts: Texts) -> list[str]:
+    """List the books that begin in traditional characters, and warn; `[]` if all or none do.
+
+    `novels` are rows of the outline.
+    """
+    first = novels.reset_index().groupby("book")["index"].first()  # document of each book
+    books = [book for book, number in first.items() if corpus.is_traditional(texts[number])]
+    if len(books) == len(first):
+        return []
+    if books:
+        names = ", ".join(books[:3]) + (f" and {len(books) - 3} more" if books[3:] else "")
+        remedy = "the other novels are not; set data.to_simplified=true"
+        logger.warning("in traditional characters: %s; %s", names, remedy)
+    return books
 
 
 def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:

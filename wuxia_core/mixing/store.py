@@ -29,7 +29,7 @@ TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplica
 # All columns of documents.parquet but `text`.
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-FORMAT = 7  # raise it when code writes another content, so that older folders are built again
+FORMAT = 8  # raise it when code writes another content, so that older folders are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; other folders have none
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"

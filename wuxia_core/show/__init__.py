@@ -31,6 +31,7 @@ from wuxia_core.show.tables import (
     scorecard_table,
     side_by_side,
     table,
+    translated,
     window_table,
 )
 from wuxia_core.text import escape, visible

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from wuxia_core.config import Config, effective_batch, load_config
-from wuxia_core.corpus import NO_HEADINGS, RULES, to_simplified
+from wuxia_core.corpus import NO_HEADINGS, RULES
 from wuxia_core.errors import DataError
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, run_steps, train_windows
@@ -41,6 +41,18 @@ def named(name: str) -> str:
     A name that is not in the messages' section `[columns]` is returned as it is.
     """
     return str(messages("columns").get(name, name))
+
+
+def translated(note: str) -> str:
+    """Put a note on a file, or why it was left out, into the reader's language.
+
+    Such notes are made in English, for the log. One that no pattern in the messages matches is
+    returned as it is.
+    """
+    for pattern, template in messages("notes")["patterns"]:
+        if match := re.fullmatch(pattern, note, re.DOTALL):
+            return match.expand(template)
+    return note
 
 
 def table(rows: pd.DataFrame) -> "Styler":
@@ -85,15 +97,9 @@ def advice(mixture: Mixture, config: Config) -> list[str]:
 
 
 def _advise_simplified(mixture: Mixture) -> Iterator[str]:
-    """Name the novels in traditional characters, unless all are.
-
-    A novel counts as one of them if its first 2,000 characters change by being simplified.
-    """
-    used = mixture.documents.query("source == 'wuxia' and split in ('train', 'validation')")
-    beginnings = used.groupby("book")["text"].first().str[:2000]
-    traditional = beginnings.index[beginnings.map(to_simplified) != beginnings]
-    if 0 < len(traditional) < len(beginnings):
-        yield messages("advice")["traditional"].format(books=_quote_three(traditional))
+    """Name the novels in traditional characters, unless all are."""
+    if books := mixture.preparation["traditional"]:
+        yield messages("advice")["traditional"].format(books=_quote_three(books))
 
 
 def _advise_garbled(mixture: Mixture) -> Iterator[str]:
@@ -208,14 +214,15 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     broken_notes = files["broken"].map(lambda n: templates["broken"].format(count=n) if n else "")
     # Of each file why it is left out, a list of notes on its chapters, and two more; all may be "".
     parts = zip(files["refused"], files["notes"], broken_notes, copy_notes, strict=True)
-    notes = pd.Series(["; ".join(filter(None, [why, *odd, *rest])) for why, odd, *rest in parts])
-    has_chapters = is_novel & (files["documents"] > 0) & ~notes.str.contains(NO_HEADINGS)
+    notes = [map(translated, filter(None, [why, *odd, *rest])) for why, odd, *rest in parts]
+    has_headings = ~files["notes"].str.join("\n").str.contains(NO_HEADINGS)
+    has_chapters = is_novel & (files["documents"] > 0) & has_headings
     chapters = files["documents"].astype("Int64").where(has_chapters)
     removed = [sum(rule["removed"] for rule in rules.values()) for rules in files["cleaning"]]
     repeats = files["book"].map(prepared["repeated_paragraphs"]["books"]).fillna(0).astype(int)
     listed = files[["path", "source", "encoding", "characters"]]
     listed = listed.assign(chapters=chapters, removed=removed)
-    return listed.assign(**{"repeated paragraphs": repeats, "note": notes})
+    return listed.assign(**{"repeated paragraphs": repeats, "note": list(map("; ".join, notes))})
 
 
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
