@@ -59,7 +59,7 @@ def test_without_widgets_the_view_is_shown(explorer, tmp_path):
     output = nbformat.v4.new_output("execute_result", bundle)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
     nbformat.write(notebook, tmp_path / "x.ipynb")
-    page = report.export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
+    page = report.write_html(tmp_path / "x.ipynb").read_text(encoding="utf-8")
     assert "passage 1; masked" in page and "MaskExplorer" not in page and "<script" not in page
 
 

@@ -1,7 +1,9 @@
+import base64
 import json
 import platform
 import re
 import shutil
+import struct
 import tomllib
 
 import pytest
@@ -10,7 +12,7 @@ from nbformat import v4, write
 from wuxia_core import mix
 from wuxia_core.config import PROJECT
 from wuxia_core.page import ABOVE, _fates
-from wuxia_core.report import export, main
+from wuxia_core.report import main, write_html
 
 MESSAGES = PROJECT / "wuxia_core" / "messages"
 LIVE = "<script>hit()</script><img src=x onerror=hit()>"
@@ -18,7 +20,7 @@ LIVE = "<script>hit()</script><img src=x onerror=hit()>"
 
 def exported(tmp_path, *cells):
     write(v4.new_notebook(cells=list(cells)), tmp_path / "x.ipynb")
-    return export(tmp_path / "x.ipynb").read_text(encoding="utf-8").split("<body>")[1]
+    return write_html(tmp_path / "x.ipynb").read_text(encoding="utf-8").split("<body>")[1]
 
 
 def test_markdown_keeps_tags_as_text_and_loses_links_that_run(tmp_path):
@@ -64,7 +66,7 @@ def test_a_notebooks_code_is_folded_and_what_was_logged_is_left_out(tmp_path):
     warning = v4.new_output("stream", name="stderr", text="x.py:1: FutureWarning: soon")
     code = v4.new_code_cell("print(1)", outputs=[warning])
     write(v4.new_notebook(cells=[v4.new_markdown_cell("# 掩码\n\nb"), code]), tmp_path / "x.ipynb")
-    page = export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
+    page = write_html(tmp_path / "x.ipynb").read_text(encoding="utf-8")
     assert "<title>掩码</title>" in page and "FutureWarning" not in page
     assert "<details><summary>code</summary><pre>print(1)</pre></details>" in page
 
@@ -94,6 +96,13 @@ def test_a_runs_page_has_all_that_a_reader_asks_for(run_page, short_run):
     assert ">射雕.pdf<" in page and ">空<" in page  # left out
     for said in ("三勺盐", "12,968", "training.<wbr>max_steps", "Burrows", "og:title"):
         assert said in page
+
+
+def test_a_link_to_a_runs_page_has_a_picture(run_page):
+    page = run_page[1].read_text("utf-8")
+    (data,) = re.findall(r'"og:image" content="data:image/png;base64,(.*?)"', page)
+    picture = base64.b64decode(data)
+    assert picture[:4] == b"\x89PNG" and struct.unpack(">II", picture[16:24]) == (1200, 630)
 
 
 def test_a_runs_page_can_be_sent_to_anybody(run_page):

@@ -321,12 +321,12 @@ def expand(path: str | Path) -> Path:
 
 
 def locate(path: str) -> Path:
-    """Expand the `~` of a path, and put `PROJECT` before it if it exists only there.
+    """Expand the `~` of a path; a relative one that does not exist may be one in `PROJECT`.
 
-    So `data/sample` is found from `notebooks/` too. Raises as `expand` does.
+    So `data/sample` is found from any working directory. Raises as `expand` does.
     """
-    local = expand(path)
-    return PROJECT / local if not local.exists() and (PROJECT / local).exists() else local
+    local, shipped = expand(path), PROJECT / expand(path)
+    return shipped if shipped.exists() and not local.exists() else local
 
 
 def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Config:

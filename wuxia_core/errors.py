@@ -94,10 +94,10 @@ class DeviceLost(MachineError):
     """A GPU, or the link between GPUs, failed; new processes may succeed."""
 
 
-def command_line(module: str, description: str | None) -> argparse.ArgumentParser:
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Make a parser, without options yet, for the command `python -m MODULE`.
 
-    Its help shows `description`, unless that is None, with the line breaks in it.
+    Its help shows `description`, if there is one, with its line breaks.
     """
     formatter = argparse.RawDescriptionHelpFormatter
     program = f"python -m {module}"

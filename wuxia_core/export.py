@@ -28,7 +28,7 @@ from wuxia_core.config import PROJECT, Config, expand, load_config, locate
 from wuxia_core.errors import (
     ConfigError,
     DataError,
-    command_line,
+    command_parser,
     exit_status,
     raise_machine_error,
     run_command,
@@ -81,7 +81,7 @@ def export(
         raise ConfigError(f"--out {target}: exists already; name another folder, or delete it")
     script = _find_converter(to, llama_cpp) if to in CONVERTERS else None
     with raise_machine_error(f"--out {target}"), staged(target) as new:
-        model, tokenizer = _load_adapter(folder, base, strength), models.load_tokenizer(base)
+        model, tokenizer = _load_to_export(folder, base, strength), models.load_tokenizer(base)
         config, mixture = _read_run(folder)
         if script and to == "gguf-adapter":
             finding = _write_gguf_adapter(model, script, new)
@@ -99,15 +99,15 @@ def export(
     return f"{finding}\nwritten: {target}"
 
 
-def _load_adapter(folder: Path, base: str, strength: float) -> "PeftModel":
-    """Load `base` in float32 with the folder's adapter, but not the trained row of the mask token.
+def _load_to_export(folder: Path, base: str, strength: float) -> "PeftModel":
+    """Load the base named `base` in float32 with the folder's adapter, scaled by `strength`.
 
-    `strength` scales the adapter. Raises `ConfigError` if it is not from 0 to 2; `DataError` if the
-    adapter has trained rows of several tokens: a single one is taken for the mask token's.
+    The embedding row of the mask token, which no prompt needs, is left out. Raises `ConfigError` if
+    `strength` is not from 0 to 2, `DataError` if rows of several tokens were trained.
     """
     check_strength(strength)
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
-        raise DataError(f"{folder}: its adapter has rows of tokens, which no export holds")
+        raise DataError(f"{folder}: rows of several tokens were trained, which no export holds")
     loaded = models.load_base(base, "float32")
     return models.attach_adapter(loaded, folder, base, mask_row=False, strength=strength)
 
@@ -314,7 +314,7 @@ def _write_card(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = command_line("wuxia_core.export", __doc__)
+    parser = command_parser("wuxia_core.export", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("--to", choices=["merged", *CONVERTERS], default="merged")
     parser.add_argument("--out", metavar="FOLDER", help="to write (OUTPUT_DIR/export/TO)")

@@ -172,30 +172,30 @@ def tokenizer_files(name: str) -> list[Path]:
 def fetch(name: str, load: Callable[[str], Any]) -> Any:
     """Return what `load` gives for the folder `name` or, if there is none, the `name` on the hub.
 
-    Raises `MachineError` if it fails; an error for want of memory is raised as it is.
+    Raises `MachineError` if `load` fails; an error for want of memory is raised as it is.
     """
-    path = locate(name)
-    fault = "" if path.is_dir() else hub_fault()  # why the hub does not answer, or ""
+    path = locate(name)  # a name on the hub stays as it is
+    # "", or why the hub does not answer: `load` then looks only into its cache
+    fault = "" if path.is_dir() else hub_fault()
     try:
         return load(str(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if lacks_memory(error):
             raise
-        state = "present" if path.is_dir() else "missing"
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        cause = fault or str(error).strip().splitlines()[0]
+        tried = f"the folder {path}" if path.is_dir() else f"the folder {path} (missing) and {hub}"
+        cause = fault or (str(error) or type(error).__name__).strip().splitlines()[0]
         raise MachineError(
-            f"cannot load the model {name}: tried the folder {path} ({state}) and {hub} "
-            f"({cause}).\nDownload it where there is a network and name its folder: in a config as "
-            "model.model_name_or_path, for an adapter --base-model or in its adapter_config.json; "
-            "or set HF_ENDPOINT to a mirror you can reach."
+            f"cannot load the model {name}: tried {tried} ({cause}).\nDownload it where there is a "
+            "network and name its folder: in a config as model.model_name_or_path, for an adapter "
+            "--base-model or in its adapter_config.json; or set HF_ENDPOINT to a mirror."
         ) from None
 
 
 def check_length(config: Config, base_config: Any) -> None:
     """Raise `ConfigError` if `data.max_length` exceeds the base's `max_position_embeddings`.
 
-    `base_config` is transformers' or a `plan.Shape`; if it has no such number, any length will do.
+    `base_config`, transformers' or a `plan.Shape`, has that number, or else any length will do.
     """
     length, limit = config.data.max_length, getattr(base_config, "max_position_embeddings", None)
     if limit and length > limit:

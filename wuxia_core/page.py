@@ -4,6 +4,7 @@ The page is made from the scorecard, the run folder and its mixture; no model is
 where is in page.html. The page shows no secret, and of an absolute path only the last name.
 """
 
+import base64
 import io
 import re
 from collections.abc import Callable
@@ -33,6 +34,8 @@ PATHS |= {"processed_data_file"}
 PAIR = ("base", "tuned")
 MOST_FILES = 60  # that are listed
 SIZE = (4.2, 3.3)  # inches, width and height of a plot; a phone shows that without scaling
+PREVIEW, PAPER, TEXT = (12, 6.3), "#fcfbf8", "#24211d"  # the same of a preview, and its colours
+PREVIEW_LINE = re.compile("[^\n]{1,29}[，。！？；：、”」]?")  # no line begins with such a sign
 # Parts of matplotlib's SVG that draw nothing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
 
@@ -51,16 +54,20 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
     if metrics.empty:
         raise DataError(f"{folder}: metrics.jsonl has no whole row; copy it anew")
     texts, facts = messages("page"), _facts(scorecard, config, mixture, metrics)
+    passages = show.side_by_side(scorecard, 3).to_dict("records")
+    title, about = (texts[name].format(**facts) for name in ("title", "about"))
     html = render(
         "page.html",
-        **{name: texts[name].format(**facts) for name in ("title", "about")},
+        title=title,
+        about=about,
+        preview=_preview(title, passages[0]["prompt"] + passages[0]["tuned"]),
         texts=texts,
         facts=facts,
         columns=messages("columns"),
         xray=_xray(scorecard),
         sentences=sentences(scorecard),
         warning=tiny_warning(scorecard),
-        passages=show.side_by_side(scorecard, 3).to_dict("records"),
+        passages=passages,
         pair=PAIR,
         plots=_plots(scorecard, metrics),
         view_box=" ".join(f"{72 * inches:g}" for inches in (0, 0, *SIZE)),  # matplotlib's, points
@@ -68,7 +75,7 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
         most_files=MOST_FILES,
         cleaned=_cleaned(mixture),
         settings=_settings(config),
-        metrics=_metrics(scorecard),
+        metrics=_scorecard_html(scorecard),
     )
     with raise_machine_error(str(folder)):
         (folder / PAGE).write_text(html, encoding="utf-8")
@@ -132,6 +139,21 @@ def _facts(
         "objective": config.training.objective,
         **shares,
     }
+
+
+def _preview(title: str, passage: str) -> Markup:
+    """Draw the picture that a link to the page is shown with, 1,200 × 630: a title and a passage.
+
+    Returns a PNG as an address that holds its own data.
+    """
+    with rc_context(), io.BytesIO() as file:
+        show.axes(Figure().subplots())  # only to set the font
+        figure = Figure(PREVIEW, dpi=100, facecolor=PAPER)
+        lines = "\n".join(PREVIEW_LINE.findall(show.drawable(passage))[:5])
+        figure.text(0.06, 0.8, show.drawable(title), size=36, color=TEXT)
+        figure.text(0.06, 0.7, f"{lines}……", size=24, color=TEXT, va="top", linespacing=1.8)
+        figure.savefig(file, format="png")
+        return Markup(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
 
 
 def _xray(scorecard: Scorecard) -> Markup:
@@ -252,9 +274,9 @@ def _settings(config: Config) -> list[tuple[Markup, Any, Any]]:
     ]
 
 
-def _metrics(scorecard: Scorecard) -> Markup:
-    """Write all metrics of the scorecard as a table."""
+def _scorecard_html(scorecard: Scorecard) -> Markup:
+    """Write the scorecard's metrics as an HTML table, a row each; `show.table` escapes texts."""
     rows = show.scorecard_table(scorecard)
     rows["unit"] = rows.pop("unit")  # moved to the end: a phone shows the first columns
-    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # not a random id
+    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # else a random one
     return Markup(public(table.to_html()))

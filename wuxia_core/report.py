@@ -24,7 +24,7 @@ from wuxia_core.errors import (
     ConfigError,
     DataError,
     MachineError,
-    command_line,
+    command_parser,
     exit_status,
     raise_machine_error,
     run_command,
@@ -32,7 +32,6 @@ from wuxia_core.errors import (
 from wuxia_core.evaluate import evaluate
 from wuxia_core.messages import messages
 from wuxia_core.page import public, render, shareable, write_page
-from wuxia_core.text import visible
 
 NOTEBOOKS = PROJECT / "notebooks"
 FOLDED = Markup("<details><summary>{}</summary><pre>{}</pre></details>")
@@ -72,7 +71,7 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
                 raise DataError(f"{executed}: {error.ename}: {error.evalue}") from None
             except DeadKernelError:
                 raise MachineError(f"{executed}: its kernel died, for want of memory?") from None
-            for path in (export(staged), staged):
+            for path in (write_html(staged), staged):
                 path.replace(folder / path.name)
     return executed.with_suffix(".html")
 
@@ -95,23 +94,23 @@ def _read_parameters(parameters: dict[str, object], source: Path) -> dict[str, o
     return parameters | values
 
 
-def export(executed: Path) -> Path:
+def write_html(executed: Path) -> Path:
     """Write an executed notebook as one HTML file beside it; return the file's path.
 
-    The page may be sent around: it has no scripts, and a policy that would refuse them, nothing
-    secret, and of an absolute path the last name alone. Code is folded away; stderr, which has the
-    log and warnings, is left out. HTML tags in Markdown are shown as text, links that run scripts
-    are dropped, and a link to a notebook becomes one to its report. The page's title is the
+    The page may be sent around: its policy refuses scripts, and all texts and outputs are
+    `public`. Code is folded away; stderr, which has the log and warnings, is left out. HTML tags in
+    Markdown are shown as text, and links that run scripts are dropped. The page's title is the
     notebook's first heading, or its file's name if it has none.
     """
     markdown = mistune.create_markdown(plugins=["table", "url"])
-    cells, fold = nbformat.read(executed, 4).cells, messages("report")["code"]
+    cells, label = nbformat.read(executed, 4).cells, messages("report")["code"]
     body = Markup()
     for cell in cells:
         if cell.cell_type == "markdown":
-            body += Markup(str(markdown(visible(cell.source))).replace('.ipynb">', '.html">'))
+            html = str(markdown(shareable(cell.source)))
+            body += Markup(html.replace('.ipynb">', '.html">'))  # a notebook's report
         elif cell.cell_type == "code":
-            body += FOLDED.format(fold, shareable(cell.source))
+            body += FOLDED.format(label, shareable(cell.source))
             body += Markup().join(map(_output_html, cell.outputs))
     heading = HEADING.search("\n".join(c.source for c in cells if c.cell_type == "markdown"))
     page = executed.with_suffix(".html")
@@ -139,7 +138,7 @@ def _output_html(output: nbformat.NotebookNode) -> Markup:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    parser = command_line("wuxia_core.report", __doc__)
+    parser = command_parser("wuxia_core.report", __doc__)
     parser.add_argument("what", help="run folder, or stem of a notebook, such as 02_see_masks")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--out", type=Path, default="output/reports", help="folder (%(default)s)")

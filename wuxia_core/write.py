@@ -19,7 +19,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from wuxia_core.errors import ConfigError, DataError, command_line, exit_status, run_command
+from wuxia_core.errors import ConfigError, DataError, command_parser, exit_status, run_command
 from wuxia_core.messages import messages
 from wuxia_core.model import best_device, document_start_id, leave_casts_to_autocast, load_adapter
 from wuxia_core.text import visible
@@ -207,7 +207,7 @@ def open_writer(
 
 def main(arguments: list[str] | None = None) -> int:
     """Write as the command line asks; return the exit status."""
-    parser = command_line("wuxia_core.write", __doc__)
+    parser = command_parser("wuxia_core.write", __doc__)
     parser.add_argument("output_dir", help="run folder, or that of any LoRA adapter")
     parser.add_argument("prompt", nargs="?", help="without one: asked for, until an empty line")
     parser.add_argument("--base", action="store_true", help="the base's answer too, same seed")

@@ -3,7 +3,7 @@
 It does not split, mix or tokenize. A document is a chapter of a novel, or one general text.
 """
 
-from wuxia_core.corpus.chapters import NO_HEADINGS, chapter, gather, split_chapters
+from wuxia_core.corpus.chapters import NO_HEADINGS, chapter, group_texts, split_chapters
 from wuxia_core.corpus.cleaning import OFF, OLDER_NAMES, RULES, Tally, clean
 from wuxia_core.corpus.encodings import Book, codec, read_book
 from wuxia_core.corpus.overlap import (

@@ -340,22 +340,19 @@ def passages(text: str, length: int) -> list[tuple[str, str]]:
 
     The numbers are "1", "2" and so on; newlines do not count, and the last passage may be shorter.
     """
-    return [(str(n), "\n".join(x)) for n, x in enumerate(gather(text.split("\n"), length), 1)]
+    return [(str(n), "\n".join(x)) for n, x in enumerate(group_texts(text.split("\n"), length), 1)]
 
 
-def gather(texts: Iterable[str], length: int) -> Iterator[list[str]]:
-    """Yield groups of consecutive texts; one is full at `length` characters or more.
-
-    The last group may have fewer.
-    """
+def group_texts(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Yield groups of consecutive texts; each but the last has `characters` or more in all."""
     group: list[str] = []
-    characters = 0  # in the group
+    size = 0  # characters in the group
     for text in texts:
         group.append(text)
-        characters += len(text)
-        if characters >= length:
+        size += len(text)
+        if size >= characters:
             yield group
-            group, characters = [], 0
+            group, size = [], 0
     if group:
         yield group
 

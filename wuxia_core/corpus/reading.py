@@ -301,8 +301,9 @@ def _records(
 ) -> Iterator[tuple[str, str]]:
     """Clean the `text` of each line of JSONL, and yield `(number of the line, text)`.
 
-    In the file `lines_before` lines come before this `block` of it. Blank lines, and those of which
-    cleaning leaves nothing, are passed over. Raises `DataError` as `read_documents` does.
+    `block` has whole lines of the file, and `lines_before` lines stand before them. Blank lines,
+    and those of which cleaning leaves nothing, are passed over. Raises `DataError` as
+    `read_documents` does.
     """
     for number, line in enumerate(block.split("\n"), lines_before + 1):
         if not line.strip():

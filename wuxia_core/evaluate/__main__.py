@@ -10,7 +10,14 @@ import importlib.util
 from pathlib import Path
 
 from wuxia_core.config import load_config
-from wuxia_core.errors import ConfigError, DataError, MachineError, exit_status, run_command
+from wuxia_core.errors import (
+    ConfigError,
+    DataError,
+    MachineError,
+    command_parser,
+    exit_status,
+    run_command,
+)
 from wuxia_core.evaluate import closing_words, evaluate
 from wuxia_core.evaluate.scorecard import bits_sentence, gate_failures, quick_look
 from wuxia_core.model import best_device, load_adapter
@@ -18,7 +25,7 @@ from wuxia_core.model import best_device, load_adapter
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments`, by default the command line's; return the exit status."""
-    parser = argparse.ArgumentParser("python -m wuxia_core.evaluate", description=__doc__)
+    parser = command_parser("wuxia_core.evaluate", __doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="passages and bits per character only")

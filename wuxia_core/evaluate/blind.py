@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wuxia_core.errors import DataError, exit_status, raise_machine_error, run_command
+from wuxia_core.errors import (
+    DataError,
+    command_parser,
+    exit_status,
+    raise_machine_error,
+    run_command,
+)
 from wuxia_core.evaluate.scorecard import evaluate
 from wuxia_core.text import visible
 
@@ -112,7 +118,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with `arguments`, by default the command line's; return the exit status."""
-    parser = argparse.ArgumentParser("python -m wuxia_core.evaluate.blind", description=__doc__)
+    parser = command_parser("wuxia_core.evaluate.blind", __doc__)
     parser.add_argument("output_dir", type=Path, help="run folder, as in training.output_dir")
     parser.add_argument("filled", type=Path, nargs="*", help="filled sheets, one a rater, to count")
     return exit_status(functools.partial(_write_or_count, parser.parse_args(arguments)))

@@ -94,11 +94,11 @@ def _index(texts: Sequence[str], n: int) -> dict[str, list[tuple[int, int]]]:
 
 
 def _length_if_longer(text: str, start: int, document: str, place: int, longest: int) -> int:
-    """Return the length of the run that `text` from `start` and `document` from `place` on share.
+    """Return how many characters `text` from `start` and `document` from `place` have in common.
 
-    If the run is no longer than `longest`, `longest` is returned: its own length is not measured.
+    Fewer than `longest`, the most that were found so far, are not counted: it is returned then.
     """
-    end = start + longest
+    end = start + longest  # so that the first comparison is of `longest` + 1 characters at once
     while end < len(text) and document.startswith(text[start : end + 1], place):
         end += 1
     return end - start

@@ -134,10 +134,10 @@ def sequence_nll(
 def predictions(
     model: "PreTrainedModel", rows: Sequence[Scored], tokens: int
 ) -> Iterator[Prediction]:
-    """Let `model` predict the labels of `rows`, a batch at a time; yield a `Prediction` of each.
+    """Let `model` predict the labels of `rows`; yield one `Prediction` a batch of rows.
 
-    The logits are float32. A batch has at most `LOGITS` of them, and at most `tokens` tokens with
-    its padding, but at least one row. Rows without a label are left out.
+    A batch has at most `tokens` tokens with its padding, or a single row of more, and at most
+    `LOGITS` logits, float32: a row with more labels is split. Rows without a label are left out.
     """
     import torch
 
@@ -151,7 +151,7 @@ def predictions(
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         targets = batch.pop("labels")
         labelled = targets != IGNORE_INDEX  # (B, T)
-        with torch.inference_mode():
+        with torch.inference_mode():  # `logits_to_keep`, in the batch, keeps those of the N labels
             logits = model(**batch, use_cache=False).logits.float()  # (N, V)
         yield np.repeat(numbers, labelled.sum(1).cpu()), logits, targets[labelled]
         del logits  # or they would be held during the next forward pass

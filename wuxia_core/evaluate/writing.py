@@ -91,9 +91,9 @@ class BurrowsDelta:
         self.centroid = (shares[: len(target_pools)].mean(0) - self.mean) / self.sd
 
     def counts(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Count each of the V characters in N texts: (N, V + 1).
+        """Count how often each of N texts has each of the V commonest characters: (N, V + 1).
 
-        The last column has the number of all characters of each text, without white space.
+        The last column has the texts' lengths. White space does not count.
         """
         texts = [strip_whitespace(text) for text in texts]
         return np.column_stack([self._counter.transform(texts).toarray(), [*map(len, texts)]])

@@ -60,15 +60,22 @@ def mix(config: Config) -> Mixture:
         with store.locked(folder):
             # another launcher may have built it while this one waited for the lock
             if store.open_built(folder, manifest) is None:
-                with store.replacing(folder):
-                    texts_folder = _prepare_texts(config, files, manifest, folder)
-                    with store.staged(folder) as staging:
-                        _build(config, manifest, texts_folder, staging)
-                    shutil.rmtree(texts_folder)
+                _replace(folder, config, files, manifest)
         mixture = store.open_mixture(folder)
     if "general" not in set(mixture.report["source"]):
         warn_without_general(config)
     return mixture
+
+
+def _replace(
+    folder: Path, config: Config, files: list[corpus.File], manifest: dict[str, Any]
+) -> None:
+    """Build the mixture that `manifest` describes, and put it in the place of `folder`."""
+    with store.kept_unused(folder):
+        texts_folder = _prepare_texts(config, files, manifest, folder)
+        with store.staged(folder) as staging:
+            _build(config, manifest, texts_folder, staging)
+        shutil.rmtree(texts_folder)  # if the build fails, the next one takes the texts from there
 
 
 def warn_without_general(config: Config) -> None:

@@ -261,7 +261,7 @@ def locked(folder: Path) -> Iterator[None]:
 def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
     """Keep the mixture of the run in the folder `run` from being replaced in the `with` block.
 
-    The path `run` is written into a file beside the mixture, for the message of `replacing`.
+    The path `run` is written into a file beside the mixture, for the message of `kept_unused`.
     Waits if the mixture is being replaced. Raises `MachineError` if the file cannot be opened.
     """
     with _open_beside(mixture_folder(processed_data_file), "users") as file:
@@ -271,7 +271,7 @@ def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[None]:
+def kept_unused(folder: Path) -> Iterator[None]:
     """Keep runs from beginning to use the mixture in `folder` until the `with` block ends.
 
     Raises `ConfigError` if a run uses it already, naming all runs that did since it was replaced.

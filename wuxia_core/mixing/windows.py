@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from wuxia_core.config import DataConfig
-from wuxia_core.corpus import File, Segmenter, gather
+from wuxia_core.corpus import File, Segmenter, group_texts
 from wuxia_core.errors import DataError
 from wuxia_core.masking import Bools, Ints, Tokens, Window
 from wuxia_core.messages import messages
@@ -270,7 +270,7 @@ class Encoder:
         with ThreadPoolExecutor(1) as pool:
             # `pairwise` takes a batch, which submits it, before it yields the one before. The last
             # batch is not yielded, so it is an empty one.
-            batches = chain(gather(texts, BATCH), [[]])
+            batches = chain(group_texts(texts, BATCH), [[]])
             pending = ((batch, pool.submit(encode, batch)) for batch in batches)
             for (batch, encodings), _ in pairwise(pending):
                 for text, encoding in zip(batch, encodings.result(), strict=True):

@@ -63,8 +63,7 @@ class Shape(NamedTuple):
 def qwen3(hidden: int, mlp: int, parameters: int, query: int = 4096, depth: int = 36) -> Shape:
     """Give the shape of a Qwen3 of 0.6 to 8 billion parameters.
 
-    `hidden`, `mlp` and `query` are widths, `query` that of all heads together; `parameters` is
-    the number of all weights, `depth` that of decoder layers.
+    `query` is the width of all heads together; `parameters` counts weights, `depth` layers.
     """
     key, up = (1024, hidden), (mlp, hidden)  # 8 heads of keys, 128 wide each
     attention = {"q_proj": (query, hidden), "k_proj": key, "v_proj": key, "o_proj": (hidden, query)}
@@ -370,7 +369,7 @@ def checkpoint_bytes(config: Config, shape: Shape) -> float:
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
-    """Give the forecast of a run as lines of text; without a shape, a line that there is none."""
+    """Say what a run takes in memory, time and disk, a line each; in one line if it is unknown."""
     name = config.model.model_name_or_path
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
@@ -422,22 +421,23 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
 def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[str, Floats]:
     """Forecast hours: of an epoch, the run, the scorecard, and the run's held-out measurements.
 
-    They are by name, each (2,): for the fewest tokens at the device's full rates, which must be
-    known, and for the most tokens at `REACHED` of the rates.
+    Returns ranges by name, (2,): the least hours are for the fewest tokens at the device's full
+    rates, which must be known, the most for the most tokens at `REACHED` of these rates.
     """
     rates, processes = device.rates * (1e12, 1e9), device.processes  # operations, bytes a second
-    hours = np.array((1, 1 / REACHED)) / 3600  # that a second at the full rates comes to
-    training, measuring = (token_costs(config, shape) / rates).sum(axis=1)  # seconds a token
-    epoch = text.tokens * training * hours / processes
-    steps = mixing.run_steps(config, text.windows, processes)
-    run = steps * effective_batch(config, processes) * epoch / text.windows
+    hours_a_second = np.array((1, 1 / REACHED)) / 3600  # at the full rates, at `REACHED` of them
+    # Seconds a token: products and traffic of memory come one after the other.
+    training, measuring = (token_costs(config, shape) / rates).sum(axis=1)
+    epoch = text.tokens * training * hours_a_second / processes
+    read = mixing.run_steps(config, text.windows, processes) * effective_batch(config, processes)
+    run = read * epoch / text.windows  # windows read, over those of an epoch
     count, source_limit = held_out_limits(config, text.windows[1], processes)
-    window = config.data.max_length * measuring * hours  # a held-out window, by one process
-    # Each measurement takes windows of 武侠 and of general text, at most those there are.
-    measurements = count * min(2 * source_limit, text.held_out) * window / processes
-    reading = 2 * shape.parameters / rates[1] * hours  # all weights once, with 2 bytes each
-    scorecard = SCORECARD_MEASUREMENTS * text.held_out * window + SCORECARD_TOKENS * reading
-    # `evaluate` stops there; the default is a tenth of the training, 6 minutes for each hour.
+    window_hours = config.data.max_length * measuring * hours_a_second  # one held out, one process
+    windows = min(2 * source_limit, text.held_out)  # of both sources, of a measurement
+    measurements = count * windows * window_hours / processes
+    reading = 2 * shape.parameters / rates[1] * hours_a_second  # of all weights, once
+    scorecard = SCORECARD_MEASUREMENTS * text.held_out * window_hours + SCORECARD_TOKENS * reading
+    # `evaluate` stops after a tenth of the training, with its measurements: 6 minutes an hour.
     default = np.maximum(config.evaluation.FEWEST_MINUTES, 6 * (run + measurements))  # minutes
     limit = (config.evaluation.minutes or default) / 60
     parts = {"an epoch": epoch, "the run": run, "the scorecard": np.minimum(scorecard, limit)}

@@ -100,11 +100,12 @@ class MaskExplorer(widgets.VBox):
         """Show the passage with the masks that the controls ask for, or why there can be none."""
         passage = self._passages[self.passage.value - 1]
         segmenter = self._segmenter if self.unit.value == "word" else None
-        draw = {"key": self.draw.value, "epoch": self.epoch.value, "segmenter": segmenter}
-        spans = (self.span_ratio.value, self.span_length.value)
+        draw = {"key": self.draw.value, "epoch": self.epoch.value}
+        shares = (self.mask_ratio.value, self.span_ratio.value)
         try:
-            masker = SpanMasker(self.mask_ratio.value, *spans, self._masker.seed)
-            self.view.value = show_masks(passage, self._tokenizer, masker, **draw)._repr_html_()
+            masker = SpanMasker(*shares, self.span_length.value, self._masker.seed)
+            view = show_masks(passage, self._tokenizer, masker, **draw, segmenter=segmenter)
+            self.view.value = view._repr_html_()
         except (ConfigError, DataError) as error:
             self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
 

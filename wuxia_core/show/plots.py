@@ -58,9 +58,10 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 
 
 def drawable(text: str) -> str:
-    """Make a text `visible`, and write characters that the fonts lack as numbers: ⟨U+20BB7⟩."""
+    """Apply `visible`, and write characters that the fonts lack as numbers: ⟨U+20BB7⟩."""
+    _, code_points = _fonts()
     return "".join(
-        c if ord(c) in _fonts()[1] or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
+        c if ord(c) in code_points or c.isspace() else f"⟨U+{ord(c):04X}⟩" for c in visible(text)
     )
 
 

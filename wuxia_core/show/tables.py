@@ -83,10 +83,7 @@ def table(rows: pd.DataFrame) -> "Styler":
 
 
 def advice(mixture: Mixture, config: Config) -> list[str]:
-    """List sentences, each on a thing to mend before a run; one that all is well if there is none.
-
-    The steps of the run are counted for two processes.
-    """
+    """Advise what to mend before a run, a sentence each; or say that all is well."""
     sentences = [
         *_advise_simplified(mixture),
         *_advise_garbled(mixture),
@@ -126,9 +123,9 @@ def _advise_general(mixture: Mixture) -> Iterator[str]:
 
 def _advise_steps(mixture: Mixture, config: Config) -> Iterator[str]:
     """Warn if a run in two processes has too few steps to learn from."""
-    cost = costs(mixture, config)
-    if cost["steps"] < FEWEST_STEPS:
-        yield messages("advice")["steps"].format(steps=cost["steps"], epoch=cost["steps an epoch"])
+    size = run_size(mixture, config)
+    if size["steps"] < FEWEST_STEPS:
+        yield messages("advice")["steps"].format(steps=size["steps"], epoch=size["steps an epoch"])
 
 
 def _quote_three(texts: Iterable[str]) -> str:
@@ -138,14 +135,14 @@ def _quote_three(texts: Iterable[str]) -> str:
     return "".join(quoted[:3]) + more
 
 
-def costs(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
-    """Count the training windows, steps and tokens of a run in `processes` processes.
+def run_size(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
+    """Count what a run in `processes` processes takes.
 
-    `filled` is the share of the places in the windows that hold a token, `steps` those of the whole
-    run. `tokens` are those of all `num_train_epochs`, also if `max_steps` ends the run elsewhere;
-    `masked tokens` is the share `mask_ratio` of one epoch's.
+    Of an epoch: its `windows`, the `steps an epoch` and its `masked tokens`; `filled` is the share
+    of the windows' places that hold a token. Of the run: its `steps`, and the `tokens` of all
+    `num_train_epochs`, whatever `max_steps` is.
     """
-    windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())
+    windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())  # an epoch's
     steps = math.ceil(windows / effective_batch(config, processes))
     return {
         "windows": windows,
