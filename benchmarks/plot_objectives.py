@@ -144,9 +144,11 @@ def plot_frontier(runs: pd.DataFrame, share: float, *, ax: "Axes | None" = None)
     by_condition = curves(runs).xs(share, level="ratio").groupby("condition", sort=False)
     styles = cycle(LINE_COLOURS), cycle(LINE_DASHES)
     for (name, curve), colour, dash in zip(by_condition, *styles, strict=False):
-        ax.plot(curve["general"], curve["wuxia"], dash, color=colour, marker=".", label=name)
+        ax.plot(
+            curve["general"], curve["wuxia"], dash, color=colour, marker=".", label=show.named(name)
+        )
     ax.plot(0, 0, "s", color=INK, markersize=9)
-    ax.set(xlabel="general text, bits per character", ylabel="武侠, bits per character")
+    ax.set(xlabel=show.named("forgetting"), ylabel=show.named("learning"))
     ax.legend(**LEGEND)
     return ax
 
@@ -181,8 +183,7 @@ def plot_few_books(table: pd.DataFrame, figure: str, *, ax: "Axes | None" = None
     """Draw a figure of results/few_books.csv over passes of the tenth of a novel, by condition."""
     tenth = table[table["text"] == "tenth of a novel"]
     lines = tenth.pivot_table(figure, "passes", "condition", sort=False).sort_index()
-    labels = {"xlabel": "读几遍 · passes", "ylabel": "每字比特 · bits a character"}
-    ax = show.plot_lines(lines, **labels, ax=ax)
+    ax = show.plot_lines(lines, xlabel="passes", ylabel="bits_per_char", ax=ax)
     ax.set_xscale("log")
     ax.set_xticks(lines.index, [str(n) for n in lines.index], minor=False)
     return ax

@@ -109,7 +109,9 @@ def test_it_can_be_stopped(writer):
     desk.view.observe(lambda _: desk.stop.click(), "value")
     press(desk.write, desk)
     assert "stopped" in desk.status.value and PROMPT in desk.view.value
-    assert desk.keep.disabled and desk.stop.disabled and not desk.write.disabled
+    assert desk.stop.disabled and not desk.write.disabled
+    desk.keep.click()  # what was written until then
+    assert desk.kept.loc[0, "base"] and desk.kept.loc[0, "tuned"] == ""
 
 
 def test_another_adapter_has_a_column_of_its_own(writer):
@@ -156,7 +158,7 @@ def test_without_widgets_settings_passages_and_what_was_kept_are_shown(desk, tmp
     output = nbformat.v4.new_output("execute_result", bundle)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])])
     nbformat.write(notebook, tmp_path / "x.ipynb")
-    page = report.export(tmp_path / "x.ipynb").read_text(encoding="utf-8")
+    page = report.write_html(tmp_path / "x.ipynb").read_text(encoding="utf-8")
     assert f"prompt {PROMPT}; strength 1.0; seed 3" in page and "<script" not in page
     assert desk.view.value in page and desk.shelf.value in page
 

@@ -39,7 +39,7 @@ def test_a_control_changes_the_view(explorer, tokenizer, control, value, masker,
 def test_what_cannot_be_arranged_is_said_and_can_be_undone(explorer):
     before = explorer.view.value
     explorer.mask_ratio.value = 0.95
-    assert "masking.mask_ratio 0.95: must lie in" in explorer.view.value
+    assert "No such masks" in explorer.view.value
     explorer.mask_ratio.value = 0.15
     assert explorer.view.value == before
 
@@ -48,7 +48,7 @@ def test_the_last_passage_is_what_is_left(tokenizer):
     explorer = MaskExplorer(TEXT[:130], tokenizer, characters=60)
     explorer.passage.value = explorer.passage.max
     assert explorer.view.value == show_masks(TEXT[120:130], tokenizer)._repr_html_()
-    assert "the text is empty" in MaskExplorer("", tokenizer).view.value
+    assert "Too short" in MaskExplorer("", tokenizer).view.value
 
 
 def test_without_widgets_the_view_is_shown(explorer, tmp_path):
@@ -73,3 +73,9 @@ def test_a_typed_sentence_shows_its_masks_and_the_answers(tokenizer):
         assert box.view.value == masks + answers == box._repr_html_()
     box.text.value = ""
     assert "Too short" in box.view.value
+
+
+def test_a_long_text_is_guessed_at_where_its_masks_are(tokenizer):
+    box = GuessBox(load_base("data/tiny_base", "float32").eval(), tokenizer, TEXT * 4)
+    masked = show_masks(TEXT * 4, tokenizer).kinds > 0
+    assert len(masked) > 256 and f"of {masked.sum()} right" in box.view.value

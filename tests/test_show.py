@@ -18,7 +18,7 @@ from wuxia_core.corpus.words import idioms, typical
 from wuxia_core.errors import DataError
 from wuxia_core.masking import RANDOM, SPAN, Corruption
 from wuxia_core.messages import messages
-from wuxia_core.run import append
+from wuxia_core.run import append, locked
 from wuxia_core.show.masks import ACTIONS, mark_tokens
 from wuxia_core.text import visible
 
@@ -221,7 +221,7 @@ def test_the_course_of_a_run_shows_saves_restarts_and_the_best(tmp_path):
     ax = show.plot_metric(metrics, [bits], ylabel="bits")
     drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert drawn["held-out 武侠"] == [[0, 7.0], [20, 6.0], [30, 6.5]]
-    assert drawn["best"] == [[20, 6.0]]
+    assert drawn["kept"] == [[20, 6.0]]
     assert [x for x, _ in drawn["checkpoint"]] == [20, 30]
     assert [x for x, _ in drawn["restart"]] == [20]
     plt.close("all")
@@ -254,9 +254,11 @@ def test_advice_names_what_to_mend(config, tmp_path, caplog):
         file.write("\n他拔剑\ufffd\ufffd而起，众人皆惊。")
     general = (sample / "general" / "百科.txt").read_text(encoding="utf-8")
     (tmp_path / "general.txt").write_text(general[:900], encoding="utf-8")
+    (tmp_path / "射雕.mobi").write_bytes(b"x")
     config.data.data_dir, config.data.general_file = str(tmp_path), str(tmp_path / "general.txt")
     config.data.max_general_epochs, config.training.max_steps = 1e6, 10
-    traditional, garbled, little, steps = show.advice(mix(config), config)
+    files, traditional, garbled, little, steps = show.advice(mix(config), config)
+    assert files.startswith("1 of 4 files of novels")
     assert "「三勺盐」" in traditional and "data.to_simplified" in traditional
     assert "in traditional characters: 三勺盐; " in caplog.text
     assert "1 places" in garbled and "「九两八钱：" in garbled and "拔剑\ufffd" in garbled
@@ -280,8 +282,11 @@ def test_progress_counts_the_steps_and_the_time_left(config, tmp_path):
     rows.append({"event": "resumed", "step": 40, "time": 1000})
     assert "No step is logged" in show.progress(tmp_path, pd.DataFrame(rows))
     rows.append({"step": 60, "time": 1040, "epoch": 5.0})
-    said = show.progress(tmp_path, pd.DataFrame(rows))
+    with locked(tmp_path):
+        said = show.progress(tmp_path, pd.DataFrame(rows))
     assert said == "Step 60 of 120; 2.0 seconds a step, about 2 minutes to go."
+    said = show.progress(tmp_path, pd.DataFrame(rows))
+    assert said.startswith("Stopped at step 60 of 120") and "--resume" in said
 
 
 @pytest.mark.parametrize("content", ["", '{"step": 0, "ti'])
@@ -302,7 +307,8 @@ def test_a_run_that_was_just_resumed_has_the_rate_from_before(config, tmp_path):
                 {"step": 20, "time": 1100, "epoch": 5 / 3, "eval_wuxia_loss": 3.0}):  # fmt: skip
         append(tmp_path, row)
         if row["time"] >= 1000:
-            said = show.progress(tmp_path, show.read_metrics(tmp_path))
+            with locked(tmp_path):
+                said = show.progress(tmp_path, show.read_metrics(tmp_path))
             assert said == "Step 20 of 120; 2.0 seconds a step, about 3 minutes to go."
 
 

@@ -368,7 +368,7 @@ def load_adapter(
     `DataError` if the adapter is missing or damaged or of another base, and what `load_config`,
     `load_base` and `load_tokenizer` raise.
     """
-    folder = Path(output_dir)
+    folder = locate(str(output_dir))
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
     config_file = folder / "config.yaml"
     config = load_config(config_file) if config_file.is_file() else None

@@ -201,6 +201,16 @@ def hold_lock(folder: Path) -> None:
         fcntl.flock(os.open(folder / LOCK, os.O_RDONLY), fcntl.LOCK_SH)  # the file is never closed
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open() as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    return True
+
+
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write MANIFEST.json into the folder `checkpoint`, then flush all files there to the disk.
 

@@ -347,7 +347,9 @@ def write_environment(config: Config, folder: Path, world_size: int) -> None:
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "processes": world_size,
         "effective_batch": effective_batch(config, world_size),

@@ -289,11 +289,11 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
 
 def _nothing_left(report: FileReport) -> str:
     """Return the reason to skip a file of which cleaning left no document, for the user."""
-    rest = f"{report.kept} of {report.characters} characters are left"
+    rest = f"{report.kept} of {report.characters} characters are left, and a book has {SHORTEST}"
     # The rule that removed most comes first.
     rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
     main_rule = f", most removed by the rule {rules[0].rule}" if rules else ""
-    return f"{report.file.place}: {rest} after cleaning{main_rule}; nothing to train on"
+    return f"{report.file.place}: after cleaning {rest}{main_rule}; nothing to train on"
 
 
 def _records(

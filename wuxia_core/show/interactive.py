@@ -106,8 +106,9 @@ class MaskExplorer(widgets.VBox):
             masker = SpanMasker(*shares, self.span_length.value, self._masker.seed)
             view = show_masks(passage, self._tokenizer, masker, **draw, segmenter=segmenter)
             self.view.value = view._repr_html_()
-        except (ConfigError, DataError) as error:
-            self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
+        except (ConfigError, DataError) as error:  # there are no such masks, or no text
+            problem = "impossible" if isinstance(error, ConfigError) else "too short"
+            self.view.value = f"<p>{messages('explorer')[problem]}</p>"
 
     def _repr_html_(self) -> str:
         values = "; ".join(f"{c.description} {c.value}" for c in self._controls)
@@ -143,10 +144,11 @@ class GuessBox(widgets.VBox):
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
-            guesses = xray(self._model, self._tokenizer, [text], self._masker, key)
+            whole = self._model.config.max_position_embeddings  # one window, as of the masks
+            guesses = xray(self._model, self._tokenizer, [text], self._masker, key, window=whole)
             self.view.value = masks + XRayView(guesses)._repr_html_()
         except DataError:  # no text, or too few tokens for one to be masked
-            self.view.value = f'<p class="{NO_MATH}">{messages("explorer")["too short"]}</p>'
+            self.view.value = f"<p>{messages('explorer')['too short']}</p>"
 
     def _repr_html_(self) -> str:
         return str(self.view.value)
@@ -196,7 +198,7 @@ class WritingDesk(widgets.VBox):
         self.kept = pd.DataFrame(columns=["prompt", *SETTINGS, *self._writers])
         self._make_controls(prompt, sampling.seed)
         self.status, self.view, self.shelf = (widgets.HTML() for _ in range(3))
-        controls = [self.strength, self.seed, self.new_seed, self.write, self.stop, self.keep]
+        controls = [self.strength, self.seed, self.write, self.new_seed, self.stop, self.keep]
         bar = widgets.HBox(controls, layout={"flex_flow": "row wrap"})
         super().__init__([self.prompt, bar, self.status, self.view, self.shelf])
         self._set_busy(False)
@@ -240,7 +242,8 @@ class WritingDesk(widgets.VBox):
 
     def _keep(self, _: widgets.Button) -> None:
         """Put the shown row on top of the table of kept ones, and show the table."""
-        self.kept = pd.DataFrame([self._row, *self.kept.to_dict("records")])
+        rows = [self._row, *self.kept.to_dict("records")]
+        self.kept = pd.DataFrame(rows, columns=self.kept.columns).fillna("")  # not yet written
         styled = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
         self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{styled._repr_html_()}"
         self.keep.disabled = True
@@ -248,12 +251,11 @@ class WritingDesk(widgets.VBox):
     def _set_busy(self, busy: bool, status: str = "") -> None:
         """Enable `stop` while the desk is busy writing, else the other buttons; show `status`.
 
-        A status while the desk is not busy is an error: then the row cannot be kept. Nor can one be
-        before anything is written.
+        A row can be kept once anything is written in it.
         """
         self.write.disabled = self.new_seed.disabled = busy
         self.stop.disabled = not busy
-        self.keep.disabled = busy or bool(status) or not self._row
+        self.keep.disabled = busy or not any(self._row.get(name) for name in self._writers)
         self.status.value = f'<span class="{NO_MATH}">{escape(status)}</span>'
 
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
@@ -272,6 +274,8 @@ class WritingDesk(widgets.VBox):
                     text = stream(model, tokenizer, prompt, sampling, echo, strength=strength)
                     row[name] = self._memory[key] = text
                 self._show(row)
+        except Stopped:
+            error_text = messages("desk")["stopped"]
         except (WuxiaError, RuntimeError) as error:  # torch's: such as no memory left on the card
             error_text = str(error)
         finally:
@@ -289,7 +293,7 @@ class WritingDesk(widgets.VBox):
         prompt = f"<b>{escape(row['prompt'])}</b>"
         heads = [f"<b>{escape(named(name))}</b>" for name in self._writers]
         texts = [prompt + escape(row.get(name, "")) for name in self._writers]
-        settings = " · ".join(f"{named(name)} {row[name]:g}" for name in SETTINGS)
+        settings = " · ".join(f"{named(name)} {row[name]:.12g}" for name in SETTINGS)
         self.view.value = in_columns(zip(heads, texts, strict=True), settings)
 
     def _repr_html_(self) -> str:

@@ -180,6 +180,8 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Ax
         left = left + table[split].to_numpy()  # the next part begins at the ends of these
     handles = [Patch(color=(INK, SHADES[split]), label=named(split)) for split in splits]
     _finish_axes(ax, xlabel).legend(handles=handles, **LEGEND)
+    ax.locator_params(axis="x", nbins=5)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     return ax
 
 

@@ -16,7 +16,7 @@ from wuxia_core.errors import DataError
 from wuxia_core.messages import messages
 from wuxia_core.mixing import Mixture, run_steps, train_windows
 from wuxia_core.model import ADAPTER_WEIGHTS
-from wuxia_core.run import METRICS, read_rows
+from wuxia_core.run import METRICS, is_at_work, read_rows
 from wuxia_core.text import NO_MATH, escape, visible
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 BLANKS = str.maketrans({"\r": "\\r", "\n": "↵", "\t": "\\t", " ": "␣", "　": "␣␣", "\xa0": "⍽"})
 EXAMPLE_LENGTH = 60  # characters, at most
 WIDE = 30  # characters; a longer text has `table` keep its column wide
-TRANSLATED = ["", "source", "split", "name", "unit"]  # columns whose values `table` translates too
+# Columns whose values `table` translates too.
+TRANSLATED = ["", "source", "split", "name", "unit", "condition", "read"]
 FEWEST_STEPS = 100  # of a run; `advice` warns of fewer
 # A replacement character, the same read as GBK (锟斤拷), or unset memory read as GBK (烫, 屯); with
 # up to 8 characters of the line on either side.
@@ -69,12 +70,13 @@ def table(rows: pd.DataFrame) -> "Styler":
     rows = rows.assign(**{name: rows[name].map(named) for name in TRANSLATED if name in rows})
     rows = rows.rename(columns=lambda name: escape(named(name)))
     text_columns = list(rows.select_dtypes(exclude="number").columns)
+    number_columns = [name for name in rows.columns if name not in text_columns]
     rows = rows.assign(**{name: rows[name].map(str).map(escape) for name in text_columns})
     wide_columns = [name for name in text_columns if rows[name].str.len().max() > WIDE]
     heads = {name: [{"selector": "th", "props": "text-align: left"}] for name in text_columns}
     return (
         rows.style.hide()
-        .format(thousands=",", precision=2, na_rep="")
+        .format(_number, subset=number_columns, na_rep="")
         .set_table_attributes(f'class="{NO_MATH}"')
         .set_properties(subset=wide_columns, **{"min-width": "12em", "white-space": "pre-wrap"})
         .set_properties(subset=text_columns, **{"text-align": "left"})
@@ -82,15 +84,31 @@ def table(rows: pd.DataFrame) -> "Styler":
     )
 
 
+def _number(value: float) -> str:
+    """Write a number for a table: 1,234 if it is whole, else 0.50."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
+
+
 def advice(mixture: Mixture, config: Config) -> list[str]:
     """Advise what to mend before a run, a sentence each; or say that all is well."""
     sentences = [
+        *_advise_files(mixture),
         *_advise_simplified(mixture),
         *_advise_garbled(mixture),
         *_advise_general(mixture),
         *_advise_steps(mixture, config),
     ]
     return sentences or [messages("advice")["well"]]
+
+
+def _advise_files(mixture: Mixture) -> Iterator[str]:
+    """Say how many of the novels' files are not used at all: not read, empty, or copies."""
+    files = mixture.preparation["files"]
+    copies = {copy["book"] for copy in mixture.preparation["same_books"]}
+    novels = [file for file in files if file["source"] != "general"]
+    unused = [file for file in novels if not file["documents"] or file["book"] in copies]
+    if unused:
+        yield messages("advice")["files"].format(unused=len(unused), files=len(novels))
 
 
 def _advise_simplified(mixture: Mixture) -> Iterator[str]:
@@ -139,18 +157,17 @@ def run_size(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, 
     """Count what a run in `processes` processes takes.
 
     Of an epoch: its `windows`, the `steps an epoch` and its `masked tokens`; `filled` is the share
-    of the windows' places that hold a token. Of the run: its `steps`, and the `tokens` of all
-    `num_train_epochs`, whatever `max_steps` is.
+    of the windows' places that hold a token. Of the run: its `steps` and about its `tokens`.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())  # an epoch's
-    steps = math.ceil(windows / effective_batch(config, processes))
+    batch, steps = effective_batch(config, processes), int(run_steps(config, windows, processes))
     return {
         "windows": windows,
         "filled": tokens / windows / config.data.max_length,
-        "steps an epoch": steps,
-        "steps": int(run_steps(config, windows, processes)),
-        "tokens": round(tokens * config.training.num_train_epochs),
+        "steps an epoch": math.ceil(windows / batch),
         "masked tokens": round(tokens * config.masking.mask_ratio),
+        "steps": steps,
+        "tokens of the run": round(tokens * steps * batch / windows),
     }
 
 
@@ -159,7 +176,7 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
 
     `metrics` is the table of `read_metrics` for the run folder. The rate is that since the run was
     last started or resumed; if no further step was logged since, that before. Other sentences are
-    for a finished run, without minutes, and for one that has not logged a step.
+    for a run that is finished, was stopped, or has not logged a step.
     """
     # Until figures are logged, the table lacks columns.
     templates = messages("advice")
@@ -177,8 +194,9 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
     step_seconds = (last["time"] - start["time"]) / (last["step"] - start["step"])
     figures = {"done": int(last["step"]), "steps": steps, "seconds": step_seconds}
     figures |= {"minutes": step_seconds * (steps - last["step"]) / 60}
-    state = "finished" if (folder / ADAPTER_WEIGHTS).exists() else "under way"
-    return str(templates[state].format(**figures))
+    state = "under way" if is_at_work(folder) else "stopped"
+    state = "finished" if (folder / ADAPTER_WEIGHTS).exists() else state
+    return str(templates[state].format(**figures, config=folder / "config.yaml"))
 
 
 def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
