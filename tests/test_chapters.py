@@ -292,6 +292,11 @@ def test_two_chapters_under_one_heading_are_no_jump():
     assert found(book(names)) == names and chapter_notes(split_chapters(book(names))) == []
 
 
+def test_a_volume_and_a_chapter_in_one_number_are_no_jump():
+    names = [f"第{v}-{c}章 {TITLES[c]}" for v in (1, 2, 3) for c in range(1, 7)]
+    assert chapter_notes(split_chapters(book(names))) == []
+
+
 def test_a_word_at_the_head_of_a_long_text_is_no_division():
     parts = split_chapters(f"楔子\n{prose(1, 3000)}")
     assert chapter_notes(parts) == [f"no headings found, cut into {len(parts)} parts"]

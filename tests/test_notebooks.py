@@ -62,7 +62,7 @@ def test_a_misspelt_parameter_or_notebook_is_refused(tmp_path):
 def test_the_command_of_notebook_03_runs_as_printed(tmp_path):
     page = run("03_mix_corpora", {"output": str(tmp_path / "mine")}, tmp_path / "out")
     printed = nbformat.read(page.with_suffix(".ipynb"), 4).cells[-1].outputs[0].text
-    assert "--name mine" in printed and "training.max_steps=400" in printed
+    assert "--name mine" in printed
     command = [sys.executable, *shlex.split(printed)[1:], "--plan"]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert "the run: 400 steps" in said.stdout

@@ -184,7 +184,7 @@ def fetch(name: str, load: Callable[[str], Any]) -> Any:
             raise
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         tried = f"the folder {path}" if path.is_dir() else f"the folder {path} (missing) and {hub}"
-        cause = fault or (str(error) or type(error).__name__).strip().splitlines()[0]
+        cause = fault or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MachineError(
             f"cannot load the model {name}: tried {tried} ({cause}).\nDownload it where there is a "
             "network and name its folder: in a config as model.model_name_or_path, for an adapter "

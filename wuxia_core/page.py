@@ -60,7 +60,7 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
         "page.html",
         title=title,
         about=about,
-        preview=_preview(title, passages[0]["prompt"] + passages[0]["tuned"]),
+        preview=_preview(shareable(title), shareable(passages[0]["prompt"] + passages[0]["tuned"])),
         texts=texts,
         facts=facts,
         columns=messages("columns"),

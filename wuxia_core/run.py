@@ -202,13 +202,14 @@ def hold_lock(folder: Path) -> None:
 
 
 def is_at_work(folder: Path) -> bool:
-    """Whether a process holds the lock of a run folder."""
-    if not (folder / LOCK).exists():
-        return False
-    with (folder / LOCK).open() as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    return True
+    """Whether the launcher that locked a run folder lives; one on another machine counts as alive.
+
+    The lock itself is not tried: for a moment that would keep a launcher out.
+    """
+    holder = read_json(folder / LOCK)
+    if holder and holder["host"] == socket.gethostname():
+        return Path("/proc", str(holder["pid"])).exists() or not Path("/proc").exists()
+    return holder is not None
 
 
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:

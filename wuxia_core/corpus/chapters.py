@@ -307,7 +307,7 @@ def _pair_points(first: _Candidate, second: _Candidate, mean_distance: float) ->
     lines' distance over the mean one, and over the rise (as 1 to 3: chapters may be missing), is a
     ratio: below 1 it costs up to 1.5, above 1 it gives up to 0.1.
     """
-    rise = second.number - first.last
+    rise = second.number - first.number
     if rise > 0:
         points = 1 if rise <= 1 else 0.5 / rise
     elif rise == 0:
@@ -433,7 +433,9 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
     jumps = [
         f"{name} to {next_name}"
         for (line, name), (next_line, next_name) in pairwise(numbered)
-        if next_line.number > 1 and not 0 <= next_line.number - line.last <= 1
+        # 第5章 goes on behind 第3-4章; but 第1-2章 behind 第1-1章, a volume and a chapter of it
+        if next_line.number > 1
+        and not any(0 <= next_line.number - n <= 1 for n in (line.number, line.last))
     ]
     more = f", one of {len(jumps)} jumps" if len(jumps) > 1 else ""
     return notes + [f"numbers jump from {jump}{more}" for jump in jumps[:1]]

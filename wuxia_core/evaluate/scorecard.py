@@ -39,7 +39,7 @@ from wuxia_core.text import one_line, visible
 from wuxia_core.write import training_precision
 
 SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the run folder
-FORMAT = 7  # raise it when the scorecard's content changes, so that older ones are measured anew
+FORMAT = 8  # raise it when the scorecard's content changes, so that older ones are measured anew
 # Factors of LoRA's output, in the order in which they are measured; 1 is as trained.
 STRENGTHS = (0, 1, 0.5, 1.5, 0.75, 1.25, 0.25)
 # A small sample, since each strength is a model to measure: of a source the first 150 characters of

@@ -85,7 +85,7 @@ class MaskExplorer(widgets.VBox):
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}  # a slider of shares
         units = [(named(unit), unit) for unit in ("token", "word")]  # what is shown, and its value
         self.passage = widgets.IntSlider(value=1, min=1, max=len(self._passages))
-        self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, **share)
+        self.mask_ratio = widgets.FloatSlider(masker.mask_ratio, **share | {"min": 0.01})
         self.span_ratio = widgets.FloatSlider(masker.span_ratio, **share)
         self.span_length = widgets.IntRangeSlider(value=masker.span_length, min=1, max=longest)
         self.unit = widgets.Dropdown(options=units)
@@ -144,7 +144,8 @@ class GuessBox(widgets.VBox):
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
-            whole = self._model.config.max_position_embeddings  # one window, as of the masks
+            # all the model can read at once, so that it guesses where the masks stand
+            whole = getattr(self._model.config, "max_position_embeddings", 256)
             guesses = xray(self._model, self._tokenizer, [text], self._masker, key, window=whole)
             self.view.value = masks + XRayView(guesses)._repr_html_()
         except DataError:  # no text, or too few tokens for one to be masked

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from wuxia_core.config import Config, effective_batch, load_config
 from wuxia_core.corpus import NO_HEADINGS, RULES
 from wuxia_core.errors import DataError
 from wuxia_core.messages import messages
-from wuxia_core.mixing import Mixture, run_steps, train_windows
+from wuxia_core.mixing import Mixture, read_json, run_steps, train_windows
 from wuxia_core.model import ADAPTER_WEIGHTS
 from wuxia_core.run import METRICS, is_at_work, read_rows
 from wuxia_core.text import NO_MATH, escape, visible
@@ -31,6 +32,8 @@ WIDE = 30  # characters; a longer text has `table` keep its column wide
 # Columns whose values `table` translates too.
 TRANSLATED = ["", "source", "split", "name", "unit", "condition", "read"]
 FEWEST_STEPS = 100  # of a run; `advice` warns of fewer
+# Reasons to leave a file out that is hardly a novel.
+NO_NOVEL = re.compile("^describes a folder|^called like|if it is a book")
 # A replacement character, the same read as GBK (锟斤拷), or unset memory read as GBK (烫, 屯); with
 # up to 8 characters of the line on either side.
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
@@ -105,7 +108,8 @@ def _advise_files(mixture: Mixture) -> Iterator[str]:
     """Say how many of the novels' files are not used at all: not read, empty, or copies."""
     files = mixture.preparation["files"]
     copies = {copy["book"] for copy in mixture.preparation["same_books"]}
-    novels = [file for file in files if file["source"] != "general"]
+    sources = ("wuxia", "")  # "": it is not read, so nobody knows
+    novels = [x for x in files if x["source"] in sources and not NO_NOVEL.search(x["refused"])]
     unused = [file for file in novels if not file["documents"] or file["book"] in copies]
     if unused:
         yield messages("advice")["files"].format(unused=len(unused), files=len(novels))
@@ -196,7 +200,10 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
     figures |= {"minutes": step_seconds * (steps - last["step"]) / 60}
     state = "under way" if is_at_work(folder) else "stopped"
     state = "finished" if (folder / ADAPTER_WEIGHTS).exists() else state
-    return str(templates[state].format(**figures, config=folder / "config.yaml"))
+    environment = read_json(folder / "environment.json") or {}
+    command = {"config": quote(str(folder / "config.yaml"))}
+    command["processes"] = str(environment.get("processes", 2))
+    return str(templates[state].format(**figures, **command))
 
 
 def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
