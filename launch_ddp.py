@@ -60,11 +60,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def settings(options: argparse.Namespace) -> list[str]:
-    """Turn --novels, --general, --name into `section.key=value`; --set comes last, and so wins.
+    """Turn --novels, --general and --name into `section.key=value`; --set comes last, and so wins.
 
     `--novels "my texts"` gives `data.data_dir=my texts`, `training.output_dir=output/my-texts` ….
     """
-    if "" in (options.novels, options.general, options.name):  # a variable that is not set
+    if "" in (options.novels, options.general, options.name):  # from an unset shell variable
         raise ConfigError(
             "--novels, --general, --name: one of them is empty; name it or leave it out"
         )
@@ -85,7 +85,12 @@ def settings(options: argparse.Namespace) -> list[str]:
 
 
 def plan(options: argparse.Namespace, config: Config) -> None:
-    """Print a forecast of what the run needs; with --measure mix its texts and time steps too."""
+    """Print a forecast of what the run needs; with --measure also mix its texts and time steps.
+
+    The steps are timed in processes that `torchrun.launch` starts for a temporary run folder, and
+    the first of them prints the result. Raises `ConfigError`, `DataError` or `MachineError` if the
+    run could not start, and with --measure `torchrun.Failure` or `Stopped` if timing fails.
+    """
     from wuxia_core import preflight, torchrun
 
     if options.measure:
@@ -98,7 +103,11 @@ def plan(options: argparse.Namespace, config: Config) -> None:
 
 
 def doctor(options: argparse.Namespace, config: Config) -> None:
-    """Check the machine in as many processes as a run has; `MachineError` if a check fails."""
+    """Check the machine in as many processes as a run has; raise `MachineError` if a check fails.
+
+    The processes print a row for each check (`preflight.doctor`). They read the config from a
+    temporary folder.
+    """
     from wuxia_core import preflight, torchrun
 
     processes = torchrun.Processes(preflight.process_count(options.nproc))
@@ -113,8 +122,10 @@ def doctor(options: argparse.Namespace, config: Config) -> None:
 def train(options: argparse.Namespace, config: Config) -> None:
     """Choose and prepare the run folder, train there, and `finish`.
 
-    Raises `Stopped` after a signal, and `torchrun.Failure` if a process failed. Both name the
-    command that goes on, but not if the failure would come again.
+    Raises `Stopped` after a signal, and `torchrun.Failure` if a process failed. The message names
+    the command that goes on with the run, unless the process failed for a reason that would make it
+    fail again, such as too little memory. Before the training begins, raises `ConfigError`,
+    `DataError` or `MachineError` if settings, texts or machine are unfit.
     """
     from wuxia_core import preflight, run, torchrun
 

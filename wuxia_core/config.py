@@ -294,7 +294,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
-    """Read `0100` as 100, not as octal; `0x10` and `1:30` as text, which number keys refuse."""
+    """Read `0100` as 100, not as octal; leave `0x10` and `1:30` text, which number keys refuse."""
     digits = node.value.replace("_", "")
     return int(digits) if digits.lstrip("+-").isdecimal() else str(node.value)
 
@@ -307,13 +307,13 @@ _Loader.add_implicit_resolver(
 
 
 def effective_batch(config: Config, processes: int) -> int:
-    """Count the windows of an optimizer step: a process's batch × accumulation × `processes`."""
+    """Count the windows of an optimizer step; `processes` is their number on all machines."""
     training = config.training
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
 
 def expand(path: str | Path) -> Path:
-    """Replace a leading `~` or `~user` by the home folder; `ConfigError` if that is not known."""
+    """Replace a leading `~` or `~user` by the home folder; raise `ConfigError` if it is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -321,9 +321,10 @@ def expand(path: str | Path) -> Path:
 
 
 def locate(path: str) -> Path:
-    """Expand the `~` of a path; a relative one that does not exist may be one in `PROJECT`.
+    """Find a file or folder: at the path itself or, if only `PROJECT` has it, there.
 
-    So `data/sample` is found from any working directory. Raises as `expand` does.
+    So `data/sample` is found from any working directory. A path that neither place has is returned
+    as it is, with `~` expanded. Raises `ConfigError` if the home folder of a `~` is unknown.
     """
     local, shipped = expand(path), PROJECT / expand(path)
     return shipped if shipped.exists() and not local.exists() else local
@@ -335,7 +336,7 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
     A later override wins. Raises `ConfigError` if the file cannot be read, or a key or value is
     wrong; the message names the key and where it is set: its file and line, or the override.
     """
-    tree, places = _read_yaml(Path(path))
+    tree, places = _read_yaml(Path(path))  # values by section and key; where each is set
     for override in overrides or []:
         _apply_override(override, tree, places)
     _drop_retired(tree, places)
@@ -348,7 +349,7 @@ def load_config(path: str | os.PathLike[str], overrides: list[str] | None = None
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read values by section and key, and what `_find_places` gives; else `ConfigError`."""
+    """Read `{section: {key: value}}` and the places (`_find_places`); else raise `ConfigError`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         _refuse_aliases(text, path)
@@ -371,7 +372,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _refuse_aliases(text: str, path: Path) -> None:
-    """Raise `ConfigError` at an alias, `*name`: in a few lines nested ones can fill the memory."""
+    """Raise `ConfigError` at an alias, `*name`: a few lines of nested ones can fill the memory."""
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
             place = f"{path}:{token.start_mark.line + 1}"
@@ -379,7 +380,7 @@ def _refuse_aliases(text: str, path: Path) -> None:
 
 
 def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
-    """Map each `section` and `section.key` to the `file:line` in `path` where it stands."""
+    """Map each `section` and `section.key` to its place in the file `path`: `my.yaml:3`, say."""
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: must hold sections such as `training:`")
     places: dict[str, str] = {}
@@ -392,12 +393,12 @@ def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
 
 
 def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Set in `tree` what an override `section.key=value` says, and in `places` where it is set."""
+    """Put the value of an override `section.key=value` into `tree`, and its text into `places`."""
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):
         raise ConfigError(f"--set {override}: must read section.key=value")
-    fields = {title: type(keys).model_fields for title, keys in Config()}
+    fields = {title: type(keys).model_fields for title, keys in Config()}  # by section and key
     field = fields.get(section, {}).get(key)
     is_text = field is not None and field.annotation in (str, str | None)
     tree.setdefault(section, {})[key] = read_value(value, text=is_text)
@@ -406,9 +407,9 @@ def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str])
 
 
 def read_value(value: str, *, text: bool) -> Any:
-    """Read a value from the command line: with `text` as it is (`null` is None), else as YAML.
+    """Read a value from the command line as YAML or, with `text`, as it is, but `null` as None.
 
-    As YAML `7` is a number and `[1, 2]` a list; what is not valid YAML stays a string.
+    YAML reads `7` as a number and `[1, 2]` as a list. What is not valid YAML stays a string.
     """
     if text:
         return None if value == "null" else value
@@ -419,7 +420,7 @@ def read_value(value: str, *, text: bool) -> Any:
 
 
 def _drop_retired(tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Delete from `tree` the keys that are in `RETIRED`, each with a warning."""
+    """Delete the keys that are in `RETIRED` from `tree`, and log a warning for each."""
     for name, explanation in RETIRED.items():
         if name in places:
             section, key = name.split(".")
@@ -435,7 +436,7 @@ def _explain(error: Any, places: dict[str, str], path: str) -> str:
         return f"{place}: unknown key {name}{_suggestion(name)}"
     value = repr(error["input"])
     value = value if len(value) <= 60 else value[:57] + "..."  # a long list would fill the screen
-    # an error of a section, of keys that do not go together, names their values itself
+    # the error of a whole section (keys that do not go together) names the values in its message
     got = f" (got {value})" if error["loc"][1:] else ""
     return f"{place}: {name}: {error['msg'].removeprefix('Value error, ')}{got}"
 

@@ -1,8 +1,8 @@
 """Failures that a user can mend, each with the exit status that a command ends with.
 
-The message of each names the failure, the place and the remedy, and is shown without a traceback.
-`exit_status` and `run_command` make a function a command: no message makes the terminal act, and a
-command goes on when nobody can read its output any more.
+The message of each error names the failure, the place and the remedy; it is shown without a
+traceback. `exit_status` and `run_command` turn a function into a command: its messages have no
+characters that act on the terminal, and it goes on after its output is closed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from wuxia_core.text import visible
 
-STOPPED, BUG = 75, 1  # exit statuses: of a run that can be resumed (EX_TEMPFAIL), of a bug
+STOPPED, BUG = 75, 1  # exit statuses: of a run that can be resumed (EX_TEMPFAIL), and of a bug
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # each asks a run to stop
 HUB_TIMEOUT = 6  # seconds that `hub_fault` waits for an answer
 # What `presentable` hides: `user:password` before an @, and a token of the Hugging Face hub.
@@ -33,10 +33,10 @@ SECRET = re.compile(r"[^/\s:@]+:[^/\s@]+(?=@)|\bhf_\w+")
 class WuxiaError(Exception):
     """A failure that is the user's or the machine's to mend, not a bug."""
 
-    exit_status = BUG  # of a kind of failure that sets none of its own
+    exit_status = BUG  # the status for subclasses that set none of their own
 
     def _render_traceback_(self) -> list[str]:
-        """Give what IPython shows in a notebook in place of a traceback: a list of one text."""
+        """Return a list of one text, which IPython shows in a notebook instead of a traceback."""
         return [f"error: {presentable(str(self))}"]
 
 
@@ -47,7 +47,7 @@ class ConfigError(WuxiaError):
 
 
 class DataError(WuxiaError):
-    """The texts, or a run folder, do not hold what is needed."""
+    """A fault of the content: the texts, a mixture or a run folder lack what is needed."""
 
     exit_status = 3
 
@@ -55,8 +55,9 @@ class DataError(WuxiaError):
 class CorpusError(DataError):
     """A file that cannot be read, or is not text.
 
-    `path` is the file. If it was decoded in vain, `offset` is the first bad character's, in bytes
-    and about right, and `tried` names the encodings; of another format `offset` is 0.
+    `path` is the file's path. If the file could not be decoded, `offset` is the place of the first
+    bad character, in bytes and about right, and `tried` names the encodings, the likeliest first.
+    If the file is of another format, such as PDF, `offset` is 0. Else `offset` is None.
     """
 
     def __init__(
@@ -73,13 +74,13 @@ class NonFiniteError(WuxiaError):
 
 
 class Stopped(WuxiaError):
-    """A signal asked the run to stop; `--resume` goes on from its newest checkpoint."""
+    """A signal asked the run to stop; `--resume` goes on from the run's newest checkpoint."""
 
     exit_status = STOPPED
 
 
 class RankLost(WuxiaError):
-    """Another process of the run is gone, or does not answer."""
+    """Another process of the run has ended, or does not answer."""
 
     exit_status = STOPPED
 
@@ -97,7 +98,7 @@ class DeviceLost(MachineError):
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Make a parser, without options yet, for the command `python -m MODULE`.
 
-    Its help shows `description`, if there is one, with its line breaks.
+    The help shows `description`, unless it is None, with its line breaks.
     """
     formatter = argparse.RawDescriptionHelpFormatter
     program = f"python -m {module}"
@@ -107,9 +108,10 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 def exit_status(work: Callable[[], object]) -> int:
     """Call `work`, and return the exit status of its command: 0 if it raised nothing.
 
-    A failure that the user can mend, or Ctrl-C, is printed to stderr without a traceback, and gives
-    its own status. An `OSError` and a lack of memory count as a `MachineError`, but a path that is
-    taken, too long, or leads through a file as a `ConfigError`. Any other error is raised.
+    For a failure that the user can mend a message is printed to stderr, without a traceback. The
+    status is the error's `exit_status`; `STOPPED` for Ctrl-C; that of `MachineError` for a lack of
+    memory or an `OSError`; but that of `ConfigError` for an `OSError` of a path that is taken, is
+    too long, or leads through a file. Any other error is raised.
     """
     try:
         work()
@@ -134,26 +136,27 @@ def exit_status(work: Callable[[], object]) -> int:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether `error` means that memory ran out, of the machine or of a GPU."""
-    # as CUDA, cuBLAS and torch on a CPU say it
+    """Whether `error` means that the machine or a GPU ran out of memory."""
+    # the words of CUDA, of cuBLAS, and of torch on a CPU
     phrases = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 @functools.cache
 def hub_fault() -> str:
-    """Return why the Hugging Face hub does not answer; "" if it does, or is set not to be asked.
+    """Return why the Hugging Face hub does not answer; "" if it answers, or in offline mode.
 
-    If it does not, huggingface_hub is set to look only into its cache, here and in the processes
-    that this one starts: it would otherwise try again for a minute for each file. `model.fetch`
-    calls this before it looks a name up on the hub. A process asks the hub once.
+    If the hub does not answer, huggingface_hub is put into offline mode, here and in the processes
+    that this one starts. It then looks only into its cache; otherwise it would retry for a minute
+    for each file. `model.fetch` calls this function before it looks a name up on the hub. The
+    result is cached: a process asks the hub only once.
     """
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError
 
     if constants.is_offline_mode():
         return ""
-    faults = [f"no answer within {HUB_TIMEOUT} s"]  # one, which `request` replaces
+    faults = [f"no answer within {HUB_TIMEOUT} s"]  # one fault, which `request` replaces
 
     def request() -> None:
         try:
@@ -173,14 +176,14 @@ def hub_fault() -> str:
 def run_command(main: Callable[[], int]) -> None:
     """Run `main` as a command, and exit with the status that it returns.
 
-    Log records are plain lines on stderr, output to a closed terminal is dropped, and each of
-    `heeded_signals` raises `KeyboardInterrupt`.
+    Sets the process up first: log records are plain lines on stderr, output to a closed terminal is
+    dropped, and each of `heeded_signals` raises `KeyboardInterrupt`.
     """
     make_output_expendable()
     handler = logging.StreamHandler()
     handler.setFormatter(_PresentableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for client in ("httpx", "httpx2"):  # of huggingface_hub; they log each request
+    for client in ("httpx", "httpx2"):  # clients of huggingface_hub, which log each request
         logging.getLogger(client).setLevel(logging.WARNING)
     for number in heeded_signals():
         signal.signal(number, signal.default_int_handler)
@@ -190,8 +193,8 @@ def run_command(main: Callable[[], int]) -> None:
 def make_output_expendable() -> None:
     """Replace stdout and stderr by streams that raise no error.
 
-    What is written to a closed terminal, a broken pipe or a full disk is dropped; a character that
-    the encoding lacks becomes `?`.
+    Output to a closed terminal, a broken pipe or a full disk is dropped, and a character that the
+    encoding lacks becomes `?`.
     """
     sys.stdout = _ExpendableFile.wrap(sys.stdout, 1)  # 1 and 2 are their file descriptors
     sys.stderr = _ExpendableFile.wrap(sys.stderr, 2)
@@ -200,15 +203,15 @@ def make_output_expendable() -> None:
 def heeded_signals() -> list[signal.Signals]:
     """List the signals that stop a run: all `SIGNALS`, but SIGHUP only if it is not ignored.
 
-    `nohup` makes a process ignore it. SIGINT and SIGQUIT count even if they are ignored, as in a
-    process that a shell started in the background.
+    `nohup` makes a process ignore SIGHUP. SIGINT and SIGQUIT are listed even if they are ignored,
+    as they are in a process that a shell started in the background.
     """
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
 
 
 def presentable(text: str) -> str:
-    """Make a message safe to show: `SECRET` becomes `***`, and all is `visible` (`⟨U+001B⟩`)."""
+    """Make a message safe to show: what `SECRET` matches becomes `***`, the rest is `visible`."""
     return visible(SECRET.sub("***", text))
 
 
@@ -220,15 +223,15 @@ class _PresentableFormatter(logging.Formatter):
 
 
 class _ExpendableFile(io.FileIO):
-    """A terminal, pipe or file whose output is dropped without an error once a write fails."""
+    """A terminal, pipe or file; once a write fails, all output is dropped without an error."""
 
     @classmethod
     def wrap(cls, stream: TextIO | None, descriptor: int) -> TextIO:
-        """Make a text stream on the file `descriptor` in place of `stream`, of the same encoding.
+        """Make a text stream that replaces `stream`, on the same file `descriptor` and encoding.
 
-        `?` stands for what the encoding lacks. Each line is flushed, so that stdout and stderr are
-        in order if both go to one place. `stream` is None if the descriptor was closed from the
-        beginning: output is then dropped.
+        A character that the encoding lacks becomes `?`. Each line is flushed, so that stdout and
+        stderr are in order if both go to the same place. `stream` is None if the descriptor was
+        closed when the process started: output is then dropped, and the encoding is UTF-8.
         """
         if stream is None:  # child processes need an open descriptor
             _discard_output(descriptor)
@@ -239,7 +242,7 @@ class _ExpendableFile(io.FileIO):
         return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=True)
 
     def write(self, data: Any) -> int:
-        """Write `data`, or if that fails drop it and all later output; return the bytes' number."""
+        """Write `data`; if that fails, drop it and all later output. Return the bytes' number."""
         try:
             return super().write(data)
         except OSError:
@@ -248,9 +251,9 @@ class _ExpendableFile(io.FileIO):
 
 
 def _discard_output(descriptor: int) -> None:
-    """Point a file descriptor at the null device, for child processes too."""
+    """Make a file descriptor lead to the null device, in child processes too."""
     null = os.open(os.devnull, os.O_WRONLY)
-    if null != descriptor:  # `open` takes the lowest free descriptor, which may be this closed one
+    if null != descriptor:  # `open` takes the lowest free one: `descriptor`, if it was closed
         os.dup2(null, descriptor)
         os.close(null)
     os.set_inheritable(descriptor, True)
@@ -260,14 +263,15 @@ def _discard_output(descriptor: int) -> None:
 def raise_machine_error(place: str) -> Iterator[None]:
     """Turn `OSError` and `SafetensorError` inside the `with` block into `MachineError`.
 
-    Its message says that `place` cannot be written: the name that the user knows a folder by, such
-    as `training.output_dir output/sample`.
+    The message says that `place` cannot be written. `place` is what the user calls the folder or
+    file, such as `training.output_dir output/sample`.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        # no right to write, a file in the folder's place, a read-only disk: space would not help
+        # No right to write, a file where the folder should be, a read-only disk: more space would
+        # not help.
         refused = getattr(error, "errno", None) in (errno.EACCES, errno.EEXIST, errno.EROFS)
         remedy = "name another folder" if refused else "free some space or name another folder"
         raise MachineError(f"{place}: cannot be written ({reason}); {remedy}") from None

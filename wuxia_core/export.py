@@ -49,9 +49,9 @@ TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # GGUF's names
 # The text that log p is compared on: 20 passages of 150 characters, of each 128 tokens at most.
 PASSAGES, CHARACTERS, TOKENS = 20, 150, 128
 # Largest |Δ log p| of a token that is accepted, nats, by the precision that is stored, for a model
-# of 4 layers. With the bundled base, which has so many, rounding the weights gave 0.000007
-# (float32: the order of the sums), 0.0032 and 0.028. Roundings add as independent errors do: twice
-# as much is accepted of four times as many layers.
+# of 4 layers. With the bundled base, which has 4, rounding the weights gave 0.000007 (float32: the
+# order of the sums), 0.0032 and 0.028. Roundings add up as independent errors do, so a model with
+# four times as many layers may be off by twice as much.
 LIMITS = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-1}
 # Templates of README.md ("card") and of Ollama's Modelfile ("modelfile").
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -69,7 +69,7 @@ def export(
 
     `out` is the folder to write (`OUTPUT_DIR/export/TO`), `llama_cpp` a copy of llama.cpp and
     `base_model` a base that has moved; `strength` scales the adapter. Returns how exact the export
-    is, read again: log p of text must be within `LIMITS`, an adapter's weights be the same.
+    is once read again: a model's log p of text must be within `LIMITS`, an adapter's weights equal.
     Raises `ConfigError` if `out` exists, `strength` is not from 0 to 2, or llama.cpp or gguf is
     missing; `DataError` if there is no adapter of this base, it cannot be converted, or the export
     differs from it; `MachineError` if the base cannot be loaded, or `out` cannot be written.
@@ -103,7 +103,8 @@ def _load_to_export(folder: Path, base: str, strength: float) -> "PeftModel":
     """Load the base named `base` in float32 with the folder's adapter, scaled by `strength`.
 
     The embedding row of the mask token, which no prompt needs, is left out. Raises `ConfigError` if
-    `strength` is not from 0 to 2, `DataError` if rows of several tokens were trained.
+    `strength` is not from 0 to 2; `DataError` if rows of several tokens were trained, or the
+    adapter is damaged or of another base; `MachineError` if the base cannot be loaded.
     """
     check_strength(strength)
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
@@ -130,9 +131,10 @@ def _read_run(folder: Path) -> tuple[Config | None, Mixture | None]:
 def _passages(mixture: Mixture | None) -> list[str]:
     """Cut out `PASSAGES` passages of `CHARACTERS` characters, on which log p is compared.
 
-    They are spread evenly over some held-out documents: at most `PASSAGES` of them, themselves
-    spread evenly over all. Without a mixture, or if these documents are too short for so many
-    passages, the passages are of the bundled novels in data/sample.
+    They are spread evenly over some of the held-out documents: at most `PASSAGES` documents, which
+    are themselves spread evenly over all held-out ones. Without a mixture, or if these documents
+    are too short for so many passages, the passages are taken from the bundled novels in
+    data/sample.
     """
     text = ""
     if mixture:
@@ -147,14 +149,14 @@ def _passages(mixture: Mixture | None) -> list[str]:
 
 
 def _log_probs(model: "PreTrainedModel", rows: Sequence[list[int]]) -> "torch.Tensor":
-    """Give the log p of every token but the first of each row, nats: (N,), all rows in one.
+    """Give the log p of every token but the first of each row, in nats: (N,).
 
-    A row is a list of token ids.
+    A row is a list of token ids. The values of all rows follow each other in one tensor.
     """
     import torch
     import torch.nn.functional as F
 
-    log_probs = []  # of each row, (T - 1,)
+    log_probs = []  # for each row of T tokens a tensor (T - 1,)
     with torch.inference_mode():
         for ids in map(torch.tensor, rows):  # (T,)
             logits = model(input_ids=ids[None]).logits[0, :-1]  # (T - 1, V)
@@ -183,8 +185,8 @@ def _write_merged(
 def _find_converter(to: str, llama_cpp: str | Path | None) -> Path:
     """Find llama.cpp's script that writes the form `to`, a key of `CONVERTERS`.
 
-    Raises `ConfigError` if the script is missing in the folder `llama_cpp`, or its gguf-py beside
-    it, or if the package gguf is not installed.
+    Raises `ConfigError` if `llama_cpp` is None, if that folder lacks the script or its gguf-py, or
+    if the package gguf is not installed.
     """
     script = expand(llama_cpp or "").resolve() / CONVERTERS[to]
     if not (llama_cpp and script.is_file() and (script.parent / "gguf-py").is_dir()):
@@ -199,12 +201,14 @@ def _find_converter(to: str, llama_cpp: str | Path | None) -> Path:
 def _convert(script: Path, new: Path, name: str, *options: str) -> None:
     """Have llama.cpp convert the folder `SOURCE` into the GGUF file `name` in the folder `new`.
 
-    The two folders are side by side; `options` are more arguments of the script. Raises `OSError`
-    if the last line of its errors names it, as on a full disk, `DataError` if it fails otherwise.
+    The two folders are side by side; `options` are more arguments of the script. If the script
+    fails, `OSError` is raised if the last line of its stderr begins with that name, as on a full
+    disk, and otherwise `DataError`.
     """
     command = [sys.executable, str(script), SOURCE, "--outfile", f"{new.name}/{name}", *options]
     done = subprocess.run(command, cwd=new.parent, capture_output=True, text=True)
     if done.returncode:
+        # The last line of stderr, or the status if stderr is empty.
         last = [f"status {done.returncode}", *done.stderr.strip().splitlines()][-1]
         if last.startswith("OSError"):
             raise OSError(last)
@@ -214,9 +218,10 @@ def _convert(script: Path, new: Path, name: str, *options: str) -> None:
 def _write_gguf_adapter(model: "PeftModel", script: Path, new: Path) -> str:
     """Have llama.cpp write the adapter into the folder `new`, and say that its weights are exact.
 
-    Raises `DataError` if a weight differs in a bit, or a layer's scale differs from the file's:
-    GGUF has one alpha for all layers, each of which is scaled by alpha / rank. Raises what
-    `_convert` raises, too.
+    Raises `ConfigError` if the adapter's strength is 0; `DataError` if the script fails, if a
+    weight differs in a bit, or if a layer's scale differs from the file's: GGUF has one alpha for
+    all layers, each of which is scaled by alpha / rank. Raises `OSError` if the disk is full (see
+    `_convert`).
     """
     from gguf import GGUFReader
     from peft.tuners.lora import LoraLayer
@@ -230,10 +235,10 @@ def _write_gguf_adapter(model: "PeftModel", script: Path, new: Path) -> str:
     file = GGUFReader(new / ADAPTER)
     alpha = file.fields["adapter.lora.alpha"].contents()
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    # a layer's scaling times its rank is its alpha
+    # a layer's scaling times its rank is the layer's alpha
     same_scale = np.allclose([x.scaling["default"] * x.r["default"] for x in layers], alpha)
     weights = [weight for name, weight in model.state_dict().items() if "lora_" in name]
-    # sorted, since llama.cpp renames tensors
+    # compared as sorted lists of bytes, since llama.cpp renames the tensors
     stored = sorted(tensor.data.tobytes() for tensor in file.tensors)
     if not same_scale or stored != sorted(weight.numpy().tobytes() for weight in weights):
         raise DataError("not exported, for its weights or their scale are not the adapter's")
@@ -241,15 +246,17 @@ def _write_gguf_adapter(model: "PeftModel", script: Path, new: Path) -> str:
 
 
 def _load_export(new: Path) -> "PreTrainedModel":
-    """Load the model that was exported into the folder `new`, as a GGUF file or not, in float32.
+    """Load the model that was exported into the folder `new`, in float32.
 
-    Raises `DataError` if transformers cannot read it.
+    It is read from the GGUF file `MODEL` if there is one, else from safetensors. Raises `DataError`
+    if transformers cannot read it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {}
     try:
-        if (new / MODEL).exists():  # from GGUF alone transformers would take the head size for 128
+        # With the config, as from GGUF alone transformers would take the head size to be 128.
+        if (new / MODEL).exists():
             config = AutoConfig.from_pretrained(new.with_name(SOURCE))
             settings = {"gguf_file": MODEL, "config": config}
         return AutoModelForCausalLM.from_pretrained(new, dtype="float32", **settings).eval()
@@ -263,10 +270,11 @@ def _compare(
 ) -> str:
     """Say how far the log p of the export is from what is expected; both are nats a token, (N,).
 
-    `model` is the export, stored in the precision `dtype`. Raises `DataError` if a token's log p is
-    off by more than the limit (see `LIMITS`), or is NaN.
+    `model` is the export, stored in the precision `dtype`. Raises `DataError` if the log p of a
+    token differs by more than the limit for this precision and number of layers (see `LIMITS`), or
+    is NaN.
     """
-    delta = (exported - expected).abs()
+    delta = (exported - expected).abs()  # nats, (N,)
     limit = LIMITS[dtype] * math.sqrt(max(1, model.config.num_hidden_layers / 4))
     text = f"largest |Δ log p| of {len(delta):,} tokens {delta.max():.2g}, mean {delta.mean():.2g}"
     if not delta.max() <= limit:  # also if it is NaN
@@ -286,13 +294,13 @@ def _write_card(
     """Write the model card README.md into the export's folder `new`, and with GGUF a Modelfile.
 
     `folder` is that of the adapter, which `strength` scaled; `start` is the token that begins a
-    text. The Modelfile, for Ollama, has the defaults of `Sampling`; for a GGUF adapter it names the
-    base, if it is a folder by its path. No other path of this machine is named. Weights get
-    README.md's file mode.
+    text. The Modelfile, for Ollama, has the defaults of `Sampling`. For a GGUF adapter it names the
+    base, by its path if the base is a folder; no other path of this machine is named. The weights
+    get the file mode of README.md.
     """
     local_base = locate(base).resolve() if locate(base).is_dir() else None
     card = {"base": local_base.name if local_base else base, "start": start, "titles": "not known"}
-    # the settings in it: those of the adapter, and if it is a run's, of masking and training
+    # the card's settings: those of the adapter, and those of masking and training if it has a run
     lora = models.adapter_settings(folder)
     keys = ("r", "lora_alpha", "target_modules")
     settings = {"lora": {key: lora[key] for key in keys} | {"strength": strength}}

@@ -50,7 +50,7 @@ class Window(NamedTuple):
     word_ids: Tokens  # (T,), the number of the word that a token belongs to
     position_ids: Tokens  # (T,), each token's index in its chunk
     key: int  # the window's number in its mixture, on which its random draws depend
-    epoch: int  # from 0, on which they depend too
+    epoch: int  # from 0; the random draws depend on it too
     row: int = 0  # the window's index among the windows of its split
 
 
@@ -107,11 +107,11 @@ class SpanMasker:
 
         `mask_ratio` of a row's maskable tokens is masked, to within one token, and `span_ratio` of
         the masked tokens lie in spans, to within half a span if the row has some tens of tokens.
-        For want of room, spans of whole words may cover less, and a ratio of 0.5 or more may not be
-        reached beside them or in short runs. No two blocks touch, and a block lies within one run.
-        Without `word_ids` a run shorter than the longest span has no spans, runs share the masked
-        tokens about in proportion to their length, and inside a run every arrangement of its blocks
-        is equally likely.
+        For want of room, spans of whole words may cover less, and a `mask_ratio` of 0.5 or more may
+        not be reached beside them or in short runs. No two blocks touch, and a block lies in one
+        run. Without `word_ids` a run shorter than the longest span has no spans, runs share the
+        masked tokens about in proportion to their length, and inside a run every arrangement of its
+        blocks is equally likely.
 
         Parameters
         ----------
@@ -160,9 +160,9 @@ class SpanMasker:
         77 masked tokens, half of them in spans of 3 to 5: 38.5 tokens are to lie in spans, which
         makes 9.625 spans of 4 tokens on average. One number in [0, 1), the dither, rounds both: at
         0.5 there are floor(9.625 + 0.5) = 10 spans of 39 tokens in all, `[4, 3, 5, 3, 5, 4, 3, 4,
-        5, 3]`, say; at 0.1 there are floor(9.625 + 0.1) = 9 spans of 37 tokens in all. Both numbers
-        are so right on average, the tokens are at most half a span from 38.5, but for rounding, and
-        each length from 3 to 5 is equally frequent.
+        5, 3]`, say; at 0.1 there are floor(9.625 + 0.1) = 9 spans of 37 tokens in all. So both
+        numbers are right on average, the number of tokens differs from 38.5 by at most half a span
+        but for rounding, and each length from 3 to 5 is equally frequent.
         """
         shortest, longest = self.span_length
         mean_length, dither = (shortest + longest) / 2, _dither(rng)
@@ -182,8 +182,8 @@ class SpanMasker:
         In `[6, 3]` 6 spans exceed 3 tokens and 3 of these exceed 4: 4 spans of 3, 3 of 4, 3 of 5.
         The counts add up to the 39 - 10 * 3 = 9 tokens above the shortest length. Uniform lengths
         would have `[6.67, 3.33]`, which add up to 10; both are moved by -0.5, to `[6.17, 2.83]`,
-        and then rounded. They move by up to 3.33, the spans of each length: to `[3.33, 0]` or `[10,
-        6.67]`. From there on they go towards `[0, 0]`, all shortest, or `[10, 10]`, all longest.
+        and then rounded. For other totals both move by up to 3.33, to `[3.33, 0]` or `[10, 6.67]`,
+        and from there towards `[0, 0]`, all spans shortest, or `[10, 10]`, all spans longest.
         """
         shortest, longest = self.span_length
         ranks = np.arange(longest - shortest, 0, -1)  # how many lengths are longer: K - 1, …, 1
@@ -199,9 +199,9 @@ class SpanMasker:
     ) -> None:
         """Write spans of whole words into `row`: about `span_ratio` of `masked_count` tokens.
 
-        Words are tried in random order as the start of a span, whose end is drawn. A span that
-        would touch an earlier one, or exceed `masked_count` with these, is left out. The arrays are
-        those of `_draw_row`.
+        Words are tried in random order as a span's first word; `_span_ends` gives the ends to draw
+        from. A span is left out if it would touch an earlier one, or if more than `masked_count`
+        tokens would be masked. `_draw_row` describes the arrays.
         """
         wanted, room = self.span_ratio * masked_count, masked_count  # tokens to go: about, at most
         starts_word = np.concatenate([[True], words[1:] != words[:-1], [True]])  # (T + 1,)
@@ -221,9 +221,9 @@ class SpanMasker:
     def _span_ends(self, starts_word: Bools, start: int, run_end: int) -> list[int]:
         """List the ends, `run_end` at most, that a span of whole words from `start` may have.
 
-        `starts_word`, (T + 1,), flags the tokens that begin a word, and the one behind the last. In
-        spans of 3 to 5 tokens and words of 2, 2 and 7 a span from 0 may end at 4, and one from 4 at
-        11; for one from 2 there is none. A word longer than the longest span, but at most twice as
+        `starts_word`, (T + 1,), flags the tokens that begin a word, and the one behind the last.
+        With spans of 3 to 5 tokens and words of 2, 2 and 7 tokens the ends are `[4]` for a `start`
+        of 0, `[]` for 2 and `[11]` for 4. A word longer than the longest span, but at most twice as
         long, is a span by itself: a rare idiom takes more tokens than a common one.
         """
         shortest, longest = self.span_length
@@ -237,7 +237,7 @@ class SpanMasker:
 def coverage(masker: SpanMasker, maskable: Bools, keys: Keys, epochs: int) -> Floats:
     """Give the share of the maskable tokens that are masked in the first 1, 2, … epochs: (epochs,).
 
-    A token counts once, in however many of them it is masked. Independent draws would cover
+    A token that is masked in several epochs counts once. Independent draws would cover
     1 - (1 - mask_ratio)^E after E epochs: 0.15, 0.2775, 0.3859, ….
     """
     masked = np.stack([masker.kinds(maskable, keys, epoch) > KEPT for epoch in range(epochs)])
@@ -269,8 +269,8 @@ def _rounded(totals: Floats, dither: float) -> Ints:
 def _share_out(count: int, capacities: Ints, dither: float) -> Ints:
     """Share `count` blocks among runs in proportion to their `capacities`, (R,); return (R,).
 
-    3 blocks among runs that hold `[4, 8]` are `[1, 2]`. If `count` is at most the sum of the
-    capacities, no run gets more than its own.
+    Shares of 3 blocks in runs with room for `[4, 8]` blocks are `[1, 2]`. If `count` is at most the
+    sum of the capacities, no run gets more blocks than its capacity.
     """
     return _rounded(count * capacities.cumsum() / max(1, capacities.sum()), dither)
 
@@ -278,10 +278,10 @@ def _share_out(count: int, capacities: Ints, dither: float) -> Ints:
 def _arrange(sizes: Ints, max_spans: Ints, lengths: Ints, singles: int, rng: Generator) -> Kinds:
     """Arrange spans and singles in the places of a row's runs; return the places' kinds.
 
-    `sizes` (R,) are the places of each run (the module's docstring says what a place is) and
-    `max_spans` (R,) the spans that each run holds; `lengths` are those of all spans, in tokens, and
-    `singles` is a number. A span of 3 and a single in one run of 10 places: the tiles `2220 10 0 0
-    0 0` are shuffled, to `0 0 2220 0 10 0`, say. Singles that no run has room for are left out.
+    `sizes` (R,) counts each run's places (the module's docstring says what a place is), `max_spans`
+    (R,) the spans that fit into it; `lengths` has each span's tokens, `singles` is the number of
+    singles. A span of 3 and a single in one run of 10 places: the tiles `2220 10 0 0 0 0` are
+    shuffled, to `0 0 2220 0 10 0`, say. Singles that no run has room for are left out.
     """
     runs = np.arange(len(sizes))
     spans = _share_out(len(lengths), max_spans, _dither(rng))  # of each run, (R,)
@@ -307,7 +307,7 @@ class Corruption:
     """Choose what the model sees in the place of each masked token.
 
     A choice depends only on (seed, epoch, key of the window). BERT's shares are `(0.8, 0.1, 0.1)`
-    (Devlin et al. 2019, section 3.1). Raises the `ConfigError` of `check_shares`.
+    (Devlin et al. 2019, section 3.1). Raises `ConfigError` if `shares` do not add up to 1.
     """
 
     mask_token_id: int  # of the token whose embedding row the adapter trains
@@ -322,7 +322,7 @@ class Corruption:
     def of(
         cls, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int, shares: Shares, seed: int = 0
     ) -> Self:
-        """Make a `Corruption` whose random tokens are all but special, added and mask tokens."""
+        """Make a `Corruption` that draws random tokens from all but special, added, mask ones."""
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         ordinary = set(tokenizer.get_vocab().values()) - added - {mask_token_id}
         return cls(mask_token_id, np.array(sorted(ordinary), np.int64), shares, seed)
@@ -376,8 +376,8 @@ def model_inputs(
     """Make the model's inputs from arrays (B, T), with the positions whose logits are needed.
 
     The keys are `input_ids`, `labels`, `logits_to_keep`, and `position_ids` unless that is None.
-    `labels` are -100 but at targets, of which column 0 has none. The logits that score token i are
-    those at position i - 1, so `logits_to_keep` (bool) flags the positions one to the left of the
+    `labels` are -100 except at targets; column 0 has no target. Token i is scored by the logits at
+    position i - 1, so `logits_to_keep` (bool) flags the positions one to the left of the
     targets: labels `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. No attention mask is needed: padding
     stands behind the text, where causal attention never looks. `position_ids` that restart within a
     row keep its chunks from seeing each other, at the price of a (B, 1, T, T) mask inside the
@@ -393,7 +393,7 @@ def model_inputs(
 
 
 def masked_this_epoch(row: int, epoch: int) -> bool:
-    """Whether the objective `mixed` masks window `row` in `epoch`: window 3 in 1, 3, 5, …."""
+    """Whether the objective `mixed` masks window `row` in `epoch`: row 3 in epochs 1, 3, 5, …."""
     return (row + epoch) % 2 == 0
 
 
@@ -403,9 +403,9 @@ class MaskCollator:
 
     `masked` masks tokens, and these are the targets; `clm` masks nothing, and every token is a
     target; `meap` masks tokens, and every token is a target (arXiv 2502.07490); `mixed` treats a
-    window as `masked` in one epoch and as `clm` in the next, and `trainer.EpochSampler` gives a
-    batch as many of both. Tokens in `special_ids` and the first of each chunk are never masked and
-    never targets. With `span_unit` "word" spans cover whole words.
+    window as `masked` in one epoch and as `clm` in the next, and `trainer.EpochSampler` puts as
+    many of each kind into a batch. Tokens in `special_ids` and the first of each chunk are never
+    masked and never targets. With `span_unit` "word" spans cover whole words.
     """
 
     masker: SpanMasker
@@ -419,7 +419,7 @@ class MaskCollator:
         """Make the model's inputs, as `model_inputs` describes them, from windows of one epoch."""
         input_ids = padded([window.input_ids for window in windows], self.pad_token_id)
         keys, epoch = [window.key for window in windows], windows[0].epoch
-        has_masks: Bools | bool = self.objective in {"masked", "meap"}  # of all windows, or (B, 1)
+        has_masks: Bools | bool = self.objective in {"masked", "meap"}  # for all, or (B, 1)
         if self.objective == "mixed":
             has_masks = np.array([[masked_this_epoch(window.row, epoch)] for window in windows])
         masked = (self.kinds(windows) > KEPT) & has_masks
@@ -433,7 +433,7 @@ class MaskCollator:
         return model_inputs(corrupted, labels, padded(positions, 0) if packed else None)
 
     def kinds(self, windows: Sequence[Window]) -> Kinds:
-        """Draw the masks of windows of one epoch, padded: (B, T), as of `SpanMasker.kinds`."""
+        """Draw masks for windows of one epoch: (B, T) of KEPT, SINGLE and SPAN; padding is KEPT."""
         keys, epoch, word_ids = [window.key for window in windows], windows[0].epoch, None
         if self.span_unit == "word":
             word_ids = padded([window.word_ids for window in windows], 0).astype(np.int32)

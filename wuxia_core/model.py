@@ -71,10 +71,10 @@ def weights_dtype(config: Config) -> str:
 
 
 def base_path(config: ModelConfig) -> str:
-    """Give the base's folder or its name on the Hugging Face hub; a ModelScope model is downloaded.
+    """Give the base's folder or its name on the Hugging Face hub; download a ModelScope model.
 
-    Raises `ConfigError` if ModelScope's package is missing, `MachineError` if ModelScope cannot be
-    reached or has no such model.
+    The result is then the folder of the download. Raises `ConfigError` if ModelScope's package is
+    missing, `MachineError` if ModelScope cannot be reached or has no such model.
     """
     name = config.model_name_or_path
     if config.hub == "huggingface" or locate(name).is_dir():
@@ -97,9 +97,9 @@ def load_base(
 ) -> "PreTrainedModel":
     """Load the causal language model `name`, a folder or a name on the hub, in precision `dtype`.
 
-    "auto" is the precision of its file. With `quantization` "8bit" or "4bit" bitsandbytes quantizes
-    its linear layers while they load, on this process's own device; embedding and head keep
-    `dtype`. Raises `MachineError` if it cannot be loaded, or a tensor is missing or misshapen.
+    `dtype` "auto" is the precision of the model's file. With `quantization` "8bit" or "4bit" the
+    linear layers are quantized while they load, on this process's own device; embedding and head
+    keep `dtype`. Raises `MachineError` if loading fails, or a tensor is missing or misshapen.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -111,7 +111,7 @@ def load_base(
         options = {f"load_in_{quantization}": True, "bnb_4bit_quant_type": "nf4"}
         quantizer = BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=dtype)
         settings |= {"quantization_config": quantizer, "device_map": {"": device}}
-    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # see `broken`
     base: PreTrainedModel
     base, info = fetch(name, partial(AutoModelForCausalLM.from_pretrained, **settings))
     if broken := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
@@ -124,9 +124,9 @@ def load_base(
 
 @cache  # else each call would wrap `forward` once more
 def drop_inputs_of_8bit_layers() -> None:
-    """Have all 8-bit layers of bitsandbytes forget their inputs, which a frozen weight never needs.
+    """Make all 8-bit layers of bitsandbytes forget their inputs, which frozen weights never need.
 
-    Gradient checkpointing does not free them: they are not saved in PyTorch's way.
+    Gradient checkpointing does not free them: bitsandbytes keeps them without `save_for_backward`.
     """
     from bitsandbytes.autograd._functions import MatMul8bitLt
 
@@ -156,10 +156,10 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def tokenizer_files(name: str) -> list[Path]:
-    """List the files of the tokenizer in the folder `name`.
+    """List the tokenizer's files in the folder `name` or, if there is none, download them first.
 
-    If there is no such folder, they are those of the hub's `name`, downloaded if need be; raises
-    `MachineError` if that fails.
+    The download is of the model `name` on the Hugging Face hub; files in the hub's local cache are
+    not downloaded again. Raises `MachineError` if it fails.
     """
     folder = locate(name)
     if not folder.is_dir():
@@ -170,9 +170,9 @@ def tokenizer_files(name: str) -> list[Path]:
 
 
 def fetch(name: str, load: Callable[[str], Any]) -> Any:
-    """Return what `load` gives for the folder `name` or, if there is none, the `name` on the hub.
+    """Call `load` with the folder `name` or, if there is none, with the name on the hub.
 
-    Raises `MachineError` if `load` fails; an error for want of memory is raised as it is.
+    Returns what `load` returns. Raises `MachineError` if `load` fails, except for want of memory.
     """
     path = locate(name)  # a name on the hub stays as it is
     # "", or why the hub does not answer: `load` then looks only into its cache
@@ -195,7 +195,7 @@ def fetch(name: str, load: Callable[[str], Any]) -> Any:
 def check_length(config: Config, base_config: Any) -> None:
     """Raise `ConfigError` if `data.max_length` exceeds the base's `max_position_embeddings`.
 
-    `base_config`, transformers' or a `plan.Shape`, has that number, or else any length will do.
+    `base_config` is transformers' or a `plan.Shape`. If it lacks the number, any length passes.
     """
     length, limit = config.data.max_length, getattr(base_config, "max_position_embeddings", None)
     if limit and length > limit:
@@ -215,11 +215,11 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def mask_token_id(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
 ) -> int:
-    """Choose the id of the mask token: of `name`; if that is None, of `<|mask|>`, else a spare row.
+    """Choose the mask token's id: that of `name`, or for None that of `<|mask|>` or of a spare row.
 
-    The embedding table, of `vocab_size` rows, need not grow if no token uses its last ones: in
-    Qwen3 151,669 to 151,935. Raises `ConfigError` if `name` is not one token, or that token begins,
-    ends or pads texts; if no row is spare; if the table has fewer rows than there are tokens.
+    The embedding table has `vocab_size` rows. Its last rows are spare if no token uses them, in
+    Qwen3 rows 151,669 to 151,935; the first of them is chosen. Raises `ConfigError` if `name` is
+    not one token, or begins, ends or pads texts; if no row is spare; if some token has no row.
     """
     vocabulary = tokenizer.get_vocab()
     if (first_spare_id := max(vocabulary.values()) + 1) > vocab_size:
@@ -242,7 +242,7 @@ def mask_token_id(
 def make_collator(
     config: Config, tokenizer: "PreTrainedTokenizerBase", mask_id: int, objective: str
 ) -> MaskCollator:
-    """Make the collator that masks and batches a run's windows; `mask_id` is the mask token."""
+    """Make the collator that masks and batches a run's windows; `MaskCollator` lists objectives."""
     masking, seed = config.masking, config.training.seed
     masker = SpanMasker(masking.mask_ratio, masking.span_ratio, masking.span_length, seed)
     corruption = Corruption.of(tokenizer, mask_id, masking.corruption, seed)
@@ -253,8 +253,8 @@ def make_collator(
 def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "PeftModel":
     """Put a new adapter on the base, in place: LoRA, and the embedding row of the mask token.
 
-    Casts are left to autocast. Saving does not ask the hub for the size of the base's vocabulary.
-    Raises `ConfigError` if the base has no layer of a name in `lora_target_modules`.
+    LoRA layers leave casts to autocast, and `save_pretrained` does not ask the hub for the size of
+    the vocabulary. Raises `ConfigError` if `lora_target_modules` names a layer that the base lacks.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -273,7 +273,7 @@ def add_adapter(base: "PreTrainedModel", config: ModelConfig, mask_id: int) -> "
 
 
 def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
-    """Have LoRA layers take inputs as they come: PEFT casts them to float32, and autocast back."""
+    """Make LoRA layers take inputs as they come; PEFT casts them to float32, and autocast back."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():
@@ -282,7 +282,7 @@ def leave_casts_to_autocast(model: "torch.nn.Module") -> None:
 
 
 def compile_layers(model: "torch.nn.Module") -> None:
-    """Have each decoder layer compiled on first use, with its recomputation for the gradients."""
+    """Make torch compile each decoder layer on its first call, gradient checkpointing included."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for layer in model.modules():
@@ -291,10 +291,10 @@ def compile_layers(model: "torch.nn.Module") -> None:
 
 
 def patch_trainable_tokens(model: "PeftModel") -> None:
-    """Have PEFT compute with the trained rows of the embedding, without a copy of the table.
+    """Make PEFT compute with the trained rows of the embedding, without a copy of the table.
 
-    At each pass PEFT writes them into a copy of the table, whose gradient is as large again: at
-    151,936 rows more than the rest of a small model. The results are the same but for rounding.
+    In each pass PEFT itself writes the trained rows into a copy of the table, and the gradient of
+    the copy is as large: in Qwen3-0.6B 156 million numbers each. Results differ only by rounding.
     """
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
@@ -314,7 +314,7 @@ def _forward_rows(layer: Any, inputs: "torch.Tensor", adapters: list[str]) -> "t
     if layer.disable_adapters or layer.merged:  # a merged table has the trained rows already
         return outputs
     scale = getattr(layer.base_layer, "embed_scale", 1)  # an embedding of Gemma multiplies by it
-    for name in adapters:
+    for name in adapters:  # the names of the active adapters
         rows = layer.trainable_tokens_delta[name].to(outputs.dtype)  # (trained rows, hidden)
         for row, token_id in zip(rows, layer.token_indices[name], strict=True):
             if isinstance(layer.base_layer, torch.nn.Embedding):
@@ -351,7 +351,7 @@ def write_adapter(model: "PeftModel", folder: Path) -> None:
 
 
 def copy_file_mode(folder: Path, example: Path) -> None:
-    """Give a folder's weights the file mode of `example`: safetensors lets only the owner read."""
+    """Give a folder's weights the file mode of `example`: safetensors makes them private."""
     for path in folder.glob("*.safetensors"):
         path.chmod(example.stat().st_mode)
 
@@ -365,8 +365,8 @@ def load_adapter(
     has moved. Within `with model.disable_adapter():` the model is the base. On the CPU weights are
     float32; on a GPU they have the precision of the training, or, without a `config.yaml`, that of
     the base's file. A base that was quantized for the training is quantized here too. Raises
-    `DataError` if the adapter is missing or damaged or of another base, and what `load_config`,
-    `load_base` and `load_tokenizer` raise.
+    `DataError` if the adapter is missing, damaged or of another base, `MachineError` if base or
+    tokenizer cannot be loaded, `ConfigError` if `config.yaml` or the tokenizer is unfit.
     """
     folder = locate(str(output_dir))
     name = base_model or adapter_settings(folder)["base_model_name_or_path"]
@@ -398,7 +398,7 @@ def attach_adapter(
         config.alpha_pattern = {key: strength * x for key, x in config.alpha_pattern.items()}
         if not mask_row:
             config.trainable_token_indices = None
-        elif (folder / MASK_ROW).is_file():  # else it is among the weights, or there is none
+        elif (folder / MASK_ROW).is_file():  # else `weights` hold the row, or none was trained
             tensors, metadata = _read_tensors(folder / MASK_ROW)
             row, config.trainable_token_indices = tensors["mask_row"], [int(metadata["mask_id"])]
         model = peft.get_peft_model(base, config)

@@ -1,7 +1,8 @@
 """The page of a run, one HTML file that opens offline in any browser and may be sent around.
 
-The page is made from the scorecard, the run folder and its mixture; no model is loaded. What stands
-where is in page.html. The page shows no secret, and of an absolute path only the last name.
+The page is made from the scorecard, the run folder and its mixture; no model is loaded. The
+template page.html arranges what is made here. The page shows no secret, and of an absolute path
+only the last name.
 """
 
 import base64
@@ -32,9 +33,9 @@ ABOVE = re.compile(r"(?<![\w./:+<-])/(?:[^\s/<>\"':]+/)+")  # the folders of an 
 PATHS = {"model_name_or_path", "data_dir", "general_file", "lexicon", "output_dir"}
 PATHS |= {"processed_data_file"}
 PAIR = ("base", "tuned")
-MOST_FILES = 60  # that are listed
+MOST_FILES = 60  # that the page lists; it says how many more there are
 SIZE = (4.2, 3.3)  # inches, width and height of a plot; a phone shows that without scaling
-PREVIEW, PAPER, TEXT = (12, 6.3), "#fcfbf8", "#24211d"  # the same of a preview, and its colours
+PREVIEW, PAPER, TEXT = (12, 6.3), "#fcfbf8", "#24211d"  # size and colours of a preview
 PREVIEW_LINE = re.compile("[^\n]{1,29}[，。！？；：、”」]?")  # no line begins with such a sign
 # Parts of matplotlib's SVG that draw nothing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
@@ -45,8 +46,8 @@ Scorecard = dict[str, Any]
 def write_page(folder: Path, scorecard: Scorecard) -> Path:
     """Write `index.html` into a run folder, in the reader's language; return its path.
 
-    `scorecard` is that of `evaluate`. Raises `DataError` if the run's metrics or its mixture are
-    gone, `MachineError` if the folder cannot be written.
+    `scorecard` is what `evaluate` returned for the folder. Raises `DataError` if the run's metrics
+    or its mixture are gone, `MachineError` if the folder cannot be written.
     """
     config = load_config(folder / "config.yaml")
     mixture = open_run_mixture(folder, config.data.processed_data_file)
@@ -85,8 +86,8 @@ def write_page(folder: Path, scorecard: Scorecard) -> Path:
 def render(name: str, **values: object) -> str:
     """Fill the template `name` of this folder with `values`; return the page's HTML.
 
-    What is no `Markup` is made `shareable` and escaped. Every template has a policy that refuses
-    scripts, and knows the reader's language.
+    A value that is no `Markup` is made `shareable` and escaped; `Markup` is inserted as it is.
+    Every template has a policy that refuses scripts, and gets the reader's language as `language`.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
@@ -119,9 +120,10 @@ def _facts(
 ) -> dict[str, Any]:
     """Gather the values for the places in the messages' sections `[page]` and `[page.leads]`.
 
-    `wuxia` and `general` are characters of the training texts, `base` and `tuned` the shares of
-    masked tokens that each model found ("–" if not measured), and `of` the number of openings that
-    the scorecard's passage was chosen from.
+    `books` is the number of novels that were trained on, `wuxia` and `general` are characters of
+    the training texts, `steps` and `epochs` count the whole run, `base` and `tuned` are the shares
+    of masked tokens that each model found ("–" if not measured), and `of` is the number of openings
+    that the scorecard's passage was chosen from.
     """
     trained = mixture.outline[mixture.outline["split"] == TRAIN]
     sizes = trained.groupby("source")["characters"].sum()
@@ -166,9 +168,11 @@ def _xray(scorecard: Scorecard) -> Markup:
 
 
 def _plots(scorecard: Scorecard, metrics: pd.DataFrame) -> dict[str, Markup]:
-    """Draw the strengths, learning against forgetting, and the course of training, by name.
+    """Draw the four plots of the page; return the SVG of each by its name.
 
-    Of the first two one for which too little was measured is "".
+    `strengths` and `forgetting` show learning against forgetting, by the adapter's strength and in
+    training; either is "" if too little was measured for it. `bits` and `losses` show the course of
+    training.
     """
     bits = ["eval_wuxia_bits_per_char", "eval_general_bits_per_char"]
     losses = ["eval_wuxia_loss", "eval_general_loss", "loss"]
@@ -187,16 +191,18 @@ def _plots(scorecard: Scorecard, metrics: pd.DataFrame) -> dict[str, Markup]:
 
 
 def _svg(name: str, plot: Callable[..., object]) -> Markup:
-    """Draw a plot as SVG, for the page's colours, font and width; return what is inside `<svg>`.
+    """Draw a plot as SVG, for the page's colours, font and width; return it without `<svg …>`.
 
-    `plot` draws on the axes that it is given as `ax`; `name` tells the plots of a page apart.
+    Only the opening tag is left out: page.html has one of its own. `plot` draws on the axes that it
+    is given as `ax`. `name`, another for each plot of a page, goes into the ids by which the parts
+    of a plot refer to each other, so that no two plots share these.
     """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
         show.axes(Figure().subplots())  # only to set the plots' style, which the next figure takes
         figure = Figure(SIZE, layout="constrained")
         ax = figure.subplots()
         plot(ax=ax)
-        if legend := ax.get_legend():  # beside the axes; the figure's stands below them
+        if legend := ax.get_legend():  # it stands beside the axes; the figure gets one below them
             legend.remove()
         if len(handles := ax.get_legend_handles_labels()[0]) > 1:
             figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
@@ -209,7 +215,8 @@ def _svg(name: str, plot: Callable[..., object]) -> Markup:
 def _files(mixture: Mixture) -> list[tuple[Markup, str, str]]:
     """List the files: what became of each, its characters, and how many of these were removed.
 
-    The longest files come first, general text after all others.
+    A row is (HTML of the file's title and fate, characters, characters removed). The longest files
+    come first, general text after all others.
     """
     templates, fates = messages("page"), _fates(mixture)
     cell = Markup("{}<br><small>{}</small>")
@@ -217,7 +224,7 @@ def _files(mixture: Mixture) -> list[tuple[Markup, str, str]]:
     files = mixture.preparation["files"]
     for file in sorted(files, key=lambda x: (x["source"] == "general", -x["characters"])):
         fate = fates.get(file["book"], "")
-        if file["refused"]:  # the reason, or empty
+        if file["refused"]:  # why the file was left out; "" if it was read
             fate = templates["fates"]["refused"].format(why=show.translated(file["refused"]))
         title, fate = (
             file["book"] or file["path"],
@@ -238,8 +245,8 @@ def _fates(mixture: Mixture) -> dict[str, str]:
     used = outline[outline["split"].isin([TRAIN, VALIDATION])]
     held_out = used["characters"].where(used["split"] == VALIDATION, 0)
     sizes = used.assign(held_out=held_out).groupby("book")[["characters", "held_out"]].sum()
-    shares = sizes["held_out"] / sizes["characters"]
-    # A share of 0 or 1 has a sentence of its own, any other is a part.
+    shares = sizes["held_out"] / sizes["characters"]  # of each book, held out: 0 to 1
+    # A share of 0 or 1 has a sentence of its own; for any other share a part is held out.
     states = {book: {0: "train", 1: "validation"}.get(x, "part") for book, x in shares.items()}
     fates = dict.fromkeys(outline["book"], templates["unused"])
     fates |= {book: templates[state].format(share=shares[book]) for book, state in states.items()}
@@ -250,7 +257,10 @@ def _fates(mixture: Mixture) -> dict[str, str]:
 
 
 def _cleaned(mixture: Mixture) -> str:
-    """Say what the rules of cleaning removed in all files, the most first; "" if nothing."""
+    """Say what the rules of cleaning removed in all files; "" if they changed nothing.
+
+    The rule that removed most characters comes first.
+    """
     texts = messages("page")
     return str(texts["between"]).join(
         texts["cleaned"].format(
@@ -261,7 +271,7 @@ def _cleaned(mixture: Mixture) -> str:
 
 
 def _settings(config: Config) -> list[tuple[Markup, Any, Any]]:
-    """List the settings that differ from their defaults: name, value and default.
+    """List the settings that differ from their defaults: name (as HTML), value and default.
 
     The section `plan` and paths are left out: they tell others nothing.
     """
@@ -278,5 +288,5 @@ def _scorecard_html(scorecard: Scorecard) -> Markup:
     """Write the scorecard's metrics as an HTML table, a row each; `show.table` escapes texts."""
     rows = show.scorecard_table(scorecard)
     rows["unit"] = rows.pop("unit")  # moved to the end: a phone shows the first columns
-    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # else a random one
+    table = show.table(rows).format(precision=3, na_rep="").set_uuid("card")  # else a random id
     return Markup(public(table.to_html()))

@@ -43,9 +43,9 @@ HEADING = re.compile(r"^#+ (.+)", re.MULTILINE)  # of Markdown, its text as grou
 def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     """Execute `notebooks/NAME.ipynb`, write it and its HTML into `folder`; return the HTML's path.
 
-    A parameter given as text, as on the command line, stays text if the notebook's default is text
-    or None, and is else read as YAML: "3" becomes 3. If a cell fails, only the notebook is written,
-    with what was executed.
+    A parameter that is given as text, as on the command line, stays text if the notebook's default
+    is text or None; otherwise it is read as YAML: "3" becomes 3. If a cell fails, only the notebook
+    is written, with what was executed.
 
     Raises `ConfigError` if the notebook or one of its parameters does not exist, or the folder
     holds another notebook of that name; `DataError` if a cell fails, with the cell's error;
@@ -54,14 +54,14 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
     source = NOTEBOOKS / f"{name}.ipynb"
     values = _read_parameters(parameters, source)
     executed = folder / source.name
-    # The metadata of a notebook that papermill executed name papermill.
+    # A notebook that papermill executed names papermill in its metadata. No other is overwritten.
     if executed.exists() and '"papermill"' not in executed.read_text("utf-8", "replace"):
         raise ConfigError(f"--out {folder}: its {executed.name} is no report; name another")
     logging.getLogger("papermill").setLevel(logging.WARNING)
     quiet = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=ERROR"]}
     with raise_machine_error(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        # A report that is there already stays whole until the new one is.
+        # A report that is there already stays until the new one is complete.
         with TemporaryDirectory(dir=folder, prefix=".") as staging:
             staged = Path(staging) / source.name
             try:
@@ -77,10 +77,10 @@ def run(name: str, parameters: dict[str, object], folder: Path) -> Path:
 
 
 def _read_parameters(parameters: dict[str, object], source: Path) -> dict[str, object]:
-    """Turn the parameters that are given as text into values, as `run` says; return all.
+    """Turn the parameters that are given as text into values, as `run` describes; return all.
 
-    Raises `ConfigError` if the notebook `source`, or a parameter in it, does not exist; the message
-    names those that do.
+    Raises `ConfigError` if there is no notebook `source`, or it has no parameter of a given name;
+    the message lists the notebooks, or the parameters, that there are.
     """
     if not source.is_file():
         stems = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
@@ -108,7 +108,7 @@ def write_html(executed: Path) -> Path:
     for cell in cells:
         if cell.cell_type == "markdown":
             html = str(markdown(shareable(cell.source)))
-            body += Markup(html.replace('.ipynb">', '.html">'))  # a notebook's report
+            body += Markup(html.replace('.ipynb">', '.html">'))  # links lead to reports
         elif cell.cell_type == "code":
             body += FOLDED.format(label, shareable(cell.source))
             body += Markup().join(map(_output_html, cell.outputs))
@@ -122,7 +122,7 @@ def write_html(executed: Path) -> Path:
 def _output_html(output: nbformat.NotebookNode) -> Markup:
     """Write an output of a cell as HTML: its own HTML, else its picture, else its text.
 
-    Its own HTML is not escaped, only made `public`. Of stderr the result is "".
+    The output's own HTML is not escaped, only made `public`. For stderr the result is "".
     """
     if output.get("name") == "stderr":
         return Markup()
@@ -131,7 +131,7 @@ def _output_html(output: nbformat.NotebookNode) -> Markup:
         return Markup(f"<div>{public(data['text/html'])}</div>")
     if "image/png" in data:
         return PICTURE.format(data["image/png"])
-    # A progress bar overwrites its line behind \r: of such a line only the last state is kept.
+    # A progress bar writes its line again after each \r: only the last state of the line is kept.
     text = re.sub(r".*\r(?!\n)|\r(?=\n)", "", data.get("text/plain", ""))
     return PREFORMATTED.format(shareable(text))
 
@@ -148,7 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _make(options: argparse.Namespace) -> Path:
     """Make the page of the run folder or notebook that `what` names; return the page's path.
 
-    With parameters (`-p`) it is taken for the name of a notebook.
+    A run is evaluated first, unless its scorecard is there already. With parameters (`-p`) `what`
+    is taken for the name of a notebook. Raises `ConfigError` if there is no such folder or
+    notebook, or a parameter or the run's config is wrong; `DataError` if a cell fails, or the run
+    has no finished adapter or no mixture; `MachineError` if the base, the kernel or the disk fails.
     """
     folder = Path(options.what)
     if (folder / "config.yaml").is_file() and not options.p:

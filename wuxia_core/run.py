@@ -42,15 +42,15 @@ def acquire(
 ) -> Iterator[Path]:
     """Choose the run folder, make it, yield it, and keep other runs out of it until the block ends.
 
-    If `named`, the user chose the folder: it is `training.output_dir`. If not, it is that one or
-    one numbered after it, `sample`, `sample-2` and so on: the first free one or, with `resume`, the
-    last one whose run is not finished. A new folder that is still empty at the end is removed.
-    Launchers on several machines that start one run pass the same address as `rendezvous`: they
-    share the folder.
+    If `named`, the user chose the folder: it is `training.output_dir`. If not, it is this folder or
+    a numbered one: of `sample`, `sample-2`, `sample-3` and so on the first that is free or, with
+    `resume`, the last whose run is not finished. If the folder is new and still empty at the end of
+    the block, it is removed. Launchers on several machines that start one run pass the same address
+    as `rendezvous`: they share the folder.
 
     Raises `ConfigError` if a run in the folder has begun to train and `resume` is False, if no run
-    was prepared there and it is True, or if the folder holds other things; `MachineError` if
-    another run is at work there, or it cannot be written.
+    was prepared there and `resume` is True, or if the folder holds other things; `MachineError` if
+    another run is at work in the folder, or the folder cannot be written.
     """
     base = expand(config.training.output_dir)
     choose = _newest_unfinished if resume else _first_free
@@ -74,8 +74,8 @@ def acquire(
 def _refuse_other_folder(folder: Path) -> None:
     """Raise `ConfigError` if a folder holds other things than a run, or is a file.
 
-    So are `/`, the home folder, the working directory and `PROJECT`, even if they are empty. Hidden
-    files and `run.lock` do not count.
+    `/`, the home folder, the working directory and `PROJECT` are refused too, even if they are
+    empty. Hidden files and `run.lock` do not count as other things.
     """
     key = f"training.output_dir {folder}"
     if folder.resolve() in {Path("/"), Path.cwd(), Path(os.environ.get("HOME", "/")), PROJECT}:
@@ -92,25 +92,26 @@ def _refuse_other_folder(folder: Path) -> None:
 
 
 def occupied(folder: Path) -> bool:
-    """Whether a run in a folder has begun to train; it may be finished."""
+    """Whether a run in a folder has begun to train; True for a finished run too."""
     return (folder / METRICS).exists() or (folder / ADAPTER_WEIGHTS).exists()
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """Yield a path and numbered ones, without end: `sample`, `sample-2`, `sample-3`, …."""
+    """Yield a path, then numbered paths without end: `sample`, `sample-2`, `sample-3`, …."""
     yield path
     yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 def _first_free(folder: Path) -> Path:
-    """Give the first of `folder` and those numbered after it that does not exist or is empty."""
+    """Give the first of the paths of `_numbered` that does not exist or is an empty folder."""
     return next(path for path in _numbered(folder) if not path.exists() or not any(path.iterdir()))
 
 
 def _newest_unfinished(folder: Path) -> Path:
-    """Give the last of `folder` and those numbered after it whose run is not finished.
+    """Give the last of `folder`, `folder-2`, `folder-3`, … whose run has begun but not finished.
 
-    It looks up to the first folder that does not exist. If there is no such run, it gives `folder`.
+    The search ends at the first folder that does not exist. If no run is unfinished, `folder` is
+    returned, even if it does not exist.
     """
     runs = filter(occupied, takewhile(Path.exists, _numbered(folder)))
     unfinished = [path for path in runs if not (path / ADAPTER_WEIGHTS).exists()]
@@ -128,15 +129,16 @@ def write_setup(config: Config, mixture: Mixture, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as staging:
             shutil.copyfile(mixture.folder / "manifest.json", Path(staging, RUN_MIXTURE))
             config.save(Path(staging, CONFIG))
-            for name in (RUN_MIXTURE, CONFIG):  # a CONFIG alone would be refused as no run's
+            for name in (RUN_MIXTURE, CONFIG):  # `acquire` refuses a folder with CONFIG alone
                 fsync(Path(staging, name))
                 Path(staging, name).replace(folder / name)
 
 
 def is_main_launcher(folder: Path) -> bool:
-    """Whether this process launched rank 0, which writes its launcher into environment.json.
+    """Whether this process launched rank 0, and so is the one launcher that evaluates the run.
 
-    Only that launcher evaluates the run. False if there is no such file.
+    Rank 0 writes host name and process id of its launcher into environment.json, by
+    `train.write_environment`. False if that file does not exist.
     """
     launcher = (read_json(folder / "environment.json") or {}).get("launcher")
     return launcher == [socket.gethostname(), os.getpid()]
@@ -147,11 +149,11 @@ def locked(folder: Path, rendezvous: str | None = None) -> Iterator[None]:
     """Make a folder and keep other runs out of it until the `with` block ends.
 
     The lock is the operating system's, on `run.lock`. Launchers with the same `rendezvous`, if that
-    is not None, share it. It lasts as long as any of them is in its block, or any process that
-    called `hold_lock` lives. Who leaves the block when nobody else shares the lock removes the
-    file; a launcher that is killed leaves it, without harm.
+    is not None, share the lock. It lasts as long as any of them is in its block, or any process
+    that called `hold_lock` lives. At the end of its block a launcher removes the file if nobody
+    else shares the lock; a launcher that is killed leaves the file, without harm.
 
-    Raises `MachineError` if another run is at work there, or the folder cannot be written.
+    Raises `MachineError` if another run is at work in the folder, or the folder cannot be written.
     """
     path = folder / LOCK
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
@@ -178,6 +180,7 @@ def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
     """Open a lock file and share its lock; if nobody else does, write `owner` into the file first.
 
     The lock is exclusive only for the moment of writing, so nobody waits long for a share of it.
+    The file is returned open, since closing it would give the lock up.
     """
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -186,8 +189,8 @@ def _lock_shared(path: Path, owner: dict[str, Any]) -> TextIO:
             file.truncate(0)
             file.write(json.dumps(owner))
             file.flush()
-        fcntl.flock(file, fcntl.LOCK_SH)
-        if os.fstat(file.fileno()).st_nlink:  # number of its names: it is not removed
+        fcntl.flock(file, fcntl.LOCK_SH)  # replaces the exclusive lock, if that was got
+        if os.fstat(file.fileno()).st_nlink:  # number of its names; 0: it was removed
             return file
         file.close()  # the run before has removed it meanwhile; open a new one
 
@@ -204,7 +207,8 @@ def hold_lock(folder: Path) -> None:
 def is_at_work(folder: Path) -> bool:
     """Whether the launcher that locked a run folder lives; one on another machine counts as alive.
 
-    The lock itself is not tried: for a moment that would keep a launcher out.
+    The lock itself is not tried, since that would keep a launcher out for a moment. On a system
+    without /proc every launcher counts as alive. False if there is no lock file.
     """
     holder = read_json(folder / LOCK)
     if holder and holder["host"] == socket.gethostname():
@@ -215,8 +219,8 @@ def is_at_work(folder: Path) -> bool:
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write MANIFEST.json into the folder `checkpoint`, then flush all files there to the disk.
 
-    It holds `facts`, the size and hash of each file by name (`files`), and a hash of all that
-    (`sha256`), by which `manifest` finds out whether it is damaged itself.
+    MANIFEST.json holds `facts`, the size and hash of each file by name (`files`), and a hash of all
+    that (`sha256`), by which the function `manifest` tells whether MANIFEST.json is damaged.
     """
     files = {path.name: _size_and_hash(path) for path in sorted(checkpoint.iterdir())}
     manifest = facts | {"files": files}
@@ -229,7 +233,7 @@ def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
 def publish(checkpoint: Path, folder: Path) -> None:
     """Move a checkpoint in one step from its staging folder, its parent, into the run folder.
 
-    The checkpoint must have its manifest by then. The staging folder is deleted.
+    The checkpoint must have its manifest already (`write_manifest`). The staging folder is deleted.
     """
     checkpoint.replace(folder / checkpoint.name)
     shutil.rmtree(checkpoint.parent)
@@ -338,15 +342,16 @@ def versions() -> dict[str, str]:
 
 
 def how_to_measure(folder: Path) -> str:
-    """Give words for a message: `python -m wuxia_core.report FOLDER measures it and …`."""
+    """Say for a message how to measure a run: `python -m wuxia_core.report FOLDER measures …`."""
     return f"python -m wuxia_core.report {quote(str(folder))} measures it and writes its page"
 
 
 def resume_point(folder: Path) -> Path | None:
     """Find the checkpoint from which the run in `folder` resumes; None if it has to start again.
 
-    It is that of `newest_checkpoint`. None is logged as a warning, and so is a checkpoint that
-    other versions of `PACKAGES` wrote. Raises `ConfigError` if the run is finished.
+    It is the newest undamaged checkpoint; `newest_checkpoint` renames damaged ones that are newer.
+    A warning is logged if there is none, or if other versions of `PACKAGES` wrote it. Raises
+    `ConfigError` if the run is finished.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         raise ConfigError(f"--resume: {folder} is finished; {how_to_measure(folder)}")
@@ -364,12 +369,15 @@ def check_unchanged(
 ) -> None:
     """Refuse to resume a run with other settings, texts or number of processes.
 
-    `config` is compared with the one in `folder`, the texts as they are now with the mixture of the
-    run, and `processes`, the number on all machines, with that of `checkpoint` (from
-    `resume_point`; None: any number). Raises `ConfigError` with all changes, or with `insist` logs
-    them as a warning. A `training.warmup_steps` of None is set in `config` to the run's.
+    Three things are compared: `config` with the one in `folder`; the texts as they are now with the
+    mixture of the run; `processes`, the number on all machines, with the number that wrote
+    `checkpoint`. `checkpoint` is from `resume_point`; if it is None, any number will do. A
+    `training.warmup_steps` of None is first set in `config` to the run's.
+
+    Raises `ConfigError` with all changes, or with `insist` logs them as a warning. Raises
+    `DataError` or `MachineError` if the texts or the tokenizer cannot be found.
     """
-    saved = load_config(folder / CONFIG)
+    saved = load_config(folder / CONFIG)  # as `write_setup` wrote it
     if config.training.warmup_steps is None:
         config.training.warmup_steps = saved.training.warmup_steps
     before, now = _settings(saved), _settings(config)
@@ -395,8 +403,8 @@ def _settings(config: Config) -> dict[str, Any]:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's metrics.jsonl, without those of steps that were undone.
 
-    If a run is resumed at step 2, its rows of later steps so far are dropped; if it starts again,
-    all its rows so far. A row that is cut off or damaged is dropped too.
+    A row with the `event` "resumed" at step 2 drops the rows of later steps above it; one with the
+    `event` "started" drops all rows above it. A row that is cut off or damaged is dropped too.
     """
     rows: list[dict[str, Any]] = []
     for line in (folder / METRICS).read_text("utf-8", "replace").splitlines():
@@ -417,7 +425,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def append(folder: Path, row: dict[str, Any]) -> None:
     """Add a row to metrics.jsonl and flush it to the disk.
 
-    It gets a line of its own even if the last line is cut off.
+    The row gets a line of its own even if the last line of the file is cut off.
     """
     with (folder / METRICS).open("ab+") as file:
         if file.tell():  # the file is not empty

@@ -1,9 +1,9 @@
 """Text from outside: made fit to be shown, and turned into numbers to be compared.
 
-`visible` is for terminals and plots, `escape` for HTML. Neither makes text fit for Markdown or
-LaTeX: text from outside is never given to those. `codes` gives a text's code points as an array,
-`ngrams` the hashes of its runs of n characters. An `Edit` is a change that a rule of cleaning
-proposes.
+`visible` makes text fit for terminals and plots, `escape` for HTML. Neither makes text fit for
+Markdown or LaTeX, where text from outside is never put. `codes` gives a text's code points as an
+array, `ngrams` the hashes of its runs of n characters. An `Edit` is a change that a rule of
+cleaning proposes.
 """
 
 import html
@@ -14,23 +14,23 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-# Value of `class` for an HTML element that holds text from outside: in it `$$` is not typeset as
-# mathematics. The first name is for nbconvert's own pages, the second for JupyterLab.
+# Value of `class` for an HTML element that holds text from outside: `$$` in the element is not
+# typeset as mathematics. The first name is for nbconvert's own pages, the second for JupyterLab.
 NO_MATH = "tex2jax_ignore mathjax_ignore"
 
 # Unicode categories whose characters are shown as numbers: controls, formats (directions, zero
-# widths), surrogates, private use, unassigned, separators of lines and paragraphs. One of private
-# use would be drawn as a box, or by each font as another sign.
+# widths), surrogates, private use, unassigned, separators of lines and paragraphs. A private-use
+# character would be drawn as a box, or as a different sign in each font.
 NUMBERED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-# By category these are letters and marks, but they show nothing: fillers, variation selectors.
+# Characters that are letters and marks by category, but show nothing: fillers, variation selectors.
 BLANK_LETTER = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 # The characters whose category `visible` has to look up; a novel has few of them.
 UNUSUAL = re.compile("[^\n\t -~\u3000-\u3029\u4e00-\u9fa5，。：；？！“”‘’…—]")
 
-# Chinese characters, and the same with punctuation; both are to stand inside the brackets of a
-# pattern, as in `CJK_TEXT`, which matches one of them.
+# Chinese characters; and Chinese characters with punctuation. Both strings belong inside the
+# brackets of a pattern. `CJK_TEXT` matches one such character or mark.
 HAN = "\u3400-\u4dbf\u4e00-\u9fff〇"
 CJK = rf"{HAN}，。：；？！、“”‘’「」『』《》（）…—"
 CJK_TEXT = re.compile(f"[{CJK}]")
@@ -38,14 +38,14 @@ CJK_TEXT = re.compile(f"[{CJK}]")
 Edit = tuple[int, int, str]  # (start, end, replacement): text[start:end] becomes the replacement
 
 HASH_BASE = 0xF1DE83E19937733D  # odd: inverse modulo 2^64 of 2^64 over the golden ratio
-MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the first of the two by which splitmix64 mixes bits
+MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)  # the first of the two multipliers of splitmix64
 
 Codes = npt.NDArray[np.uint32]  # code points of characters
 Hashes = npt.NDArray[np.uint64]  # of runs of characters
 
 
 def visible(text: str) -> str:
-    r"""Return `text` with the characters that act on the display, or show nothing, as numbers.
+    r"""Return `text` with numbers for the characters that act on the display or show nothing.
 
     `visible("剑\u202e光\x1b[2J")` is `"剑⟨U+202E⟩光⟨U+001B⟩[2J"`. Spaces, `\n` and `\t` stay.
     """
@@ -55,7 +55,7 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Make text `visible` and put it in one line.
 
-    Each stretch of white space becomes one space; at the two ends there is none.
+    Each stretch of white space becomes one space; white space at the two ends is deleted.
     """
     return visible(" ".join(text.split()))
 
@@ -69,21 +69,21 @@ def escape(text: str) -> str:
 
 
 def _numbered(match: re.Match[str]) -> str:
-    """Give the matched character, or its number as `⟨U+202E⟩` if it acts or shows nothing."""
+    """Return the matched character; if it acts on the display or shows nothing, as `⟨U+202E⟩`."""
     character = match.group()
     hidden = unicodedata.category(character) in NUMBERED or BLANK_LETTER.match(character)
     return f"⟨U+{ord(character):04X}⟩" if hidden else character
 
 
 def codes(text: str) -> Codes:
-    """Give the code points of a text's C characters, lone surrogates too: (C,), read-only."""
+    """Return the code points of a text's C characters, (C,), read-only; surrogates may be alone."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def without_spaces(text: str) -> tuple[Codes, npt.NDArray[np.int64]]:
-    """Give the N code points that are not white space, and their places in the text: (N,) and (N,).
+    """Return the N code points that are not white space, (N,), and their places in the text, (N,).
 
-    White space is here U+3000 and all up to U+0020, the space: newlines and other controls too.
+    White space means here U+3000 and all characters up to U+0020 (the space, newlines, controls).
     `without_spaces("剑 光")` gives the codes of 剑 and 光, and the places 0 and 2.
     """
     characters = codes(text)
@@ -92,7 +92,7 @@ def without_spaces(text: str) -> tuple[Codes, npt.NDArray[np.int64]]:
 
 
 def ngrams(characters: Codes, n: int) -> Hashes:
-    """Hash every run of n characters among C code points: (C - n + 1,), empty if C < n.
+    """Hash every run of n characters in a row of C code points: (C - n + 1,), or (0,) if C < n.
 
     `ngrams(codes("一剑光"), 2)` has the hashes of 一剑 and of 剑光. The hash of 一剑 is 一 + 剑 ·
     `HASH_BASE` modulo 2^64 (a polynomial in the base, Karp & Rabin 1987), with its bits mixed.
@@ -101,7 +101,7 @@ def ngrams(characters: Codes, n: int) -> Hashes:
         return np.empty(0, np.uint64)
     powers = np.array([pow(HASH_BASE, exponent, 1 << 64) for exponent in range(n)], np.uint64)
     hashes = np.correlate(characters.astype(np.uint64), powers)
-    hashes ^= hashes >> np.uint64(31)  # mixing, as the low bits of the sum alone are poor
+    hashes ^= hashes >> np.uint64(31)  # the bits are mixed, as the low bits of the sum are poor
     hashes *= MULTIPLIER
     return np.asarray(hashes ^ (hashes >> np.uint64(29)))
 
@@ -112,7 +112,7 @@ def distinct(hashes: Hashes) -> Hashes:
     numpy's `unique` is slower and takes twice the memory.
     """
     hashes.sort()
-    # Without hashes there is no first one either: the cut takes the True away.
+    # If there are no hashes, there is no first one: the slice removes the True.
     is_first = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]
     return np.asarray(hashes[is_first])
 
@@ -122,8 +122,8 @@ def replace(
 ) -> Iterator[Edit]:
     """Yield an edit for every match of `pattern` in `text`: the match becomes `replacement`.
 
-    A string is put in as it is, without references to groups; a function is called with the match
-    and returns the text to put in.
+    If `replacement` is a string, it is put in as it is (references to groups are not expanded). If
+    it is a function, it is called with the match and returns the text to put in.
     """
     for match in re.finditer(pattern, text):
         new = replacement if isinstance(replacement, str) else replacement(match)
@@ -133,9 +133,9 @@ def replace(
 def join_pattern(table: dict[str, str | list[str]], name: str) -> str:
     """Return the regular expression that `table` has under `name`, written out in full.
 
-    `%other%` in it stands for the one under `other`. A list becomes a group of alternatives. A
-    string stays as it is, so it may stand in a class: in `{"letters": "ab", "word":
-    ["[%letters%]+", "c"]}` the pattern `"word"` is `"(?:[ab]+|c)"`.
+    `%other%` in an expression is replaced by the expression under `other`. A list becomes a group
+    of alternatives. A string stays as it is, so it may be used in a class: in `{"letters": "ab",
+    "word": ["[%letters%]+", "c"]}` the expression under `"word"` is `"(?:[ab]+|c)"`.
     """
     entry = table[name]
     pattern = entry if isinstance(entry, str) else f"(?:{'|'.join(entry)})"
@@ -147,7 +147,7 @@ def lines_with(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]
 
     A line with several matches is yielded once.
     """
-    end = -1  # of the line yielded last
+    end = -1  # where the line yielded last ends
     for match in pattern.finditer(text):
         if match.start() > end:
             start = text.rfind("\n", 0, match.start()) + 1

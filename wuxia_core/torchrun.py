@@ -49,8 +49,8 @@ class Processes:
     def __post_init__(self) -> None:
         """Raise an error, before a run is prepared, if the processes could not start.
 
-        `ConfigError` if `rendezvous` is not HOST:PORT, `MachineError` if no such host is known, or
-        this machine's GPUs cannot be used.
+        Raises `ConfigError` if `rendezvous` is not HOST:PORT, `MachineError` if its host is not
+        known, or if torch cannot use this machine's GPUs.
         """
         best_device()  # raises if GPUs cannot be used
         if self.rendezvous is None:
@@ -70,7 +70,10 @@ class Processes:
         return self.local * self.machines
 
     def arguments(self) -> list[str]:
-        """Give torchrun's arguments for these processes, without what they are to run."""
+        """Give torchrun's arguments for these processes: all that stand before `-m MODULE`.
+
+        The first are `--nproc-per-node=2`, say, and the signals that torchrun handles.
+        """
         signals = ",".join(number.name for number in heeded_signals())
         flags = [f"--nproc-per-node={self.local}", f"--signals-to-handle={signals}"]
         if self.rendezvous is None:  # by 127.0.0.1 the machine need not look its own name up
@@ -80,7 +83,10 @@ class Processes:
 
 
 class Failure(WuxiaError):
-    """A process of the run failed; `crashed` is true if new processes may succeed."""
+    """A process of the run failed; `crashed` is true if new processes may succeed.
+
+    `status` is the exit status that the launcher ends with.
+    """
 
     def __init__(self, message: str, status: int, *, crashed: bool) -> None:
         super().__init__(message)
@@ -92,7 +98,7 @@ def launch(
 ) -> None:
     """Run `python -m MODULE FOLDER FLAGS` in this machine's processes, and wait for their end.
 
-    Variables of the environment that they need are set if they are not, also for this process.
+    Environment variables that they need are set, in this process too, unless they are set already.
 
     Raises `Failure` if a process failed, `Stopped` if a signal came, and `MachineError` if the
     machines do not meet.
@@ -137,7 +143,8 @@ def supervise(
     `flags` are more arguments of `wuxia_core.train`. After a crash new processes go on from the
     newest checkpoint, if there is one: `restarts` times at most, and not twice from the same one.
 
-    Raises what `launch` raises.
+    Raises `Failure` if a process failed and no restart follows, `Stopped` if a signal came, and
+    `MachineError` if the machines do not meet.
     """
     while True:
         try:
@@ -145,7 +152,7 @@ def supervise(
             return launch(folder, processes, *flags, *resume)
         except Failure as failure:
             newest = newest_checkpoint(folder) if failure.crashed and restarts else None
-            if newest is None or newest == start:
+            if newest is None or newest == start:  # none was saved since the last start
                 raise
             logger.warning("%s\nstarting afresh from %s", failure, newest)
         start, restarts = newest, restarts - 1
@@ -155,7 +162,7 @@ def read_failure(error: Any) -> Failure:
     """Find in torchrun's `ChildFailedError` the process's failure that is nearest to the cause.
 
     Only failures within `CASCADE_TIME` of the first one count: torchrun itself kills the processes
-    that are left. Of equally near ones the first in torchrun's list is taken.
+    that are left. Of several that are equally near, the first in torchrun's list is taken.
     """
     processes = error.failures.values()
     first = min(process.timestamp for process in processes)  # in seconds
@@ -164,9 +171,11 @@ def read_failure(error: Any) -> Failure:
 
 
 def _rank_failure(process: Any) -> tuple[int, Failure]:
-    """Give a process's failure, and before it a number: how far this failure is from the cause.
+    """Return a number, which tells how far a process's failure is from the cause, and the failure.
 
-    0: it gave the reason; 1: it was killed, or its GPU failed; 2: another process was gone; 3: bug.
+    0: the process gave a reason that is the user's to mend; 1: it was killed, or its GPU failed;
+    2: it reported that another process was gone; 3: it gave no reason, and so has a bug. New
+    processes may succeed (`Failure.crashed`) except after a 0.
     """
     # A dict is what `train.exit_with` recorded: "DeviceLost: a card failed".
     record = process.message if isinstance(process.message, dict) else {"message": ""}
@@ -187,7 +196,8 @@ def _rank_failure(process: Any) -> tuple[int, Failure]:
 def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run has saved, and with which command it goes on.
 
-    `processes` are those of this machine. If the adapter is written, the command measures it.
+    `processes` is their number on this machine, for `--nproc`. If the adapter is written already,
+    the command measures it instead.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         return f"the adapter is done: {how_to_measure(folder)}"
@@ -200,8 +210,9 @@ def describe_saved(folder: Path, processes: int) -> str:
 def with_next_step(failure: Failure, folder: Path, processes: int) -> Failure:
     """Add to the message of a crash, or of a stop, what is saved and how to go on.
 
-    If the crash was the machine's fault and there is a checkpoint, the exit status becomes
-    `STOPPED`. A failure that is neither a crash nor a stop is returned as it is.
+    After a crash that was the machine's fault (not a bug) the exit status becomes `STOPPED`, 75, if
+    there is a checkpoint. A failure that is neither a crash nor a stop is returned as it is.
+    `processes` is their number on this machine.
     """
     if not failure.crashed and failure.exit_status != STOPPED:
         return failure

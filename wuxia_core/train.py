@@ -84,8 +84,8 @@ def parse() -> Namespace:
 def arguments(config: Config, options: Namespace) -> TrainingArguments:
     """Translate the config for `Trainer`; `options` are those that `parse` reads.
 
-    The folder for TensorBoard is set in the environment. Raises the `MachineError` of
-    `model.best_device`.
+    The folder for TensorBoard is set in the environment. Raises `MachineError` if the machine has a
+    GPU that torch cannot use.
     """
     folder, on_gpu = options.folder, model.best_device() == "cuda"
     warmup = config.training.warmup_steps  # never None in a run that the launcher prepared
@@ -112,7 +112,10 @@ def train(options: Namespace) -> loop.SpanTrainer:
     """Train the adapter that `config.yaml` in `options.folder` describes, and save it there.
 
     All processes of the run call this together. With `options.measure` only the first steps are
-    done, and nothing is saved. Returns the trainer. Raises `Stopped` if a signal stopped the run.
+    done, and neither a checkpoint nor an adapter is saved. Returns the trainer.
+
+    Raises `Stopped` if a signal stopped the run, `NonFiniteError` if loss or gradient became NaN or
+    infinite, and errors that `as_user_error` translates: of a full disk, memory, a lost process.
     """
     folder, start = options.folder, options.start
     run.hold_lock(folder)
@@ -132,7 +135,7 @@ def train(options: Namespace) -> loop.SpanTrainer:
     if trainer.is_world_process_zero():
         write_environment(config, folder, args.world_size)
         run.clear_staging(folder)
-    step = run.step_of(start) if start else 0
+    step = run.step_of(start) if start else 0  # that the run goes on from
     trainer.write_row({"event": "resumed" if step else "started", "step": step})
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if stop_on_signal.stopped_at:
@@ -149,12 +152,12 @@ def make_trainer(
 ) -> loop.SpanTrainer:
     """Load base and mixture and make the run's trainer; complete `args` and `callbacks` in place.
 
-    Raises `ConfigError` at a checkpoint of another base, unless `options.allow_changed` is set.
+    Raises `ConfigError` if a checkpoint is of another base and `options.allow_changed` is not set.
     """
     folder, start, name = options.folder, options.start, model.base_path(config.model)
     tokenizer = model.load_tokenizer(name)
     base = model.load_base(name, model.weights_dtype(config), config.model.quantization)
-    facts = dependencies(folder, base)
+    facts = dependencies(folder, base)  # for each checkpoint's manifest
     if start and not options.allow_changed and run.manifest(start)["base"] != facts["base"]:
         remedy = "put them back, or insist with --allow-changed"
         raise ConfigError(f"{start} was trained on other weights than {name} has; {remedy}")
@@ -163,7 +166,7 @@ def make_trainer(
     mixture = open_run_mixture(folder, config.data.processed_data_file)
     windows, max_documents = train_windows(mixture), config.evaluation.max_documents
     args.save_steps = save_steps(config, len(windows), args.world_size)
-    _, max_windows = held_out_limits(config, len(windows), args.world_size)
+    _, max_windows = held_out_limits(config, len(windows), args.world_size)  # of each source
     held_out = held_out_windows(mixture, max_documents, config.training.seed, max_windows)
     if not held_out:
         args.eval_strategy, args.eval_on_start = "no", False
@@ -189,9 +192,9 @@ def make_trainer(
 class FirstSteps(TrainerCallback):
     """Time the first 20 steps; print the hours of the run at that rate, and the peak of memory.
 
-    The first two are not counted, while the device warms up; if there are no others, the last step
-    is. A run of fewer than 20 steps is timed to its end. With `stop` training ends after the last
-    timed step.
+    The first two steps are not counted, since the device warms up in them; if the run has no more
+    than these, its last step is counted. A run of fewer than 20 steps is timed to its end. With
+    `stop` training ends after the last timed step.
     """
 
     def __init__(self, *, stop: bool) -> None:
@@ -210,7 +213,7 @@ class FirstSteps(TrainerCallback):
         control.should_training_stop |= self._stop
         if state.is_world_process_zero:
             counted = self._seconds[WARM_UP_STEPS:] or self._seconds[-1:]
-            seconds = mean(counted)  # a step
+            seconds = mean(counted)  # of one step
             rate = state.num_input_tokens_seen / state.global_step / seconds  # tokens/s
             tqdm.write(
                 f"measured over {len(counted)} steps: {seconds:.2f} s a step, {rate:,.0f} "
@@ -222,9 +225,9 @@ class FirstSteps(TrainerCallback):
 class Passages(TrainerCallback):
     """Continue the same openings with the same random numbers at every measurement.
 
-    So the change of style can be read. The first rank alone does this. It prints the beginning of
+    So a reader can compare the style. Only the first rank does this: it prints the beginning of
     each passage, and adds a row to `metrics.jsonl` with the whole `passages`, each with `prompt`
-    and `text`. Those of step 0 are the base's.
+    and `text`. The passages of step 0 are written by the untrained adapter, that is by the base.
     """
 
     def __init__(self, folder: Path, tokenizer: Any, prompts: list[str]) -> None:
@@ -233,7 +236,7 @@ class Passages(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any, metrics: dict[str, float], **_: Any
     ) -> None:
-        """Write the passages in the training's precision; its random numbers stay as they were."""
+        """Write the passages in the training's precision; leave its random numbers alone."""
         if not state.is_world_process_zero:
             return
         prompt_ids = [encode_prompt(self._tokenizer, text, chat=False) for text in self._prompts]
@@ -256,15 +259,15 @@ class Passages(TrainerCallback):
 def openings(mixture: Mixture, seed: int) -> list[str]:
     """Give the first `OPENING_LENGTH` characters of held-out 武侠 chapters that `seed` draws.
 
-    They begin below the title, the first line. There are `OPENING_COUNT` of them, or fewer if there
-    are fewer chapters.
+    An opening begins below the chapter's title, its first line. `OPENING_COUNT` openings are given,
+    or fewer if fewer chapters are held out.
     """
     texts = mixture.texts(mixture.draw(seed, "wuxia", VALIDATION)[:OPENING_COUNT])
     return [(text.partition("\n")[2] or text).lstrip()[:OPENING_LENGTH] for text in texts]
 
 
 def main() -> None:
-    """Train as the command line says, and end the process; `exit_with` ends it at an error."""
+    """Train as the command line says, and end the process; at an error `exit_with` ends it."""
     for number in heeded_signals():
         signal.signal(number, signal.SIG_DFL)  # end at once; the launcher names the signal
     make_output_expendable()
@@ -341,8 +344,8 @@ def dependencies(folder: Path, base: torch.nn.Module) -> dict[str, Any]:
 def write_environment(config: Config, folder: Path, world_size: int) -> None:
     """Write to `environment.json` which machine, versions and number of processes a run has.
 
-    The first rank writes it. `launcher` is the host name and process id of that rank's parent: a
-    launcher finds out by them, in `run.is_main_launcher`, whether it is the first rank's.
+    Only the first rank calls this. `launcher` is the host name and process id of its parent: by
+    them a launcher finds out, in `run.is_main_launcher`, whether it started the first rank.
     """
     facts = {
         "python": platform.python_version(),

@@ -78,7 +78,7 @@ def peak_memory() -> int:
 
 
 def save_best(model: Any, folder: Path, step: int) -> Path:
-    """Save an adapter as `folder/best-STEP` and delete the one before, on the first rank alone."""
+    """Save an adapter as `folder/best-STEP`, delete older ones; only the first rank calls this."""
     staged = folder / f"{run.STAGING}best" / f"best-{step}"
     staged.mkdir(parents=True)
     write_adapter(model, staged)
@@ -138,7 +138,7 @@ class StopOnSignal(TrainerCallback):
         self._signalled = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have a resumed run first make the measurement of its step, if the stop cut that off."""
+        """Make a resumed run first measure at its step if a signal had cut that measurement off."""
         # a measurement that was finished was logged last, before the checkpoint
         step, last_row = state.global_step, (state.log_history or [{}])[-1]
         due = step % state.eval_steps == 0 or step == state.max_steps
@@ -146,14 +146,14 @@ class StopOnSignal(TrainerCallback):
             args.eval_on_start = not any(name.startswith("eval") for name in last_row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        """Do what `on_prediction_step` does, except after the last step: the run ends anyway."""
+        """Save and stop as `on_prediction_step` does; not at the last step, which ends the run."""
         if state.global_step < state.max_steps:
             self.on_prediction_step(args, state, control, **named)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have the run saved and stopped if any rank got a signal; all ranks must call this.
+        """Make the run save and stop if any rank got a signal; all ranks must call this.
 
-        This cuts a measurement off. After one at the start `Trainer` does a step before it stops.
+        This cuts a measurement off (`_score`). After one at the start `Trainer` still does a step.
         """
         signalled = self._signalled or os.getppid() != self._launcher_pid
         stop = torch.tensor(int(signalled), device=args.device)
@@ -167,16 +167,16 @@ class StopOnSignal(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Save the adapter with the fewest held-out bits per character; stop when none gets better.
 
-    Its step and bits are in `Trainer`'s state, and so in each checkpoint. At step 0 the adapter is
-    untrained, and does not count. `patience` is how many measurements in a row without a better one
-    stop the run; None: none do.
+    The best step and its bits are in `Trainer`'s state, and so in each checkpoint. At step 0 the
+    adapter is untrained, and does not count. The run stops after `patience` measurements in a row
+    without a better one; with a `patience` of None it does not.
     """
 
     def __init__(self, folder: Path, patience: int | None) -> None:
         self._folder, self._patience = folder, patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Forget the best adapter if its folder is gone: one after the checkpoint replaced it."""
+        """Forget the best adapter if its folder is gone: a later one had replaced it."""
         if not (self._folder / f"best-{state.best_global_step}").exists():
             state.best_metric = None
 
@@ -212,8 +212,8 @@ class EpochSampler(torch.utils.data.Sampler[tuple[int, int]], TrainerCallback):
     ) -> None:
         self._packed, self._seed, self._batch = torch.from_numpy(packed), seed, batch
         self._by_turns, self.epoch = by_turns, 0
-        self.steps = math.ceil(len(packed) / effective_batch)  # of an epoch
-        self._length = self.steps * effective_batch
+        self.steps = math.ceil(len(packed) / effective_batch)  # optimizer steps of an epoch
+        self._length = self.steps * effective_batch  # windows of an epoch, filled up
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compute the epoch of the next `__iter__` from the steps that are done."""
@@ -275,7 +275,7 @@ class SpanTrainer(Trainer):
     def _stage(self, model: Any, trial: Any) -> None:
         """Write this rank's files of a checkpoint into the staging folder.
 
-        If `Trainer` knew of a best step, it would wait halfway for a rank that cannot write.
+        The best step is hidden meanwhile: with one, `Trainer` would wait for ranks that failed.
         """
         best, self.state.best_global_step = self.state.best_global_step, None
         try:
@@ -296,7 +296,7 @@ class SpanTrainer(Trainer):
         return next(filter(None, gather_object([problem])), None)  # waits for all ranks
 
     def _prune(self, limit: int) -> None:
-        """Delete, on the first rank, staging folders and old checkpoints, as `run.prune` does."""
+        """Delete staging folders and, by `run.prune`, old checkpoints, on the first rank."""
         if self.is_world_process_zero():
             run.clear_staging(Path(self.args.output_dir))
             run.prune(Path(self.args.output_dir), limit)
@@ -323,7 +323,7 @@ class SpanTrainer(Trainer):
         return sampler
 
     def get_batch_samples(self, *arguments: Any) -> Any:
-        """Give this rank's batches of a step and all ranks' number of targets; count all tokens."""
+        """Give this rank's batches of a step, and all ranks' targets; count all ranks' tokens."""
         batches, target_count = super().get_batch_samples(*arguments)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         total = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
@@ -360,11 +360,11 @@ class SpanTrainer(Trainer):
             nats, target_count = self._score(windows, masked, batch)
             metrics[f"eval_{source}_loss"] = nats / max(target_count, 1)
             longest = max(len(windows[row].input_ids) for row in range(len(windows)))  # tokens
-            batch_limit = LOGITS // (longest * self.model.config.vocab_size)  # all have logits
-            nats, _ = self._score(windows, clm, max(1, min(batch, batch_limit)))
+            batch_limit = LOGITS // (longest * self.model.config.vocab_size)  # windows
+            nats, _ = self._score(windows, clm, max(1, min(batch, batch_limit)))  # of all tokens
             bits_per_char = nats / math.log(2) / max(windows.characters, 1)
             metrics[f"eval_{source}_bits_per_char"] = bits_per_char
-        if self.control.should_epoch_stop:  # a signal cut the measurement off
+        if self.control.should_epoch_stop:  # a signal cut it off: `StopOnSignal`
             self.control.should_evaluate = False  # as `on_evaluate` does
             return {}
         self.log(metrics)
@@ -388,7 +388,7 @@ class SpanTrainer(Trainer):
             nats[targets] = F.cross_entropy(logits, labels[targets], reduction="none")
             del logits  # else they would be held during the next forward pass
             row_sums = torch.stack([nats.sum(1), targets.sum(1)], dim=1)  # (B, 2)
-            sums.append(self.accelerator.gather_for_metrics(row_sums))
+            sums.append(self.accelerator.gather_for_metrics(row_sums))  # drops repeated windows
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             if self.control.should_epoch_stop:
                 break

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-COLDEST = 0.001  # a lower temperature counts as 0, since logits divided by it are infinite
+COLDEST = 0.001  # a lower temperature counts as 0: logits divided by it may be infinite
 STRONGEST = 2.0  # the largest `strength`, by which the adapter is multiplied
 ONE_AT_A_TIME = Lock()  # held while a text is written: a model has one strength for all threads
 HALF = "\ufffd"  # what a decoder writes for a character whose last bytes were not generated
@@ -41,7 +41,7 @@ class Sampling:
     """How a continuation is drawn; the same settings give the same text on the same machine.
 
     `tokens` is the largest number of new tokens, and `seed` is for torch's random numbers. The
-    others are arguments of transformers' `generate`. The two ends of a `range` are allowed.
+    others are arguments of transformers' `generate`. A `range` includes its two ends.
     """
 
     tokens: int = field(default=200, metadata={"range": (1, 1_000_000)})
@@ -61,7 +61,7 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """Give the arguments of `model.generate`, without the seed.
 
-        They overrule the model's own defaults, which may have a `top_k` (0: none).
+        They overrule the model's own defaults. These may include a `top_k`; 0 switches it off.
         """
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         draws = self.temperature >= COLDEST
@@ -86,8 +86,9 @@ def seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
 def training_precision(model: "PreTrainedModel") -> "torch.autocast":
     """Give a context for `with` in which the model computes as in training, by autocast.
 
-    That is in the precision of the base's weights; if they are float32, autocast is off. For good,
-    also outside the context, LoRA layers take inputs in the precision they come in.
+    Autocast computes in the precision of the base's weights; if they are float32, it is off. The
+    call also changes the model for good: its LoRA layers no longer cast their inputs to float32,
+    even outside the context (see `leave_casts_to_autocast`).
     """
     import torch
 
@@ -103,7 +104,7 @@ def continue_prompts(
 ) -> list[str]:
     """Continue prompts, each a list of token ids, in one batch; return the new text of each.
 
-    The texts are without special tokens. `settings` are arguments of `model.generate`.
+    Special tokens are left out of the texts. `settings` are arguments of `model.generate`.
     """
     import torch
 
@@ -120,10 +121,10 @@ def continue_prompts(
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool) -> list[int]:
     """Turn a prompt into token ids, for the model to continue.
 
-    They are the token that starts a document and those of the prompt; with `chat` those of the
-    tokenizer's chat template, filled in with the prompt as the user's turn, without thinking.
-    Special tokens in the prompt are read as plain text. Raises `ConfigError` if `chat` is set and
-    the tokenizer has no template.
+    Without `chat` they are the token that starts a document and those of the prompt. With `chat`
+    they are the tokenizer's chat template, filled in with the prompt as the user's turn, and with
+    the template's thinking off. Special tokens in the prompt are read as plain text. Raises
+    `ConfigError` if `chat` is set and the tokenizer has no template.
     """
     if not chat:
         ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -157,9 +158,10 @@ def stream(
 ) -> str:
     """Continue a prompt until the model ends the text, or has written `sampling.tokens` tokens.
 
-    Returns the new text, without a character at its end that is cut off. `echo` is called with each
-    piece of the text, made `visible`, as soon as that is generated. `strength` scales the adapter:
-    0 is the base, 1 as trained. `chat` is as in `encode_prompt`. A second thread waits.
+    Returns the new text; a character at its end that is incomplete is dropped. `echo` is called
+    with each piece of the text, made `visible`, as soon as it is generated. `strength` scales the
+    adapter: 0 is the base, 1 as trained. `chat` is as in `encode_prompt`. If another thread is
+    writing a text, this one waits until it is done.
 
     Raises `ConfigError` if `strength` is not from 0 to `STRONGEST`, or `chat` is set and the base
     has no chat template; `DataError` if the prompt's tokens and `sampling.tokens` together are more
@@ -170,7 +172,7 @@ def stream(
 
     check_strength(strength)
     ids = encode_prompt(tokenizer, prompt, chat)
-    context = getattr(model.config, "max_position_embeddings", math.inf)
+    context = getattr(model.config, "max_position_embeddings", math.inf)  # tokens
     if len(ids) + sampling.tokens > context:
         length = f"a prompt of {len(ids):,} tokens and {sampling.tokens:,} more"
         remedy = "shorten it, or lower the number of tokens (--tokens)"
@@ -191,9 +193,10 @@ def open_writer(
 ) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
     """Load a base with its adapter, and the tokenizer, to write with: on a GPU if there is one.
 
-    On a GPU a model in float32 becomes bfloat16. transformers' progress bars are switched off.
-    `output_dir` and `base_model` are as in `load_adapter`, which also says what is raised; a GPU
-    that cannot be used is a `MachineError` of `best_device`.
+    On a GPU a model in float32 becomes bfloat16. transformers' progress bars are switched off for
+    good. `output_dir` and `base_model` are as in `load_adapter`. Raises `DataError` if the adapter
+    is missing, damaged or of another base; `MachineError` if the base cannot be loaded or a GPU
+    cannot be used; `ConfigError` if the run's config or the base's tokenizer is not usable.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -225,8 +228,9 @@ def _write(options: argparse.Namespace) -> None:
     """Print the prompt and what the adapter writes behind it; with --base, then the base's text.
 
     Without a prompt, prompts are asked for until an empty line or the end of the input. A chat
-    prompt is not printed. Raises `ConfigError` if there is neither prompt nor input, and what
-    `Sampling`, `open_writer` and `stream` raise.
+    prompt is not printed. Raises `ConfigError` if there is neither prompt nor input, or an option
+    is wrong; `DataError` if there is no adapter or a prompt is too long; `MachineError` if the base
+    fails to load.
     """
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     check_strength(options.strength)

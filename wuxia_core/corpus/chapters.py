@@ -1,9 +1,9 @@
 """Cut a text into chapters, or into parts if it has none.
 
-A heading is not told by its wording alone. Lines that begin with a number are grouped by their
-form, and the form whose numbers go on through the book is that of its chapters: the numbers of a
-list inside the story do not reach through the book, and a sentence that begins like a heading
-repeats the number of one.
+The wording of a line is not enough to recognize a heading. Lines that begin with a number are
+grouped by their form, and the form whose numbers go on throughout the book is that of its chapters:
+the numbers of a list inside the story end soon, and a sentence that begins like a heading repeats
+the number of a heading.
 """
 
 import functools
@@ -21,15 +21,15 @@ from pathlib import Path
 from wuxia_core.errors import DataError
 from wuxia_core.text import Edit, join_pattern
 
-PART_LENGTH = 3000  # characters: of a part if a book has no chapters; of the longest aside
+PART_LENGTH = 3000  # characters: least of a part of a book without chapters; most of an aside
 LONGEST_CHAPTER = 30_000  # characters: in a longer one some heading was probably missed
 LEAST_TEXT = 20  # characters: a heading with less text behind it opens no chapter
-FEWEST_CHAPTERS = 3  # fewer numbers that go on are no proof of chapters
-SHORT_PART = 100  # characters: a longer front is a part; a longer aside needs words of authors
-LOOK_BACK = 40  # candidates: among so many above a line its neighbour in a series is sought
-NO_HEADINGS = "no headings found"  # begins a note on a book
-LONGEST_TITLE = 40  # characters: of a title behind a mere number, and of an aside's heading
-PER_WORD = 200  # characters of an aside for each of its words of authors
+FEWEST_CHAPTERS = 3  # numbered lines: a series of fewer does not prove that there are chapters
+SHORT_PART = 100  # characters: longer text before the first chapter is a part; see also `asides`
+LOOK_BACK = 40  # candidates above a line that may be the line before it in a series
+NO_HEADINGS = "no headings found"  # the beginning of a note that `chapter_notes` writes
+LONGEST_TITLE = 40  # characters: of a title behind a number without 第; of an aside's heading
+PER_WORD = 200  # characters that an aside may have for each of its words of authors
 
 FORMS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 
@@ -62,22 +62,22 @@ class _Candidate:
 
     start: int  # of the line, in the text
     end: int  # of the title; prose may stand behind it on the line
-    number: float = math.nan  # nan: it has none
+    number: float = math.nan  # of the chapter; nan: the line has no number
     last: float = math.nan  # the last number of several, 11 in 第10-11章; else the number
     title: str = ""  # its letters, without signs and digits
-    # First a rank (0 第…章; 1 章 without 第, another unit of chapters or sections, or an English
-    # word; 2 all else), then a unit, or else the word before the number, and the number's form.
-    # Empty for a heading without a number.
+    # (rank, unit); or, without a unit, (rank, word before the number, and the number's form). The
+    # rank is 0 for 第…章 or 第…回; 1 for 章 without 第, for another unit of chapters or sections,
+    # and for an English word; 2 for all else. () is for a heading without a number.
     family: tuple[int | str | bool, ...] = ()
     style: tuple[str | bool, ...] = ()  # how the line is written: signs, digits, a comma
-    trusted: bool = True  # its form makes it a heading, even where its number is wrong
+    trusted: bool = True  # its form alone makes it a heading; see also `_drop_empty`
 
 
 def chapter(text: str, number: int) -> str:
-    """Give the text of chapter `number` of a cleaned book, with its heading.
+    """Return the text of chapter `number` of a cleaned book, with its heading.
 
-    The parts that `split_chapters` gives are counted, from 1: a front is one. Raises `DataError`
-    if there is no such chapter.
+    Chapters are the parts that `split_chapters` returns, counted from 1; a part of text before the
+    first heading counts too. Raises `DataError` if there is no such chapter.
     """
     parts = split_chapters(text)
     if not 1 <= number <= len(parts):
@@ -86,23 +86,24 @@ def chapter(text: str, number: int) -> str:
 
 
 def split_chapters(text: str) -> list[tuple[str, str]]:
-    """Cut cleaned text into parts, `(heading, text)`; the text has the heading too.
+    """Cut cleaned text into parts, `(heading, text)`; a part's text includes its heading.
 
     A heading with less than 20 characters behind it (an entry in a table of contents, the name of a
-    volume, a doubled heading) opens no chapter but stands above the next one's heading, if there is
-    a next one. Neighbours with the same number are one chapter if the second's title is empty or is
-    contained in the first's: 第九回 (2) behind 第九回. Text before the first chapter is a part with
-    the heading `""`, or belongs to that chapter if it is of 100 characters or less. A book without
-    chapters, or with one or two and a part of over 30,000 characters, is cut between paragraphs
-    into `part 1`, `part 2` and so on, of 3,000 characters or more but for the last. The parts'
-    texts, joined by newlines, are the text.
+    volume, a doubled heading) opens no chapter; if a chapter follows, it is put at the top of that.
+    Two neighbours with the same number are one chapter if the second title is empty or is contained
+    in the first: 第九回 (2) after 第九回. Text of more than 100 characters before the
+    first chapter is a part with the heading `""`; shorter text belongs to the first chapter.
+
+    If no chapter is found, or only one or two and some part has over 30,000 characters, the text is
+    cut between paragraphs into `part 1`, `part 2` and so on. Each of these has 3,000 characters or
+    more, except the last. In any case the parts' texts, joined by newlines, give the text again.
     """
     chapters = _find_chapters(text)
     has_front = not chapters or chapters[0][0] > SHORT_PART
-    front = (0, _Candidate(0, 0))  # its heading is empty
+    front = (0, _Candidate(0, 0))  # the text before the first chapter; its heading is empty
     opened = [front, *chapters] if has_front else chapters
-    # From 0, since a short front belongs to the first chapter. Each part is cut before the newline
-    # that ends it (end - 1); the last has none, hence + 1.
+    # The first part starts at 0, as a short front belongs to it. Each part is cut before the
+    # newline that ends it (`end - 1`); the last part has no such newline, hence the + 1.
     starts = [0, *(start for start, _ in opened[1:]), len(text) + 1]
     parts = [
         (text[line.start : line.end].strip(), text[start : end - 1])
@@ -123,13 +124,13 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
     lines = list(_find_candidates(text))
     series = _choose_series(lines, text, 0, len(text))
     chosen = set(series or [line for line in lines if line.trusted])
-    # Behind the line above, which makes the lines of a table of contents untrusted.
+    # `_choose_series` has set `trusted` to False for the lines of tables of contents.
     numbered = [line for line in lines if line.trusted or line in chosen]
     others = [_Candidate(*x.span(), trusted=not x["volume"]) for x in UNNUMBERED.finditer(text)]
     chapters: list[tuple[int, _Candidate]] = []  # from the last to the first
     for start, line in sorted({x.start: x for x in others + numbered}.items(), reverse=True):
         next_start, next_line = chapters[-1] if chapters else (len(text), _Candidate(0, 0))
-        if line.family:  # it has a number; a volume may have text of its own
+        if line.family:  # the line has a number; a volume may have text of its own
             opens = line in chosen or line.family[-1] in VOLUMES
         else:  # 楔子, but not in a table of contents
             opens = line.trusted and not HEADING.match(text, line.end + 1)
@@ -139,23 +140,23 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
             chapters[-1] = (start, next_line)  # the line stands above the next heading
         elif opens and not is_empty:
             if next_line.number == line.number and next_line.title in line.title:
-                chapters.pop()  # it only goes on, as 第九回 (2) does behind 第九回
+                chapters.pop()  # the next only goes on: 第九回 (2) after 第九回
             chapters.append((start, line))
     return chapters[::-1]
 
 
 @functools.lru_cache(maxsize=1)
 def heading_spans(text: str) -> list[tuple[int, int]]:
-    """List `(start, end)` of the headings that open chapters, and of all lines that look like one.
+    """List `(start, end)` of the headings that open chapters, and of all lines like `HEADING`.
 
-    Those of the last text are kept.
+    They are sorted. The result for the last text is cached.
     """
     ends = {line.start: line.end for _, line in _find_chapters(text)}
     return sorted((ends | dict(match.span() for match in HEADING.finditer(text))).items())
 
 
 def _find_candidates(text: str) -> Iterator[_Candidate]:
-    """Yield a candidate for each line that begins with a number, unless it goes on as a sentence.
+    """Yield a candidate for each line that begins with a number and does not read as a sentence.
 
     Words may stand before 第 (正文). `第三章 归尘` has the unit 章, a space as the gap, and the
     title 归尘. `第三章归尘` has no gap: its title is glued. `3 归尘` and `Chapter 3` have no unit.
@@ -166,22 +167,23 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
         end = match.start("title") + _title_length(match["title"])
         title = text[match.start("title") : end].strip()
         is_glued = bool(title) and match["gap"] is None
-        # Behind 章 or 卷, or behind a closing sign: (3)归尘; but not in 第三天他走了.
+        # It may be glued to 章 or 卷, or to a closing sign, (3)归尘; not to 天: 第三天他走了.
         may_be_glued = unit in PARTS | VOLUMES if unit else match["close"]
         is_prose = bool(re.search("[。；]|[，：．﹒]$", title))
-        # A comma may only part the two halves of a couplet.
+        # A comma makes a sentence, unless it is in the middle, between the halves of a couplet.
         is_sentence = is_prose or ("，" in title and title.index("，") * 2 + 1 != len(title))
         is_number_in_prose = not match["unit"] and (is_prose or len(title) > LONGEST_TITLE)
         if is_number_in_prose or (is_glued and (is_sentence or not may_be_glued)):
             continue
         numeral = re.sub(r"[第笫苐\s]", "", match["ordinal"] or match["number"])
-        numeral, *rest = TO.split(numeral)  # 第10-11章 is 10, and 11 its last
+        numeral, *rest = TO.split(numeral)  # of 第10-11章, 10 and ["11"]
         gap = (match["gap"] or "").strip()  # 、 in 三、断刀
         form = (match["sign"][:1], numeral.isdecimal(), is_glued or gap[:1])
         other_rank = 1 if unit in PARTS or (word and word.isascii()) else 2
         rank = 0 if match["unit"] in CHAPTERS else other_rank  # see `_Candidate`
         family = (rank, unit) if unit else (rank, word, *form)
-        is_bare = not match["before"] or bool(PREFIX.search(match["before"]))  # but for 正文
+        # Nothing stands before 第, or a word that may: 正文.
+        is_bare = not match["before"] or bool(PREFIX.search(match["before"]))
         trusted = match["unit"] in TRUSTED and is_bare and not (is_glued or is_prose)
         title, style = re.sub(r"[\W\d]", "", title), (*form, is_sentence)
         first, last = _number(numeral), _number(rest[-1] if rest else numeral)
@@ -189,11 +191,11 @@ def _find_candidates(text: str) -> Iterator[_Candidate]:
 
 
 def _title_length(rest: str) -> int:
-    """Give the length, in characters, of the title with which the rest of a heading's line begins.
+    """Return how many characters of `rest`, what a line has behind its number, are the title.
 
-    Prose may follow the title: a story's opening words (话说), or a sentence, behind a couplet with
-    halves of one length or behind blanks. If there is none, `rest` is all title.
-    雪夜孤灯访旧友　松林一剑退群雄那人道，走。 has a title of 15 characters.
+    Prose may follow the title: a story's opening words (话说), or a sentence. The sentence stands
+    behind a couplet, whose halves have the same length, or behind blanks. Without such prose all of
+    `rest` is the title. 雪夜孤灯访旧友　松林一剑退群雄那人道，走。 has a title of 15 characters.
     """
     if opening := OPENING.search(rest):
         return opening.start()
@@ -206,11 +208,11 @@ def _title_length(rest: str) -> int:
 
 
 def _choose_series(lines: list[_Candidate], text: str, start: int, end: int) -> list[_Candidate]:
-    """Choose the headings of chapters between two places of the text; `[]` if there are none.
+    """Choose the headings of chapters from `start` to `end`, in any order; `[]` if there are none.
 
-    They are the best series, and where that leaves a chapter of over 30,000 characters also the
-    series inside it: there the headings change their form (第41回 behind 第40章), or a new book
-    begins.
+    They are the best series of all lines there. Inside each chapter of over 30,000 characters that
+    this series leaves, another series is looked for: the headings may change their form there
+    (第41回 after 第40章), or a new book may begin. Changes `trusted` of lines, see `_drop_empty`.
     """
     series = _best_series([line for line in lines if start <= line.start < end], text, end - start)
     edges = [start - 1, *(line.start for line in series), end] if series else []
@@ -221,20 +223,21 @@ def _choose_series(lines: list[_Candidate], text: str, start: int, end: int) -> 
 
 
 def _best_series(lines: list[_Candidate], text: str, length: int) -> list[_Candidate]:
-    """Choose the series of one family whose numbers go on best, in `length` characters.
+    """Choose the series whose numbers go on best in a stretch of `length` characters, else `[]`.
 
-    A series has three lines or more. At least half of its numbers differ from the one before by 1
-    or less, and it reaches through half of the length or begins with a trusted line. The first
-    choice is one that reaches, with chapters of 30,000 characters or less in the mean; then one of
-    a lower rank, which counts chapters, not their sections; then the longest; then the first. `[]`
-    if there is none. The lines of tables of contents lose `trusted`, see `_drop_empty`.
+    A series is what `_best_chain` makes of a family's lines and the trusted lines of others. It has
+    three lines or more, at least half of its numbers differ from the number before by 1 or less,
+    and it spans half of the stretch or begins with a trusted line. Preferred are, in this order: a
+    series that spans half of the stretch and whose chapters have a mean length of 30,000 characters
+    or less; one of a lower rank (chapters before sections); one with more lines; the first one. The
+    lines of tables of contents lose `trusted`, see `_drop_empty`.
     """
-    # (whether it is poor, its rank, its length with a minus, a series); the least is chosen.
+    # (is poor, rank, minus the number of lines, series) of the best series: the least so far.
     best: tuple[bool, int | str, int, list[_Candidate]] = (True, 3, 0, [])
     families: dict[tuple[int | str | bool, ...], list[_Candidate]] = {}
     for line in lines:
         families.setdefault(line.family, []).append(line)
-    trusted = [line for line in lines if line.trusted]  # also 第五回 behind 第四章
+    trusted = [line for line in lines if line.trusted]  # of any family: 第五回 after 第四章
     for family in [family for family, x in families.items() if len(x) >= FEWEST_CHAPTERS]:
         members = sorted({*families[family], *trusted}, key=attrgetter("start"))
         series = _best_chain(_drop_empty(members, text), family)
@@ -242,7 +245,7 @@ def _best_series(lines: list[_Candidate], text: str, length: int) -> list[_Candi
         if len(series) < FEWEST_CHAPTERS or sum(step <= 1 for step in steps) * 2 < len(steps):
             continue
         mean_length = (series[-1].start - series[0].start) / len(steps)  # of a chapter
-        reaches = mean_length * len(series) * 2 >= length
+        reaches = mean_length * len(series) * 2 >= length  # the series spans half of it
         if reaches or series[0].trusted:
             is_poor = not reaches or mean_length > LONGEST_CHAPTER
             best = min(best, (is_poor, family[0], -len(series), series), key=lambda x: x[:3])
@@ -250,12 +253,12 @@ def _best_series(lines: list[_Candidate], text: str, length: int) -> list[_Candi
 
 
 def _drop_empty(lines: list[_Candidate], text: str) -> list[_Candidate]:
-    """Leave out the candidates with less than 20 characters between them and the next one.
+    """Return the candidates with 20 characters or more before the next one; the last is kept too.
 
-    Three or more in a row with so little between them, and with rising numbers, are taken for a
-    table of contents: they lose `trusted`, the last one too.
+    Three or more in a row with less text between them, and with rising numbers, are taken for a
+    table of contents: `trusted` of each of them, the last in the row included, is set to False.
     """
-    filled, run = [], []  # candidates with text behind them; those in a row without
+    filled, run = [], []  # candidates with text behind them; the row of candidates so far
     for line, next_line in zip_longest(lines, lines[1:]):  # None is next to the last
         run.append(line)
         is_empty = next_line and len(text[line.end : next_line.start].strip()) < LEAST_TEXT
@@ -271,12 +274,12 @@ def _drop_empty(lines: list[_Candidate], text: str) -> list[_Candidate]:
 
 
 def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -> list[_Candidate]:
-    """Choose the lines whose numbers go on best, by dynamic programming over pairs of lines.
+    """Choose the chain of lines with the highest score, by dynamic programming over pairs of lines.
 
-    A chain's score is the sum of the points of its lines (2 for a trusted one of the family, 0.3
-    for another of the family in a style that three lines have, -1.2 for any other) and
-    of `_pair_points`. Of chains with equal scores the one that ends first is chosen. A line is
-    paired with the `LOOK_BACK` lines before it.
+    A chain's score is the sum of the points of its lines and of the `_pair_points` of neighbours in
+    it. A trusted line of the family has 2 points; another line of the family, if its style occurs
+    three times in the family, 0.3; any other line -1.2. The neighbour above a line is one of the
+    `LOOK_BACK` lines above it. Of chains with equal scores the one that ends first is chosen.
     """
     styles = Counter(line.style for line in lines if line.family == family)
     mean_distance = max(1, lines[-1].start - lines[0].start) / len(lines)  # characters
@@ -299,13 +302,14 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
 
 
 def _pair_points(first: _Candidate, second: _Candidate, mean_distance: float) -> float:
-    """Give points for two lines as headings of neighbouring chapters: at most 1.1.
+    """Return points, at most 1.1, for two lines as headings of neighbouring chapters.
 
-    A number that rises by 1, or by less (from 3 to 3.5), gives 1; one that rises by `n` gives
-    0.5 / `n`. One that stays costs 0.5, as sentences repeat a heading's number; one that falls by 1
-    (two chapters in the wrong order) costs 0.1, by another number (a new volume begins) 0.4. The
-    lines' distance over the mean one, and over the rise (as 1 to 3: chapters may be missing), is a
-    ratio: below 1 it costs up to 1.5, above 1 it gives up to 0.1.
+    If the number rises by 1 or less (from 3 to 3.5), the points are 1; if it rises by n > 1, they
+    are 0.5 / n. If it stays, they are -0.5, as sentences repeat a heading's number. If it falls by
+    1 (two chapters in the wrong order), they are -0.1; if by another amount (a new volume begins),
+    -0.4. Added is a term for the distance: the lines' distance is divided by `mean_distance` and by
+    the rise, put between 1 and 3 (chapters may be missing). The term is -1.5 to 0 if this ratio is
+    below 1, and 0 to 0.1 if it is above 1.
     """
     rise = second.number - first.number
     if rise > 0:
@@ -358,11 +362,11 @@ def group_texts(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
 
 
 def table_of_contents(text: str) -> Iterator[Edit]:
-    """Delete tables of contents: five headings or more with nothing between, that occur again.
+    """Delete tables of contents: five headings or more with only blanks between, which recur.
 
-    A heading occurs again if its line does, or if a line is its number alone (第三章). Of a table
-    that begins with the text's first heading one must occur again, elsewhere half of the headings.
-    The last one stays unless its line stands again below: it is no entry but opens a chapter.
+    A heading recurs if its line is there twice, or if its number alone (第三章) is another line.
+    One heading must recur if the table begins with the text's first heading, else half of them. The
+    last heading stays, as it opens a chapter and is no entry, unless its text occurs again below.
     """
     matches = list(HEADING.finditer(text))
     lines = Counter(match.group().strip() for match in matches)
@@ -383,8 +387,8 @@ def table_of_contents(text: str) -> Iterator[Edit]:
 def headings(text: str) -> Iterator[Edit]:
     """Put each heading on a line of its own, with its title and without a call for votes.
 
-    A heading inside a line is parted from it, and so is prose behind a title. A title that stands
-    below its heading, with a rule of dashes between, is joined to it by a space.
+    Newlines are put around a heading that stands inside a line, and before prose behind a title. A
+    title that stands below its heading and a rule of dashes is joined to the heading by a space.
     """
     edits: list[Edit] = []
     for match in INLINE.finditer(text):
@@ -402,8 +406,8 @@ def headings(text: str) -> Iterator[Edit]:
 def asides(text: str) -> Iterator[Edit]:
     """Delete chapters that are no story: 完本感言, 上架感言, 请假条, 人物介绍, with their text.
 
-    One of more than 100 characters is deleted only if it has a word of authors for every 200, and
-    at most 3,000; one with “ or another mark of speech stays.
+    Such a chapter of more than 100 characters is deleted only if it has a word of authors for each
+    200 of them, and 3,000 at most. A chapter with “ or another mark of speech stays.
     """
     if ASIDE.search(text):
         for (start, title_end), (end, _) in pairwise([*heading_spans(text), (len(text), 0)]):
@@ -419,12 +423,12 @@ def asides(text: str) -> Iterator[Edit]:
 def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
     """Write notes for the user on the parts that `split_chapters` gives: `[]` if all is well.
 
-    They are `"no headings found, cut into 12 parts"` alone; or one for each long part,
-    `"31,000 characters in 第五章 归尘"`, and one for the first jump,
-    `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`. A number that stays, rises by 1
-    or less, or begins again with 1 is no jump.
+    Without headings there is one note: `"no headings found, cut into 12 parts"`. Else there is a
+    note for each part of over 30,000 characters, `"31,000 characters in 第五章 归尘"`, and one for
+    the first jump, `"numbers jump from 第5章 断刀 to 第8章 归尘, one of 2 jumps"`. A number that
+    stays, rises by 1 or less, or begins again with 1 is no jump.
     """
-    # A heading may read "part 1" too: then the text has it.
+    # A real heading may read "part 1" as well: then the part's text contains it.
     if parts and all(name.startswith("part ") and name not in text[:99] for name, text in parts):
         return [f"{NO_HEADINGS}, cut into {len(parts)} parts"]
     long_parts = [(name, len(text)) for name, text in parts if len(text) > LONGEST_CHAPTER]
@@ -433,7 +437,7 @@ def chapter_notes(parts: list[tuple[str, str]]) -> list[str]:
     jumps = [
         f"{name} to {next_name}"
         for (line, name), (next_line, next_name) in pairwise(numbered)
-        # 第5章 goes on behind 第3-4章; but 第1-2章 behind 第1-1章, a volume and a chapter of it
+        # No jumps: from 第3-4章 to 第5章; and 第1-1章 to 第1-2章, where 1 is the volume's number.
         if next_line.number > 1
         and not any(0 <= next_line.number - n <= 1 for n in (line.number, line.last))
     ]

@@ -1,8 +1,8 @@
 """Rules of cleaning: what is no story is cut out, and what was damaged is mended.
 
-A rule is a function that takes a text and proposes edits, in the order of their places in it;
-`_apply` makes them. Some rules stand in noise.py, chapters.py and encodings.py. `RULES`, at the
-end, has all of them in the order in which they are applied.
+A rule is a function that takes a text and yields the edits it proposes, sorted by their places;
+`_apply` makes the edits. Some rules stand in noise.py, chapters.py and encodings.py. `RULES`, at
+the end, has all rules in the order in which they are applied.
 """
 
 import html
@@ -34,16 +34,16 @@ PRIVATE_USE = re.compile("[\ue000-\uf8ff□]")  # □ stands for a character tha
 ESCAPES = {"\\n": "\n", "\\u3000": "　"}  # spelt out: to the character that is meant
 # Tags that end a line; behind a comma, which ends none, only <br> does.
 BREAKS = re.compile(r"[<＜]br\b|(?<!，)[<＜](?:/?p|/?div|/tr)\b", re.IGNORECASE)
-LONG_LINE = 500  # characters of a line that are looked at on each side of a place, which is enough
+LONG_LINE = 500  # characters of a line that are looked at on each side of a place
 
-LINE = re.compile(r"^.*\S", re.MULTILINE)  # one with text, without the blanks at its end
+LINE = re.compile(r"^.*\S", re.MULTILINE)  # a line with text, without the blanks at its end
 # Inside the brackets of a pattern: the marks that end a sentence, and white space.
 ENDS = "".join(SENTENCE_END) + r"\s"
 # A newline inside a sentence, behind at most one blank.
 RUNS_ON = re.compile(rf"\n(?:(?<=[^{ENDS}]\n)|(?<=[^{ENDS}][{BLANK}]\n))")
-# In hard-wrapped text more than FEWEST_CUT lines end inside a sentence. Columns: the full width is
-# sought from NARROWEST on, below WIDEST; lines wrapped at one width differ by less than SLACK, as
-# no word or mark is split.
+# In hard-wrapped text more than FEWEST_CUT lines end inside a sentence. The other three count
+# columns: the full width is sought from NARROWEST to WIDEST - 1; lines that were wrapped at one
+# width differ by less than SLACK, as no word or mark is split.
 FEWEST_CUT, NARROWEST, WIDEST, SLACK = 10, 20, 120, 8
 FAR_SHORTER = 0.7  # share of the full width: a shorter line ends its paragraph
 DEEP_INDENT = re.compile(
@@ -62,8 +62,8 @@ def line_ends(text: str) -> Iterator[Edit]:
 def entities(text: str) -> Iterator[Edit]:
     r"""Decode entities of HTML, also doubled ones (`&amp;nbsp;`), and escapes that are spelt out.
 
-    Of the escapes `\n` becomes a newline and `\u3000` a wide space; `\r`, `\t` and `\u00a0` are
-    deleted. An entity that HTML does not know is replaced by itself, so that it is counted.
+    The escape `\n` becomes a newline and `\u3000` a wide space; `\r`, `\t` and `\u00a0` are
+    deleted. An entity that HTML does not know is replaced by itself, which counts as an edit.
     """
     for match in pattern("entity").finditer(text):
         entity, decoded = "", match.group()
@@ -76,10 +76,10 @@ def entities(text: str) -> Iterator[Edit]:
 def markup(text: str) -> Iterator[Edit]:
     """Delete HTML comments and tags, and forum tags such as `[url=x]`.
 
-    With the tags goes the text of scripts and styles, text that is not displayed, and the reading
-    above a character (`<rt>`). A tag that ends a line becomes a newline. Nothing is done in a text
-    that has neither `<`, `＜` nor `[`.
+    The text of scripts and styles, text that is not displayed, and the reading above a character
+    (`<rt>`) are deleted with their tags. A tag that ends a line becomes a newline.
     """
+    # A text without these brackets has no tags: it is not searched.
     text = text if any(bracket in text for bracket in "<＜[") else ""
     return replace(pattern("markup"), lambda x: "\n" if BREAKS.match(text, x.start()) else "", text)
 
@@ -87,7 +87,7 @@ def markup(text: str) -> Iterator[Edit]:
 def invisible(text: str) -> Iterator[Edit]:
     """Delete byte-order marks, controls, zero widths, directions, fillers, variation selectors.
 
-    Tabs and line ends stay, and so does what joins or colours the parts of an emoji.
+    Tabs and line ends stay, and so do characters that join or colour the parts of an emoji.
     """
     return replace(pattern("invisible"), "", text)
 
@@ -95,7 +95,8 @@ def invisible(text: str) -> Iterator[Edit]:
 def lookalikes(text: str) -> Iterator[Edit]:
     """Replace rare blanks, radicals and compatibility forms by what they look like: ⼈ by 人.
 
-    One for which Unicode (NFKC) has no other character is replaced by itself, and so counted.
+    A character for which Unicode (NFKC) has no other is replaced by itself, which counts as an
+    edit.
     """
     return replace(pattern("lookalike"), lambda x: unicodedata.normalize("NFKC", x[0]), text)
 
@@ -103,14 +104,14 @@ def lookalikes(text: str) -> Iterator[Edit]:
 def spaces(text: str) -> Iterator[Edit]:
     """Delete blanks at both ends of a line, and a stray one inside; make several in a row into one.
 
-    Blanks are spaces, tabs and wide spaces. A stray one is single, stands between two Chinese
-    characters or marks, and its line has punctuation and is no heading: headings, and verse without
-    punctuation, keep single blanks. Several become a wide space behind a Chinese character, 。 or
-    ，, else a space. But two wide ones behind the end of a sentence become a newline: they are the
-    indent of a paragraph whose line break was lost.
+    Blanks are spaces, tabs and wide spaces. A stray blank is a single one between two Chinese
+    characters or marks, in a line that has punctuation and is no heading: headings, and verse
+    without punctuation, keep single blanks. Several blanks in a row become a wide space behind a
+    Chinese character, 。 or ，, else a space. But two wide spaces behind the end of a sentence
+    become a newline: they are the indent of a paragraph whose line break was lost.
     """
     strays = {x.start() for x in SPACES.finditer(text) if _is_stray(text, *x.span())}
-    if strays:  # a heading may be told by its numbers going on, which its line alone does not show
+    if strays:  # `heading_spans` also has headings that only the series of numbers shows
         strays -= {place for span in heading_spans(text) for place in range(*span)}
     for match in SPACES.finditer(text):
         start, end = match.span()
@@ -125,10 +126,11 @@ def spaces(text: str) -> Iterator[Edit]:
 
 
 def _is_stray(text: str, start: int, end: int) -> bool:
-    """Whether the blanks from `start` to `end` are a single one that should not be in its sentence.
+    """Whether the blanks from `start` to `end` are one stray blank inside a sentence.
 
-    It stands between two Chinese characters or marks, and its line has punctuation and is no
-    heading. Of the line only `LONG_LINE` characters on each side are looked at.
+    A stray blank is a single one between two Chinese characters or marks, in a line that has
+    punctuation and is no heading. Only `LONG_LINE` characters of the line are looked at on each
+    side of the blank.
     """
     if end - start > 1 or not (CJK_TEXT.match(text, start - 1) and CJK_TEXT.match(text, end)):
         return False
@@ -140,7 +142,8 @@ def _is_stray(text: str, start: int, end: int) -> bool:
 def private_use(text: str) -> Iterator[Edit]:
     """Replace private-use characters by those that GB18030-2022 has in their places.
 
-    One for which it has none, and □, is replaced by itself, so that it is counted.
+    A character for which GB18030-2022 has none is replaced by itself, and so is □ (a lost
+    character): this counts as an edit.
     """
     return replace(PRIVATE_USE, lambda match: match.group().translate(GB18030_2022), text)
 
@@ -167,8 +170,8 @@ def quotes(text: str) -> Iterator[Edit]:
 def stamps(text: str) -> Iterator[Edit]:
     """Delete a line's first stamp (time of update, count of words) with the text before it.
 
-    That text stays if it is a heading, or ends as a sentence does. If it is longer than 40
-    characters, or a sentence that goes on with the stamp, both stay.
+    The text before the stamp stays if it is a heading or ends with the end of a sentence. If it is
+    longer than 40 characters, or a sentence that the stamp continues, text and stamp both stay.
     """
     for start, end in lines_with(pattern("stamp_words"), text):
         # + 1: a line that is deleted whole takes its newline along
@@ -179,12 +182,13 @@ def stamps(text: str) -> Iterator[Edit]:
 
 
 def page_marks(text: str) -> Iterator[Edit]:
-    """Delete page marks, the rules of dashes and white space around them; leave at most a newline.
+    """Delete page marks, with the rules of dashes and the white space around them.
 
-    The newline stands at the text's beginning, behind a sentence's end, beside a heading and before
-    an indented line. Elsewhere the mark has cut a sentence, which is so joined again.
+    A newline is put in a mark's place at the text's beginning, behind a sentence's end, beside a
+    heading and before an indented line. Elsewhere the mark stands inside a sentence, and nothing is
+    put in its place, so that the sentence is whole again.
     """
-    last_end = 0  # of the edit before, which may reach into the next mark
+    last_end = 0  # where the edit before ends: it may reach into the next mark
     for match in pattern("page_mark").finditer(text):
         start, end = match.span()
         before = text[max(last_end, start - LONG_LINE) : start]
@@ -199,20 +203,25 @@ def page_marks(text: str) -> Iterator[Edit]:
 
 
 def licence(text: str) -> Iterator[Edit]:
-    """Delete Project Gutenberg's licence, all of what stands before the book and behind it."""
+    """Delete Project Gutenberg's licence and all else before the book's start and behind its end.
+
+    The start must be in the first 60,000 characters. Of a text with several books nothing stays
+    between the end of one and the start of the next.
+    """
     if "Project Gutenberg" in text or "PROJECT GUTENBERG" in text:
         yield from replace(pattern("licence"), "", text)
 
 
 def footnotes(text: str) -> Iterator[Edit]:
-    """Delete numbered notes: marks such as [12], and later paragraphs that begin with them.
+    """Delete numbered notes: marks such as [12], and the later paragraphs that begin with a mark.
 
-    A heading right above such a paragraph (注释) goes too. A mark without such a paragraph stays,
-    and so does a paragraph without a mark.
+    Such a paragraph is deleted with a heading right above it (注释). A mark without such a
+    paragraph stays, and so does a paragraph whose mark does not occur before it.
     """
-    marks: dict[str, list[Edit]] = {}  # edits that delete a mark, if a note follows: by the mark
+    # For a mark, "[12]", the edits that delete it; they are made only if its note is found.
+    marks: dict[str, list[Edit]] = {}
     edits: list[Edit] = []
-    note_end = 0  # of the last paragraph that is a note
+    note_end = 0  # where the last note found so far ends
     for match in pattern("footnote").finditer(text):
         start, end = match.span()
         before = text[max(0, start - 12) : start]  # 12: enough for a notes' heading and an indent
@@ -234,15 +243,15 @@ def footnotes(text: str) -> Iterator[Edit]:
 def hard_wrap(text: str) -> Iterator[Edit]:
     """Join the lines of a text that was wrapped at a fixed width into paragraphs again.
 
-    A line is joined to the next one, by a space between English words, if the gap between them
-    (blanks and newlines) is not wide, neither is a heading, and the line is as wide as this:
-    - If wide gaps set paragraphs apart: inside a sentence 0.7 of the full width, at its end all.
-    - If not, so that wide gaps are rare: inside a sentence the full width, at its end the commonest
-      width of cut lines less 1; and the line is cut, or stands beside a cut one.
+    A line is joined to the next one (English words by a space) if the gap between the two (blanks
+    and newlines) is not wide, neither is a heading, and the line is wide enough. The least width is
+    - if wide gaps are common: 0.7 `full` if the line ends inside a sentence, `full` if not;
+    - if wide gaps are rare: `full` if the line ends inside a sentence, else the commonest width of
+      cut lines less 1. The line, or one beside it, must then be a cut line.
 
-    A cut line is as wide as `_full_width` says, and ends inside a sentence. A wide gap is wider
-    than is usual behind cut lines. Lines of 16 columns more than full were not wrapped. Nothing is
-    joined if cut lines stand singly among such longer ones, as in a notice.
+    A cut line has `full` (see `_full_width`) to `full` + 7 columns and ends inside a sentence. A
+    wide gap is wider than the commonest one behind cut lines. A line of `full` + 16 columns or more
+    was not wrapped. If cut lines are few and stand singly among such lines, nothing is joined.
     """
     if sum(1 for _ in RUNS_ON.finditer(text)) <= FEWEST_CUT:
         return  # before the lines are measured, which takes longer
@@ -276,7 +285,8 @@ def hard_wrap(text: str) -> Iterator[Edit]:
 def _columns(line: str) -> int:
     """Measure a line in columns: a Chinese character is two wide, as it has two bytes in GBK.
 
-    A line of more than `WIDEST` characters was not wrapped: twice its length stands for its width.
+    A line of more than `WIDEST` characters was not wrapped: its width need not be exact, and twice
+    its length is returned.
     """
     return len(line.encode("gbk", "replace")) if len(line) <= WIDEST else 2 * len(line)
 
@@ -284,10 +294,10 @@ def _columns(line: str) -> int:
 def _full_width(lines: list[re.Match[str]], widths: list[int], ends_sentence: list[bool]) -> int:
     """Find the width, in columns, from which a line is full; 0 for text that is not hard-wrapped.
 
-    Of the widths `w` from 20 to 119 it is the one, the least of equals, with the largest number of
-    lines of `w` to `w` + 7 columns that have punctuation and end inside a sentence. If these are
-    ten or fewer, or at most a third of all lines so wide, the text is not hard-wrapped. The three
-    lists have an item for each line.
+    For each width `w` from 20 to 119, the lines of `w` to `w` + 7 columns that have punctuation and
+    end inside a sentence are counted. The full width is the `w` with the most such lines, the least
+    `w` in a tie. The text is not hard-wrapped if these lines are ten or fewer, or at most a third
+    of all lines of `w` to `w` + 7 columns. The three lists have an item for each line.
     """
     measured = zip(lines, widths, ends_sentence, strict=True)
     cut_lines = Counter(w for line, w, e in measured if not e and PUNCTUATION.search(line[0]))
@@ -310,7 +320,7 @@ class Tally:
     examples: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
-        """Add what the rule did to other texts, with examples until there are `EXAMPLES`."""
+        """Add `other`, the same rule's tally of other texts; keep at most `EXAMPLES` examples."""
         self.count += other.count
         self.removed += other.removed
         self.inserted += other.inserted
@@ -318,9 +328,10 @@ class Tally:
 
 
 def clean(text: str, skip: Container[str] = OFF) -> tuple[str, list[Tally]]:
-    r"""Apply every rule but those whose names are in `skip`, by default `quotes`.
+    r"""Apply every rule except those whose names are in `skip`; by default that is `quotes`.
 
-    Returns the cleaned text, and the tallies of the rules that edited it, in the order of `RULES`.
+    Returns the cleaned text, and the tallies of the rules that made an edit, in the order of
+    `RULES`.
     `"　　甲。\r\n\r\n　　乙。"` becomes `"甲。\n乙。"` by the rules `line_ends` (two edits),
     `spaces` (two) and `blank_lines` (one).
     """
@@ -350,7 +361,7 @@ def _apply(name: str, text: str) -> tuple[str, Tally]:
     return cleaned, tally
 
 
-# The rules in the order in which they are applied; True stands by those for novels only.
+# The rules in the order in which they are applied; True marks a rule that is for novels only.
 _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
     mojibake: False,
     line_ends: False,
@@ -381,5 +392,5 @@ _RULES: dict[Callable[[str], Iterator[Edit]], bool] = {
 }
 RULES = {rule.__name__: rule for rule in _RULES}  # by name
 NOVELS_ONLY = frozenset(rule.__name__ for rule, novels_only in _RULES.items() if novels_only)
-# From a name that a rule once had, and that is still accepted in configs, to its present one.
+# Former names of rules, which configs may still have, with the rules' present names.
 OLDER_NAMES = {"notices": "ads", "furniture": "boilerplate", "contents": "table_of_contents"}

@@ -1,7 +1,7 @@
 """From the formats that books come in to text as a .txt has it: HTML, e-books, Word, archives.
 
-Nothing is unpacked to disk, and nothing that a file defines (entities, scripts, links) is followed.
-Text is not cleaned here, and not cut into chapters.
+No file is unpacked to disk. Entities, scripts and links in a file are not followed. Text is neither
+cleaned nor cut into chapters here.
 """
 
 import functools
@@ -21,16 +21,16 @@ from wuxia_core.errors import CorpusError
 
 # Kinds of files, by suffix.
 READABLE = frozenset({".txt", ".md", ".html", ".htm", ".xhtml", ".epub", ".docx", ".zip"})
-# The member by which a kind of archive is told from a plain .zip, and which is read first in it.
+# For a kind of archive, the member that a plain .zip does not have; it is read first.
 MAIN_MEMBER = {".epub": "META-INF/container.xml", ".docx": "word/document.xml"}
 LARGEST = 256_000_000  # bytes, unpacked: an archive with a larger member is refused
-# So is one whose members have in all more than LARGEST plus so many times its own size; text has 3
-# times its size.
+# An archive whose members unpack to more than LARGEST + MOST_UNPACKED × its own size is refused,
+# too. An archive of text unpacks to about 3 times its size.
 MOST_UNPACKED = 100
 # What the libraries that unpack and parse raise on a damaged file.
 DAMAGE_ERRORS = (BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, LookupError,
            ParserRejectedMarkup)  # fmt: skip
-# What a path that is no plain file may be, with the check for it; the first that holds is named.
+# What a path may be that is no plain file, with the check for it; the first that holds is reported.
 NO_FILE_CHECKS = {
     "a pipe": Path.is_fifo, "a socket": Path.is_socket, "a device": Path.is_char_device,
     "a disk": Path.is_block_device, "a folder that cannot be read": Path.is_dir,
@@ -43,29 +43,30 @@ DAMAGE = "a damaged or incomplete archive, e-book or Word file ({}); get it anew
 ENCRYPTION = "META-INF/encryption.xml"  # of an e-book: it lists the members that are encrypted
 # Names of the tags that begin a line of their own.
 BLOCKS = r"article|blockquote|body|center|d[dt]|div|fig\w+|h[1-6r]|li|p|pre|t[dhr]"
-# What Markdown puts before a heading, and around bold letters; it is taken out.
+# The signs that Markdown puts before a heading and around bold letters; they are taken out.
 MARKDOWN = re.compile(r"^#{1,6}[ \t]+|\*\*", re.MULTILINE)
 # A page does not show a tag if HIDDEN matches its name, or UNSEEN occurs in its class or style.
 HIDDEN = re.compile("nav|title|noscript|select|button|instrtext|deltext|fallback")
 UNSEEN = re.compile(r"duokan-footnote|display\s*:\s*none|font-size\s*:\s*0+(?:px|pt|em)?\s*(?:;|$)")
-# What has no story is called like this: a tag by its type or role, a page by its name, or by the
-# type of the reference that the package of an e-book has to it.
+# Matches what has no story: the type or role of a tag; the name of a page; or the type of the
+# reference to a page in an e-book's package.
 NO_STORY = re.compile(r"\b(?:cover|toc|\w*notes?|landmarks|noteref|page-list|pagebreak)\b")
-# Selectors for EPUB 3 and EPUB 2: of the tables of contents in the package, which lists an e-book's
-# members; of the entries in a table of contents.
+# CSS selectors for EPUB 3 and EPUB 2: TABLES finds the tables of contents in the package (the list
+# of an e-book's members), ENTRIES the entries in a table of contents.
 TABLES = "item[properties~=nav], item[media-type*=dtbncx]"
 ENTRIES = r'nav[epub\:type="toc"] a[href], navmap content[src]'
-# A newline of the source, which is \r here; group 1 is set if it stands between words of Latin
-# letters.
+# Newlines of the source, for which `_parse` puts \r; group 1 is set if they stand between words of
+# Latin letters.
 SOURCE_NEWLINE = re.compile(r"(?<=[!-~])((?:\r[ \t]*)+)(?=[!-~])|\r[ \t]*")
 
 
 def contents(path: Path) -> list[tuple[str, str, str]]:
-    """List what is in a file: `(member, kind, problem)`, for a .zip by the names of its members.
+    """List what is in a file as entries `(member, kind, problem)`.
 
-    A file that is no .zip is one entry, whose member is `""`; so is an archive that is empty or
-    damaged. The kind is a suffix such as `".txt"`, or `""`. The problem is why the entry cannot be
-    read; `""` means that its kind decides.
+    A .zip has an entry for each member, sorted by name. Any other file has one entry, whose member
+    is `""`, and so does an archive that is empty or damaged. The kind is a suffix such as `".txt"`,
+    or `""`. The problem says why the entry cannot be read. `""` says that no problem was found: the
+    caller decides by the kind whether to read the entry.
     """
     try:
         if not path.is_file():
@@ -86,11 +87,11 @@ def contents(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _kind(name: str, file: IO[bytes]) -> str:
-    """Return the kind of a file: the suffix of `name`, unless its bytes or members tell another.
+    """Return the kind of a file: the suffix of `name`, unless its bytes or members show another.
 
-    A `"书.txt"` that begins with `%PDF` is a `".pdf"`, one that is an e-book an `".epub"`. If the
-    suffix is of a format that is not read, it alone decides. The place in `file` moves. Raises what
-    `ZipFile` does on a damaged archive.
+    A file `"书.txt"` that begins with `%PDF` has the kind `".pdf"`; an e-book has `".epub"`. If the
+    suffix is of a format that is not read, it is the kind. Moves the position in `file`.
+    Raises one of `DAMAGE_ERRORS`, such as `BadZipFile`, if the file is a damaged archive.
     """
     suffix, head = PurePath(name).suffix.lower(), file.read(99)
     found = other_format(head) if suffix in {*READABLE, "", ".jsonl"} else ""
@@ -104,15 +105,15 @@ def _kind(name: str, file: IO[bytes]) -> str:
 
 @functools.lru_cache(maxsize=2)  # an archive, and an e-book in it, stay open while they are read
 def _open(source: Path | BytesIO, modified: float = 0) -> ZipFile:
-    """Open an archive; in its `NameToInfo` names are decoded, and folders left out.
+    """Open an archive; the names in its `NameToInfo` are decoded, and folders are left out of it.
 
-    `modified`, the file's time of change, only makes the cache open a changed file anew. Raises
-    `ValueError` if the archive unpacks to far more than text does (a zip bomb), and what `ZipFile`
-    does on a damaged one.
+    `modified`, the time of the file's last change, is only a key of the cache: a file that has
+    changed is opened anew. Raises `ValueError` if the archive unpacks to far more than text does (a
+    zip bomb), another of `DAMAGE_ERRORS`, such as `BadZipFile`, if it is damaged.
     """
     archive = ZipFile(source)
     sizes = [info.file_size for info in archive.infolist()]  # bytes, unpacked
-    # start_dir is the place where the packed data end, so about the archive's own size.
+    # start_dir is the place where the packed data end: about the archive's own size in bytes.
     if max(sizes, default=0) > LARGEST or sum(sizes) > LARGEST + MOST_UNPACKED * archive.start_dir:
         raise ValueError(f"it unpacks to {sum(sizes) / 1e6:,.0f} MB, more than books do")
     archive.NameToInfo = {_member_name(x): x for x in archive.infolist() if not x.is_dir()}
@@ -122,9 +123,9 @@ def _open(source: Path | BytesIO, modified: float = 0) -> ZipFile:
 def _member_name(member: ZipInfo) -> str:
     r"""Return a member's name, decoded, as a path that does not lead out of the archive.
 
-    `ZipFile` reads as cp437 a name that is not marked as UTF-8 (bit 0x800). If a name so read has
-    other characters than ASCII and Latin letters, the archive's program wrote UTF-8 or, if it is
-    not valid UTF-8, GBK. `"..\\武侠\\书.txt"` becomes `"武侠/书.txt"`.
+    `ZipFile` reads a name as cp437 if it is not marked as UTF-8 (bit 0x800). If the result has
+    characters other than ASCII and Latin letters, the name's bytes are read again: as UTF-8 or, if
+    they are not valid UTF-8, as GBK. `"..\\武侠\\书.txt"` becomes `"武侠/书.txt"`.
     """
     name = member.filename
     is_latin = all(character.isascii() or "À" <= character <= "ɏ" for character in name)
@@ -136,11 +137,11 @@ def _member_name(member: ZipInfo) -> str:
 
 
 def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[Book]:
-    """Yield the text of a file or, unless `member` is `""`, of that member of the archive `path`.
+    """Yield the text of the file `path` or, unless `member` is `""`, of that member of it.
 
-    A file of plain text comes in blocks, see `read_blocks`; all else is one block. Without
-    `encoding` the encoding is detected. Raises `CorpusError` if the file or member cannot be read,
-    is no text, damaged or encrypted.
+    A file of plain text is yielded in blocks, see `read_blocks`; any other file, and a member, is
+    one block. Without `encoding` the encoding is detected. Raises `CorpusError` if the file or
+    member cannot be read, is no text, or is damaged or encrypted.
     """
     place = Path(path, member)
     try:
@@ -157,9 +158,10 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[B
 
 
 def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Book:
-    """Decode `data`, a file of the suffix `kind`, and take the text out of that format.
+    """Decode `data`, the bytes of a file of the suffix `kind`, and return its text without markup.
 
-    Raises `CorpusError` if it is no text or encrypted, one of `DAMAGE_ERRORS` if it is damaged.
+    `place`, the file's path, becomes that of the book. Raises `CorpusError` if the file is no text
+    or is encrypted, one of `DAMAGE_ERRORS` if it is damaged.
     """
     if kind in MAIN_MEMBER:
         archive = _open(BytesIO(data))
@@ -176,14 +178,15 @@ def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Book:
 def _parse(text: str) -> BeautifulSoup:
     r"""Parse a page of HTML or XML, with signs put into its text for `_page_text`.
 
-    \v stands before the tags that open and close a block, \n before a `<br>`, and \r for a newline
-    of the source. Tags lose their namespace: `<w:p>` becomes `<p>`.
+    \v is put before each tag that opens or closes a block, \n before each `<br>`; \r replaces each
+    newline of the source. Tags lose their namespace: `<w:p>` becomes `<p>`.
 
-    The `<nav>-->` put behind the page ends a comment or a tag that the page leaves open: the parser
-    would look for its end again and again. If none is open, it is a `nav`, which is not shown.
+    `<nav>-->` is put behind the page. It ends a comment or a tag that the page leaves open: without
+    it the parser would look for the end again and again. If nothing is open, it makes a `nav`,
+    which `_page_text` leaves out.
     """
     text = "\r".join(map(str.rstrip, text.splitlines()))
-    # Word's <![if !x]> goes, too: the parser rejects a page with one that it does not know.
+    # Word's <![if !x]> is deleted too: the parser rejects a page that has an unknown one.
     text = re.sub(r"(</?)\w+:|<!\[(?!CDATA\[)[^<>\r]{0,99}>?", r"\1", text)
     text = re.sub(r"(?i)(?=<br\b)", "\n", text)
     text = re.sub(rf"(?i)(?=</?(?:{BLOCKS})\b)", "\v", text)
@@ -194,8 +197,8 @@ def _page_text(page: BeautifulSoup) -> str:
     """Return the text of a page that `_parse` parsed, a line for each block that is not blank.
 
     A heading is one line, with a wide space for each `<br>`. A newline of the source is kept in a
-    `pre`, is a space between words of Latin letters, and nothing elsewhere. `page` itself is
-    changed on the way.
+    `pre`, becomes a space between words of Latin letters, and is deleted elsewhere. What
+    `_is_left_out` names is left out. Changes `page`: do not use it afterwards.
     """
     for tag in page.find_all(_is_left_out):
         tag.decompose()
@@ -215,10 +218,11 @@ def _is_left_out(tag: Tag) -> bool:
 def _epub_text(archive: ZipFile, container: str, place: Path) -> str:
     """Return the text of an e-book's pages in their order, without cover, contents and notes.
 
-    `container` is the text of META-INF/container.xml, which names the package: the member that
-    lists all pages and their order (the spine). A page has the title that the table of contents
-    gives it, see `_titled_text`. Raises `CorpusError` if a page is encrypted or is no text, one of
-    `DAMAGE_ERRORS` if a member or an attribute is missing.
+    `container` is the text of META-INF/container.xml. It names the package: the member that lists
+    all pages and their order (the spine). A page's title in the table of contents may be put above
+    its text, see `_titled_text`. `place` is the e-book's path, for messages. Raises `CorpusError`
+    if a page is encrypted or is no text, one of `DAMAGE_ERRORS` if a member or an attribute is
+    missing.
     """
 
     def parse(name: str) -> BeautifulSoup:
@@ -227,7 +231,7 @@ def _epub_text(archive: ZipFile, container: str, place: Path) -> str:
     root = str(_parse(container).select("rootfile")[0]["full-path"])
     package = parse(root)
     pages = {item["id"]: _target(root, item) for item in package.select("item[href]")}
-    refs = package.select("itemref:not([linear=no])")  # "no" is for what is read by the way
+    refs = package.select("itemref:not([linear=no])")  # "no": beside the story
     spine = [pages[ref["idref"]] for ref in refs if ref["idref"] in pages]
     # References to the members that are encrypted.
     locked = parse(ENCRYPTION).select("cipherreference") if ENCRYPTION in archive.NameToInfo else []
@@ -241,19 +245,20 @@ def _epub_text(archive: ZipFile, container: str, place: Path) -> str:
 
 
 def _target(base: str, link: Tag) -> str:
-    """Return the name of the member to which the `href` or `src` of a tag in `base` leads.
+    """Return the name of the member to which the `href` or `src` of the tag `link` leads.
 
-    From `"OEBPS/a.opf"`, `"b%20c.html#d"` leads to `"OEBPS/b c.html#d"`.
+    `base` is the name of the member that has the tag. In `"OEBPS/a.opf"` a link to `"b%20c.html#d"`
+    leads to `"OEBPS/b c.html#d"`.
     """
     return unquote(urljoin(base, str(link.get("href") or link["src"])))
 
 
 def _entries(table: str, content: BeautifulSoup) -> Iterator[tuple[str, str]]:
-    """Yield `(page, title)` for each entry of a table of contents (EPUB 2 or 3), from the last on.
+    """Yield `(page, title)` for each entry of a table of contents (EPUB 2 or 3), the last first.
 
-    A page is given by its member's name. `table` is that of the table, `content` what it holds. The
-    order lets a dictionary
-    of the entries keep the first one for each page.
+    The page is the name of a member. `table` is the name of the table's member, `content` what that
+    member holds. As the last entry comes first, a dictionary made of the entries keeps for each
+    page the entry that stands first in the table.
     """
     for entry in reversed(content.select(ENTRIES)):
         # In EPUB 2 the title stands in a tag `text` before the link.
@@ -263,10 +268,10 @@ def _entries(table: str, content: BeautifulSoup) -> Iterator[tuple[str, str]]:
 
 
 def _titled_text(page: BeautifulSoup, title: str) -> str:
-    """Return a page's text, with `title` as a line above it unless it needs none.
+    """Return a page's text, with `title` as a line above it if the page needs a title.
 
-    It needs none if it has no text, has a heading (h1 to h3), or has the title in its text, white
-    space aside.
+    The page needs none if it has no text, has a heading (h1 to h3), or has the title in its text
+    (white space is not compared). Changes `page`, see `_page_text`.
     """
     headings, text = page.select("h1, h2, h3"), _page_text(page)
     is_titled = headings or "".join(title.split()) in "".join(text.split())

@@ -1,8 +1,8 @@
 """What is no story: notices and watermarks of sites, authors' notes, lines that repeat or recur.
 
-Patterns stand in noise.toml; those of whole lines have examples of noise that they take and of
-story that they leave. A notice is told by its score (see `ENOUGH`), never by one word. The rules of
-cleaning here are the functions that take a text and return edits.
+Patterns stand in noise.toml; those of whole lines have examples of noise that they match and of
+story that they do not. What is a notice is decided by a score (see `ENOUGH`), never by one word.
+The rules of cleaning here are the functions that take a text and return edits.
 """
 
 import functools
@@ -19,8 +19,8 @@ from wuxia_core.corpus.chapters import HEADING, heading_spans
 from wuxia_core.text import HAN, Edit, codes, join_pattern, lines_with, replace
 
 BLANK = " \t　"  # stands inside the brackets of a pattern
-SITE = "㐀"  # a rare character that stands in for each character of a site's name
-HIDDEN = "\0"  # stands in for each character of a watermark that was found
+SITE = "㐀"  # a rare character that is put in place of each character of a site's name
+HIDDEN = "\0"  # is put in place of each character of a watermark that was found
 SENTENCE_END = tuple("。！？…”』」：；—.!?\"'．﹒")
 
 DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -39,11 +39,11 @@ def pattern(name: str) -> re.Pattern[str]:
 def _quick_pattern(*names: str) -> re.Pattern[str]:
     """Compile a pattern that quickly finds most words of the lists `names` of noise.toml.
 
-    It misses words that begin with a class or with another pattern, and ignores the conditions on
-    what stands around a word. Most words begin with two Chinese characters. A place is compared
-    with these only if its first character begins some word and its second is the second of one.
+    The pattern misses words that begin with a class or with another pattern, and ignores conditions
+    on what stands around a word. Most words begin with two Chinese characters: they are tried only
+    at a place whose first character begins one of them and whose second is the second of one.
     """
-    # (?<!…) and (?!…) are the conditions, [ begins a class, % another pattern.
+    # (?<!…) and (?!…) are conditions; [ begins a class, and % another pattern.
     words = [re.sub(r"\(\?<?!.*?\)", "", word) for name in names for word in PATTERNS[name]]
     words = [word for word in dict.fromkeys(words) if word[0] not in "[%"]
     han_words = [word for word in words if re.match(f"[{HAN}]{{2}}", word)]
@@ -60,42 +60,42 @@ LINE = re.compile("[^\n]+$", re.MULTILINE)  # a line, or the rest of one
 HIDDEN_RUN = re.compile(f"\0(?:[^{HAN}A-Za-z0-9\0]*\0+)*")  # hidden characters, signs between them
 SENTENCES = re.compile("[^。！？!?…]+[。！？!?…”』」）)]*")
 
-# A line with a score of ENOUGH or more is a notice: the share of its letters that are words of
-# notices, and POINT for each point, of up to two words that only notices use (proofs), of calls to
-# the reader, of what is around. The share must be LEAST; or LEAST_UNCALLED if stories have all its
-# proofs too, or nothing calls (a call, list, address, brackets). That of proofs must be DENSE.
+# A line with a score of ENOUGH or more is a notice. The score is its share of letters in words of
+# notices, plus POINT × its points: for up to two proofs (words that only notices use), for calls to
+# the reader, and for what is around. The share must reach LEAST; or LEAST_UNCALLED if stories have
+# all its proofs too, or if it has no call, list, address or brackets. That of proofs must be DENSE.
 ENOUGH, LEAST, LEAST_UNCALLED, DENSE, POINT = 1, 0.3, 0.8, 0.1, 0.1
 ADDRESS_POINTS, EDGE_POINTS, BRACKET_POINTS = 5, 4, 4  # an address, a chapter's edge, brackets
 CALL_POINTS = {"call": 2, "plea": 2, "voice": 1, "certain": 2}  # by pattern: calls to the reader
-# Most letters beside an address that is all of a sentence; most characters of a notice, of an ad.
+# Most letters beside an address in a mere address; most characters of a notice, of an ad.
 FEW_LETTERS, LONGEST_NOTICE, LONGEST_AD = 8, 300, 600
 BEFORE_EDGE, BEHIND_EDGE = 300, 100  # characters before and behind a heading where authors speak
-AFFIX = 40  # characters on each side of a watermark in which the words that belong to it stand
-LONGEST_WORD = 4  # characters: so many on each side of a sign are cut into words
-LONGEST_PREFIX = 20  # characters at most that a repeated heading has more than the heading
-# Times that a line, or a site's name, recurs; characters of the line; and from a chapter's edge.
+AFFIX = 40  # characters on each side of a watermark where words that belong to it are looked for
+LONGEST_WORD = 4  # characters on each side of a sign that are cut into words
+LONGEST_PREFIX = 20  # letters at most by which a repeated heading is longer than the heading
+# Times that a line, or a site's name, must recur; most characters: of the line; from an edge to it.
 FEWEST_REPEATS, LONGEST_REPEAT, AROUND_EDGE = 3, 40, 150
-KNOWN_SHARE, OTHER_SHARE = 1 / 8, 2 / 3  # of the headings, those near which a line recurs
-MOST_USES = 6  # of a site's name, for each advertisement that has it: a word is used more often
+KNOWN_SHARE, OTHER_SHARE = 1 / 8, 2 / 3  # of the headings: a line must recur near as many
+MOST_USES = 6  # uses of a site's name for each advertisement with it; plain words have more
 
 
 def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bool:
-    """Whether a line, or a part of one, is a notice of a site or an author, by its score.
+    """Whether a line, or a part of one, is a notice of a site or an author (see `ENOUGH`).
 
-    `points_around` are points for what stands around it (an address, brackets; -1 for brackets that
-    prose has too), `points_at_edge` those for a place at a chapter's edge.
+    `points_around` are points for an address or brackets around it (-1 for brackets that prose has
+    too), `points_at_edge` are points for standing at a chapter's edge.
     """
     line = pattern("title").sub("", line.translate(PLAIN))
     words = list(pattern("word").finditer(line))
     proofs = {match["proof"] for match in words if match["proof"]}
     if not proofs or len(line) > LONGEST_NOTICE or _is_story(line):
         return False
-    # The only proof is no call as well.
+    # A line's only proof does not count as a call too.
     single = proofs if len(proofs) == 1 else set()
     calls = {x: {m.group() for m in pattern(x).finditer(line)} - single for x in CALL_POINTS}
     call_points = sum(points for name, points in CALL_POINTS.items() if calls[name])
     list_points = 2 if len(proofs) > 1 and not SENTENCE_MARK.search(line) else 0  # a mere list
-    # With no such points a line needs three different proofs, or two at a chapter's edge.
+    # Without points for calls, surroundings or a list it needs three proofs, two at an edge.
     fewest_proofs = 2 if points_at_edge else 3
     if not (call_points or points_around > 0 or list_points or len(proofs) >= fewest_proofs):
         return False
@@ -110,9 +110,9 @@ def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bo
 
 
 def _is_story(line: str) -> bool:
-    """Whether a line has speech, words of a story, or the voice of a game's system.
+    """Whether a line has speech, words of a story, or a message of a game in the story.
 
-    That voice begins with 【, as in 【任务完成】, and has no word that sites put in brackets.
+    Such a message begins with 【, as 【任务完成】 does, and has no word that sites put in brackets.
     """
     game_speaks = line.startswith("【") and not pattern("in_brackets").search(line)
     return game_speaks or bool(pattern("speech").search(line) or pattern("told").search(line))
@@ -128,7 +128,7 @@ def ads(text: str) -> Iterator[Edit]:
 
 @functools.lru_cache(maxsize=1)
 def _marked_lines(text: str) -> list[tuple[int, int]]:
-    """List `(start, end)` of a text's lines that have a word of sites; the last text's are kept."""
+    """List `(start, end)` of the lines with a word of sites; the last text's result is cached."""
     return list(lines_with(_quick_pattern("mark", "site"), text))
 
 
@@ -136,27 +136,27 @@ def _marked_lines(text: str) -> list[tuple[int, int]]:
 def _site_names(text: str) -> re.Pattern[str]:
     """Compile a pattern of the site names in a text, which matches nothing if there are none.
 
-    A name is two to five Chinese characters in a row that stand in three advertisements or more,
-    are no words of notices, and are in the text at most six times for each of these advertisements.
+    A name is a row of two to five Chinese characters that is in three advertisements or more, has
+    no word of notices, and is in the text at most six times for each of these advertisements.
     """
-    counts = Counter[str]()  # of the advertisements that have a name
+    counts = Counter[str]()  # for each possible name, the number of advertisements that have it
     lines = (text[start:end] for start, end in _marked_lines(text))
-    for line in filter(_is_ad, lines):  # \0 parts what stands around a word of notices
+    for line in filter(_is_ad, lines):  # \0 keeps apart what stands around a word of notices
         counts.update(set(pattern("name").findall(pattern("word").sub("\0", line))))
     names = [x for x, n in counts.items() if n >= FEWEST_REPEATS and text.count(x) <= MOST_USES * n]
     return re.compile("|".join(names) or r"\Z.")  # no character stands behind the end
 
 
 def _mask_name(match: re.Match[str]) -> str:
-    """Give as many signs `SITE` as the matched name of a site has characters."""
+    """Return `SITE` as often as the matched name of a site has characters."""
     return SITE * len(match.group())
 
 
 def _is_ad(line: str) -> bool:
-    """Whether a line, of 600 characters or less and no heading, is nothing but advertisement.
+    """Whether a line is nothing but advertisement; it is no heading and has 600 characters or less.
 
-    It has a letter or a watermark, each of its sentences with letters outside watermarks is a
-    notice, or little but an address, and no list of thanks follows, which `authors_notes` deletes.
+    It has a letter or a watermark, and each of its sentences with letters outside watermarks is a
+    notice or a mere address. It does not open a list of thanks: `authors_notes` deletes those.
     """
     if len(line) > LONGEST_AD or HEADING.match(line) or pattern("thanks").match(line):
         return False
@@ -170,13 +170,13 @@ def _is_ad(line: str) -> bool:
 
 
 def _is_mere_address(sentence: str) -> bool:
-    """Whether a sentence has a hidden address, few letters, no ，。？… and nothing of a story."""
+    """Whether a sentence has a hidden address, few letters, no ，。？… and no words of a story."""
     has_few = len(LETTER.findall(sentence)) <= FEW_LETTERS and not SENTENCE_MARK.search(sentence)
     return HIDDEN in sentence and has_few and not _is_story(sentence)
 
 
 def _hide(line: str, spans: list[tuple[int, int]]) -> str:
-    """Return `line` with `HIDDEN` in the place of each character in `spans`, of `(start, end)`."""
+    """Return `line` with `HIDDEN` in place of each character in `spans`, a list of [start, end)."""
     for start, end in spans:
         line = line[:start] + HIDDEN * (end - start) + line[end:]
     return line
@@ -185,8 +185,8 @@ def _hide(line: str, spans: list[tuple[int, int]]) -> str:
 def watermarks(text: str) -> Iterator[Edit]:
     """Delete addresses, names of sites and calls to readers that stand inside a sentence.
 
-    A line that is nothing else is deleted with its newline; but one that `ads` deletes is left to
-    that rule.
+    A line without any other letter is deleted with its newline. A line that `ads` deletes is left
+    to that rule.
     """
     signs = map(re.escape, pattern("signs").findall(_distinct_characters(text)))
     site_names = _site_names(text)
@@ -207,7 +207,7 @@ def watermarks(text: str) -> Iterator[Edit]:
 def _watermarks(line: str) -> list[tuple[int, int]]:
     """List `(start, end)` of the watermarks of a line, with the words around that belong to them.
 
-    Of 他拔剑，看书请到 www.abc.com 阅读，众人大惊。 all between the commas. Two may overlap.
+    In 他拔剑，看书请到 www.abc.com 阅读，众人大惊。 it is all between the commas. Two may overlap.
     """
     plain = line.translate(PLAIN)
     cores = [match.span() for match in pattern("decorated").finditer(line)]
@@ -238,8 +238,8 @@ def _names_site(bracketed: str) -> bool:
 def _run_is_watermark(match: re.Match[str], line: str) -> bool:
     """Whether a match of the pattern `run`, words of sites in a row in a line, is a watermark.
 
-    It is one if it has a site's name (signs `SITE`) and a word that only notices use, which is
-    neither a name nor a kind of site (书屋). Outside speech it is also one if it has two different
+    It is one if it has a site's name (for which `SITE` stands) and a word that only notices use,
+    other than a name or kind of site (书屋). Outside speech it is also one if it has two different
     words that only notices use, and asks for a visit (请访问) or says what only sites say (无广告).
     """
     run = match.group()
@@ -250,21 +250,21 @@ def _run_is_watermark(match: re.Match[str], line: str) -> bool:
 
 
 def _proofs(line: str) -> set[str]:
-    """Give the different words of a line that only notices use."""
+    """Return the set of the proofs in a line: its words that only notices use."""
     return {match["proof"] for match in pattern("word").finditer(line) if match["proof"]}
 
 
 def _in_speech(before: str) -> bool:
-    """Whether a place is in speech: in the text `before` it more quotations open than close."""
+    """Whether speech goes on behind the text `before`: more quotations open in it than close."""
     return any(before.count(a) > before.count(b) for a, b in ("“”", "「」", "『』"))
 
 
 def _is_told(match: re.Match[str], line: str) -> bool:
     """Whether a matched watermark belongs to the story: somebody reads, types or says an address.
 
-    A site's name does if its clause has other words before it than notices use. An address that is
-    disguised, also by spaces, or stands in a call to the reader never does. `match` was made in the
-    line with its disguised letters made plain, `line` is as it was read.
+    A site's name belongs to it if other words than notices use stand before it in its clause. An
+    address does not if it is disguised, also by spaces, or stands in a call to the reader.
+    `match` is a match in the plain line (see `PLAIN`); `line` is the line as it was read.
     """
     start, end = match.span()
     before = line[max(0, start - LONGEST_NOTICE) : start]
@@ -278,8 +278,8 @@ def _is_told(match: re.Match[str], line: str) -> bool:
 def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
     """Widen a span of a line by the brackets or single dashes around it, and by a mark beside it.
 
-    The mark is one of two that would then meet, or one that would then begin a sentence. In
-    他拔剑，【某某网】。 the span 某某网 becomes ，【某某网】, and 他拔剑。 is left.
+    The mark is one that, with the span deleted, would meet another mark or begin a sentence. In
+    他拔剑，【某某网】。 the span 某某网 becomes ，【某某网】, so that 他拔剑。 is left.
     """
     before, after = line[start - 1 : start], line[end : end + 1]  # "" at the line's ends
     is_dashed = before == after != line[start - 2 : start - 1] and before in tuple("…—～")
@@ -295,9 +295,9 @@ def _with_marks(line: str, start: int, end: int) -> tuple[int, int]:
 def doubled(text: str) -> Iterator[Edit]:
     """Delete a line below a numbered heading that repeats it: 断刀行 第三章 旧债 below 第三章 旧债.
 
-    The title alone (旧债), or in another heading (第3章 旧债), repeats it too. If the line below
-    adds a title to a heading without one (第三章 旧债 below 第三章), the heading is deleted. Signs
-    and blanks do not count. A line that ends as a sentence, or has over 20 letters more, stays.
+    A line of the title alone (旧债), or a heading with that title (第3章 旧债), is deleted too. If
+    the line adds the title to a bare heading (第三章 旧债 below 第三章), the heading is deleted.
+    Only letters and digits count. A line that ends a sentence, or has over 20 of them more, stays.
     """
     done = 0  # where the last edit ends
     for heading in HEADING.finditer(text):
@@ -319,10 +319,10 @@ def doubled(text: str) -> Iterator[Edit]:
 def authors_notes(text: str) -> Iterator[Edit]:
     """Delete lines to the reader near a chapter's beginning and end: of votes, thanks, leave.
 
-    Only those are looked at that end in its first 100 or begin in its last 300 characters.
+    Only lines that end in a chapter's first 100 characters or begin in its last 300 are looked at.
     """
     spans = (x for x in heading_spans(text) if not pattern("note_opens").match(text, *x))
-    edges = [0, *chain(*spans), len(text)]  # a heading that opens a note is none
+    edges = [0, *chain(*spans), len(text)]  # begin and end of each chapter, by turns
     for start, end in zip(edges[::2], edges[1::2], strict=True):  # of a chapter
         last_start = max(start, end - BEFORE_EDGE)
         first_end = text.rfind("\n", start, min(start + BEHIND_EDGE, last_start))
@@ -333,14 +333,14 @@ def authors_notes(text: str) -> Iterator[Edit]:
 def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edit]:
     """Delete the lines between `start` and `end`, a chapter's edge, that are notes to the reader.
 
-    A line is a note if it opens one (作者的话); if it is no story, and a note was opened above it
-    (only `at_the_end`); or if it scores as a notice, and is in brackets, below a note or has words
-    of authors. Any other line ends a note, but for those that `boilerplate` deletes.
+    A line is a note if it opens one (作者的话); if a note was opened above it and it is no story
+    (only if `at_the_end`); or if `_is_notice` holds and it is in brackets, below a note or has
+    words of authors. Any other line ends the note above, unless `boilerplate` deletes that line.
     """
     in_opened_note = note_above = False
     for match in pattern("line").finditer(text, start, end):
         line = match.group().strip()
-        if match.start() == start and text[start - 1 : start] not in ("", "\n"):  # in mid-line
+        if match.start() == start and text[start - 1 : start] not in ("", "\n"):  # part of a line
             continue
         line = pattern("last_bracket").sub("", line) or line  # without （本章完） at its end
         opens = bool(pattern("note_opens").match(line))
@@ -359,15 +359,15 @@ def _notes(text: str, start: int, end: int, *, at_the_end: bool) -> Iterator[Edi
 def inserts(text: str) -> Iterator[Edit]:
     """Delete signs and letters that were put into words: 排ω气筒, 长|剑; not in A计划, 救~命.
 
-    A sign that cuts words in two is deleted between any two Chinese characters.
+    A sign that cuts words in two (`_cuts_words`) is deleted between any two Chinese characters.
     """
     signs = "".join(map(re.escape, pattern("odd").findall(_distinct_characters(text))))
-    # It may stand twice (剑||光); but not again behind a character or two, nor in 第n次, 用X射线.
+    # It may be doubled (剑||光), but not recur a character or two later, or be as in 第n次, X射线.
     lone = rf"(?<=[{HAN}])([{signs}])\1?(?![{HAN}]{{1,2}}\1)(?<!第.)(?=[{HAN}])(?![波粒射星型螺链])"
     spans: dict[str, list[tuple[int, int]]] = {}  # (start, end) of its places, for each sign
     for match in re.finditer(lone, text) if signs else ():
         spans.setdefault(match[1], []).append(match.span())
-    # 200 places are enough to tell.
+    # The first 200 places of a sign decide.
     inserted = chain(*(x for sign, x in spans.items() if _cuts_words(sign, x[:200], text)))
     return ((start, end, "") for start, end in sorted(inserted))
 
@@ -375,9 +375,9 @@ def inserts(text: str) -> Iterator[Edit]:
 def _cuts_words(sign: str, spans: list[tuple[int, int]], text: str) -> bool:
     """Whether `sign` cuts words in two at its places in a text, `spans` of `(start, end)`.
 
-    A sign that prose has too (a letter, a dash) does if it cuts a word at half of the places or
-    more, and two different words at least. An ornament (☆) is taken to do so anywhere, any other
-    sign if it cuts a word at half of the places or more.
+    A sign that prose uses too (a letter, a dash) does so if it cuts a word at half of the places or
+    more, and two different words at least. Any other sign does so if it cuts a word at half of the
+    places or more. An ornament (☆) always counts as cutting words.
     """
     import rjieba
 
@@ -394,7 +394,7 @@ def _cuts_words(sign: str, spans: list[tuple[int, int]], text: str) -> bool:
 
 
 def _distinct_characters(text: str) -> str:
-    """Give each character that a text has once, in the order of their code points."""
+    """Return the different characters of a text, each once, in the order of their code points."""
     return "".join(map(chr, np.flatnonzero(np.bincount(codes(text)))))
 
 
@@ -402,13 +402,13 @@ def repeats(text: str) -> Iterator[Edit]:
     """Delete the lines that recur where chapters begin or end: credits, the book's title.
 
     A line recurs if it is within 150 characters of as many headings as `_recurs` asks for; the
-    text's end counts as one. It is deleted wherever it stands, but not as the text's first line.
+    text's end counts as one. It is deleted wherever it stands, except as the text's first line.
     """
-    near: dict[str, set[tuple[int, int]]] = {}  # of each line: edges that it is near, its starts
+    near: dict[str, set[tuple[int, int]]] = {}  # for each line: (edge that it is near, its start)
     headings = dict(heading_spans(text))
     for edge, end in (*headings.items(), (len(text), len(text))):
         newline = text.find("\n", max(0, edge - AROUND_EDGE), edge)
-        first = edge if newline < 0 else newline + 1  # where the first line begins so near
+        first = edge if newline < 0 else newline + 1  # where the first line that is near begins
         for match in LINE.finditer(text, first, end + AROUND_EDGE):
             if match.start() not in headings:
                 key = re.sub(r"\s+", "", match.group())
@@ -422,11 +422,11 @@ def repeats(text: str) -> Iterator[Edit]:
 
 
 def _recurs(key: str, count: int, headings: int) -> bool:
-    """Whether `key`, a line without its blanks near `count` of so many headings, is noise.
+    """Whether `key`, a line without its blanks near `count` of `headings` headings, is noise.
 
-    It has 3 to 40 characters and no storyteller's formula, and ends as a sentence only if it is a
-    notice. It is near three headings, and near one in eight if it is a title in 《》 or has a word
-    of sites or authors; else near two in three, as stories repeat names and times (三日后).
+    Noise has 3 to 40 characters and no words of a story; if it ends as a sentence, it is a notice.
+    It is near three headings or more: one in eight of all if it is a title in 《》 or has a word
+    of sites or authors, else two in three, as stories repeat names and times (三日后).
     """
     if pattern("told").search(key) or not 2 < len(key) <= LONGEST_REPEAT:
         return False
@@ -439,8 +439,8 @@ def _recurs(key: str, count: int, headings: int) -> bool:
 def boilerplate(text: str) -> Iterator[Edit]:
     """Delete lines that are only dashes or signs, ends of chapters (本章完) or labels of web pages.
 
-    Ends of chapters and calls for votes are deleted also in brackets at a line's end, if a heading
-    or a whole sentence stands before them; and 正文 is before a heading (正文 第三章).
+    Ends of chapters and calls for votes in brackets at a line's end are deleted too, if a heading
+    or a whole sentence stands before them; so is 正文 before a heading (正文 第三章).
     """
     edits = [(*match.span(), "") for match in pattern("boilerplate").finditer(text)]
     for match in pattern("last_bracket").finditer(text):

@@ -1,10 +1,11 @@
 """Find text that occurs twice: editions, reposts, and what held-out and training text share.
 
-For duplicates only Han characters are compared, in simplified form, so that punctuation and script
-do not matter. A run is n of them in a row. Not texts are compared but their sketches. A book's are
-the hashes of a 32nd of its runs of 13 characters; a paragraph's are the 8 smallest hashes of its
-runs of 8 (bottom-k sketches, Broder 1997). Memory is a few bytes for each character of text. For
-leakage all runs of 13 characters of any kind are compared, white space aside.
+To find duplicates, only Han characters are compared, in simplified form, so that punctuation and
+script do not matter. A run is n of these characters in a row. Sketches are compared, not texts. A
+book's sketch is the hashes of a 32nd of its runs of 13 characters; a paragraph's sketch is the 8
+smallest hashes of its runs of 8 characters (bottom-k sketches, Broder 1997). Memory is a few bytes
+for each character of text. To find leakage, all runs of 13 characters of any kind except white
+space are compared.
 """
 
 import functools
@@ -27,12 +28,12 @@ Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 # Script.
-SAMPLE = 2000  # characters at a text's beginning that tell its script
-# Share of characters that OpenCC changes: with more a text is traditional; in simplified texts it
-# stays under 0.003.
+SAMPLE = 2000  # characters at a text's beginning by which its script is decided
+# Share of characters that OpenCC changes: a text in which it changes more is traditional. In
+# simplified texts the share is below 0.003.
 TRADITIONAL = 0.02
-# The 著 that stands for 着, as Taiwan and Hong Kong write it. In words of writing and of fame, and
-# behind the name of an author on a title page, 著 stays.
+# Matches 著 where Taiwan and Hong Kong write it for 着. It does not match 著 in words of writing
+# and of fame, nor behind the name of an author on a title page.
 ZHE = re.compile(
     "著(?<![原土巨专编译遗拙卓昭较撰名所最素]著)(?<!(?<!明)显著)(?<!(?<!议)论著)(?<!微知著)"
     "(?![述录撰者闻]|有?《|称(?![是赞谢呼道])|作(?![揖别甚什势罢来起作案了成去弃])"
@@ -43,29 +44,29 @@ ZHE = re.compile(
 
 # Books.
 BOOK_RUN, BOOK_SAMPLING = 13, np.uint64(32)  # characters in a run; one run in 32 is kept
-# Characters that were lost on the way, or that prose in Chinese has not: addresses, marks.
+# Characters that stand for lost ones, or that Chinese prose does not have: of addresses, marks.
 NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
-# The end of a paragraph; a line that was broken at a fixed width has it only by chance.
+# The end of a paragraph; a line that was broken at a fixed width ends like this only by chance.
 PARAGRAPH_END = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)
 HEAD = 99  # characters at a chapter's beginning in which its heading stands
 NOISE_WEIGHT = 50  # 2 % of noise then make an edition as bad as the loss of half its chapters
-SAME_BOOK = 0.5  # least share of a book's sketch that the other has; editions of 水浒传 share 0.65
-MUCH_LONGER = 1.25  # times the other's length: a longer book holds more, and is not left out
+SAME_BOOK = 0.5  # least share of a book's hashes that its better edition has; of 水浒传 it is 0.65
+MUCH_LONGER = 1.25  # times the better edition's length: a book longer than that is kept
 
 # Paragraphs.
 RUN = 8  # characters in a run
-SKETCH, SAME_PARAGRAPH = 8, 6  # hashes in a sketch; how many of them sketches of one text share
-HASH_BITS = 40  # of a hash, the highest, are kept: with a line's number they make one key of 64
-# The matrix product of sketches and these is one hash for each sketch.
+SKETCH, SAME_PARAGRAPH = 8, 6  # hashes in a sketch; how many two sketches of one text share
+HASH_BITS = 40  # highest bits of a hash that are kept; with a line's number they fit into 64 bits
+# The matrix product of the sketches and POWERS is one hash for each sketch.
 POWERS = np.array([pow(HASH_BASE, n + 1, 1 << 64) for n in range(SKETCH)], np.uint64)
-# If two sketches share 6 of 8, at most 2 of each are not shared, so the smallest that is shared is
-# among the 3 smallest of both.
+# If two sketches share 6 of 8 hashes, at most 2 of each are not shared, so the smallest shared hash
+# is among the 3 smallest of both sketches.
 PROBES = SKETCH - SAME_PARAGRAPH + 1
 LEAST_RUNS = 40 - RUN + 1  # of 40 Han characters; a shorter paragraph may stand twice
 
 # Pairs.
 LAST = np.uint64(np.iinfo(np.uint64).max)  # stands at the end of a sorted list of hashes
-MOST_PARTNERS = 1000  # the owners of one hash are paired only with the first so many of them
+MOST_PARTNERS = 1000  # owners of one hash, the first ones, with which its other owners are paired
 AT_ONCE = 100_000  # pairs in a block, about; this bounds the memory
 
 # Leakage.
@@ -76,7 +77,7 @@ SENTENCE = re.compile(r"[^。！？!?\n]*(?:[。！？!?]+[”’』」）]*|\n|
 
 @functools.cache
 def _converter() -> Any:
-    """Load OpenCC's converter from traditional to simplified characters."""
+    """Load OpenCC's converter from traditional to simplified characters, once a process."""
     from opencc import OpenCC
 
     return OpenCC("t2s")
@@ -85,7 +86,7 @@ def _converter() -> Any:
 def is_traditional(text: str) -> bool:
     """Whether more than 2 % of a text's first 2,000 characters are traditional ones."""
     head = text[:SAMPLE]
-    # Not strict, in case OpenCC gives another number of characters.
+    # Not strict, in case OpenCC returns another number of characters.
     changed: int = sum(a != b for a, b in zip(head, _converter().convert(head), strict=False))
     return changed > TRADITIONAL * len(head)
 
@@ -102,24 +103,24 @@ def to_simplified(text: str) -> str:
 class SameBook:
     """A book that is left out because a better edition of it is kept."""
 
-    book: str  # title of the one that is left out
-    kept: str  # title of the one that is kept
-    share: float  # of the distinct runs of `book`, the share that `kept` has too
+    book: str  # title of the book that is left out
+    kept: str  # title of the better edition
+    share: float  # of the distinct hashes in the sketch of `book`, the share that `kept` has too
 
 
 @dataclass
 class _BookSketch:
-    """The sampled hashes of a book's runs, and what tells how good an edition it is."""
+    """The sampled hashes of a book's runs, and numbers that show how good an edition it is."""
 
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))  # of a 32nd of the runs
     characters: int = 0  # number of Han characters
     traditional: int = 0  # number of traditional chapters, less that of simplified ones
     chapters: int = 0  # number of chapters with a heading
-    paragraphs: int = 0  # number of lines that end as a paragraph, less that of the others
+    paragraphs: int = 0  # number of lines that end as a paragraph, less that of other lines
     noise: int = 0  # number of characters that `NOISE` matches
 
     def distinct_hashes(self) -> Hashes:
-        """Return the distinct hashes in ascending order; `hashes` is sorted by it."""
+        """Return the distinct hashes in ascending order; this also sorts `hashes` itself."""
         return distinct(np.frombuffer(self.hashes, np.uint64))
 
 
@@ -132,15 +133,15 @@ class DuplicateIndex:
     def __init__(self) -> None:
         self._books: dict[str, _BookSketch] = {}
         self._documents = 0  # number of documents added
-        # (P, 11), flat: of each paragraph document, line, number of runs and the 8 smallest hashes
+        # (P, 11), flat: a paragraph's document, line, number of runs and 8 smallest hashes
         self._paragraphs = array("q")
 
     def add(self, original: str, title: str | None, heading: str | None = None) -> None:
         """Add a document: a chapter of the book `title`, or general text if `title` is None.
 
-        Documents have numbers from 0 on, in the order in which they are added. A `heading` that is
-        empty, or not in the first 99 characters of the text `original`, tells that no chapter was
-        found there; None tells nothing, and counts as a chapter.
+        Documents have numbers from 0 on, in the order in which they are added. `original` is the
+        document's text. The document counts as a chapter with a heading if `heading` stands in the
+        first 99 characters of the text, or is None (not known); it does not if `heading` is `""`.
         """
         text = to_simplified(original)
         characters = codes(text)
@@ -153,7 +154,7 @@ class DuplicateIndex:
             book.traditional += 1 if text != original else -1
             # "\0" stands in no text, so an empty heading is never found.
             book.chapters += heading is None or (heading or "\0") in original[:HEAD]
-            # Twice the lines that end as a paragraph, less all lines: those that do, less the rest.
+            # Lines that end as a paragraph less the others: twice the former less all lines.
             book.paragraphs += 2 * len(PARAGRAPH_END.findall(text)) - text.count("\n") - 1
             book.noise += len(NOISE.findall(text))
         line_of = np.cumsum(characters == ord("\n"))[is_han]
@@ -161,18 +162,18 @@ class DuplicateIndex:
         self._documents += 1
 
     def _add_paragraphs(self, hashes: Hashes, line_of: Integers) -> None:
-        """Add the sketch of each paragraph with 40 Han characters or more in a document with C.
+        """Add the sketch of each paragraph of the next document with 40 Han characters or more.
 
-        A paragraph is a line. `hashes` are those of the document's runs, (C - 7,) or (0,);
-        `line_of` is the number of each character's line, (C,). A run that reaches over the end of a
-        line does not count.
+        A paragraph is a line. `line_of` is, for each of the document's C Han characters, the number
+        of its line, (C,); `hashes` are those of the document's runs, (C - 7,), or (0,) if there are
+        none. A run that reaches over the end of a line does not count.
         """
         first, last = line_of[: len(hashes)], line_of[RUN - 1 :]  # lines of a run's two ends
         inside = first == last
         high_bits = (hashes[inside] >> np.uint64(64 - HASH_BITS)).view(np.int64)
         keys = (first[inside] << HASH_BITS) | high_bits
         keys.sort()  # by line, then by hash
-        # A row each for the lines' numbers, the places of their first keys, their numbers of keys.
+        # Three rows: the numbers of lines, the places of their first keys, their counts of keys.
         lines = np.stack(np.unique(keys >> HASH_BITS, return_index=True, return_counts=True))
         line, start, runs = lines[:, lines[2] >= LEAST_RUNS]
         # The 8 smallest hashes of each line, without its number: (lines, 8).
@@ -183,10 +184,10 @@ class DuplicateIndex:
     def same_books(self) -> list[SameBook]:
         """List the books of which a better edition holds at least half.
 
-        A book that is more than 1.25 times as long as the better edition is not listed, nor is one
-        whose better edition is itself left out. The better of two editions is the simplified one,
-        else the one with less noise and more headings and paragraphs found, else the longer one,
-        else the first by name. Length is the number of distinct hashes.
+        A book is not listed if it is more than 1.25 times as long as the better edition, or if the
+        better edition is itself listed. A book's length is the number of its distinct hashes. The
+        better edition (see `_quality`) is the simplified one, else the one with less noise and more
+        headings and paragraphs, else the longer one, else the first by name.
         """
         names = sorted(self._books, key=self._quality)
         sketches = [self._books[name].distinct_hashes() for name in names]
@@ -202,24 +203,29 @@ class DuplicateIndex:
         return list(copies.values())
 
     def _quality(self, name: str) -> tuple[bool, float, int, str]:
-        """Return a key that sorts the better of two editions first; `name` is a book's title."""
+        """Return a key that sorts the better of two editions first; `name` is a book's title.
+
+        The better one is in simplified characters; else it has less disorder (noise, less the
+        headings and paragraphs found); else more Han characters; else it is the first by name.
+        """
         book = self._books[name]
         size = len(book.distinct_hashes())
         recurring = len(book.hashes) - size  # advertisements, mostly
-        # Noise in relation to the book, counted in hashes: one stands for 32 characters.
+        # Noise as a share of the book. Both are counted in hashes: one stands for 32 characters.
         noise = (book.noise / int(BOOK_SAMPLING) + recurring) / max(1, size)
         structure = np.log2((1 + book.chapters) * max(1, book.paragraphs))
-        # Rounded, so that of nearly equal ones the longer comes first.
+        # Rounded, so that of two nearly equal editions the longer one comes first.
         disorder = round(NOISE_WEIGHT * noise - structure, 1)
         return book.traditional > 0, disorder, -book.characters, name
 
     def same_paragraphs(self, leaving_out: Collection[int] = ()) -> "pd.DataFrame":
-        """List the paragraphs that repeat another one: a row for each.
+        """List the paragraphs that repeat another one, in a table with a row for each.
 
-        Columns: `document` and `line` of the one to be left out; `kept_document` and `kept_line` of
-        one that is longer, or as long and earlier, and has at least 6 of its 8 hashes. Paragraphs
-        of less than 40 Han characters, and those of the documents `leaving_out`, are not compared.
-        Lines are counted from 0; a length is a number of runs.
+        The columns `document` and `line` give the place of a paragraph to be left out,
+        `kept_document` and `kept_line` that of the paragraph kept for it. The kept one is longer,
+        or as long and earlier, and the sketches share 6 of 8 hashes. Paragraphs of less than 40 Han
+        characters, and those of the documents `leaving_out`, are not compared. Lines are counted
+        from 0; a paragraph's length is its number of runs.
         """
         import pandas as pd
 
@@ -228,42 +234,43 @@ class DuplicateIndex:
         compared = np.flatnonzero(~np.isin(places[:, 0], list(leaving_out)))
         ranked = compared[np.argsort(-places[compared, 2], kind="stable")]  # the longest first
         keys = (sketches @ POWERS)[ranked]
-        # From here on a number of a paragraph is its rank, its place in `ranked`. `keeper_of` has
-        # for each the one that is kept for it: at first the first one with the very same sketch.
+        # From here on a paragraph's number is its rank, its place in `ranked`. `keeper_of` has for
+        # each paragraph the one that is kept for it: for now the first one with an equal sketch.
         _, first, group = np.unique(keys, return_index=True, return_inverse=True)
         keeper_of = first[group]
         first.sort()
         for pairs, _ in _pairs(sketches[ranked[first], :PROBES].ravel(), np.repeat(first, PROBES)):
             kept_pairs = pairs[:, (keeper_of[pairs] == pairs).all(0)]  # both are still kept
             longer, other = sketches[ranked[kept_pairs]]  # (E, 8) each
-            # Of the other's 8 hashes it counts those that stand among the longer one's.
+            # The sum counts the hashes of the other sketch that are in the longer one's sketch.
             alike = (longer[:, :, None] == other[:, None]).any(1).sum(1) >= SAME_PARAGRAPH
             for keeper, repeat in kept_pairs[:, alike].T.tolist():
                 if keeper_of[keeper] == keeper and keeper_of[repeat] == repeat:
                     keeper_of[repeat] = keeper
-        keeper_of = keeper_of[keeper_of]  # for those whose first keeper is itself left out
+        keeper_of = keeper_of[keeper_of]  # the keeper of a keeper that is itself left out
         repeats = np.flatnonzero(keeper_of != np.arange(len(ranked)))
         rows = np.hstack([places[ranked[repeats], :2], places[ranked[keeper_of[repeats]], :2]])
         return pd.DataFrame(rows, columns=["document", "line", "kept_document", "kept_line"])
 
 
 def _look_up(table: Hashes, hashes: Hashes) -> tuple[Flags, Integers]:
-    """Flag those of N hashes that stand in a table, and return their places in it: (N,) and (N,).
+    """Look N hashes up in a table: return whether it has each, (N,), and their places in it, (N,).
 
-    The table is in ascending order and ends with `LAST`. For a hash that is not in it, the place is
-    that of the next greater one.
+    The table is in ascending order and ends with `LAST`. For a hash that the table does not have,
+    the place is that of the next greater hash.
     """
     places = np.searchsorted(table[:-1], hashes)
     return table[places] == hashes, places
 
 
 def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """Pair the owners that have a hash in common: `owners[n]`, a number from 0 on, has `hashes[n]`.
+    """Yield the pairs of owners that have a hash in common, in blocks.
 
-    `owners` ascends. Yields blocks of E pairs (earlier, later), sorted, (2, E), with the number of
-    hashes that each pair shares, (E,). A block has all pairs of some consecutive earlier owners, so
-    that memory does not grow with the pairs. If one hash has more than 1,000 owners, each is paired
-    with the first 1,000 only, so that time does not grow with their square.
+    `owners[n]`, a number from 0 on, is the owner of `hashes[n]`; `owners` ascends. A block is an
+    array of E pairs (earlier owner, later owner), sorted, (2, E), and the number of hashes that
+    each pair shares, (E,). A block has all pairs of some consecutive earlier owners, so that memory
+    does not grow with the number of pairs. If a hash has more than 1,000 owners, each owner is
+    paired with the first 1,000 only, so that time does not grow with the square of their number.
     """
     import pandas as pd
     from scipy.sparse import csr_array, triu
@@ -277,12 +284,12 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
     is_early = pd.Series(owners).groupby(hash_of).cumcount().to_numpy() < MOST_PARTNERS
     shape = owners.max(initial=-1) + 1, len(recurring)
     ones = np.ones(len(owners), np.int32)
-    # Matrices with a 1 if an owner has a hash; their product counts the hashes that two share. In
-    # `early` a hash has its first 1,000 owners only.
+    # The matrices have a 1 where an owner has a hash; their product counts the hashes that two
+    # owners share. `early` has only the first 1,000 owners of each hash.
     early = csr_array((ones[is_early], (owners[is_early], hash_of[is_early])), shape)
     transposed = csr_array((ones, (hash_of, owners)), shape[::-1])
-    # An owner has no more pairs than its hashes, added up, have owners; about 100,000 of these make
-    # a block. `blocks` has for each owner the number of its block.
+    # An owner's pairs are at most the sum of the numbers of owners that its hashes have. Owners for
+    # which these sums come to about 100,000 make a block; `blocks` has each owner's block number.
     blocks = (early @ owner_counts).cumsum() // AT_ONCE
     starts = np.flatnonzero(np.diff(blocks, prepend=-1))  # the first owner of each block
     for start, end in pairwise([*starts, shape[0]]):
@@ -293,14 +300,14 @@ def _pairs(hashes: Hashes, owners: Integers) -> Iterator[tuple[Integers, Integer
 
 @dataclass
 class Leakage:
-    """Counts of the runs of 13 characters of held-out text, and of those that training text has."""
+    """Counts of runs of 13 characters in held-out text: all, and those that training text has."""
 
     runs: int = 0  # number of all runs
     shared: int = 0  # number of runs that training text has too
-    longest: int = 0  # characters in the longest stretch of shared runs in a row
+    longest: int = 0  # number of characters in the longest row of consecutive shared runs
 
     def add(self, shared: Flags) -> None:
-        """Add the runs of a held-out text; `shared` flags those that training text has: (runs,)."""
+        """Count the runs of a held-out text; `shared`, (runs,), flags those in training text."""
         self.runs += len(shared)
         self.shared += int(shared.sum())
         longest = max(map(len, shared.tobytes().split(b"\0")))  # in runs; a flag is a byte, 0 or 1
@@ -308,14 +315,14 @@ class Leakage:
 
 
 def _run_hashes(text: str) -> Hashes:
-    """Hash every run of 13 characters of a text, white space aside: (runs,)."""
+    """Hash every run of 13 characters of a text, white space left out: (runs,)."""
     return ngrams(without_spaces(text)[0], GRAM)
 
 
 class HeldOutNgrams:
-    """The runs of 13 characters of the held-out `texts`, and for each whether training text has it.
+    """The runs of 13 characters of the held-out `texts`, each with a flag: training text has it.
 
-    Call `update` with every training text before `shared`.
+    Call `update` with every training text first, then `shared`.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -324,7 +331,7 @@ class HeldOutNgrams:
 
     def update(self, text: str) -> None:
         """Mark the held-out runs that a training text has."""
-        runs = distinct(_run_hashes(text))  # sorted ones are looked up three times faster
+        runs = distinct(_run_hashes(text))  # sorted hashes are looked up three times faster
         is_held_out, places = _look_up(self._held_out, runs)
         self._in_training[places[is_held_out]] = True
 
@@ -335,12 +342,13 @@ class HeldOutNgrams:
 
 
 def drop_sentences(text: str, shared: Flags) -> str:
-    """Return a held-out text without the sentences that training text has too, nor blank lines.
+    """Return a held-out text without the sentences that training text has too, and no blank lines.
 
-    `shared`, from `HeldOutNgrams.shared`, has a flag for each run of 13 characters. A flagged run
-    drops the sentence in which its middle stands: one, even if it reaches into the next.
+    `shared` is what `HeldOutNgrams.shared` returns for the text: a flag for each run of 13
+    characters. For a flagged run only the sentence that contains its middle character is dropped,
+    even if the run reaches into another sentence.
     """
-    _, places = without_spaces(text)  # of the characters that runs are made of
+    _, places = without_spaces(text)  # the places of the characters that runs are made of
     middles = np.zeros(len(text), np.bool_)
     middles[places[np.flatnonzero(shared) + GRAM // 2]] = True
     rest = SENTENCE.sub(lambda m: "" if middles[m.start() : m.end()].any() else m[0], text)

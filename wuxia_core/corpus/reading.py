@@ -27,7 +27,7 @@ _warn = functools.cache(logger.warning)  # once a text: a launch lists the folde
 # Files.
 OWN_FOLDERS = {"sample", "tiny_base", "mixed"}  # of this project; no novels of the user's in them
 OWN = "called like a folder of this project; rename it, or name it in data_dir"
-# Names of files that are left out without a word; macOS leaves those behind that begin with `._`.
+# Names of files that are left out without a warning; those that begin with `._` come from macOS.
 IGNORED = re.compile(r"^\._|^lexicon\.txt$|\.(?:ya?ml|json|npy|parquet|py|ipynb)$")
 # What the user may do with a file that is not read, by its kind.
 ADVICE = {kind: advice for advice, kinds in (
@@ -38,7 +38,7 @@ ADVICE = {kind: advice for advice, kinds in (
     ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
 OTHER = "if it is a book, save it as .txt"
-# In a name, in lower case, it tells general text.
+# A file is taken for general text if this occurs in its name, which is made lower case first.
 GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
 NOT_UTF8 = "its name is not UTF-8; rename it, or set PYTHONUTF8=1"
@@ -47,10 +47,10 @@ BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
 PASSAGE = 200  # lines of general text are gathered into a document until it has this length
-SHORTEST = 20  # a shorter block of text is no book
+SHORTEST = 20  # a block of text that is shorter after cleaning gives no document
 LONG_LINE = re.compile("^.{6001,}", re.MULTILINE)  # no window or tokenizer could hold it
-# Of a long line a piece that more follows: it ends at the first end of a sentence behind 3,000
-# characters, or, if there is none, at 6,000.
+# A piece of a long line, which more text must follow. It ends at the first end of a sentence behind
+# 3,000 characters; if there is none before 6,000 characters, it ends there.
 PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")
 
 
@@ -58,11 +58,11 @@ PIECE = re.compile("(.{3000,5999}?[。！？!?]|.{6000})(?=.)")
 class File:
     """A file, or a member of an archive, that is read or left out."""
 
-    path: Path  # of the file or the archive
+    path: Path  # path of the file or of the archive
     source: str  # "wuxia", "general", or "" if the file is left out
-    book: str  # name of the book, under which the file's documents go; "" if it is left out
-    # The path below `data_dir`, or the last part of a path elsewhere, with the member of an
-    # archive: `合集.zip/书.txt`.
+    book: str  # the book to which the file's documents belong; "" if the file is left out
+    # The path below `data_dir`, or, of a file that is elsewhere, the path's last part; followed by
+    # the member's name in an archive: `合集.zip/书.txt`.
     name: str
     member: str = ""  # name in the archive; "" for a file
     left_out: str = ""  # why it is left out; "" for a file that is read
@@ -80,12 +80,13 @@ def find_files(
 
     Novels are the files below `data_dir` or, in place of them all, the JSONL `novels`. General text
     is the file or folder `general`, and any general.txt below `data_dir`. A lexicon (`lexicon`, or
-    a file called lexicon.txt) is not listed. A file that is called like general text, such as
-    wiki.txt, is left out. A novel's `book` is its name without the suffix, a general text's is the
-    stem; if two of one source would have the same, the later is numbered.
+    a file called lexicon.txt) is not listed. A file below `data_dir` that is called like general
+    text, such as wiki.txt, is left out. A novel's `book` is its `name` without the suffix, that of
+    a general text is the stem of its path. If two files of one source would have the same `book`,
+    the later one is numbered, `书 (2)`.
 
-    Warns of what is left out. Raises `DataError` if `data_dir` is no folder that can be
-    read, if there is no novel, or if nothing in `general` can be read.
+    Logs a warning of the files that are left out. Raises `DataError` if `data_dir` is no folder
+    that can be read, if there is no novel, or if nothing in `general` can be read.
     """
     listed = _list_paths(data_dir) if data_dir.is_dir() else [data_dir]
     if data_dir in listed:
@@ -94,14 +95,14 @@ def find_files(
     not_novels = [os.path.realpath(path) for path in (general, lexicon) if path]
     real = {path: Path(os.path.realpath(path)) for path in listed}
     paths = [path for path in real if not any(map(real[path].is_relative_to, not_novels))]
-    # `fromkeys` keeps one of the equal entries for the files of a folder in OWN_FOLDERS.
+    # All files in a folder of OWN_FOLDERS give equal entries, of which `fromkeys` keeps one.
     files = list(dict.fromkeys(file for path in paths for file in _look_into(path, data_dir)))
     if novels:
         files = [file for file in files if file.source == "general"]
         files += _look_into(novels, data_dir, "wuxia", ".jsonl")
     _require(files, "wuxia", f"data.data_dir {data_dir}: no novel in it; put .txt files there")
     if general is not None:
-        # A file that is named itself is read whatever its suffix.
+        # If `general` is a file, it is read whatever its suffix is.
         suffix = general.suffix.lower() if general.is_file() else ".jsonl"
         options = (data_dir, "general", ".jsonl", suffix)
         paths = [general] if general.is_file() else _list_paths(general)
@@ -116,8 +117,8 @@ def find_files(
 def _require(files: list[File], source: str, message: str) -> None:
     """Raise `DataError` with `message` if no file is of `source`; warn of the files left out.
 
-    There is a warning for each reason, with three files' names at most. In an error they stand
-    below the message instead.
+    There is a warning for each reason to leave files out, with the names of three files at most. If
+    the error is raised, the warnings are not logged but stand below `message` in the error.
     """
     warnings = []
     for reason in dict.fromkeys(file.left_out for file in files if file.left_out):
@@ -133,7 +134,7 @@ def _require(files: list[File], source: str, message: str) -> None:
 def _name_books(files: list[File]) -> Iterator[File]:
     """Yield the files of one source with their `book`: `书`, or `书 (2)` if `书` is taken.
 
-    Warns of each that is taken.
+    Logs a warning for each file whose first choice is taken.
     """
     taken: set[str] = set()
     for file in files:
@@ -150,15 +151,15 @@ def _name_books(files: list[File]) -> Iterator[File]:
 def _list_paths(folder: Path) -> list[Path]:
     """List the files below a folder, and the folders that cannot be read, by path.
 
-    Links are followed, but a folder to which they lead again is not listed again. Folders whose
-    name begins with a dot are passed over.
+    Links are followed, but a folder that links reach a second time is listed only once. Folders
+    whose name begins with a dot are not listed.
     """
     paths: list[Path] = []
     listed: set[str] = set()  # real paths of folders
     errors: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         real = os.path.realpath(parent)
-        # os.walk goes on into the folders that are left in its list.
+        # os.walk visits only the folders that stay in its list `folders`.
         folders[:] = sorted(x for x in folders if real not in listed and not x.startswith("."))
         paths += [Path(parent, name) for name in names if real not in listed]
         listed.add(real)
@@ -168,18 +169,19 @@ def _list_paths(folder: Path) -> list[Path]:
 def _look_into(path: Path, root: Path, source: str = "", *also_read: str) -> Iterator[File]:
     """Yield a file, or the members of a .zip, each with its source or the reason to leave it out.
 
-    Its name is the path from `root`, or the path's last part if it is not below `root`. Without a
-    `source` it is general text if it is called general.txt, left out if it is called like general
-    text otherwise or stands in one of `OWN_FOLDERS` (the entry is the folder), and else a novel.
-    `also_read` are suffixes that are read besides `READABLE`. What `IGNORED` names is not yielded,
-    nor a hidden file that is not read.
+    The `name` of each is the path from `root`, or the path's last part if it is not below `root`.
+    If `source` is given, that is the source. If not, a file called general.txt is general text. A
+    file otherwise called like general text, or in one of `OWN_FOLDERS`, is left out (in the second
+    case the entry is the folder). Any other file is a novel. `also_read` are suffixes that are read
+    besides `READABLE`. A file whose name `IGNORED` matches is not yielded, nor is a hidden file
+    that is left out.
     """
     inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     if not source and inside.parts[0] in OWN_FOLDERS:
         yield File(root / inside.parts[0], "", "", inside.parts[0], left_out=OWN)
         return
     for member, kind, reason in contents(path):
-        # In a name that is not UTF-8 the other bytes are shown as escapes, such as \udcff.
+        # If a name is not valid UTF-8, its invalid bytes become escapes, such as \udcff.
         name = str(inside / member).encode("utf-8", "backslashreplace").decode()
         last_part = PurePath(name).name.lower()
         if kind not in {*READABLE, *also_read}:
@@ -198,22 +200,22 @@ class Document(NamedTuple):
 
     source: str  # "wuxia" or "general"
     book: str  # the file's `book`
-    chapter: str  # its heading, or a number in general text and in JSONL
+    chapter: str  # the chapter's heading; or a number, of a general passage or a line of JSONL
     text: str
 
 
 @dataclass
 class FileReport:
-    """What was found and done while a file was read; filled in by `read_documents`."""
+    """What was found and done while a file was read; `read_documents` fills it in."""
 
     file: File
-    encoding: str = ""  # or several, joined by +
+    encoding: str = ""  # name of the encoding; of several the names, joined by +
     characters: int = 0  # number of characters before cleaning
     kept: int = 0  # number of characters after cleaning
     documents: int = 0  # number of documents
-    broken: int = 0  # number of �, which stand for what cannot be decoded
+    broken: int = 0  # number of �, which stand for bytes that cannot be decoded
     notes: list[str] = field(default_factory=list)  # see `chapter_notes`
-    cleaning: dict[str, Tally] = field(default_factory=dict)  # by name of the rule
+    cleaning: dict[str, Tally] = field(default_factory=dict)  # what each rule did, by its name
     skip_reason: str = ""  # why the file, or the rest of it, is left out
 
 
@@ -225,10 +227,11 @@ def read_documents(
 ) -> Iterator[Document]:
     """Read the file of a report, clean it, yield its documents, and fill in the report.
 
-    `encoding` is the name of the file's encoding, detected by default. `skip` names cleaning rules
-    to leave out, besides those that are for novels only. `simplify` makes documents in traditional
-    characters simplified, see `to_simplified`. A file that is not text, or only up to some block,
-    gets a `skip_reason`, as does one without text after cleaning. One that is left out is not read.
+    `encoding` is the name of the file's encoding; by default the encoding is detected. `skip` names
+    cleaning rules to leave out; rules for novels only are also left out for general text and JSONL.
+    With `simplify` documents in traditional characters become simplified, see `to_simplified`. The
+    report gets a `skip_reason` if the file, or the rest of it, cannot be read as text, or if no
+    text is left after cleaning. A file that is `left_out` is not read.
 
     Raises `DataError` naming file and line if a line of JSONL is not an object with a `text`.
     """
@@ -236,7 +239,7 @@ def read_documents(
     is_jsonl = file.place.suffix.lower() == ".jsonl"
     if is_jsonl or file.source == "general":
         skip |= NOVELS_ONLY
-    if is_jsonl:  # who made it laid out its texts, too
+    if is_jsonl:  # whoever made the JSONL has decided on spaces and blank lines
         skip |= {"spaces", "blank_lines"}
     blocks = () if file.left_out else read(file.path, file.member, encoding, BLOCK)
     try:
@@ -258,7 +261,7 @@ def read_documents(
 
 
 def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str:
-    """Return a text cleaned; add its characters and the tallies of its cleaning to the report."""
+    """Return a text cleaned; add its numbers of characters and the rules' tallies to the report."""
     cleaned, tallies = clean(text, skip)
     report.characters += len(text)
     report.kept += len(cleaned)
@@ -270,8 +273,8 @@ def _clean_and_count(text: str, report: FileReport, skip: frozenset[str]) -> str
 def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[str, str]]:
     """Clean a text and cut it into parts, `(heading, text)`; general text has numbers as headings.
 
-    Lines of more than 6,000 characters are broken first. A text of less than 20 characters has no
-    part. Counts, and notes on chapters, go to the report.
+    After cleaning, lines of more than 6,000 characters are broken, with a warning; a text of less
+    than 20 characters then gives no part. Adds counts, and notes on chapters, to the report.
     """
     text = _clean_and_count(text, report, skip)
     text, long_lines = LONG_LINE.subn(lambda line: PIECE.sub(r"\1\n", line[0]), text)
@@ -288,7 +291,7 @@ def _parts(text: str, report: FileReport, skip: frozenset[str]) -> list[tuple[st
 
 
 def _nothing_left(report: FileReport) -> str:
-    """Return the reason to skip a file of which cleaning left no document, for the user."""
+    """Return a message for the user: why a file of which cleaning left no document is skipped."""
     rest = f"{report.kept} of {report.characters} characters are left, and a book has {SHORTEST}"
     # The rule that removed most comes first.
     rules = sorted(report.cleaning.values(), key=lambda tally: tally.inserted - tally.removed)
@@ -301,9 +304,9 @@ def _records(
 ) -> Iterator[tuple[str, str]]:
     """Clean the `text` of each line of JSONL, and yield `(number of the line, text)`.
 
-    `block` has whole lines of the file, and `lines_before` lines stand before them. Blank lines,
-    and those of which cleaning leaves nothing, are passed over. Raises `DataError` as
-    `read_documents` does.
+    `block` has whole lines of the file; `lines_before` is the number of lines before the block.
+    Blank lines, and lines of which cleaning leaves nothing, are skipped. Raises `DataError`, naming
+    file and line, if a line is not a JSON object with a `text` that is a string.
     """
     for number, line in enumerate(block.split("\n"), lines_before + 1):
         if not line.strip():

@@ -1,6 +1,7 @@
 """Cut text into words with a user's lexicon, class its characters, count and compare its words.
 
-A word of the lexicon is never cut: with 白鹤亮翅 in it, 使一招白鹤亮翅 becomes 使, 一招, 白鹤亮翅.
+A word of the lexicon is not cut: if 白鹤亮翅 is in the lexicon, 使一招白鹤亮翅 becomes 使, 一招 and
+白鹤亮翅.
 """
 
 import re
@@ -18,7 +19,7 @@ from wuxia_core.text import HAN, codes
 if TYPE_CHECKING:
     import pandas as pd
 
-# From weak to strong: a token that covers several characters is of the strongest class among them.
+# From weak to strong: a token that covers several characters has the strongest of their classes.
 PUNCTUATION, FUNCTION, CONTENT, IDIOM = range(4)
 CLASSES = ("punctuation", "function character", "content word", "four-character idiom")
 
@@ -30,22 +31,22 @@ FUNCTION_CHARACTERS = frozenset(
     "甚颇极皆俱均各每已曾正方即既遂乃莫勿毋未非无不没别是有等些个们所者第几来去上下里中内外前后间"
 )
 FOUR_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]{4}")  # four Chinese characters
-# A quotation; the group of its kind of marks is what stands between them. If no mark closes it, it
-# ends with its line.
+# A quotation; of the five groups the one that matched is the text between the marks. A quotation
+# that no mark closes ends with its line.
 QUOTATION = re.compile(r"“([^”\n]*)”?|「([^」\n]*)」?|『([^』\n]*)』?|‘([^’\n]*)’?|\"([^\"\n]*)\"?")
 
 DIGIT = "[一二三四五六七八九两几]"
-# A numeral; a word of four characters with one in it is no idiom: 一百二十, 十几年来. None is in
-# 一五一十.
+# A numeral. A word of four characters with a numeral in it is no idiom: 一百二十, 十几年来. The
+# pattern does not match the idiom 一五一十.
 NUMERAL = re.compile(f"{DIGIT}[十百千万亿](?!$)|十{DIGIT}")
 ONLY_HAN = re.compile(f"[{HAN}]+")  # a word or character that `count` counts
 LEXICON_WORD = re.compile("[\\w·・•‧'’-]{2,}")
-# 使了个“毒蛇出洞”, 使一招白鹤亮翅式: a verb of using, then a move's name, either in quotation marks
-# (group 1) or before a word for "move" (group 2).
+# A verb of using, then a move's name. The name is in quotation marks, 使了个“毒蛇出洞” (group 1),
+# or stands before a word for "move", 使一招白鹤亮翅式 (group 2).
 VERB = "(?:使|用|施展|打|走|来|卖|摆)[了出开的动]?一?[个招路着]"
 NOUN = "(?:的|之)?(?:架势|架子|身法|招数|招式|招|势|式|解数|家数)"
 MOVE = re.compile(f"{VERB}(?:[“「『]([{HAN}]{{4}})[”」』]|[“「『]?([{HAN}]{{3,5}}?)[”」』]?{NOUN})")
-PRIOR_WORDS = 1000.0  # in `typical` the prior weighs as much as a text of so many words
+PRIOR_WORDS = 1000.0  # the prior in `typical` weighs as much as a text of this many words
 
 
 def read_lexicon(path: Path) -> tuple[str, ...]:
@@ -82,11 +83,12 @@ def read_lexicon(path: Path) -> tuple[str, ...]:
 class Segmenter:
     """Cuts text into words: those of the lexicon wherever they stand, rjieba's between them.
 
-    The lexicon is not added to rjieba's dictionary. There it would only be a hint (rjieba weighs
-    words by frequency, and still joins some to a neighbour: to it 宋江便 is one word), and it would
-    stay for the next Segmenter. Of lexicon words that overlap in a text the first counts, and of
-    those that begin together the longest, so the order of the lexicon does not matter. The price:
-    a short word is also found where it is none, such as 解穴 in 了解穴道.
+    The lexicon is not added to rjieba's dictionary, where it would only be a hint: rjieba weighs
+    words by frequency, and still joins some to a neighbour (it takes 宋江便 for one word). The
+    words would also stay there for the next Segmenter. If lexicon words overlap in a text, the
+    first one is taken; if they begin at the same place, the longest. So the order of the lexicon
+    does not matter. A drawback: a short word is also found where it is no word, such as 解穴 in
+    了解穴道.
 
     Parameters
     ----------
@@ -97,8 +99,8 @@ class Segmenter:
     def __init__(self, lexicon: Collection[str] = ()) -> None:
         self._words = frozenset(lexicon)
         self._lengths = sorted({len(word) for word in self._words}, reverse=True)
-        # Whether a code point is the first, and whether it is the second, of some word:
-        # (2, 0x110000).
+        # Row 0 flags the code points that are the first character of some word, row 1 those that
+        # are the second: (2, 0x110000).
         self._begins = np.zeros((2, 0x110000), np.bool_)
         for word in self._words:
             self._begins[[0, 1], codes(word[:2])] = True
@@ -124,8 +126,8 @@ class Segmenter:
 def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
     """Return the class of each of a text's C characters as an index of `CLASSES`: (C,).
 
-    `他大惊失色。` gives 1 3 3 3 3 0. Digits and letters of other scripts count as content, white
-    space and signs as punctuation; every word of four Chinese characters counts as an idiom.
+    `他大惊失色。` gives 1 3 3 3 3 0. Digits and letters of other scripts count as content; white
+    space and signs count as punctuation; every word of four Chinese characters counts as an idiom.
     """
     indices: list[int] = []
     for word in segmenter.cut(text):
@@ -134,7 +136,7 @@ def classes(text: str, segmenter: Segmenter) -> npt.NDArray[np.int8]:
 
 
 def _character_class(character: str) -> int:
-    """Return the class of a character that stands in no idiom, as an index of `CLASSES`."""
+    """Return the class, as an index of `CLASSES`, of a character that is not part of an idiom."""
     if not character.isalnum():
         return PUNCTUATION
     return FUNCTION if character in FUNCTION_CHARACTERS else CONTENT
@@ -143,8 +145,8 @@ def _character_class(character: str) -> int:
 def dialogue(text: str) -> npt.NDArray[np.bool_]:
     """Flag those of a text's C characters that stand between quotation marks: (C,).
 
-    Its own marks do not, those of a quotation inside it do. One that is not closed ends with its
-    line.
+    A quotation's own marks are not flagged, but the marks of a quotation inside it are. A quotation
+    that is not closed ends with its line.
     """
     inside = np.zeros(len(text), np.bool_)
     for match in QUOTATION.finditer(text):
@@ -154,9 +156,9 @@ def dialogue(text: str) -> npt.NDArray[np.bool_]:
 
 
 def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> "Counter[str]":
-    """Count the words of texts, as rjieba cuts them, or their characters.
+    """Count the words of texts, as rjieba cuts them, or with `unit` "character" their characters.
 
-    `unit` tells which. Only those made of Chinese characters alone are counted.
+    Only words and characters that consist of Chinese characters alone are counted.
     """
     import rjieba
 
@@ -168,15 +170,16 @@ def count(texts: Iterable[str], unit: Literal["word", "character"] = "word") -> 
 def typical(counts: "Counter[str]", reference: "Counter[str]") -> "pd.DataFrame":
     """Rank words by how much more often a text has them than a reference text.
 
-    `counts` and `reference` are the uses of the two texts' words, as `count` gives them. The table
-    has a row for each word of either, its index, and these columns: `here` and `there`, the uses in
-    10,000 words of the text and of the reference; and `z`, from the highest on, the log-odds ratio
-    over its standard deviation under a Dirichlet prior from both (Monroe, Colaresi & Quinn 2008,
-    "Fightin' Words", equations 15 to 22). A `z` above 2 is more than chance.
+    `counts` and `reference` are the numbers of uses of the words in the text and in the reference,
+    as `count` returns them. The returned table has a row for each word of either; the word is the
+    row's index. The columns `here` and `there` are the uses per 10,000 words in the text and in the
+    reference. The column `z`, by which the rows are sorted from the highest on, is the log-odds
+    ratio divided by its standard deviation, under a Dirichlet prior made from both texts (Monroe,
+    Colaresi & Quinn 2008, "Fightin' Words", equations 15 to 22). A `z` above 2 is more than chance.
     """
     import pandas as pd
 
-    # At first the numbers of uses.
+    # For now `here` and `there` are numbers of uses; below they become uses per 10,000 words.
     table = pd.DataFrame({"here": counts, "there": reference}, dtype=float).fillna(0).sort_index()
     totals = table.sum()
     # A word's share in the prior is its share in both texts together.
@@ -191,11 +194,11 @@ def typical(counts: "Counter[str]", reference: "Counter[str]") -> "pd.DataFrame"
 def idioms(texts: Iterable[str]) -> "Counter[str]":
     """Count the words of four Chinese characters in jieba's dictionary, most of them idioms.
 
-    Those with a numeral in them, such as 一百二十, are not counted.
+    Words with a numeral in them, such as 一百二十, are not counted.
     """
     import rjieba
 
-    # Without its hidden Markov model rjieba makes no words of its own.
+    # Without its hidden Markov model rjieba makes no words that its dictionary does not have.
     words = (word for text in texts for word in rjieba.cut(text, hmm=False))
     return Counter(word for word in words if FOUR_HAN.fullmatch(word) and not NUMERAL.search(word))
 

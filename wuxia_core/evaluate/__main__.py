@@ -37,16 +37,21 @@ def main(arguments: list[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> None:
     """Measure what the parsed command line asks for, and print it.
 
-    With `--harness` that is the tables of lm-evaluation-harness; with `--quick` the first passages,
-    and a sentence each on bits per character of 武侠 and of general text; else the closing words of
-    the scorecard, after the first passages if it had to be made. With `--gate` a last sentence says
-    that nothing speaks against publishing the adapter; `DataError` is raised if something does.
-    What `run_harness`, `quick_look` and `evaluate` raise is raised too.
+    With `--harness` the tables of lm-evaluation-harness are printed. With `--quick` the first
+    passages are printed, then one sentence on the bits per character of 武侠 and one on those of
+    general text. Otherwise the closing words of the scorecard are printed; if the scorecard had to
+    be measured, the first passages come before them. With `--gate` one more sentence says that
+    nothing speaks against publishing the adapter.
+
+    Raises `DataError` if something does speak against it (with `--gate`), or if the folder has no
+    finished adapter, or no mixture any more; `ConfigError` if the run's config, or the name of a
+    task, is wrong; `MachineError` if the base, a GPU or the network fails.
     """
     if options.harness:
         run_harness(options.output_dir, options.harness)
     elif options.quick:
-        wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]  # rows of bits
+        # The first two rows are those of bits per character: of 武侠, then of general text.
+        wuxia, general = quick_look(options.output_dir, echo=print)["metrics"][:2]
         print(f"\n{bits_sentence(wuxia)}\n{bits_sentence(general)}")
     else:
         scorecard = evaluate(options.output_dir, echo=print)
@@ -82,15 +87,15 @@ def run_harness(output_dir: Path, tasks: list[str]) -> None:
 
     model, tokenizer = load_adapter(output_dir, best_device())
     # lm-eval calls `tie_weights`. It would fail, since PEFT has wrapped the embedding to train the
-    # mask token's row; and the weights are tied already.
+    # mask token's row; and it is not needed, since the weights are tied already.
     model.tie_weights = lambda: None
-    # A row at a time: several long ones might not fit into memory.
+    # One row in a batch, since several long rows might not fit into memory.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
     try:
         with model.disable_adapter():
             base = simple_evaluate(wrapped, tasks=tasks)
         tuned = simple_evaluate(wrapped, tasks=tasks)
-    except KeyError as error:
+    except KeyError as error:  # lm-eval does not know the task
         raise ConfigError(f"harness: {error}; lm-eval ls tasks lists all") from None
     except OSError as error:
         remedy = "run it once where there is a network, or set HF_ENDPOINT to a mirror"

@@ -30,24 +30,28 @@ KEY = "blind_key.csv"  # a file in the run folder
 def write_sheets(output_dir: Path, passages: list[dict[str, str]]) -> Path:
     """Write `blind/sheet.csv` and `blind_key.csv` into the run folder; return the sheet's path.
 
-    `passages` are those of a scorecard, a row of the sheet each; the same give the same sheet. In
-    half of the rows, drawn at random, the tuned model's passage is B, in the others it is A. A
-    sheet that nobody has filled in is overwritten. Raises `DataError` if a rater has begun to fill
-    it in, or it cannot be read; `MachineError` if the folder cannot be written.
+    `passages` are those of a scorecard: dicts with `prompt`, `base`, `tuned` and more. Each of them
+    becomes a row of the sheet, and the same passages always give the same sheet. In half of the
+    rows, drawn at random, the tuned model's passage is in column B, in the others in column A; the
+    key says which. A sheet that nobody has filled in is overwritten.
+
+    Raises `DataError` if a rater has begun to fill in the sheet that is there, or if that sheet
+    cannot be read; `MachineError` if the folder cannot be written.
     """
     path = output_dir / "blind" / "sheet.csv"
-    # A table without these columns is nobody's sheet: its cells become NaN, which is not "".
+    # A missing column becomes NaN, which is not "" either: rows of any other table are kept, too.
     if path.exists() and _read_csv(path).reindex(columns=QUESTIONS).ne("").any(axis=None):
         raise DataError(f"{path}: is filled in; name it to read it, or move it away")
     digest = hashlib.sha256(repr(passages).encode()).hexdigest()  # ties the ids to these passages
     sheet = pd.DataFrame(passages)[["prompt", "tuned", "base"]].map(visible)
-    # An apostrophe before what a spreadsheet would run as a formula.
+    # Put an apostrophe before a text that a spreadsheet would run as a formula.
     sheet = sheet.replace(r"^(?=[=+\-@\t\r])", "'", regex=True)
     ids = pd.Index([f"{n}-{digest[:6]}" for n in range(1, len(sheet) + 1)], name="id")
     sheet = sheet.set_axis(["prompt", "A", "B"], axis=1).set_axis(ids)
-    # The rows that an odd number falls to when 0, 1, 2, … are shuffled: half of them.
+    # (rows,) bool: shuffle 0, 1, 2, … over the rows; half of the rows get an odd number.
     swapped = np.random.default_rng(int(digest, 16)).permutation(len(sheet)) % 2 == 1
-    # As an array, since pandas would put columns of a table back by their names.
+    # So far A is tuned, B is base: exchange them in the swapped rows. `to_numpy` is needed, since
+    # pandas would match the columns of a table by their names, and exchange nothing.
     sheet.loc[swapped, ["A", "B"]] = sheet.loc[swapped, ["B", "A"]].to_numpy()
     with raise_machine_error(str(output_dir)):
         path.parent.mkdir(exist_ok=True)
@@ -63,22 +67,23 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
 
     Returns
     -------
-    A table, a row a question: `question`, "style" or "quality"; `tuned`, the share of raters that
-    prefer the tuned model (0.5: no preference), averaged over prompts; `n`, the number of prompts
-    with an answer; `low` and `high`, the 95 % interval (Wilson 1927) of `tuned`, by the number of
-    prompts; `raters`, the number of sheets.
+    A table with a row for each question and these columns: `question`, "style" or "quality";
+    `tuned`, the share of raters who prefer the tuned model (0.5: no preference), averaged over
+    prompts; `n`, the number of prompts with an answer; `low` and `high`, the 95 % interval (Wilson
+    1927) of `tuned`, in which each prompt counts as one trial; `raters`, the number of sheets.
 
     Raises
     ------
     DataError
-        If the key or a sheet cannot be read, a question is answered nowhere, a sheet is named
-        twice, or a sheet is not this run's or has an answer that is not A, B or =.
+        If the key or a sheet cannot be read; if a sheet is named twice, is not this run's, or has
+        an answer that is not A, B or =; or if no sheet answers one of the two questions.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
-    key = _read_csv(output_dir / KEY).set_index("id")["tuned"].to_dict()
+    key = _read_csv(output_dir / KEY).set_index("id")["tuned"].to_dict()  # id: "A" or "B"
     votes = pd.concat([_read_votes(sheet, key) for sheet in sheets])
-    prompt_rates = votes.groupby(["question", "id"], sort=False)["won"].mean()  # over raters
+    # For each question and prompt the share of raters who prefer the tuned model; a tie is half.
+    prompt_rates = votes.groupby(["question", "id"], sort=False)["won"].mean()
     table = prompt_rates.groupby("question").agg(tuned="mean", n="count").reindex(QUESTIONS)
     if unanswered := table.index[table["n"].isna()].tolist():
         raise DataError(f"{', '.join(map(str, sheets))}: no {unanswered[0]} is filled in")
@@ -91,9 +96,10 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
 def _read_votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
     """Read the answers in a filled sheet; `key` maps the id of a prompt to the tuned side, A or B.
 
-    Returns a table, a row an answer: `id` of the prompt, `question`, `vote` ("A", "B" or "=") and
-    `won`, 1 if the vote is for the tuned model, 0.5 if it is a tie, else 0. Empty cells have no
-    row. Raises `DataError` if the sheet cannot be read, is not this run's, or has another answer.
+    Returns a table with a row for each answer: `id` of the prompt, `question`, `vote` ("A", "B" or
+    "=") and `won`, which is 1 if the vote is for the tuned model, 0.5 if it is a tie, else 0. Empty
+    cells have no row. Raises `DataError` if the sheet cannot be read, is not this run's, or has an
+    answer that is not A, B or =.
     """
     filled = _read_csv(sheet)
     if not {"id", *QUESTIONS} <= set(filled) or not filled["id"].isin(key).all():
@@ -101,7 +107,7 @@ def _read_votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
     votes = filled.melt("id", QUESTIONS, "question", "vote")
     votes["vote"] = votes["vote"].str.strip().str.upper().str.replace("＝", "=")
     votes = votes[votes["vote"] != ""]
-    # For the first wrong answer, if there is one.
+    # Raise at the first wrong answer; if no answer is wrong, the loop has no rows.
     for row in votes[~votes["vote"].isin(["A", "B", "="])].itertuples():
         raise DataError(f"{sheet}: {row.question} of {row.id} is {row.vote}; write A, B or =")
     is_tuned, is_tie = votes["vote"] == votes["id"].map(key), votes["vote"] == "="
@@ -109,7 +115,10 @@ def _read_votes(sheet: Path, key: dict[str, str]) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV file as a table of strings, "" for an empty cell; `DataError` if that fails."""
+    """Read a CSV file as a table of strings, in which an empty cell is "".
+
+    Raises `DataError` if the file cannot be read as CSV in UTF-8.
+    """
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except (OSError, ValueError) as error:
@@ -125,9 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_or_count(options: argparse.Namespace) -> None:
-    """Print the win rates in the filled sheets that are named; without any, write a sheet to fill.
+    """Print the win rates in the filled sheets; if none is named, write a sheet to fill in.
 
-    For that the run is evaluated, unless it was before. Raises what the functions called here do.
+    Before a sheet is written, the run is evaluated, unless its scorecard is there already. Raises
+    `DataError` if a sheet is wrong (see `win_rates`), if one that is filled in would be
+    overwritten, or if the run has no finished adapter or no mixture; `MachineError` if the base
+    cannot be loaded or the folder cannot be written; `ConfigError` if the run's config is wrong.
     """
     if options.filled:
         print(win_rates(options.output_dir, options.filled).round(3).to_string(index=False))

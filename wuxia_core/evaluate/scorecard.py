@@ -42,8 +42,9 @@ SCORECARD, PARTS = "scorecard.json", ".scorecard"  # a file and a folder of the 
 FORMAT = 8  # raise it when the scorecard's content changes, so that older ones are measured anew
 # Factors of LoRA's output, in the order in which they are measured; 1 is as trained.
 STRENGTHS = (0, 1, 0.5, 1.5, 0.75, 1.25, 0.25)
-# A small sample, since each strength is a model to measure: of a source the first 150 characters of
-# 8 documents at most, and passages of 50 tokens after 4 prompts.
+# What `frontier` measures each strength on. It is a small sample, since each strength is a model to
+# measure: the first 150 characters of at most 8 documents of a source, and passages of 50 tokens
+# after 4 prompts.
 DOCUMENTS, CHARACTERS, TOKENS, PROMPTS = 8, 150, 50, 4
 
 Scorecard = dict[str, Any]
@@ -54,12 +55,13 @@ logger = logging.getLogger(__name__)
 def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Return a run folder's scorecard: read `scorecard.json`, or measure it and write that file.
 
-    It is measured if the file is missing, or the adapter, a base in a folder, the texts, questions
-    or settings of the evaluation have changed since, but for `max_copied` and `max_extracted`.
-    `echo` is then called with the first passages as soon as they are written, before anything is
-    measured. Raises `DataError` if the folder holds no finished adapter, or one of another base, or
-    its mixture is gone; `MachineError` if the base cannot be loaded, a GPU cannot be used or lacks
-    memory, or the folder cannot be written; `ConfigError` if the run's config is wrong.
+    It is measured if the file is missing, or if the adapter, a base in a folder, the texts, the
+    questions or a setting of the evaluation has changed since. A changed `max_copied` or
+    `max_extracted` does not count. When it is measured, `echo` is called with the first passages as
+    soon as they are written, before any figure is measured. Raises `DataError` if the folder holds
+    no finished adapter, or one of another base, or its mixture is gone; `MachineError` if the base
+    cannot be loaded, a GPU cannot be used or lacks memory, or the folder cannot be written;
+    `ConfigError` if the run's config is wrong.
     """
     folder = Path(output_dir)
     digest = _digest(folder)
@@ -76,11 +78,11 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
         scorecard["passage"] = _read_or_make(parts, "passage", lambda: shown_passage(context))
         scorecard["strengths"] = _read_or_make(parts, "strengths", lambda: frontier(context))
     base = model.adapter_settings(folder)["base_model_name_or_path"]
-    # What is left in `writing` is `copied` and `texts`.
+    # `writing` still has `copied` and `texts`, see `score_generations`.
     scorecard |= {"base": base, "adapter": str(folder), "digest": digest, **writing}
     scorecard["objective"] = context.config.training.objective
     scorecard["minutes"] = context.config.evaluation.minutes
-    _choose_strength(scorecard, context.config.evaluation)
+    _choose_strength(scorecard, context.config.evaluation)  # sets `best_strength`
     _write_json(folder / SCORECARD, scorecard)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return scorecard
@@ -89,9 +91,11 @@ def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
 def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Write passages and measure bits per character only; return `passages` and `metrics`.
 
-    The first two rows of `metrics` are those of bits per character. What is measured is kept as
-    part of a later evaluation. If the folder has a current scorecard, that is returned whole.
-    `echo` is called with the first passages. Raises as `evaluate` does.
+    The first two rows of `metrics` are the bits per character of 武侠 and of general text. What is
+    measured is kept, so that a later evaluation does not measure it again. If the folder has a
+    current scorecard, that is returned whole. `echo` is called with the first passages. Raises
+    `DataError` if the folder has no finished adapter or no mixture; `MachineError` if the base, a
+    GPU or the disk fails; `ConfigError` if the run's config is wrong.
     """
     folder = Path(output_dir)
     digest = _digest(folder)
@@ -103,9 +107,10 @@ def quick_look(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
 
 
 def _read_current(folder: Path, digest: str) -> Scorecard | None:
-    """Read the folder's scorecard, with its best strength by the limits in the folder's config.
+    """Read a folder's scorecard; choose its best strength by the limits in the folder's config.
 
-    Returns None if there is no scorecard, or it has another digest.
+    Returns None if there is no scorecard, or if its digest is not `digest` (see `_digest`): then
+    something that it depends on has changed. Raises `ConfigError` if the config is wrong.
     """
     scorecard = mixing.read_json(folder / SCORECARD)
     if not scorecard or scorecard.get("digest") != digest:
@@ -115,7 +120,11 @@ def _read_current(folder: Path, digest: str) -> Scorecard | None:
 
 
 def _choose_strength(scorecard: Scorecard, limits: EvaluationConfig) -> None:
-    """Set `best_strength`, which another `max_copied` moves without a new measurement."""
+    """Set the scorecard's `best_strength`, None if there is none, by the limits in the config.
+
+    It is chosen anew whenever a scorecard is read, since another `max_copied` may change it
+    although nothing is measured again.
+    """
     best = best_strength(scorecard["strengths"], limits.general_margin, limits.max_copied)
     scorecard["best_strength"] = best
 
@@ -124,8 +133,10 @@ def _choose_strength(scorecard: Scorecard, limits: EvaluationConfig) -> None:
 def _open_context(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path]]:
     """Load model and mixture for an evaluation; yield the context and the folder of its parts.
 
-    While it is open, no build can replace the mixture. An error of GPU memory, in the `with` block
-    too, becomes a `MachineError`. What loading raises is raised too: see `evaluate`.
+    While the context is open, no build can replace the mixture. An `evaluation.minutes` of None is
+    replaced by `affordable_minutes`. Raises `MachineError` if GPU memory runs out, in the `with`
+    block too, or the base cannot be loaded; `DataError` if the adapter or the mixture is gone or
+    another one; `ConfigError` if the run's config is wrong.
     """
     import torch
 
@@ -145,18 +156,22 @@ def _open_context(folder: Path, digest: str) -> Iterator[tuple[EvalContext, Path
 
 
 def affordable_minutes(folder: Path) -> float:
-    """Return the minutes for a scorecard: a tenth of those that the run trained, at least 20.
+    """Return the minutes for a scorecard: a tenth of the minutes that the run trained, at least 20.
 
     They are 20 if the folder has no metrics of the training.
     """
     pairs = pairwise(run.read_rows(folder) if (folder / run.METRICS).is_file() else [])
-    # From each row to the next, but not from the end of a run to its resumption.
+    # The time from each row to the next, but not the pause before a run was resumed.
     seconds: float = sum(b["time"] - a["time"] for a, b in pairs if b.get("event") != "resumed")
     return max(EvaluationConfig.FEWEST_MINUTES, seconds / 600)  # a tenth, in minutes
 
 
 def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
-    """Write the passages, echo the first, then measure bits; return `passages` and `metrics`."""
+    """Write the passages, echo the first, then measure bits; return `passages` and `metrics`.
+
+    Both are read from the folder `parts` if they are there already. `metrics` are the rows of
+    `score_bits`.
+    """
     passages = _read_or_make(parts, "written", lambda: write_passages(context))
     echo(first_passages(passages))
     bits = _read_or_make(parts, "bits", lambda: score_bits(context))
@@ -166,7 +181,8 @@ def _quick_part(context: EvalContext, parts: Path, echo: Echo) -> Scorecard:
 def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
     """Read the part `name` from the folder `parts`; if it is missing or damaged, `make` it first.
 
-    What was just made is read back too, since JSON turns tuples into lists.
+    A part that was just made is written there and read back, since JSON turns tuples into lists.
+    Raises `MachineError` if the part cannot be written, and whatever `make` raises.
     """
     path = parts / f"{name}.json"
     with suppress(OSError, ValueError):
@@ -176,11 +192,13 @@ def _read_or_make(parts: Path, name: str, make: Callable[[], Any]) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Make a folder and write a JSON file there, which never exists with half of its content.
+    """Write `value` as JSON into the file `path`; make the folder if it is missing.
 
-    Raises `MachineError` if it cannot be written.
+    The file gets its name only when it is complete, so nobody reads half of it. Raises
+    `MachineError` if it cannot be written.
     """
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")  # another may evaluate the same run
+    # With the process id in its name, since another process may evaluate the same run.
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     with raise_machine_error(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -188,11 +206,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Hash what the measurements of a scorecard depend on: 16 hex digits.
+    """Hash everything that the measurements of a scorecard depend on: 16 hex digits.
 
-    Of a base in a folder its JSON files and weights are hashed, of a base from the hub only the
-    name, which stands in the adapter's settings. `evaluation.max_copied` and `max_extracted` are
-    left out: no measurement depends on them.
+    If the base is a folder, its JSON files and weights are hashed; of a base from the hub only the
+    name is, as a part of the adapter's settings. `evaluation.max_copied` and `max_extracted` are
+    left out: no measurement depends on them. Raises `DataError` if the folder has no finished
+    adapter, `ConfigError` if its config is wrong.
     """
     base = locate(model.adapter_settings(folder)["base_model_name_or_path"])
     config = load_config(folder / "config.yaml")
@@ -212,16 +231,17 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
 
     Returns
     -------
-    A row a strength, from 0 on: `strength`; `wuxia` and `general`, bits per character of held-out
-    openings; `copied`, the length in characters of the longest run that one of its passages shares
-    with the training text. There is no row if 武侠 or general text has no held-out document, and
-    there are fewer if the time runs out.
+    A list of dicts, one for each strength, from 0 on: `strength`; `wuxia` and `general`, bits per
+    character of held-out openings; `copied`, the length in characters of the longest run that one
+    of the passages at this strength shares with the training text. The list is empty if 武侠 or
+    general text has no held-out document, and shorter if the time runs out.
     """
     from peft.helpers import rescale_adapter_scale
 
     texts = {source: openings(context, source) for source in ("wuxia", "general")}
     if not all(texts.values()):
         return []
+    # Tokens of a window and of a forward pass, at most.
     bounds = context.config.data.max_length, context.pass_tokens
     chosen_prompts = [row["prompt"] for row in prompts(context)[:PROMPTS]]
     rows: list[dict[str, float]] = []
@@ -235,7 +255,7 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
                 bits = bits_per_char(context.model, context.tokenizer, opening_texts, *bounds)
                 row[source] = bits
             rows.append(row)
-    # Together, since each call of `overlap` reads all training text.
+    # One call for all passages, since each call of `overlap` reads all training text.
     lengths = overlap(passages, context.mixture.training_texts)["length"]
     longest = lengths.groupby(lengths.index // len(chosen_prompts)).max()  # of each strength
     rows = [row | {"copied": int(length)} for row, length in zip(rows, longest, strict=True)]
@@ -243,7 +263,7 @@ def frontier(context: EvalContext) -> list[dict[str, float]]:
 
 
 def openings(context: EvalContext, source: str) -> list[str]:
-    """Return the first 150 characters of each held-out document of a source, of eight at most."""
+    """Return the first 150 characters of each held-out document of a source, of at most eight."""
     numbers = context.documents(source, mixing.VALIDATION, limit=DOCUMENTS)
     return [text[:CHARACTERS] for text in context.mixture.texts(numbers)]
 
@@ -253,8 +273,8 @@ def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int)
 
     `rows` are those of `frontier`, strength 0 first. A strength does harm if general text takes
     over `margin` bits per character more than at strength 0, or if a copied run has `most_copied`
-    characters or more. Of a tie the lower strength is returned, None if all do harm, or if time ran
-    out before strength 1 was measured.
+    characters or more. If two strengths tie, the lower one is returned. None is returned if all do
+    harm, or if time ran out before strength 1 was measured.
     """
     if not any(row["strength"] == 1 for row in rows):
         return None
@@ -266,9 +286,10 @@ def best_strength(rows: list[dict[str, float]], margin: float, most_copied: int)
 def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[str]:
     """Yield what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
 
-    The sentences name each run copied that reaches `max_copied`, what was not measured of copying
-    and general text, too large a share of recited prefixes, and general text or wits that got
-    worse. That the questions cannot tell whether the model forgot is no failure.
+    There is a sentence for each copied run of `max_copied` characters or more; for each figure of
+    copying and of general text that was not measured; for a share of recited prefixes above
+    `max_extracted`; for general text that got worse; and for questions that are answered worse
+    (`wits`). It is no failure if the questions cannot tell whether the model forgot.
     """
     rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]
@@ -290,9 +311,9 @@ def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[st
 def closing_words(scorecard: Scorecard, report: Path | None = None) -> str:
     """Return the last words of an evaluation, four parts with a blank line between them.
 
-    They are three sentences, a table of figures, a passage by base and by tuned, and what to do
-    next. `report` is the path of the run's page, if it has been made; else the command to make it
-    stands there.
+    The parts are the three `sentences`, a table of figures, a passage by base and one by tuned, and
+    what to do next. `report` is the path of the run's page; if it is None, no page has been made,
+    and the command that makes it stands in its place.
     """
     folder, quoted = scorecard["adapter"], shlex.quote(scorecard["adapter"])
     page = report or f"python -m wuxia_core.report {quoted}"
@@ -321,10 +342,10 @@ def first_passages(passages: list[dict[str, Any]]) -> str:
 def bits_sentence(row: Row) -> str:
     """Return a sentence: whether held-out text of a source became easier or harder to predict.
 
-    `row` is one of `bits_per_char`. That of general text has a verdict by `score_bits`, which
-    decides the sentence; if that is "not shown" although all of the interval lies above 0, the
-    sentence says that the text got a little worse. The row of 武侠 has no verdict, so its interval
-    decides.
+    `row` is one of the scorecard's two rows `bits_per_char`. The row of general text has a verdict
+    (see `score_bits`), which decides the sentence; if the verdict is "not shown" although all of
+    the interval lies above 0, the sentence says that the text got a little worse. The row of 武侠
+    has no verdict, so its interval decides: below 0 the text became easier, above 0 harder.
     """
     state = "not measured"  # the key of the sentence in the source's messages
     if row["delta"] is not None:
@@ -340,13 +361,14 @@ def bits_sentence(row: Row) -> str:
 def copying_sentence(scorecard: Scorecard) -> str:
     """Return a sentence: whether the tuned model copied training text, or learned it by heart.
 
-    It copied if it shares a run of 30 characters or more. Else it learned by heart if the share of
-    training prefixes that it recites, less that of held-out ones, surely rose by tuning. Else it
-    copied nothing, or that was not measured.
+    The model copied if a passage shares a run of 30 characters or more with training text.
+    Otherwise it learned by heart if tuning surely raised the share of training prefixes that it
+    recites, less the share of held-out ones: all of the interval lies above 0. Otherwise the
+    sentence says that nothing was copied, or that this was not measured.
     """
     rows, overlaps = by_name(scorecard), scorecard["copied"]
     row, extraction = rows["copied_length", "training"], rows["extraction_near", "training"]
-    longest: Row = overlaps[0] if overlaps else {"length": 0, "title": ""}
+    longest: Row = overlaps[0] if overlaps else {"length": 0, "title": ""}  # longest run first
     state = "nothing" if row["delta"] is not None else "not measured"
     if longest["length"] >= FLAGGED:
         state = "copied"
@@ -357,7 +379,10 @@ def copying_sentence(scorecard: Scorecard) -> str:
 
 
 def by_name(scorecard: Scorecard) -> dict[tuple[str, str], Row]:
-    """Map (name of a metric, its source) to the metric's row of the scorecard."""
+    """Map (name of a metric, its source) to the metric's row of the scorecard.
+
+    `by_name(scorecard)["bits_per_char", "wuxia"]` is the row of bits per character of 武侠.
+    """
     return {(row["name"], row["source"]): row for row in scorecard["metrics"]}
 
 
@@ -369,10 +394,10 @@ def _change(row: Row) -> str:
 
 
 def _figures_table(scorecard: Scorecard) -> str:
-    """Return a table, as text, of the metrics in the messages' section `[table]`, a row each.
+    """Return a table, as text, of the metrics in the messages' section `[table]`, a row for each.
 
-    The last column has the verdict. For a metric without one it has the reason why figures are
-    missing; it is blank if there is neither.
+    The last column has the metric's verdict. If it has none, the column has the reason why figures
+    are missing, and is blank if there is no reason either.
     """
     columns = [*FIGURES, "verdict"]
     texts, metrics = messages("table"), by_name(scorecard)
@@ -385,14 +410,14 @@ def _figures_table(scorecard: Scorecard) -> str:
 
 
 def _best_passages(scorecard: Scorecard) -> str:
-    """Return, as text, the passages of base and tuned after the prompt where style rose most.
+    """Return, as text, base's and tuned's passages after the prompt where tuning raised style most.
 
     If no style was measured, the first prompt whose passages were long enough is chosen; if no
     passage was, the first prompt. A warning follows if the base is the bundled one.
     """
-    # None, for a style that was not measured, counts as 0.
+    # (writer, number of the prompt) → logit of style; one that was not measured (None) counts as 0.
     style = {(row["writer"], row["number"]): row["style"] or 0.0 for row in scorecard["texts"]}
-    numbers = [number for writer, number in style if writer == "base"]  # and so for "tuned"
+    numbers = [number for writer, number in style if writer == "base"]  # the same for "tuned"
     best = max(numbers, key=lambda n: style["tuned", n] - style["base", n], default=0)
     lines = [messages("passages")["best"], _passage_lines(scorecard["passages"][best])]
     return "\n".join(filter(None, [*lines, tiny_warning(scorecard)]))
@@ -405,7 +430,7 @@ def tiny_warning(scorecard: Scorecard) -> str:
 
 
 def _passage_lines(passage: dict[str, Any]) -> str:
-    """Return a prompt and what base and tuned wrote, each on a line, cut to 100 characters."""
+    """Return three lines: a prompt and what base and tuned wrote, each cut to 100 characters."""
     prompt, base, tuned = (one_line(passage[key])[:100] for key in ("prompt", "base", "tuned"))
     labels = messages("passages")
     return f"{prompt} …\n  {labels['base']}{base}\n  {labels['tuned']}{tuned}"

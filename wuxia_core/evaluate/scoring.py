@@ -32,7 +32,7 @@ Scored = tuple[int, Tokens, Tokens]
 # For the N labels of a batch: the numbers of their items (N,), and as tensors the logits that
 # predict them (N, V) and the labels themselves (N,).
 Prediction = tuple[Ints, Any, Any]
-QUESTIONS = Path(__file__).with_name("questions.jsonl")  # ours
+QUESTIONS = Path(__file__).with_name("questions.jsonl")  # our own questions
 OPTIONS = 4  # of each question
 Z90 = 1.6449  # normal quantile of a two-sided 90 % interval: either side is a test at 5 %
 
@@ -47,8 +47,9 @@ def bits_per_char(
     r"""Measure how well a model predicts texts, left to right: lower is better.
 
     :math:`-\sum_t \log_2 p(x_t \mid x_{<t}) / C` over Unicode code points C after NFC, so that
-    tokenizers compare. Each token is scored once; the model sees before it at least half a window
-    of its text, or all of it that there is. An end-of-text token stands in front of each text.
+    tokenizers compare. Each token is scored once; before it the model sees at least half a window
+    of the same text, or as much of the text as there is. An end-of-text token stands in front of
+    each text.
 
     Parameters
     ----------
@@ -83,15 +84,15 @@ def document_bits(
     window: int,
     tokens: int | None = None,
 ) -> pd.DataFrame:
-    """Score each text as `bits_per_char` does, with the same parameters; `texts` are one or more.
+    """Score each of one or more `texts` as `bits_per_char` does, with the same parameters.
 
-    Returns a table, a row a text: the sum of its tokens' `bits`, and its length after NFC in
-    `chars` (code points) and in `bytes` (of UTF-8). An empty text has 0 in each.
+    Returns a table with a row for each text: `bits`, the sum over its tokens; `chars`, its code
+    points after NFC; `bytes`, its bytes of UTF-8 after NFC. An empty text has 0 in each.
     """
     composed = [unicodedata.normalize("NFC", text) for text in texts]
     start_id = document_start_id(tokenizer)
     encoded = tokenizer(composed, add_special_tokens=False, split_special_tokens=True).input_ids
-    documents = [np.array([start_id, *ids], np.int32) for ids in encoded]
+    documents = [np.array([start_id, *ids], np.int32) for ids in encoded]  # token ids
     rows = [row for number, ids in enumerate(documents) for row in _sliding(number, ids, window)]
     nats = sequence_nll(model, rows, len(composed), tokens or window)
     columns = {"bits": nats / np.log(2), "chars": [len(text) for text in composed]}
@@ -118,8 +119,9 @@ def sequence_nll(
 ) -> Floats:
     """Return for each item the sum of -log p of its labels, in nats: (count,).
 
-    `count` is the number of items; `rows` name them by their numbers, from 0. An item may have
-    several rows; one without a label gets 0. `tokens` is as in `predictions`.
+    `count` is the number of items; each of `rows` begins with the number of its item, from 0 on.
+    The rows of one item are added up; an item without a label gets 0. `tokens` is the most tokens
+    of a forward pass, as in `predictions`.
     """
     import torch.nn.functional as F
 
@@ -136,12 +138,13 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Let `model` predict the labels of `rows`; yield one `Prediction` a batch of rows.
 
-    A batch has at most `tokens` tokens with its padding, or a single row of more, and at most
-    `LOGITS` logits, float32: a row with more labels is split. Rows without a label are left out.
+    A batch has at most `tokens` tokens, padding included, or a single longer row. It has at most
+    `LOGITS` logits in float32: a row whose labels take more than that is split. Rows without a
+    label are left out.
     """
     import torch
 
-    max_labels = LOGITS // model.config.vocab_size
+    max_labels = LOGITS // model.config.vocab_size  # of a batch: each label takes V logits
     rows = list(_split(rows, max_labels))
     longest = max((len(ids) for _, ids, _ in rows), default=1)
     size = max(1, min(tokens, max_labels) // longest)  # rows of a batch
@@ -158,10 +161,12 @@ def predictions(
 
 
 def _split(rows: Iterable[Scored], max_labels: int) -> Iterator[Scored]:
-    """Yield several rows for a row with more than `max_labels` labels, none for one without any.
+    """Split each row with more than `max_labels` labels; leave out rows without any label.
 
-    A row that is yielded begins with the first token of the one it comes from, so that its labels
-    keep their context, and ends with its own last label.
+    A row that is yielded begins with the first token of the row that it comes from, so that its
+    labels keep their context, and ends with the last of its own labels. With labels at 1, 2 and 3
+    and a `max_labels` of 2 there are two rows: tokens 0 to 2 with the labels at 1 and 2, and tokens
+    0 to 3 with the label at 3.
     """
     for number, ids, labels in rows:
         places = np.flatnonzero(labels != IGNORE_INDEX)
@@ -174,13 +179,13 @@ def _split(rows: Iterable[Scored], max_labels: int) -> Iterator[Scored]:
 def score_bits(context: EvalContext) -> list[Row]:
     """Measure bits per character of 武侠 and of general text, and memorisation of 武侠: three rows.
 
-    The first two are of held-out documents. If there are enough of these, they have `bits_per_byte`
-    (of UTF-8) too, so that other projects can compare. The row of general text also has a `margin`,
-    `evaluation.general_margin`, and a `verdict`: `kept` if the whole interval of the difference
-    lies below the margin, `worse` if it lies above, `not shown` if the margin lies within it,
-    `not measured` if there is none. Memorisation is, for either model, bits per character of
-    training documents less those of held-out ones; `delta` is below 0 if tuning helped more on
-    training text.
+    The first two rows are measured on held-out documents. If these are enough for figures, a row
+    has `bits_per_byte` (of UTF-8) too, so that other projects can compare. The row of general text
+    also has a `margin`, which is `evaluation.general_margin`, and a `verdict`: `kept` if the whole
+    interval of the difference lies below the margin, `worse` if it lies above, `not shown` if the
+    margin lies within it, `not measured` if there is no interval. Memorisation is, for either
+    model, bits per character of training documents less those of held-out ones; its `delta` is
+    below 0 if tuning helped more on training text.
     """
     held_out = {source: _bits(context, source, VALIDATION) for source in ("wuxia", "general")}
     rows = []
@@ -188,10 +193,10 @@ def score_bits(context: EvalContext) -> list[Row]:
         metric = Metric("bits_per_char", "bits/character", source, ratio("bits", "chars"))
         row = compare(metric, base, tuned, context.seed)
         if row["delta"] is not None:
-            sums = {"base": base.sum(), "tuned": tuned.sum()}
+            sums = {"base": base.sum(), "tuned": tuned.sum()}  # over the documents
             row["bits_per_byte"] = {name: s["bits"] / s["bytes"] for name, s in sums.items()}
         rows.append(row)
-    general, margin = rows[-1], context.config.evaluation.general_margin
+    general, margin = rows[-1], context.config.evaluation.general_margin  # bits a character
     general |= {"verdict": "not measured", "margin": margin}
     if general["delta"] is not None:
         general["verdict"] = _verdict(kept=general["high"] < margin, worse=general["low"] > margin)
@@ -204,7 +209,7 @@ def score_bits(context: EvalContext) -> list[Row]:
 
 
 def _verdict(kept: bool, worse: bool) -> str:
-    """Return the verdict of a test: "kept" or "worse" if it shows that, else "not shown"."""
+    """Return "kept" or "worse" if a test shows one of them, else "not shown"."""
     if kept:
         return "kept"
     return "worse" if worse else "not shown"
@@ -213,7 +218,7 @@ def _verdict(kept: bool, worse: bool) -> str:
 def _bits(context: EvalContext, source: str, split: str) -> Tables:
     """Score documents of a source and a split by `document_bits`, with base and with tuned model.
 
-    Both tables have a bool column `trained` too: whether the split is that of training.
+    Both tables also have the bool column `trained`: whether the split is that of training.
     """
     window = context.config.data.max_length
 
@@ -230,9 +235,10 @@ def _bits(context: EvalContext, source: str, split: str) -> Tables:
 def questions(path: Path = QUESTIONS) -> list[SimpleNamespace]:
     """Read a file of questions, by default our own, and compose its characters (NFC).
 
-    The file has a JSON object on each line: an `id`, a `kind` (knowledge, reading, instruction or
+    Each line of the file is a JSON object: an `id`, a `kind` (knowledge, reading, instruction or
     arithmetic), the `question` itself, four `options`, the `answer` (index of the right option,
-    from 0) and the `reason` why it is right. These become attributes.
+    from 0) and the `reason` why it is right. Each becomes a namespace with these keys as
+    attributes.
     """
     text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8"))
     # `splitlines` would also cut at other signs, which may stand within a question.
@@ -242,7 +248,8 @@ def questions(path: Path = QUESTIONS) -> list[SimpleNamespace]:
 def score_questions(context: EvalContext) -> Row:
     """Put our questions to base and tuned; return the row that `questions_verdict` makes of it.
 
-    They come in an order that the seed shuffles, so that those that time allows are a fair sample.
+    The questions come in an order that the seed shuffles: if time runs out, those that were asked
+    are a fair sample.
     """
     shuffled = sorted(questions(), key=lambda question: hash_key(context.seed, question.id))
     # 32 at a time, for at most 13 % of the evaluation's minutes
@@ -255,19 +262,21 @@ def answers(context: EvalContext, asked: Sequence[SimpleNamespace]) -> pd.DataFr
     r"""Ask the model which option of each question is the likeliest per character.
 
     `asked` are questions as `questions` gives them. An option's score is the sum of log p of its
-    tokens behind `问题：…\n答案：`, over the number of its characters (code points after NFC), so
-    that long options stand a chance: `acc_norm` of lm-evaluation-harness (Gao et al. 2021). An
-    option is tokenized by itself, so that all four stand behind the same tokens of the prompt.
+    tokens behind `问题：…\n答案：`, divided by the number of its characters (code points after
+    NFC), so that long options stand a chance: `acc_norm` of lm-evaluation-harness (Gao et al.
+    2021). Each option is tokenized by itself, so that all four stand behind the same tokens of the
+    prompt.
 
     Returns
     -------
-    A row a question, in the order of `asked`: `margin`, the score of the right option less that of
-    the best wrong one, in nats a character; and `right`, 1 if that is above 0, else 0.
+    A table with a row for each question, in the order of `asked`: `margin`, the score of the right
+    option less that of the best wrong one, in nats a character; and `right`, 1 if `margin` is above
+    0, else 0.
     """
     start_id, tokenizer = document_start_id(context.tokenizer), context.tokenizer
     encode = functools.partial(tokenizer, add_special_tokens=False, split_special_tokens=True)
     prompts = encode([f"问题：{question.question}\n答案：" for question in asked]).input_ids
-    options = [option for question in asked for option in question.options]
+    options = [option for question in asked for option in question.options]  # four a question
     rows = []
     for number, ids in enumerate(encode(options).input_ids):
         prompt = [start_id, *prompts[number // OPTIONS]]  # the one of the option's question
@@ -277,7 +286,7 @@ def answers(context: EvalContext, asked: Sequence[SimpleNamespace]) -> pd.DataFr
     nats = sequence_nll(context.model, rows, len(options), context.pass_tokens)
     scores: Floats = -(nats / [len(option) for option in options]).reshape(-1, OPTIONS)
     is_right = np.arange(OPTIONS) == np.array([[question.answer] for question in asked])
-    # The score of the right option less the best of the others, (questions,).
+    # The score of the right option less the best score of the others, (questions,).
     margin = scores[is_right] - np.where(is_right, -np.inf, scores).max(axis=1)
     return pd.DataFrame({"right": (margin > 0).astype(int), "margin": margin})
 
@@ -285,13 +294,14 @@ def answers(context: EvalContext, asked: Sequence[SimpleNamespace]) -> pd.DataFr
 def questions_verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) -> Row:
     """Test whether the tuned model answers as well as its base; return the row of the scorecard.
 
-    Its `verdict` is `kept` if the 90 % interval of the difference in accuracy lies within ±margin,
+    The `verdict` is `kept` if the 90 % interval of the difference in accuracy lies within ±margin,
     which tests either side at 5 % (TOST: Schuirmann 1987); `worse` if all of the interval lies
-    below -margin; else `not shown`. It is `cannot tell`, with a `reason`, if the base is not above
-    chance by two standard errors of guessing, sqrt(0.25 · 0.75 / n): a base that knows nothing can
-    forget nothing. The upper bound is tested too: novels teach no school subjects, so an adapter
-    that is far *better* points at a mistake. The interval is the score interval of paired shares
-    (Tango 1998): with few changed answers a normal or bootstrap one is too short.
+    below -margin; else `not shown`. But it is `cannot tell`, with a `reason`, if the base is not
+    above chance by two standard errors of guessing, sqrt(0.25 · 0.75 / n): a base that knows
+    nothing can forget nothing. The upper bound is tested too: novels teach no school subjects, so
+    an adapter that is far *better* points at a mistake. The interval is the score interval of
+    paired shares (Tango 1998): with few changed answers a normal or bootstrap interval is too
+    short.
 
     Parameters
     ----------
@@ -315,11 +325,11 @@ def questions_verdict(base: pd.DataFrame, tuned: pd.DataFrame, margin: float) ->
 
 
 def _paired_interval(changes: Floats) -> tuple[float, float]:
-    """Return the 90 % interval of the mean of `changes`, a question each: low and high.
+    """Return the 90 % interval of the mean of `changes`, one for each question: low and high.
 
     A change is -1 (the right answer was lost), 0 or 1 (gained). The score interval (Tango 1998)
-    goes from the lowest to the highest mean that a two-sided test at 10 % does not reject; those in
-    a grid with steps of 0.0001 are tested.
+    goes from the lowest to the highest mean that a two-sided test at 10 % does not reject. All
+    means in a grid with steps of 0.0001 are tested.
     """
     gained, lost, n = int((changes > 0).sum()), int((changes < 0).sum()), len(changes)
     delta = np.linspace(-1, 1, 20_002)[1:-1]  # an even number, so without 0: z is 0 / 0 there

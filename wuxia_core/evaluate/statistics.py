@@ -12,7 +12,7 @@ from wuxia_core.messages import messages
 from wuxia_core.mixing import FEWEST
 
 Row = dict[str, Any]  # a row of the scorecard
-FIGURES = ("base", "tuned", "delta", "low", "high")  # in a row
+FIGURES = ("base", "tuned", "delta", "low", "high")  # keys of a row; `delta` is tuned less base
 # Takes a table of n items and weights (B, n), which say how often each of B resamples has each
 # item; gives the figure of each resample, (B,).
 Statistic = Callable[[pd.DataFrame, Floats], Floats]
@@ -30,9 +30,10 @@ class Metric(NamedTuple):
     statistic: Statistic
 
     def row(self, n: int, **figures: Any) -> Row:
-        """Make the metric's row of the scorecard, of `n` items.
+        """Make the metric's row of the scorecard: a dict with its labels, its figures and `n`.
 
-        `figures` are those in `FIGURES`; or only a `reason` why there are none: they are then None.
+        `n` is the number of items. `figures` are values for the keys `FIGURES`. If the metric could
+        not be measured, give a `reason` instead: all figures are then None.
         """
         labels = {"name": self.name, "unit": self.unit, "source": self.source}
         return {**labels, **dict.fromkeys(FIGURES), "n": n, **figures}
@@ -41,8 +42,8 @@ class Metric(NamedTuple):
 def ratio(numerator: str, denominator: str) -> Statistic:
     """Make a statistic: the sum of the column `numerator` over the sum of the column `denominator`.
 
-    `ratio("bits", "chars")` of two items with 6 and 4 bits and 2 characters each is 10 / 4 = 2.5 in
-    a resample that has both once.
+    Take two items with 6 and 4 bits and 2 characters each: `ratio("bits", "chars")` is 10 / 4 = 2.5
+    in a resample that has each item once.
     """
 
     def statistic(items: pd.DataFrame, weights: Floats) -> Floats:
@@ -53,10 +54,11 @@ def ratio(numerator: str, denominator: str) -> Statistic:
 
 
 def group_difference(group: str, numerator: str, denominator: str) -> Statistic:
-    """Make a statistic: the `ratio` over items flagged in the bool column `group`, less the rest's.
+    """Make a statistic: the `ratio` over the flagged items, less the `ratio` over the others.
 
-    It is NaN if fewer than six items are flagged or fewer than six are not, and in a resample that
-    has no flagged or no other item.
+    `group` is the bool column that flags items. The statistic is NaN if fewer than six items are
+    flagged or fewer than six are not, and also in any resample that has no flagged item, or has no
+    other item.
     """
     group_ratio = ratio(numerator, denominator)
 
@@ -74,28 +76,29 @@ def group_difference(group: str, numerator: str, denominator: str) -> Statistic:
 def compare(metric: Metric, base: pd.DataFrame, tuned: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned by a metric: its two figures and a 95 % interval of their difference.
 
-    A paired bootstrap (Efron & Tibshirani 1993): 10,000 resamples, drawn by `seed`, each with the
-    same items of both models. If fewer than six rows differ between `base` and `tuned`, the
-    interval is widened to include 0: a sign test could show nothing at 5 %.
+    The interval comes from a paired bootstrap (Efron & Tibshirani 1993): 10,000 resamples are drawn
+    by `seed`, and each has the same items for both models. If fewer than six rows differ between
+    `base` and `tuned`, the interval is widened to include 0: a sign test could show nothing at 5 %.
 
     Parameters
     ----------
     base, tuned : DataFrame
-        The same items in the same order, a row each. Columns that `metric.statistic` does not take
-        must be the same in both, since a row that differs in any column counts as different.
+        The same items in the same order, a row for each. Columns that `metric.statistic` does not
+        take must be the same in both, since a row that differs in any column counts as different.
 
     Returns
     -------
     The metric's row of the scorecard; `delta` is tuned less base. The figures are None, and
-    `reason` says why, if there are fewer than six items, or of one kind in `group_difference`.
+    `reason` says why, if there are fewer than six items, or fewer than six of one kind (see
+    `group_difference`).
     """
     n = len(base)
     if n < FEWEST:
         return metric.row(n, reason=reason("few", n))
     draws = np.random.default_rng(seed).multinomial(n, [1 / n] * n, 10_000)
-    weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples
+    weights = np.vstack([np.ones(n), draws])  # the sample itself, then its resamples: (10,001, n)
     of_base, of_tuned = (metric.statistic(items, weights) for items in (base, tuned))
-    deltas = of_tuned - of_base  # the first of the sample itself
+    deltas = of_tuned - of_base  # (10,001,); the first is that of the sample itself
     if np.isnan(deltas[0]):
         return metric.row(n, reason=reason("few of a kind", n))
     low, high = interval(deltas[1:], n)
@@ -119,9 +122,9 @@ def interval(resampled: Floats, n: int) -> Floats:
     """Return the 95 % interval of a figure, low and high, (2,), from resamples of its `n` items.
 
     `resampled` (B,) has the figure of each resample; NaNs are left out. This is the expanded
-    percentile interval (Hesterberg 2015): since a percentile interval of few items is too short, it
-    is made wider by sqrt(n / (n - 1)), and by as much as Student's interval is wider than the
-    normal one. For n = 10 it spans 98.3 % of the resamples, for very many items 95 %.
+    percentile interval (Hesterberg 2015). A percentile interval of few items is too short. So it is
+    made wider by sqrt(n / (n - 1)), and by as much as Student's interval is wider than the normal
+    one. For n = 10 it spans 98.3 % of the resamples, for very many items 95 %.
     """
-    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))  # share cut off on either side
     return np.asarray(np.nanquantile(resampled, [tail, 1 - tail]))

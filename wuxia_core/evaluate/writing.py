@@ -35,10 +35,10 @@ WRITERS = ("base", "tuned", "few_shot")
 PASSAGE_BATCH = 16  # passages that are generated at a time
 OPENING = 40  # characters of a chapter that serve as a prompt
 CHARACTERS = 150  # of each passage that are compared, without white space: all of one length
-MEAN = ratio("value", "count")  # of the items that `_items` makes
+MEAN = ratio("value", "count")  # these are the columns of the items that `_items` makes
 
 POOL = 2000  # characters of a pool: text over which the share of each character is measured
-FEWEST_POOLS = 5  # of the target's human text, so that a standard deviation means something
+FEWEST_POOLS = 5  # of the target's text, so that a standard deviation means something
 FEWEST_TEXTS = 20  # of each kind, to fit a classifier
 HIDDEN = "■"  # stands for every character that a classifier shall not see
 
@@ -48,7 +48,7 @@ Measure = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def chunks(text: str, chars: int) -> list[str]:
-    """Cut a text without its white space into chunks of exactly `chars` characters.
+    """Take the white space out of a text, and cut it into chunks of exactly `chars` characters.
 
     A shorter rest is dropped: `一 二三四五` by 2 gives `["一二", "三四"]`.
     """
@@ -59,8 +59,9 @@ def chunks(text: str, chars: int) -> list[str]:
 def top_characters(texts: Sequence[str], n: int = 300) -> str:
     """Return the `n` commonest characters of `texts` as a string, the commonest first.
 
-    White space does not count. Of equally common characters the first in the texts comes first. A
-    classifier may see these characters: see `style_classifier`.
+    White space does not count. If two characters are equally common, the one that occurs first in
+    the texts comes first. `style_classifier` takes such a string as the characters that a
+    classifier may see.
     """
     return "".join(c for c, _ in Counter(strip_whitespace("".join(texts))).most_common(n))
 
@@ -68,12 +69,13 @@ def top_characters(texts: Sequence[str], n: int = 300) -> str:
 class BurrowsDelta:
     """Distance of pooled texts from a human style by its commonest characters (Burrows 2002).
 
-    `target` is text in the style to measure the distance from, `other` more human text. Both are
-    cut into pools of 2,000 characters. From all pools come the V commonest characters, at most as
-    many as `characters`, and the `mean` and `sd` (V,) of each one's share of a pool. `centroid`
-    (V,) is each one's mean share of the target's pools, as a z-score. To find the nearer of two
-    styles, fit twice with the two exchanged; each should be of one genre. Delta grows as a pool
-    gets smaller: compare pools of one size. Raises `DataError` if `target` has fewer than 5 pools.
+    `target` is text in the style to measure the distance from, `other` is more human text; each
+    should be of one genre. Both are cut into pools of 2,000 characters. V is the number of
+    characters that are compared: the commonest of all pools, at most `characters` of them. `mean`
+    and `sd` (V,) are taken over all pools, of each character's share of a pool. `centroid` (V,) is
+    each character's mean share in the target's pools, as a z-score. To find the nearer of two
+    styles, fit twice, the second time with the two exchanged. Delta grows as a pool gets smaller:
+    compare pools of one size. Raises `DataError` if `target` has fewer than 5 pools.
     """
 
     def __init__(self, target: Sequence[str], other: Sequence[str], characters: int = 500) -> None:
@@ -93,7 +95,7 @@ class BurrowsDelta:
     def counts(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Count how often each of N texts has each of the V commonest characters: (N, V + 1).
 
-        The last column has the texts' lengths. White space does not count.
+        The last column has the number of all characters of each text. White space does not count.
         """
         texts = [strip_whitespace(text) for text in texts]
         return np.column_stack([self._counter.transform(texts).toarray(), [*map(len, texts)]])
@@ -101,10 +103,10 @@ class BurrowsDelta:
     def delta(self, counts: npt.ArrayLike) -> Floats:
         """Return the mean absolute difference of z-scores between a pool and the target: 0 or more.
 
-        `counts` are rows of `self.counts`, summed over the texts of a pool; the last column is the
-        number of all characters. One pool, (V + 1,), gives a number; a pool from each of B
-        resamples, (B, V + 1), gives (B,). Raises `DataError` if the pools have on average fewer
-        than 2,000 characters.
+        `counts` are rows of `self.counts`, summed over the texts of a pool; the last column is then
+        the number of all characters of the pool. One pool, (V + 1,), gives one number; a pool from
+        each of B resamples, (B, V + 1), gives (B,). Raises `DataError` if the pools have on average
+        fewer than 2,000 characters.
         """
         common, totals = np.split(np.asarray(counts), [-1], axis=-1)  # (…, V) and (…, 1)
         if (size := totals.mean()) < POOL:
@@ -116,10 +118,10 @@ class BurrowsDelta:
 def style_classifier(target: Sequence[str], other: Sequence[str], common: str) -> "Pipeline":
     """Fit a classifier of texts: TF-IDF of runs of 1 to 3 characters, then logistic regression.
 
-    Its `decision_function` gives the log-odds that a text is like `target` rather than like
-    `other`. The classifier sees only the characters in `common` (those of `top_characters`), and ■
-    for each other one, so that names and props (剑, 掌门) tell nothing. A run must be in two texts
-    to count. Raises `DataError` if `target` or `other` has fewer than 20 texts.
+    The classifier's `decision_function` gives the log-odds that a text is like `target` rather than
+    like `other`. `common` are the characters that it sees (from `top_characters`); each other
+    character is replaced by ■, so that names and props (剑, 掌门) tell nothing. A run counts only
+    if two texts have it. Raises `DataError` if `target` or `other` has fewer than 20 texts.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -136,17 +138,18 @@ def style_classifier(target: Sequence[str], other: Sequence[str], common: str) -
 
 
 def distinct_n(texts: Sequence[str], n: int) -> tuple[Floats, Floats]:
-    """Count each text's part of all distinct n-grams of characters, and its n-grams: (N,) each.
+    """Return each text's part of all distinct n-grams, and its number of n-grams: (N,) each.
 
-    N is the number of `texts`. Distinct-n (Li et al. 2016, who count n-grams of words) is the sum
-    of the first over that of the second. The first is a text's jackknife value: the number of
-    distinct n-grams that no other text has, plus one Nth of the number that several texts have.
-    `["剑光", "剑影"]` with n 1 gives (1.5, 1.5) and (2, 2): distinct-1 is 3/4.
+    N is the number of `texts`; an n-gram is a run of n characters. Distinct-n (Li et al. 2016, who
+    count n-grams of words) is the sum of the first array over the sum of the second. The first
+    array has jackknife values: a text's part is the number of distinct n-grams that no other text
+    has, plus one Nth of the number that several texts have. `["剑光", "剑影"]` with n 1 gives (1.5,
+    1.5) and (2, 2): distinct-1 is 3/4.
     """
     grams = [[text[start : start + n] for start in range(len(text) - n + 1)] for text in texts]
     text_counts = Counter(gram for row in grams for gram in set(row))  # in how many texts each is
     unshared = np.array([sum(text_counts[gram] == 1 for gram in set(row)) for row in grams])
-    shared = len(text_counts) - unshared.sum()
+    shared = len(text_counts) - unshared.sum()  # distinct n-grams that several texts have
     return unshared + shared / len(texts), np.array([len(row) for row in grams])
 
 
@@ -163,7 +166,7 @@ def repetition(text: str, n: int = 4) -> float:
 def generate(
     context: EvalContext, prompts: Sequence[str], seed: int, tokens: int = Sampling.tokens
 ) -> list[str]:
-    """Sample exactly `tokens` tokens behind each prompt, with the other defaults of `Sampling`.
+    """Sample exactly `tokens` tokens behind each prompt, otherwise with the defaults of `Sampling`.
 
     Returns the passages without their prompts. The same prompts and `seed` give the same passages
     on the same kind of machine.
@@ -177,7 +180,8 @@ def generate(
 def prompts(context: EvalContext) -> list[dict[str, Any]]:
     """List the prompts: our ten, then the openings of at most 30 held-out chapters of 武侠.
 
-    Returns a dict each: `prompt`, and as `human` the chapter's own text behind it, "" for ours.
+    Returns a list of dicts. `prompt` is the text to continue: one of ours, or the first 40
+    characters of a chapter. `human` is what follows these in the chapter, and "" for one of ours.
     """
     chapters = context.mixture.texts(context.documents("wuxia", VALIDATION, limit=30))
     own_prompts = OWN_PROMPTS.read_text(encoding="utf-8").splitlines()
@@ -188,10 +192,10 @@ def prompts(context: EvalContext) -> list[dict[str, Any]]:
 def write_passages(context: EvalContext) -> list[dict[str, Any]]:
     """Let base and tuned continue the same prompts, and the base after an example of 武侠 too.
 
-    They are those of `prompts`, as many as time allows. The example, 60 characters from the middle
-    of a training chapter, shows whether a prompt could do what tuning does. Returns rows with
-    `prompt` and `human` as in `prompts`, and with what was written behind the prompt: `base`,
-    `tuned`, and `few_shot`, by the base after the example.
+    The prompts are those of `prompts`, as many as time allows. The example, 60 characters from the
+    middle of a training chapter, shows whether a prompt could do what tuning does. Returns a list
+    of dicts with `prompt` and `human` as in `prompts`, and with what was written behind the prompt:
+    `base`, `tuned`, and `few_shot`, which the base wrote after example and prompt.
     """
     chapter = next(iter(context.mixture.texts(context.documents("wuxia", TRAIN, limit=1))), "")
     middle = len(chapter) // 2
@@ -213,27 +217,29 @@ def score_generations(context: EvalContext, passages: list[dict[str, Any]]) -> d
     """Measure the rows of `write_passages`, each passage cut to 150 characters.
 
     Prompts after which any writer wrote less are left out. As many chunks of held-out 武侠, spread
-    over it, are measured as the writer "human"; fewer if there are not so many.
+    over it, are measured as the writer "human"; there are fewer if held-out 武侠 is too short.
 
     Returns
     -------
     A dict: `metrics`, rows of the scorecard; `copied`, at most ten rows of `overlap` with the
-    longest runs in the tuned passages, which are not cut for that; `texts`, a row a measured text:
-    its `writer`, its `number` (the index in `passages`, or among the human chunks), the length of
-    its longest `copied` run, and its `style`, a logit, or None if no classifier could be fitted.
+    longest runs in the tuned passages, which are not cut for that; `texts`, a dict for each
+    measured text: its `writer`, its `number` (the index in `passages`, or among the human chunks),
+    the length of its longest `copied` run, and its `style`, a logit, or None if no classifier could
+    be fitted.
     """
+    # Indices in `passages` of the prompts after which every writer wrote enough.
     numbers = [n for n, row in enumerate(passages) if all(_cut(row[writer]) for writer in WRITERS)]
     rows = [(writer, n, _cut(passages[n][writer])) for writer in WRITERS for n in numbers]
     held_out = _human_chunks(context.human_texts("wuxia", VALIDATION))
     places = np.linspace(0, len(held_out) - 1, min(len(numbers), len(held_out))).astype(int)
     rows += [("human", n, held_out[place]) for n, place in enumerate(places)]
     table = pd.DataFrame(rows, columns=["writer", "number", "text"])
-    # One call of `overlap` for both, since each reads all training text.
+    # One call of `overlap` for cut and uncut passages, since each call reads all training text.
     uncut = [row["tuned"] for row in passages]
     overlaps = overlap([*table["text"], *uncut], context.mixture.training_texts)
     human_style = _HumanStyle(context)
     table["copied"], table["style"] = overlaps["length"][: len(table)], None
-    with suppress(DataError):  # the row of style_strength has the reason
+    with suppress(DataError):  # the row of the metric style_strength has the reason
         if numbers:
             table["style"] = human_style.classifier.decision_function(table["text"])
     return {
@@ -247,8 +253,9 @@ def score_generations(context: EvalContext, passages: list[dict[str, Any]]) -> d
 class _HumanStyle:
     """Burrows's Delta and a style classifier, each fitted on human text when first used.
 
-    That text is not held out: 武侠 of the training, general text of the training or unused. Both
-    properties raise `DataError` if there is too little of it.
+    That text is never held out: its 武侠 is training text, its general text is training text or
+    unused. Both properties raise `DataError` if there is too little of it: `delta` needs 5 pools of
+    武侠, `classifier` 20 chunks of each source.
     """
 
     def __init__(self, context: EvalContext) -> None:
@@ -257,7 +264,7 @@ class _HumanStyle:
 
     @functools.cached_property
     def delta(self) -> BurrowsDelta:
-        """The distance of texts from 武侠."""
+        """The distance of texts from 武侠, as a fitted `BurrowsDelta`."""
         return BurrowsDelta(*self.texts)
 
     @functools.cached_property
@@ -268,9 +275,10 @@ class _HumanStyle:
 
 
 def _measures(human_style: _HumanStyle) -> list[tuple[Metric, Measure]]:
-    """List the metrics of passages, each with the function that makes its items of a writer's rows.
+    """List the metrics of passages, each with the function that makes items of a writer's rows.
 
-    The functions raise `DataError` if `human_style` does.
+    The functions raise `DataError` if there is too little human text to fit `human_style`, and the
+    statistic of `burrows_delta` also if all passages together have fewer than 2,000 characters.
     """
 
     def pooled_delta(items: pd.DataFrame, weights: Floats) -> Floats:
@@ -293,9 +301,9 @@ def _measures(human_style: _HumanStyle) -> list[tuple[Metric, Measure]]:
 def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Row:
     """Compare base and tuned by a metric; add the figures of the controls, `few_shot` and `human`.
 
-    `table` has the texts of all writers; `measure` makes items of those of one. Returns the row of
-    the scorecard. If the metric cannot be measured, it has a `reason` and no control; a control
-    with fewer texts than the base is left out.
+    `table` has the texts of all writers; `measure` makes items of the rows of one writer. Returns
+    the row of the scorecard. If the metric cannot be measured, the row has a `reason` and no
+    control. A control with fewer texts than the base is left out.
     """
     n = int((table["writer"] == "base").sum())
     if n < FEWEST:
@@ -307,7 +315,7 @@ def _row(metric: Metric, measure: Measure, table: pd.DataFrame, seed: int) -> Ro
         return metric.row(n, reason=str(error))
     for control in ("few_shot", "human"):
         if len(items.get(control, ())) == n:  # figures of fewer texts cannot be compared
-            weights = np.ones((1, n))  # of no resample but the texts themselves
+            weights = np.ones((1, n))  # one row of weights: each text counts once
             row[control] = float(metric.statistic(items[control], weights)[0])
     return row
 

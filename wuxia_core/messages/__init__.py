@@ -31,7 +31,8 @@ def language() -> str:
 def messages(section: str) -> dict[str, Any]:
     """Read the messages of a section in the reader's language: templates with places for figures.
 
-    In English `messages("page")["more"]` is `"{more} more files."`. Raises as `language` does.
+    In English `messages("page")["more"]` is `"{more} more files."`. Raises `ConfigError` if the
+    environment variable `WUXIA_LANG` names no language that there is.
     """
     templates: dict[str, Any] = _read(language())[section]
     return templates
@@ -39,5 +40,5 @@ def messages(section: str) -> dict[str, Any]:
 
 @functools.cache
 def _read(name: str) -> dict[str, Any]:
-    """Read all sections of the language `name` from its file, once."""
+    """Read all sections of the language `name` from its file; each file is read only once."""
     return tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))

@@ -1,11 +1,12 @@
 """From documents to the mixture folder: split by book, tokenize once, cut windows, mix by tokens.
 
-The folder appears complete or not at all, and is used again while its inputs and settings are
-unchanged. It holds `documents.parquet` (a row for each document: source, book, chapter, split,
+The folder appears complete or not at all. It is used again as long as its inputs and settings do
+not change. It holds `documents.parquet` (a row for each document: source, book, chapter, split,
 characters, text), `windows.parquet` (a row for each chunk: document, start, end, source, split,
 window; `document` is a row of documents.parquet, [start, end) are offsets into the tokens),
 `tokens.npy` (int32, of all documents), `word_starts.npy` (bool, a flag for each token),
-`preparation.json` (what became of the files, what was found twice or shared with held-out text)
+`preparation.json` (what became of each file, which texts were found twice, what held-out text
+shared with training text)
 and `manifest.json` (what the folder was built from).
 """
 

@@ -2,8 +2,9 @@
 
 The stages stand below in the order in which `_prepare_texts` and `_build` call them. They share
 `texts`, which holds the documents' texts on disk, and `outline`, a table with a row for each
-document but without its text: reading fills in `source`, `book`, `chapter`, `characters` and
-`weight`; splitting fills in `split`. A document's number, from 0 on, is its index in both.
+document but without its text. Reading fills in the columns `source`, `book`, `chapter`,
+`characters` and `weight`; splitting fills in `split`. A document's number, from 0 on, is its index
+in both.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
 logger = logging.getLogger(__name__)
 
 ROW_GROUP = 16_000_000  # characters of documents.parquet that are written at a time, about
-# Keys of the section `data` that texts, as `_prepare_texts` leaves them, do not depend on.
+# Keys of the config's section `data` on which the texts that `_prepare_texts` writes do not depend.
 WINDOW_SETTINGS = {"general_ratio", "max_general_epochs", "max_length", "min_length", "stride"}
 REPEATS_SHOWN = 10  # repeated paragraphs kept as examples, at most
 
@@ -43,8 +44,8 @@ def mix(config: Config) -> Mixture:
     Raises
     ------
     DataError
-        Texts are missing, none are left to train on, or the general text is too little for its
-        ratio.
+        Texts are missing, no text is left to train on, or there is too little general text for
+        `data.general_ratio`.
     ConfigError
         The folder is to be built, but is not a mixture or is used by a run; a file that
         `data.encoding` or `data.weights` names does not exist; the lexicon is bad.
@@ -70,16 +71,22 @@ def mix(config: Config) -> Mixture:
 def _replace(
     folder: Path, config: Config, files: list[corpus.File], manifest: dict[str, Any]
 ) -> None:
-    """Build the mixture that `manifest` describes, and put it in the place of `folder`."""
+    """Build the mixture that `manifest` describes, and put it in the place of `folder`.
+
+    Raises `ConfigError` if a run uses the mixture in `folder`.
+    """
     with store.kept_unused(folder):
         texts_folder = _prepare_texts(config, files, manifest, folder)
         with store.staged(folder) as staging:
             _build(config, manifest, texts_folder, staging)
-        shutil.rmtree(texts_folder)  # if the build fails, the next one takes the texts from there
+        shutil.rmtree(texts_folder)  # it stays if the build fails: the next build uses it
 
 
 def warn_without_general(config: Config) -> None:
-    """Log a warning: without general text the model forgets. Name some, or raise a ratio of 0."""
+    """Log the warning that without general text the model forgets what it knows.
+
+    The advice is to name general text or, if `data.general_ratio` is 0, to raise that.
+    """
     warning = "no general text: nothing protects the model from forgetting what it knows (降智)"
     name_some = "name some as --general or data.general_file"
     remedy = name_some if config.data.general_ratio else "raise data.general_ratio"
@@ -89,29 +96,31 @@ def warn_without_general(config: Config) -> None:
 def current_mixture(config: Config) -> Mixture | None:
     """Open the mixture of `config`; None if it is missing, incomplete, or its inputs have changed.
 
-    Raises as `manifest_of`, but nothing if there is no folder.
+    If the folder exists, raises `DataError`, `ConfigError` or `MachineError` for the reasons that
+    `manifest_of` gives.
     """
     folder = store.mixture_folder(config.data.processed_data_file)
-    # Not without a folder: `manifest_of` may have to download the tokenizer.
+    # `manifest_of` may have to download the tokenizer: it is not called if there is no folder.
     return store.open_built(folder, manifest_of(config)) if folder.exists() else None
 
 
 def manifest_of(config: Config) -> dict[str, Any]:
     """Describe the mixture that `mix` would make of `config` and of the files as they are now.
 
-    Raises as `find_texts`, `ConfigError` for a bad lexicon, and `MachineError` if the tokenizer
-    cannot be had.
+    Raises `DataError` if there is no novel, none of the general text that `config` names, or far
+    too little of it; `ConfigError` if `data.encoding` or `data.weights` names a file that does not
+    exist, or the lexicon is bad; `MachineError` if the tokenizer cannot be had.
     """
     return _manifest(config, find_texts(config))
 
 
 def find_texts(config: Config) -> list[corpus.File]:
-    """List the files of the novels and of the general text, and those that are left out.
+    """List the files of the novels and of the general text, and the files that are left out.
 
     They are in the order of `join_series`. Raises `DataError` if there is no novel, if
-    `data.general_file` is set but holds no text, or if the general text is far too short (see
-    `windows.check_sizes`); `ConfigError` if a name in `data.encoding` or `data.weights` is no
-    file's.
+    `data.general_file` is set but has no text, or if the general text is far too short (see
+    `windows.check_sizes`); `ConfigError` if no file has a name that is in `data.encoding` or
+    `data.weights`.
     """
     settings = config.data
     paths = (settings.general_file, settings.lexicon)
@@ -132,7 +141,7 @@ def find_texts(config: Config) -> list[corpus.File]:
 
 
 def _lexicon(config: Config) -> tuple[str, ...]:
-    """Read the words of `data.lexicon`, which the segmenter must not split; () if it is None."""
+    """Read the words of `data.lexicon`, which are never cut; () if it is None."""
     path = config.data.lexicon
     return () if path is None else corpus.read_lexicon(locate(path))
 
@@ -140,10 +149,11 @@ def _lexicon(config: Config) -> tuple[str, ...]:
 def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
     """Describe all that the content of a mixture depends on: settings, and hashes of files.
 
-    Two equal manifests describe the same mixture. For a file that is left out the reason stands in
-    place of the hash.
+    Two equal manifests describe the same mixture. A file that is left out has the reason in place
+    of the hash.
     """
-    # without the paths: what they lead to is hashed, wherever it is
+    # These settings are not in the manifest: the files to which they lead are hashed, wherever
+    # they are.
     paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
     lexicon = "\n".join(sorted(_lexicon(config)))
     tokenizer = tokenizer_files(base_path(config.model))
@@ -163,7 +173,7 @@ def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Hash a file, or return "unreadable" if it cannot be read: reading its text tells why."""
+    """Hash a file; "unreadable" if it cannot be read: the reading of its text later warns why."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -174,12 +184,12 @@ def _sha256(path: Path) -> str:
 def _refuse_other_folder(folder: Path) -> None:
     """Raise `ConfigError` if `folder`, which is to be replaced, holds anything but a mixture.
 
-    A file in its place is refused too. If the folder exists and is not refused, a log record says
-    that it is built anew.
+    Raises it too if `folder` is a file. If the folder exists and is not refused, logs that it is
+    built anew.
     """
-    # for a file a name that no mixture has
+    # Names of files in the folder; if `folder` is a file, {""}: no mixture has that name.
     names = {path.name for path in folder.glob("*")} if not folder.is_file() else {""}
-    # an older mixture has inputs.json too
+    # A mixture of an older version has inputs.json too.
     is_ours = names >= store.FILES or store.read_manifest(folder) is not None
     if names - store.FILES - {"inputs.json"} or (names and not is_ours):
         key = "data.processed_data_file"
@@ -191,13 +201,14 @@ def _refuse_other_folder(folder: Path) -> None:
 def _prepare_texts(
     config: Config, files: list[corpus.File], manifest: dict[str, Any], folder: Path
 ) -> Path:
-    """Write all texts, clean, without repeats, and split, into a folder beside `folder`; return it.
+    """Write the texts, cleaned, without repeats, and split, into a folder; return that folder.
 
-    `mix` deletes the returned folder once the mixture is built. If the build fails, the next one
-    takes the texts from there, unless a file or a setting on which they depend has changed.
+    It is beside `folder`: `data/.mixed-texts` for `data/mixed`. `_replace` deletes it once the
+    mixture is built. If the build fails, the next build takes the texts from it, unless a file or a
+    setting on which they depend has changed.
     """
     texts_folder = folder.with_name(f".{folder.name}-texts")
-    # the manifest without what only the windows depend on
+    # the manifest, without the settings and files on which only the windows depend
     data = {key: value for key, value in manifest["data"].items() if key not in WINDOW_SETTINGS}
     texts_manifest = {**manifest, "data": data, "tokenizer": None, "lexicon": None}
     if store.read_manifest(texts_folder) == texts_manifest:
@@ -217,24 +228,25 @@ def _prepare_texts(
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file in UTF-8, Chinese characters as they are."""
+    """Write a JSON file in UTF-8; Chinese characters are not escaped."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging: Path) -> None:
     """Write the mixture that `manifest` describes into the folder `staging`.
 
-    `texts_folder` is that of `_prepare_texts`.
+    `texts_folder` is the folder that `_prepare_texts` returns.
     """
     outline = pd.read_parquet(texts_folder / store.DOCUMENTS)
     with (texts_folder / store.TEXTS).open("rb") as file:
         texts = Texts(file, outline["span"])
         tokenizer = load_tokenizer(base_path(config.model))
         encode = windows.Encoder(tokenizer, corpus.Segmenter(_lexicon(config)))
-        # this also writes the documents' tokens into `staging`
+        # This also writes the documents' tokens and word starts into `staging`. `general_epochs`
+        # is how often the general text is read while the novels are read once.
         packed, general_epochs = _make_windows(outline, texts, encode, config, staging)
         packed.to_parquet(staging / store.WINDOWS)
-        # training documents of which no chunk is in a window
+        # training documents that have no chunk in any window
         unused = (outline["split"] == TRAIN) & ~outline.index.isin(packed["document"])
         outline.loc[unused, "split"] = UNUSED
         _write_documents(outline, texts, staging / store.DOCUMENTS)
@@ -246,10 +258,10 @@ def _build(config: Config, manifest: dict[str, Any], texts_folder: Path, staging
 def _read_files(reports: list[corpus.FileReport], texts: Texts, data: DataConfig) -> pd.DataFrame:
     """Read and clean the files of `reports` into `texts`; fill in the reports; return the outline.
 
-    Raises `DataError` if cleaning leaves none of the novels or none of the general text, or if a
-    line of JSONL is not an object with a `text`.
+    Raises `DataError` if cleaning leaves no novel, if it leaves nothing of general text that was
+    there, or if a line of JSONL is not an object with a `text`.
     """
-    # corpus.OFF is the rule that data.curly_quotes asks for
+    # corpus.OFF has the rule `quotes`, which is applied only if data.curly_quotes is true
     skip = frozenset(data.skip_cleaning) | (set() if data.curly_quotes else corpus.OFF)
     rows: list[tuple[Any, ...]] = []
     for report in tqdm(reports, messages("bars")["reading"], leave=False):
@@ -269,9 +281,9 @@ def _read_files(reports: list[corpus.FileReport], texts: Texts, data: DataConfig
 
 
 def _file_row(report: corpus.FileReport) -> dict[str, Any]:
-    """Turn a file's report into its row of preparation.json.
+    """Turn a file's report into the file's row of preparation.json.
 
-    `refused` says why the file, or the rest of it, is left out; "" if all of it is read.
+    `refused` in the row says why the file, or the rest of it, is left out; "" if all of it is read.
     """
     values, file = asdict(report), report.file
     del values["file"]
@@ -284,13 +296,13 @@ def _deduplicate_and_split(outline: pd.DataFrame, texts: Texts, config: Config) 
     """Leave out copies of books and of paragraphs in `outline` and `texts`, then fill in `split`.
 
     A book of which a better edition has half or more is left out as a whole; a paragraph that
-    repeats another one is taken out of its document. Empty documents are left out, and nothing else
-    if `data.deduplicate` is off.
+    repeats another one is deleted from its document. Empty documents are left out. If
+    `data.deduplicate` is false, only empty documents are left out.
 
     Returns what was found, for preparation.json: `same_books`, `repeated_paragraphs`, `held_out`,
     `traditional`.
     """
-    index = corpus.DuplicateIndex()  # numbers documents as `outline` does; empty, it finds nothing
+    index = corpus.DuplicateIndex()  # numbers documents as `outline` does; if empty, finds nothing
     novels = outline["source"] == "wuxia"
     if config.data.deduplicate:
         bar = tqdm(outline.itertuples(), messages("bars")["duplicates"], len(outline), leave=False)
@@ -314,11 +326,11 @@ def _deduplicate_and_split(outline: pd.DataFrame, texts: Texts, config: Config) 
 
 
 def _list_traditional(novels: pd.DataFrame, texts: Texts) -> list[str]:
-    """List the books that begin in traditional characters, and warn; `[]` if all or none do.
+    """List the books that begin in traditional characters; `[]` if all books do, or none does.
 
-    `novels` are rows of the outline.
+    `novels` are rows of the outline. Logs a warning if the list is not empty.
     """
-    first = novels.reset_index().groupby("book")["index"].first()  # document of each book
+    first = novels.reset_index().groupby("book")["index"].first()  # each book's first document
     books = [book for book, number in first.items() if corpus.is_traditional(texts[number])]
     if len(books) == len(first):
         return []
@@ -330,12 +342,12 @@ def _list_traditional(novels: pd.DataFrame, texts: Texts) -> list[str]:
 
 
 def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
-    """Take repeated paragraphs out of `texts`, and adjust `characters` in `outline`.
+    """Delete repeated paragraphs from `texts`, and adjust `characters` in `outline`.
 
-    `repeats` has a row for each paragraph that goes: its `document` and `line`, and the
-    `kept_document` in which one like it stays. Returns the `count` of the paragraphs, their
-    `characters`, their number by book (`books`), and `examples`: each the names of the two
-    documents, `book · chapter`, and the paragraph that goes.
+    `repeats` has a row for each paragraph to delete: its `document` and `line`, and the
+    `kept_document`, in which one like it stays. Returns the `count` of the deleted paragraphs, the
+    number of their `characters`, their number by book (`books`), and `examples`. An example is the
+    names of the two documents, `book · chapter`, and the deleted paragraph.
     """
     names = outline["book"] + " · " + outline["chapter"]
     step = len(repeats) // REPEATS_SHOWN + 1  # every step-th one is an example
@@ -355,10 +367,10 @@ def _drop_repeats(repeats: pd.DataFrame, outline: pd.DataFrame, texts: Texts) ->
 
 
 def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
-    """Drop the sentences of held-out texts whose runs of 13 characters training texts have too.
+    """Drop from held-out texts the sentences that share a run of 13 characters with training texts.
 
-    Adjusts `characters` in `outline`. Returns for preparation.json the counts of `corpus.Leakage`
-    before (`found`) and after (`left`).
+    Changes `texts`, and adjusts `characters` in `outline`. Returns, for preparation.json, the
+    counts of `corpus.Leakage` before (`found`) and after (`left`).
     """
     train, held_out = (outline.index[outline["split"] == name] for name in (TRAIN, VALIDATION))
     ngrams = corpus.HeldOutNgrams(texts[number] for number in held_out)
@@ -368,7 +380,7 @@ def _remove_leakage(outline: pd.DataFrame, texts: Texts) -> dict[str, Any]:
     for number in held_out:
         shared = ngrams.shared(texts[number])
         before.add(shared)
-        while shared.any():  # without a sentence, those around it may make a shared run
+        while shared.any():  # the sentences around a dropped one may together make a shared run
             texts[number] = corpus.drop_sentences(texts[number], shared)
             outline.at[number, "characters"] = len(texts[number])
             shared = ngrams.shared(texts[number])
@@ -385,15 +397,14 @@ def _make_windows(
     """Tokenize documents, write tokens and word starts into `staging`, and make the windows.
 
     General training text comes last, and only as much as `data.general_ratio` takes. Returns the
-    table of chunks packed into windows, as `windows.pack` does, and how often the general text is
-    read while the novels are read once.
+    table of chunks with their windows that `windows.pack` returns, and how often the general text
+    is read while the novels are read once (0 without general text).
 
-    Raises `DataError` if there is no training text, or too little general text; none at all is no
-    error.
+    Raises `DataError` if no training text is left, or if there is general text but too little.
     """
     settings, seed = config.data, config.training.seed
     train = outline["split"] == TRAIN
-    counts = windows.repeat_counts(outline["weight"].to_numpy(), seed)
+    counts = windows.repeat_counts(outline["weight"].to_numpy(), seed)  # copies in an epoch
     documents = outline.assign(copies=np.where(train, counts, 1))
     as_needed = train & (outline["source"] == "general")  # tokenized only as far as it is needed
     in_full = documents[(train | (outline["split"] == VALIDATION)) & ~as_needed]
@@ -401,16 +412,17 @@ def _make_windows(
         (staging / store.TOKENS).open("wb") as tokens,
         (staging / store.WORD_STARTS).open("wb") as word_starts,
     ):
-        windows.write_headers(tokens, word_starts)  # their length is not known yet
+        windows.write_headers(tokens, word_starts)  # the number of tokens is not known yet
         write = partial(windows.write_chunks, texts, encode, (tokens, word_starts), settings)
         chunks, _ = write(in_full)
         if not (chunks["split"] == TRAIN).any():
             raise DataError("data.min_length, data.weights: they leave no training text")
+        # tokens of general text in an epoch
         budget = windows.general_budget(chunks, settings.general_ratio)
         drawn = store.shuffled(outline.index[as_needed], seed) if budget else []
-        # A window more: `choose_general` takes the total nearest to the budget, maybe one above it.
+        # One window more: `choose_general` takes the total nearest to `budget`, which may be above.
         general, share = write(documents.loc[drawn], budget + settings.max_length)
-        windows.write_headers(tokens, word_starts)  # now it is
+        windows.write_headers(tokens, word_starts)  # now it is known
     epochs = 0.0
     if len(general):
         epochs = windows.general_epochs(general, budget, share, settings)
@@ -421,14 +433,14 @@ def _make_windows(
 def _write_documents(outline: pd.DataFrame, texts: Texts, path: Path) -> None:
     """Write documents.parquet at `path`: the columns `store.OUTLINE` and each document's `text`.
 
-    Groups of documents of about `ROW_GROUP` characters are written one after the other, so that
-    never more than the texts of one group are in memory.
+    Documents are written in groups of about `ROW_GROUP` characters, so that only the texts of one
+    group are in memory at a time.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     table = outline[store.OUTLINE]
-    # Names and types of the columns; one row tells them, and no text need be read for it.
+    # The names and types of the columns, taken from one row so that no text need be read.
     schema = pa.Schema.from_pandas(table.head(1).assign(text=""), preserve_index=False)
     group_numbers = outline["characters"].cumsum() // ROW_GROUP
     with parquet.ParquetWriter(path, schema) as writer:

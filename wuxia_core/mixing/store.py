@@ -1,6 +1,6 @@
 """The mixture folder: opening it, its windows as datasets, and the tools that a build writes with.
 
-What is in the folder is decided by `mixing.build`.
+The module `mixing.build` decides what is in the folder.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ TRAIN, VALIDATION, UNUSED, DUPLICATE = "train", "validation", "unused", "duplica
 # All columns of documents.parquet but `text`.
 OUTLINE = ["source", "book", "chapter", "split", "characters"]
 
-FORMAT = 8  # raise it when code writes another content, so that older folders are built again
+FORMAT = 8  # raise it when the code writes other content, so that older folders are built again
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 RUN_MIXTURE = "mixture.json"  # a run folder's copy of the manifest; other folders have none
 DOCUMENTS, WINDOWS = "documents.parquet", "windows.parquet"
@@ -42,9 +42,9 @@ FILES = {MANIFEST, PREPARATION, DOCUMENTS, WINDOWS, TOKENS, WORD_STARTS}  # of a
 class Mixture:
     """An opened mixture folder: the documents that a run trains on and is judged on.
 
-    `tokens` (N,) int32 are those of all documents, each behind `<|endoftext|>`, and `word_starts`
-    (N,) bool flags the tokens that begin a word; both are memory-mapped. `windows` has a row for
-    each chunk, with the columns that the package's docstring lists.
+    `tokens`, (N,) int32, are the tokens of all documents, each document behind `<|endoftext|>`.
+    `word_starts`, (N,) bool, flags the tokens that begin a word. Both are memory-mapped. `windows`
+    has a row for each chunk, with the columns that the docstring of `mixing` lists.
     """
 
     tokens: Tokens
@@ -72,7 +72,7 @@ class Mixture:
     def draw(self, seed: int, source: str, *splits: str) -> list[int]:
         """List the numbers of the documents of `source` in any of `splits`, shuffled by `seed`."""
         chosen = self.outline.query("source == @source and split in @splits").index
-        return shuffled(chosen, seed, "held out")  # in one order, whatever the splits
+        return shuffled(chosen, seed, "held out")  # the order does not depend on `splits`
 
     def training_texts(self) -> Iterator[tuple[str, str]]:
         """Yield `(book and chapter, text)` of each document that is trained on."""
@@ -86,16 +86,17 @@ class Mixture:
     def preparation(self) -> dict[str, Any]:
         """What became of each file, which copies were found, what held-out text shared.
 
-        It is the content of preparation.json, `{}` if that is missing or damaged.
+        The content of preparation.json; `{}` if that file is missing or damaged.
         """
         return read_json(self.folder / PREPARATION) or {}
 
     @property
     def report(self) -> pd.DataFrame:
-        """What is trained on: a row for each `source` with `documents`, `tokens` and `share`.
+        """What an epoch trains on: a row for each `source` with `documents`, `tokens` and `share`.
 
-        `tokens` counts a text as often as it is trained on in an epoch; `share` is the part of all
-        tokens. The row of "wuxia" comes first.
+        `documents` is the number of documents. `tokens` is the number of tokens; a text counts as
+        often as it is trained on in an epoch. `share` is the source's share of all these tokens.
+        The row of "wuxia" comes first.
         """
         train = self.windows[self.windows["split"] == TRAIN]
         sources = train.assign(tokens=train["end"] - train["start"]).groupby("source")
@@ -107,12 +108,12 @@ class Mixture:
 class Windows:
     """Windows as a dataset: `windows[3]` at epoch 0, `windows[2, 3]` at epoch 2.
 
-    The index bears the epoch, so that a worker process or a resumed run need not be told of it.
+    The epoch is part of the index, so a worker process or a resumed run need not be told of it.
 
     Parameters
     ----------
     mixture : Mixture
-        It has the tokens.
+        The mixture that has the tokens of the chunks.
     chunks : DataFrame
         Rows of `mixture.windows`, sorted by window: all chunks of the windows in the dataset.
     characters : int
@@ -129,7 +130,7 @@ class Windows:
     def __init__(self, mixture: Mixture, chunks: pd.DataFrame, characters: int = 0) -> None:
         self._tokens, self._word_starts = mixture.tokens, mixture.word_starts
         self._spans = chunks[["start", "end"]].to_numpy()  # (chunks, 2)
-        # the numbers of the windows in the mixture, by which their masks are drawn
+        # the windows' numbers in the mixture, on which the random draws of their masks depend
         self._keys, counts = np.unique(chunks["window"], return_counts=True)
         # window n has the chunks from bounds[n] to bounds[n + 1]
         self._bounds = np.append(0, np.cumsum(counts))
@@ -140,12 +141,12 @@ class Windows:
         return len(self._keys)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Window:
-        """Join the chunks of a window; `index` is its row, or (epoch, row)."""
+        """Join a window's chunks to a `masking.Window`; `index` is its row, or (epoch, row)."""
         epoch, row = index if isinstance(index, tuple) else (0, index)
         spans = self._spans[self._bounds[row] : self._bounds[row + 1]]
         places = np.concatenate([np.arange(start, end) for start, end in spans])
         positions = np.concatenate([np.arange(end - start, dtype=np.int32) for start, end in spans])
-        # a chunk begins a word too, even if it was cut in the middle of one
+        # the first token of a chunk begins a word, even if the chunk was cut inside a word
         words = np.cumsum(self._word_starts[places] | (positions == 0), dtype=np.int32)
         key = int(self._keys[row])
         return Window(self._tokens[places], words, positions, key, epoch, row)
@@ -154,7 +155,7 @@ class Windows:
 def open_mixture(folder: Path) -> Mixture:
     """Open a mixture folder; the tokens are mapped into memory, not read.
 
-    Raises `DataError` if a file of it is missing or damaged.
+    Raises `DataError` if a file in the folder is missing or damaged.
     """
     try:
         tokens = np.load(folder / TOKENS, mmap_mode="r")
@@ -168,10 +169,11 @@ def open_mixture(folder: Path) -> Mixture:
 
 
 def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
-    """Open the mixture that the run in the folder `run` was made for.
+    """Open the mixture that the run in the folder `run` was trained on.
 
-    Raises `DataError` if `run` is no run folder, or if the mixture is gone or another one by now:
-    texts that the run was trained on could be held out in that one.
+    `processed_data_file` is the key `data.processed_data_file` of the run's config. Raises
+    `DataError` if `run` is no run folder, if the mixture is missing, or if there is another mixture
+    in its place: texts that the run was trained on could be held out in that one.
     """
     folder = locate(str(mixture_folder(processed_data_file)))
     manifest = read_manifest(run, RUN_MIXTURE)
@@ -180,28 +182,28 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     mixture = open_built(folder, manifest)
     if mixture is None:
         absent = f"nothing is there from {Path.cwd()}; go where the run was launched, or "
-        place = "" if folder.exists() else absent  # a relative path leads elsewhere from elsewhere
+        place = "" if folder.exists() else absent  # the path may be relative to another folder
         remedy = f"{place}mix the same texts again with {run / 'config.yaml'}"
         raise DataError(f"{folder}: not the mixture that {run} was trained on; {remedy}")
     return mixture
 
 
 def mixture_folder(processed_data_file: str) -> Path:
-    """Give the mixture's folder: `data/a` for `data/a`, and for `data/a.jsonl` of old configs."""
+    """Return the mixture's folder: `data/a` for `data/a`, and for `data/a.jsonl` of old configs."""
     path = expand(processed_data_file)
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
 def train_windows(mixture: Mixture) -> Windows:
-    """Give the training windows of a mixture as a dataset."""
+    """Return the training windows of a mixture as a dataset."""
     return Windows(mixture, mixture.windows[mixture.windows["split"] == TRAIN])
 
 
 def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
-    """Count the optimizer steps of a run on `processes` over a number of training windows.
+    """Count the optimizer steps of a whole run on `processes` processes.
 
-    `windows` may be an array of such numbers, and the steps are then one too. A
-    `training.max_steps` other than -1 is the number itself.
+    `windows` is the number of training windows in an epoch, or an array of such numbers; the steps
+    are then an array too. If `training.max_steps` is not negative, it is the number of steps.
     """
     training, batch = config.training, effective_batch(config, processes)
     steps = np.ceil(np.ceil(np.divide(windows, batch)) * training.num_train_epochs)
@@ -211,12 +213,13 @@ def run_steps(config: Config, windows: npt.ArrayLike, processes: int) -> Any:
 def held_out_windows(
     mixture: Mixture, limit: int, seed: int, max_windows: int | None = None
 ) -> dict[str, Windows]:
-    """Draw held-out documents, at most `limit` of each source; give their windows by source.
+    """Draw held-out documents, at most `limit` of each source; return their windows by source.
 
-    Of the windows of a source's documents at most `max_windows` are drawn in turn (None: all). Of
-    each document `characters` counts as large a share as of its tokens is scored: those in drawn
-    windows, but for the first of each chunk, and several times where `data.stride` makes chunks
-    overlap. A source without windows is left out.
+    Of the windows of a source's drawn documents, at most `max_windows` are drawn (None: all). The
+    scored tokens of a document are those in drawn windows, except the first token of each chunk;
+    where `data.stride` makes chunks overlap, a token is scored several times and counts as often.
+    `Windows.characters` adds up each document's characters times the scored share of its tokens. A
+    source without windows is left out.
     """
     windows = {}
     for source, documents in mixture.outline.query("split == @VALIDATION").groupby("source"):
@@ -225,22 +228,22 @@ def held_out_windows(
         numbers = shuffled(chunks["window"].unique(), seed, "windows")[:max_windows]
         is_drawn, of_document = chunks["window"].isin(numbers), chunks.groupby("document")
         scored = (chunks["end"] - chunks["start"] - 1).where(is_drawn, 0)  # tokens of each chunk
-        # The first token of a document is `<|endoftext|>`, which has no characters.
+        # Tokens of each document, except the first one: `<|endoftext|>` has no characters.
         tokens = of_document["end"].max() - of_document["start"].min() - 1
         shares = scored.groupby(chunks["document"]).sum() / tokens
-        characters = (documents["characters"] * shares).sum()  # a document not drawn has no share
+        characters = (documents["characters"] * shares).sum()  # NaN, not added, if not drawn
         if len(chunks):
             windows[source] = Windows(mixture, chunks[is_drawn], round(characters))
     return windows
 
 
 def hash_key(seed: int, *names: object) -> str:
-    """Hash a seed and names, in hexadecimal: to sort by it shuffles, alike on any machine."""
+    """Hash a seed and names, in hexadecimal; sorting by it shuffles, alike on any machine."""
     return hashlib.sha256(repr((seed, *names)).encode()).hexdigest()
 
 
 def shuffled(numbers: Iterable[int], seed: int, *purpose: str) -> list[int]:
-    """Shuffle `numbers` into a list; its order depends only on them, `seed` and `purpose`."""
+    """Shuffle numbers into a list; the order depends only on `numbers`, `seed` and `purpose`."""
     return sorted(map(int, numbers), key=lambda number: hash_key(seed, *purpose, number))
 
 
@@ -248,7 +251,7 @@ def shuffled(numbers: Iterable[int], seed: int, *purpose: str) -> list[int]:
 def locked(folder: Path) -> Iterator[None]:
     """Wait for other builds of `folder`, and make others wait until the `with` block ends.
 
-    The lock ends with the process at the latest. Raises `MachineError` if the lock's file, or one
+    If the process ends first, so does the lock. Raises `MachineError` if the lock's file, or a file
     that the block writes, cannot be written.
     """
     place = f"data.processed_data_file {folder}"
@@ -262,7 +265,7 @@ def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
     """Keep the mixture of the run in the folder `run` from being replaced in the `with` block.
 
     The path `run` is written into a file beside the mixture, for the message of `kept_unused`.
-    Waits if the mixture is being replaced. Raises `MachineError` if the file cannot be opened.
+    Waits while the mixture is being replaced. Raises `MachineError` if the file cannot be opened.
     """
     with _open_beside(mixture_folder(processed_data_file), "users") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -274,7 +277,8 @@ def in_use(run: Path, processed_data_file: str) -> Iterator[None]:
 def kept_unused(folder: Path) -> Iterator[None]:
     """Keep runs from beginning to use the mixture in `folder` until the `with` block ends.
 
-    Raises `ConfigError` if a run uses it already, naming all runs that did since it was replaced.
+    Raises `ConfigError` if a run uses the mixture now. The message names all runs that have used it
+    since it was last replaced. Raises `MachineError` if the file of the runs cannot be opened.
     """
     with _open_beside(folder, "users") as file:
         try:
@@ -285,14 +289,14 @@ def kept_unused(folder: Path) -> Iterator[None]:
             remedy = "wait for its end, or name another folder"
             reason = f"the mixture there is in use, by {runs}, and this one differs"
             raise ConfigError(f"data.processed_data_file {folder}: {reason}; {remedy}") from None
-        file.truncate(0)  # the names of runs that have ended
+        file.truncate(0)  # it had the names of runs that have ended
         yield
 
 
 def _open_beside(folder: Path, kind: str) -> TextIO:
     """Open a hidden file to read and append: `data/.mixed.lock` for `data/mixed` and "lock".
 
-    The file and its folder are made if they are missing. Raises `MachineError` if that fails.
+    A missing file or folder is made. Raises `MachineError` if the file cannot be opened.
     """
     with raise_machine_error(f"data.processed_data_file {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -303,13 +307,14 @@ def _open_beside(folder: Path, kind: str) -> TextIO:
 def staged(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to write into; if no error is raised, it takes the place of `folder`.
 
-    A folder that is not empty cannot be replaced in one step: the old one is moved aside first. If
-    an error comes between the two steps it is put back at once, after a kill by the next build.
+    A folder that is not empty cannot be replaced in one step, so the old one is moved aside first.
+    If an error is raised before the new one is in place, the old one is put back at once. If the
+    process is killed there, the next build puts it back.
     """
     staging = folder.with_name(f".{folder.name}-building")
     new, old = staging / "new", staging / "old"
     try:
-        _restore_and_clear(folder, staging)  # what a build that was killed has left
+        _restore_and_clear(folder, staging)  # after a build that was killed
         new.mkdir(parents=True)
         yield new
         if folder.exists():
@@ -320,7 +325,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def _restore_and_clear(folder: Path, staging: Path) -> None:
-    """If `folder` is missing, put back the old one from `staging`; then delete `staging`."""
+    """If `folder` is missing, move `staging`/old back to it; then delete `staging`."""
     if (staging / "old").exists() and not folder.exists():
         (staging / "old").replace(folder)
     shutil.rmtree(staging, ignore_errors=True)
@@ -329,8 +334,8 @@ def _restore_and_clear(folder: Path, staging: Path) -> None:
 class Texts:
     """A list of texts in a file: `texts[3]` reads one, `texts[3] = text` adds or replaces one.
 
-    A text is always written at the end of the file, and `spans` then points there: `spans[3]` is
-    the place of text 3 in the file and its length, in bytes.
+    A text is always written at the end of the file, even if it replaces one; the old bytes stay.
+    `spans[3]` is the place of text 3 in the file and its length, both in bytes.
     """
 
     def __init__(self, file: IO[bytes], spans: Iterable[tuple[int, int]] = ()) -> None:
@@ -349,20 +354,20 @@ class Texts:
 
 
 def open_built(folder: Path, manifest: dict[str, Any]) -> Mixture | None:
-    """Open the mixture in a folder; None if it is damaged, or not the one of `manifest`."""
+    """Open the mixture in a folder; None if it is damaged or was built from another `manifest`."""
     with suppress(DataError):
         return open_mixture(folder) if read_manifest(folder) == manifest else None
     return None
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """Read what a mixture was built from, from the file `name`; None if that holds no manifest."""
+    """Read a manifest (see `build.manifest_of`) from the file `name`; None if there is none."""
     manifest = read_json(folder / name)
     return manifest if manifest and "inputs" in manifest else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object from a file; None if the file cannot be read or holds none."""
+    """Read a JSON object from a file; None if the file cannot be read or holds no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH = 200_000  # characters of texts that are tokenized in one call, at least; in the last fewer
+BATCH = 200_000  # least number of characters that are tokenized in one call; the last has fewer
 HEADER = 128  # bytes of an .npy file's header; the array follows
-PLAIN_SUFFIXES = {".txt", ".jsonl", ".md"}  # of files about as long as the text in them
+PLAIN_SUFFIXES = {".txt", ".jsonl", ".md"}  # of files that are about as long as the text in them
 
 
 def repeat_counts(weights: Sequence[float], seed: int) -> Ints:
@@ -44,8 +44,8 @@ def repeat_counts(weights: Sequence[float], seed: int) -> Ints:
     A weight of 2.3 gives two copies of every document, and a third copy of about 0.3 of them, which
     `seed` chooses.
     """
-    # for each document a number in [0, 1), of eight hexadecimal digits; below the fraction of the
-    # weight it makes one copy more
+    # For each document a number in [0, 1), of eight hexadecimal digits. If it is below the fraction
+    # of the document's weight, the document gets one copy more.
     draws = [int(hash_key(seed, "weight", n)[:8], 16) / 2**32 for n in range(len(weights))]
     return (np.floor(weights) + (np.array(draws) < np.mod(weights, 1))).astype(np.int64)
 
@@ -62,16 +62,17 @@ def write_chunks(
 
     `files` are tokens.npy and word_starts.npy, open behind their headers. `documents` has the
     columns `source`, `split`, `characters` and `copies`, and its index holds the documents' numbers
-    in `texts`. Documents are taken in order until those that gave chunks, copies included, hold
-    more than `budget` tokens. Returns the table of chunks, and the share of the characters of
-    `documents` that was tokenized.
+    in `texts`. Documents are taken in order until those that gave chunks have more than `budget`
+    tokens, copies included. Returns the table of chunks (see the module's docstring), and which
+    share of the characters of `documents` was tokenized.
     """
-    rows, characters = [], 0  # characters tokenized so far
+    rows, characters = [], 0  # of chunks, copies included; number tokenized so far
     tokens, word_starts = files
     bar = tqdm(documents.itertuples(), messages("bars")["tokenizing"], len(documents), leave=False)
     encoded = encode(texts[number] for number in documents.index)
     for document, (ids, starts) in zip(bar, encoded, strict=True):
-        offset = word_starts.tell() - HEADER  # tokens so far: a word start is one byte
+        # number of tokens written so far: each has one byte in the file of word starts
+        offset = word_starts.tell() - HEADER
         tokens.write(ids.tobytes())
         word_starts.write(starts.tobytes())
         chunks = cut(len(ids), data)
@@ -80,7 +81,7 @@ def write_chunks(
             rows += [row] * document.copies
         characters += document.characters
         if chunks:
-            budget -= document.copies * len(ids)
+            budget -= document.copies * len(ids)  # what is left of it, in tokens
         if budget < 0:
             break
     share = characters / max(1, documents["characters"].sum())
@@ -90,11 +91,11 @@ def write_chunks(
 def write_headers(tokens: BinaryIO, word_starts: BinaryIO) -> None:
     """Write an .npy header of `HEADER` bytes, with the number of tokens, at the start of two files.
 
-    It is called twice: on the empty files, to reserve the headers' bytes (the number is then 0),
-    and after the data, to overwrite the headers with the final number. Both files then stand behind
-    their headers.
+    Call it twice: first on the empty files, to reserve the headers' bytes (with 0 as the number),
+    then after the data is written, to overwrite the headers with the final number. Each call leaves
+    the position in both files behind the header.
     """
-    token_count = max(0, word_starts.tell() - HEADER)  # 0 if empty; a word start is one byte
+    token_count = max(0, word_starts.tell() - HEADER)  # a token has one byte in this file
     for file, dtype in ((tokens, "<i4"), (word_starts, "|b1")):  # int32 and bool
         file.seek(0)
         header = {"descr": dtype, "fortran_order": False, "shape": (token_count,)}
@@ -102,12 +103,12 @@ def write_headers(tokens: BinaryIO, word_starts: BinaryIO) -> None:
 
 
 def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
-    """Cut a document of `length` tokens into chunks of `data.max_length`: their [start, end).
+    """Cut a document of `length` tokens into chunks of `data.max_length`; return [start, end) each.
 
-    700 tokens in windows of 256 give `[(0, 256), (256, 512), (512, 700)]`: the last chunk may be
-    shorter. If `data.stride` is set, a chunk starts every `stride` tokens. `length` counts the
-    `<|endoftext|>` before the text: a text of fewer than `data.min_length` tokens, or of none,
-    gives no chunk.
+    700 tokens with a `max_length` of 256 give `[(0, 256), (256, 512), (512, 700)]`: the last chunk
+    may be shorter. If `data.stride` is set, a chunk starts every `stride` tokens. `length` includes
+    the `<|endoftext|>` before the text. A text of fewer than `data.min_length` tokens, or without
+    any token, gives no chunk.
     """
     if length <= max(1, data.min_length):
         return []
@@ -117,9 +118,10 @@ def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:
 
 
 def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
-    """Give how many tokens of general text make up `ratio` of all training tokens.
+    """Return how many tokens of general text an epoch needs for the share `ratio` of all tokens.
 
-    The other tokens are those of the novels' training chunks in `chunks`: 900 at 0.1 give 100.
+    All other tokens are those of the novels' training chunks in `chunks`, copies included: with 900
+    such tokens and a `ratio` of 0.1 the result is 100.
     """
     return ratio / (1 - ratio) * _sum_tokens(chunks.query("source == 'wuxia' and split == @TRAIN"))
 
@@ -127,13 +129,14 @@ def general_budget(chunks: pd.DataFrame, ratio: float) -> float:
 def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: DataConfig) -> float:
     """Count how often general text is read, on average, while the novels are read once.
 
-    `budget` is that of `general_budget`; `chunks` are those of a `share` of the general text, as
-    `write_chunks` returns both. More than once is logged as a warning. Raises `DataError` if the
-    count is over `data.max_general_epochs`.
+    `budget` is what `general_budget` returns, in tokens. `chunks` and `share` are what
+    `write_chunks` returns for general text: the chunks, and which share of the text they come from.
+    Logs a warning if the count is over 1. Raises `DataError` if it is over
+    `data.max_general_epochs`.
     """
-    # tokens of all general text, without copies, which have the same start
+    # Estimated number of tokens of all general text; copies, which have the same start, count once.
     available = int(_sum_tokens(chunks.drop_duplicates("start")) / share)
-    # the first argument is the novels' tokens, from which `general_budget` made the budget
+    # The first argument is the number of the novels' tokens, found again from the budget.
     epochs = _count_epochs(budget * (1 / data.general_ratio - 1), available, data)
     if epochs > 1:
         logger.warning("general text is repeated: %.2f epochs of it in one of the novels", epochs)
@@ -141,14 +144,15 @@ def general_epochs(chunks: pd.DataFrame, budget: float, share: float, data: Data
 
 
 def check_sizes(files: Sequence[File], data: DataConfig) -> None:
-    """Raise `DataError` if by the files' sizes the general text is far too short.
+    """Raise `DataError` if, by the files' sizes, the general text is far too short.
 
-    That is if it is not even half of what `data.general_ratio` takes in `max_general_epochs`: from
-    a file's size its tokens are known to within a quarter, and cleaning may take some out. The size
-    of a file whose suffix is not in `PLAIN_SUFFIXES` says too little: a novel is then not counted,
-    and for general text nothing is refused.
+    It is far too short if it would have to be read over 2 × `data.max_general_epochs` times for
+    `data.general_ratio`. The factor 2 is needed as a file's size gives its number of tokens only to
+    within a quarter, and as cleaning may delete some. The size of a file whose suffix is not in
+    `PLAIN_SUFFIXES` tells too little: such a novel is not counted, and if such a file is general
+    text, no error is raised.
     """
-    sizes = {"wuxia": 0.0, "general": 0.0}  # bytes of UTF-8, times the files' weights
+    sizes = {"wuxia": 0.0, "general": 0.0}  # by source: bytes of UTF-8, times the files' weights
     for file in files:
         if file.source and file.path.suffix.lower() in PLAIN_SUFFIXES:
             sizes[file.source] += data.weights.get(file.place.name, 1.0) * utf8_size(file.path)
@@ -161,7 +165,7 @@ def utf8_size(path: Path) -> float:
     """Estimate how many bytes of UTF-8 a file's text takes, from its size and first 4,096 bytes."""
     with path.open("rb") as file:
         beginning = file.read(4096).decode("utf-8", errors="replace")
-    # one � at most: the 4,096 bytes may end inside a character
+    # one � is allowed, as the 4,096 bytes may end inside a character
     is_utf8 = beginning.count("\N{REPLACEMENT CHARACTER}") <= 1
     # GBK, Big5 and UTF-16 write a Chinese character in two bytes, UTF-8 in three. The text in an
     # .epub, .docx or .zip, which begin with PK, is about 2.4 times the file's size.
@@ -172,17 +176,19 @@ def utf8_size(path: Path) -> float:
 def _count_epochs(novels: float, available: float, data: DataConfig, margin: float = 1.0) -> float:
     """Count how often general text is read for `data.general_ratio` while the novels are read once.
 
-    `novels` and the `available` general text are both in tokens, or both in bytes; without any the
-    count is 0. At a ratio of 0.1 novels of 900 tokens take 100, so that 50 are read 2 times. Raises
-    `DataError` if the count is over `margin` times `data.max_general_epochs`. A `margin` over 1
-    says that the sizes are estimates: the remedies in the message then leave its square root as
-    room.
+    `novels` and `available`, the sizes of the novels and of the general text, are both in tokens or
+    both in bytes; if `available` is 0, the count is 0. At a ratio of 0.1 novels of 900 tokens need
+    100 tokens of general text, so 50 available tokens are read 2 times.
+
+    Raises `DataError` if the count is over `margin` times `data.max_general_epochs`. A `margin`
+    over 1 says that the sizes are estimates. The values that the message advises are then safer by
+    a factor of the square root of `margin`.
     """
     ratio, max_epochs = data.general_ratio, data.max_general_epochs
     epochs = ratio / (1 - ratio) * novels / available if available else 0.0
     if epochs > max_epochs * margin:
         room = margin**0.5
-        # the ratio if general text is read as often as it may be
+        # the ratio that results if general text is read `max_epochs` times
         reachable = available * max_epochs / (novels + available * max_epochs)
         basis = ", by the files' sizes" if margin > 1 else ""
         raise DataError(
@@ -196,10 +202,11 @@ def _count_epochs(novels: float, available: float, data: DataConfig, margin: flo
 
 
 def choose_general(general: pd.DataFrame, budget: float) -> pd.DataFrame:
-    """Choose chunks from the top of the table `general`, of about `budget` tokens.
+    """Choose chunks from the top of the table `general` that have about `budget` tokens.
 
-    As many are chosen as come nearest to the budget, the fewer in a tie. If all are not enough, the
-    table is gone through again from its top. Returns them sorted by document and start.
+    The number of chunks is the one whose tokens are nearest to the budget, the smaller one in a
+    tie. If all chunks are not enough, they are repeated from the top. Returns the chosen chunks
+    sorted by document and start.
     """
     lengths = (general["end"] - general["start"]).to_numpy()
     rows = np.tile(np.arange(len(general)), int(budget / lengths.sum()) + 1)
@@ -214,34 +221,35 @@ def _sum_tokens(chunks: pd.DataFrame) -> int:
 
 
 def pack(chunks: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Put short training chunks of one source into windows of `size` tokens together.
+    """Put training chunks that are shorter than `size` tokens together into windows of that size.
 
-    Held-out chunks and chunks of `size` tokens have a window for themselves. Returns the chunks
-    sorted by window, with the window's number, from 0 on, in the column `window`.
+    A window has chunks of one source. A held-out chunk has a window for itself, and so has a chunk
+    of `size` tokens. Returns the chunks sorted by window, with the window's number, from 0 on, in
+    the column `window`.
     """
-    lengths = (chunks["end"] - chunks["start"]).to_numpy()
-    openers = np.arange(len(chunks))  # for each chunk the one that opened its window: itself so far
+    lengths = (chunks["end"] - chunks["start"]).to_numpy()  # tokens
+    openers = np.arange(len(chunks))  # for each chunk the one that opened its window; now itself
     short = (chunks["split"] == TRAIN).to_numpy() & (lengths < size)
     for source in chunks["source"].unique():
         rows = np.flatnonzero(short & (chunks["source"] == source).to_numpy())
         openers[rows] = rows[_best_fit(lengths[rows], size)]
-    numbers = np.unique(openers, return_inverse=True)[1]  # the window of the first opener is 0
+    numbers = np.unique(openers, return_inverse=True)[1]  # windows, in the order of openers
     return chunks.assign(window=numbers).sort_values("window", kind="stable", ignore_index=True)
 
 
 def _best_fit(lengths: Ints, size: int) -> Ints:
     """Pack chunks into windows; return for each chunk the index of the one that opened its window.
 
-    `lengths`, in tokens, are at most `size`. The longest chunk goes first, and each into the window
-    with the least room that still holds it, or else into a new one: `[5, 9, 4]` in windows of 10
-    gives `[0, 1, 0]`.
+    `lengths` are the chunks' numbers of tokens, at most `size` each. Chunks are packed from the
+    longest to the shortest. Each goes into the window with the least room that still holds it, or
+    into a new one if no window has enough room: `[5, 9, 4]` in windows of 10 gives `[0, 1, 0]`.
     """
     openers = np.empty_like(lengths)
     windows: list[tuple[int, int]] = []  # (tokens of room, opener) of each window, sorted
     for chunk in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[chunk])
-        place = bisect.bisect_left(windows, (length, -1))  # of the first with as much room
-        if place == len(windows):  # none: the chunk opens one
+        place = bisect.bisect_left(windows, (length, -1))  # the least room that is enough
+        if place == len(windows):  # none has enough room: the chunk opens a window
             windows.append((size, chunk))
         room, openers[chunk] = windows.pop(place)
         bisect.insort(windows, (room - length, int(openers[chunk])))
@@ -251,12 +259,13 @@ def _best_fit(lengths: Ints, size: int) -> Ints:
 class Encoder:
     """Encode texts, each behind the token `<|endoftext|>`, and flag the tokens that begin a word.
 
-    A text that spells out a special token, such as "<|endoftext|>", gets ordinary tokens for it.
+    If a text has the name of a special token in it, such as "<|endoftext|>", the name becomes
+    ordinary tokens.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", segmenter: Segmenter) -> None:
         self._segmenter = segmenter
-        # the backend keeps this setting: special tokens in a text are taken as any text
+        # The backend keeps this setting: names of special tokens in a text are ordinary text.
         tokenizer("", split_special_tokens=True)
         self._backend = tokenizer.backend_tokenizer
         self._start_id = document_start_id(tokenizer)
@@ -268,8 +277,8 @@ class Encoder:
         """
         encode = partial(self._backend.encode_batch, add_special_tokens=False)
         with ThreadPoolExecutor(1) as pool:
-            # `pairwise` takes a batch, which submits it, before it yields the one before. The last
-            # batch is not yielded, so it is an empty one.
+            # `pairwise` takes the next batch, and so submits it to the thread, before it yields the
+            # pair. The last batch is never the first of a pair: so an empty batch is added.
             batches = chain(group_texts(texts, BATCH), [[]])
             pending = ((batch, pool.submit(encode, batch)) for batch in batches)
             for (batch, encodings), _ in pairwise(pending):
@@ -277,10 +286,10 @@ class Encoder:
                     yield self._flag_word_starts(text, encoding)
 
     def passage(self, text: str) -> tuple[Window, list[tuple[int, int]]]:
-        """Make a window of one text, as training sees it, and give its tokens' places in the text.
+        """Make a window of one text, as training sees it, and find its tokens' places in the text.
 
-        Returns the window, which begins with `<|endoftext|>`, and [start, end) in characters for
-        each token behind that first one.
+        Returns the window, which begins with `<|endoftext|>`, and for each token behind that one
+        its place [start, end), in characters. The window's `key` and `epoch` are 0.
         """
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids, starts = self._flag_word_starts(text, encoding)
@@ -290,14 +299,15 @@ class Encoder:
     def _flag_word_starts(self, text: str, encoding: "Encoding") -> tuple[Tokens, Bools]:
         """Return `<|endoftext|>` and the T tokens of `text`, and flags of word starts: (T + 1,).
 
-        A token begins a word if the word's first character is in it, even if the end of the word
-        before is too. Of several tokens that are bytes of one character the first one begins the
+        A token begins a word if it has the word's first character, even if it also has the end of
+        the word before. If several tokens are bytes of that character, the first of them begins the
         word: the offsets of all of them end where the character ends. `<|endoftext|>` is a word.
         """
-        ends = np.array([end for _, end in encoding.offsets], np.int64)  # of tokens, in characters
-        edges = np.cumsum([0, *map(len, self._segmenter.cut(text))])  # of words, in characters
+        # the ends of the T tokens, and the edges of the W words, (W + 1,), in characters
+        ends = np.array([end for _, end in encoding.offsets], np.int64)
+        edges = np.cumsum([0, *map(len, self._segmenter.cut(text))])
         flags = np.zeros(len(ends) + 1, np.bool_)
-        # at each word's start the first token that ends behind it
+        # for each word the first token that ends behind the word's start
         flags[np.searchsorted(ends, edges[:-1], side="right")] = True
         ids = np.array([self._start_id, *encoding.ids], np.int32)
         # A word at the end may have no token, if the tokenizer's normalizer dropped its characters:

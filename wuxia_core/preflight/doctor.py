@@ -40,7 +40,10 @@ class Skipped(Exception):
 
 
 def check_all_reduce(_: Config) -> str:
-    """Check that `all_reduce` gives every rank the exact sum over the ranks."""
+    """Check that `all_reduce` gives every rank the exact sum over the ranks.
+
+    Returns what was found, in words; raises `RuntimeError` with the fault.
+    """
     values = torch.full((NUMBERS,), float(dist.get_rank() + 1), device=device())
     dist.all_reduce(values)
     size = dist.get_world_size()
@@ -53,7 +56,9 @@ def check_copies(_: Config) -> str:
     """Check that numbers that one GPU copies straight to another arrive unchanged.
 
     Wrong or hanging copies are no fault if `NCCL_P2P_DISABLE` is set, since NCCL then makes none.
-    Only rank 0 tries them, in another process that can be killed: some drivers hang in them.
+    Only rank 0 tries copies, by `try_copies` in another process, which can be killed: some drivers
+    hang in a copy. Returns what was found, in words. Raises `Skipped` if there are fewer than two
+    GPUs, and `RuntimeError` with the fault.
     """
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
@@ -86,7 +91,8 @@ def try_copies() -> None:
 def check_shared_memory(_: Config) -> str:
     """Check that `LEAST_SHARED_MEMORY` bytes of /dev/shm are free.
 
-    NCCL may pass data from GPU to GPU through it.
+    NCCL may pass data from GPU to GPU through /dev/shm. Returns what was found, in words. Raises
+    `Skipped` if there are fewer than two GPUs, and `RuntimeError` with the fault.
     """
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
@@ -99,11 +105,12 @@ def check_shared_memory(_: Config) -> str:
 def check_bf16(config: Config) -> str:
     """Check that a product of random matrices in bfloat16 is within 1 % of that in float32.
 
-    Raises `Skipped` unless `training.bf16` is set.
+    Returns what was found, in words. Raises `Skipped` unless `training.bf16` is set, and
+    `RuntimeError` with the fault.
     """
     if not config.training.bf16:
         raise Skipped("training.bf16 is false")
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(0)  # the same matrices on every rank
     a, b = (torch.rand(256, 256, generator=random).to(device()) for _ in range(2))
     product, exact = (a.bfloat16() @ b.bfloat16()).float(), a @ b
     error = float((product - exact).norm() / exact.norm())
@@ -115,7 +122,9 @@ def check_bf16(config: Config) -> str:
 def check_lora_updates(config: Config) -> str:
     """Check that after one optimizer step every LoRA matrix B is finite, and no longer all 0.
 
-    Each rank takes the step for itself, in the configured precision and at the peak learning rate.
+    Each rank takes the step for itself, at the peak learning rate, in bfloat16 if that is
+    configured, else in float32. Returns what was found, in words; raises `RuntimeError` with the
+    fault.
     """
     model = tiny_model()
     with torch.autocast(device().type, torch.bfloat16, enabled=config.training.bf16):
@@ -134,6 +143,7 @@ def check_gradients(_: Config) -> str:
 
     Each rank is also that one process: it goes through all batches, one by one, and compares. For
     every trained tensor the norm of the difference must be below 1e-5 of the gradient's norm.
+    Returns what was found, in words; raises `RuntimeError` with the fault.
     """
     size = dist.get_world_size()
     batches = [random_batch(rank) for rank in range(size)]  # of different numbers of tokens
@@ -189,7 +199,7 @@ def compute_loss(model: Any, input_ids: torch.Tensor, step_targets: int) -> Any:
 
 
 def device() -> torch.device:
-    """Give the device that this rank computes on: its current GPU, or without one the CPU."""
+    """Give the device that this rank computes on: its current GPU, or the CPU if there is none."""
     return torch.device(best_device())
 
 
@@ -210,7 +220,8 @@ CHECKS: dict[str, tuple[Callable[[Config], str], str]] = {  # name: check, remed
 def run_check(name: str, config: Config) -> tuple[str, str]:
     """Run the check called `name` on this rank; return its mark, one of `MARKS`, and a text.
 
-    The text is what was found, why the check does not apply, or rank, fault and remedy.
+    With "ok" the text is what was found, with "–" why the check does not apply, and with "FAILED"
+    the rank, the fault and the remedy.
     """
     check, remedy = CHECKS[name]
     try:
@@ -241,8 +252,8 @@ def init_process_group() -> None:
 def main() -> None:
     """Run all checks on this rank, and end its process: status 5 if one failed on any rank, else 0.
 
-    All ranks gather the results of a check. Rank 0 prints those of the rank with the worst mark,
-    the lowest such rank.
+    All ranks gather the results of a check. Rank 0 prints one row for it: the worst mark, with the
+    text of the lowest rank that has this mark.
     """
     disable_progress_bar()  # of the bundled base, which is loaded for several checks
     config = load_config(Path(sys.argv[1]) / "config.yaml")

@@ -46,7 +46,7 @@ class Shape(NamedTuple):
     parameters: int  # all weights of the model, embedding and head among them
 
     def widths(self) -> tuple[int, int, int, int]:
-        """Give the widths, numbers a token, of hidden state, all queries, all keys and MLP."""
+        """Give four widths, the numbers of a token in: hidden state, all queries, all keys, MLP."""
         q, k, m = (self.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
         return self.hidden_size, q, k, m
 
@@ -81,7 +81,7 @@ SHIPPED = {  # the recipes' models, so that their plan needs no network and is q
 
 def adapted_layers(config: ModelConfig) -> set[str]:
     """Give the names of the layers that get an adapter; not all need be in `LAYERS`."""
-    names = config.lora_target_modules
+    names = config.lora_target_modules  # a list, or "all-linear"
     return LAYERS if names == "all-linear" else set(names)
 
 
@@ -156,7 +156,7 @@ def this_device(config: Config, processes: int, machines: int = 1) -> Device:
     cards = machine_cards()[:processes]
     if not cards:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        share = size * machines / processes
+        share = size * machines / processes  # `processes` on all machines
         return Device("process on the CPU", processes, share, np.full(2, np.nan), True, False)
     names, sizes, bf16 = zip(*cards, strict=True)
     rates = np.min([card_facts(config, name)[1:3] for name in names], axis=0)
@@ -168,7 +168,7 @@ def this_device(config: Config, processes: int, machines: int = 1) -> Device:
 def planned_device(config: Config, processes: int) -> Device:
     """Describe the GPU that `plan.card` names; raises `ConfigError` if its memory is unknown.
 
-    A GPU that is not in `CARDS` counts as one with bfloat16: NaN is true.
+    A GPU that is not in `CARDS` counts as one with bfloat16, since `bool` of its NaN is true.
     """
     name = config.plan.card or "card"
     gib, *rates, bf16 = card_facts(config, name)
@@ -196,7 +196,7 @@ def card_facts(config: Config, name: str) -> list[float]:
 
 
 def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
-    """Forecast the peak memory of one process: bytes by the name of a part; the sum is the peak."""
+    """Forecast one process's peak memory in bytes: by name, the parts that add up to the peak."""
     training, bits = config.training, config.model.quantization
     precision = 2 if training.bf16 or training.fp16 else 4  # bytes a number
     linear, hidden = shape.linear_parameters(), shape.hidden_size
@@ -218,7 +218,7 @@ def memory(config: Config, shape: Shape, device: Device) -> dict[str, float]:
         backward, kept, label = kept + backward, tokens * hidden * precision, "checkpointed"
     activations = shape.num_hidden_layers * kept
     peaks = {"one layer's backward pass": backward, "logits and loss": logit_bytes}
-    # a measurement keeps no activations, which the sum of the parts has
+    # a measurement keeps no activations: taken off here, since the sum of the parts has them
     peaks["held-out measurement"] = held_out_bytes(config, shape) - activations
     largest = max(peaks, key=lambda name: peaks[name])
     # On a GPU CUDA's own memory and fragmentation. On the CPU interpreter and libraries, and 0.65
@@ -241,9 +241,9 @@ def fits(config: Config, shape: Shape, device: Device) -> bool:
 def held_out_bytes(config: Config, shape: Shape) -> float:
     """Forecast the bytes of a held-out batch's logits and their log-softmax, both in float32.
 
-    Text is measured by its masked tokens, `training.per_device_eval_batch_size` windows at a time,
-    and by all tokens, so many windows at a time or as many as `LOGITS` allows, but one at least.
-    The larger batch counts. The scorecard's have at most `LOGITS` logits, too.
+    A measurement scores the masked tokens of `training.per_device_eval_batch_size` windows at a
+    time, then all tokens of as many windows or, if that is less, as many as `LOGITS` allows (one at
+    least). The batch with more logits counts. The scorecard's batches respect `LOGITS` too.
     """
     length, batch = config.data.max_length, config.training.per_device_eval_batch_size
     full_windows = max(1, min(batch, LOGITS // (length * shape.vocab_size)))
@@ -251,7 +251,7 @@ def held_out_bytes(config: Config, shape: Shape) -> float:
 
 
 def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
-    """Forecast the bytes that autograd keeps a token and decoder layer, when LoRA is trained.
+    """Forecast the bytes that autograd keeps for each token in a decoder layer with LoRA.
 
     Counted with scaled dot-product attention in what `torch.autograd.graph.saved_tensors_hooks`
     sees; a test compares. h, q, k and m are the widths that `Shape.widths` gives.
@@ -270,7 +270,7 @@ def layer_bytes(config: Config, shape: Shape, on_card: bool) -> float:
 
 
 def target_fraction(config: Config) -> float:
-    """Give the share of the training tokens that are targets: the logits of others are not made."""
+    """Give the share of the training tokens that are targets; only targets have logits."""
     masked = config.masking.mask_ratio
     return {"masked": masked, "mixed": (1 + masked) / 2}.get(config.training.objective, 1.0)
 
@@ -293,7 +293,7 @@ def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
 def estimated_text(config: Config) -> Text:
     """Estimate the text of a mixture from the sizes of the novels' files, before they are read.
 
-    Raises `DataError` or `ConfigError`, as `mixing.find_texts` does, if texts are missing.
+    Raises `DataError` if texts are missing or short, `ConfigError` if a `data` key names no file.
     """
     data, files = config.data, mixing.find_texts(config)
     # An archive is there for each of its members; it is counted once, under the last one's book.
@@ -301,11 +301,11 @@ def estimated_text(config: Config) -> Text:
     characters: dict[str, float] = {}  # by book; Chinese takes three bytes a character in UTF-8
     repeated = 0.0  # characters of all books, each as often as it is trained on
     for path, file in novels.items():
-        size = mixing.utf8_size(path) / 3
+        size = mixing.utf8_size(path) / 3  # characters
         characters[file.book] = characters.get(file.book, 0) + size
         repeated += size * data.weights.get(file.place.name, 1)
     held_out = mixing.likely_share(characters, data.val_ratio, config.training.seed)  # a share
-    general = data.general_ratio if any(file.source == "general" for file in files) else 0
+    general = data.general_ratio if any(file.source == "general" for file in files) else 0  # share
     if not general:
         mixing.warn_without_general(config)
     overlap = data.max_length / (data.stride or data.max_length)  # windows that a token is in
@@ -316,20 +316,20 @@ def estimated_text(config: Config) -> Text:
 
 
 def save_steps(config: Config, windows: int, processes: int) -> int:
-    """Give the steps between checkpoints: those set, else a tenth of the run, 500 at most."""
-    tenth = np.ceil(mixing.run_steps(config, windows, processes) / 10)
+    """Give the steps between checkpoints: the config's, else a tenth of the run, 500 at most."""
+    tenth = np.ceil(mixing.run_steps(config, windows, processes) / 10)  # of the run, in steps
     return config.training.save_steps or min(500, int(tenth))
 
 
 def held_out_limits(config: Config, windows: float, processes: int) -> tuple[int, int]:
     """Count a run's measurements of held-out text, and the windows of a source that each may take.
 
-    All measurements together may take of a source 0.05 of the windows that the run trains on.
-    There are two sources, and a held-out window goes forward twice, which costs no more than
-    training on one: the measurements cost a tenth of the run at most. But each may always take 64
-    windows of a source, since fewer say little. `windows` is the number of training windows.
+    All measurements together may take of each source 5 % as many windows as the run trains on.
+    Measuring a window goes forward twice, which costs no more than training on it, so two sources
+    cost a tenth of the run at most. But a measurement may always take 64 windows of a source, since
+    fewer say little. `windows` is the number of training windows in an epoch.
     """
-    steps = mixing.run_steps(config, windows, processes)
+    steps = mixing.run_steps(config, windows, processes)  # of the whole run
     count = 1 + int(np.ceil(steps / config.training.eval_steps))  # one is made before the run
     return count, max(64, int(0.05 * steps * effective_batch(config, processes) / count))
 
@@ -339,9 +339,9 @@ def token_costs(config: Config, shape: Shape) -> Floats:
 
     The rows are training and measuring held-out text, the columns operations and bytes. A pass
     takes 2 operations a weight, and in attention 2 for each number in the keys and the values that
-    a token sees, those of half a window. Backward is one pass, since the base's weights get no
-    gradient; the head counts for target tokens. To measure, held-out text goes forward twice: with
-    masks, and for all tokens. Bytes are those of elementwise operations, attention and the
+    a token sees, on average those of half a window. Backward counts as one pass, since the base's
+    weights get no gradient; the head counts for targets. Measuring goes forward twice: with masks,
+    and for all tokens. Bytes are those of elementwise operations, attention and the
     adapters' thin products in half precision, as counted on fake tensors; a test compares.
     """
     layers, h = shape.num_hidden_layers, shape.hidden_size
@@ -362,14 +362,14 @@ def token_costs(config: Config, shape: Shape) -> Floats:
 
 
 def checkpoint_bytes(config: Config, shape: Shape) -> float:
-    """Forecast the bytes on disk: of checkpoints kept, of one being written, of the adapter."""
+    """Forecast the bytes on disk of the checkpoints kept, one being written, and the adapter."""
     # A checkpoint has of each trained weight 12 bytes, itself and Adam's two moments in float32.
     weight_bytes = 12 * (max(config.training.save_total_limit, FEWEST) + 1) + 4
     return weight_bytes * shape.adapter_parameters(config.model)
 
 
 def describe_plan(config: Config, shape: Shape | None, device: Device, text: Text) -> str:
-    """Say what a run takes in memory, time and disk, a line each; in one line if it is unknown."""
+    """Say in lines what a run takes in memory, time and disk; or that `shape` is not known."""
     name = config.model.model_name_or_path
     if shape is None:
         return f"plan: the shape of {name} is not known, so its memory and time are not forecast"
@@ -384,7 +384,7 @@ def describe_plan(config: Config, shape: Shape | None, device: Device, text: Tex
 
 
 def memory_lines(config: Config, shape: Shape, device: Device) -> Iterator[str]:
-    """Yield lines: a process's memory by part, and the sum; if it is too much, what saves some."""
+    """Yield lines on a process's memory: parts, sum and, if that is too much, what saves some."""
     parts, limit = memory(config, shape, device), f"of {device.memory / GIB:.1f}"
     verdict = "fits" if fits(config, shape, device) else f"DOES NOT FIT; {LESS_MEMORY}"
     yield "GiB a process"
@@ -398,7 +398,7 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     Hours and cost are left out if the device's rates are not known, or the run is in float32.
     """
     training, batch = config.training, effective_batch(config, device.processes)
-    steps = mixing.run_steps(config, text.windows, device.processes)
+    steps = mixing.run_steps(config, text.windows, device.processes)  # of the run, (2,)
     origin = "" if text.tokens[0] == text.tokens[1] else ", estimated from the files' sizes"
     yield f"an epoch: {as_text(text.tokens)} tokens, {as_text(text.windows)} windows{origin}"
     yield f"the run: {as_text(steps)} steps of {batch} windows"
@@ -411,7 +411,7 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
     yield "hours, at 100% to {:.0%} of {:g} TFLOP/s and {:g} GB/s".format(REACHED, *device.rates)
     parts = run_hours(config, shape, device, text)
     yield from (f"  {part:44}{as_text(hours, 2)}" for part, hours in parts.items())
-    _, run, scorecard, measurements = parts.values()  # ranges: least, most
+    _, run, scorecard, measurements = parts.values()  # hours, least and most
     if measurements[1] > run[1] / 10:
         yield "MUCH of it for held-out text; raise training.eval_steps"
     if price := (config.plan.price_per_hour or 0) * device.processes:
@@ -421,17 +421,17 @@ def work_lines(config: Config, shape: Shape, device: Device, text: Text) -> Iter
 def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[str, Floats]:
     """Forecast hours: of an epoch, the run, the scorecard, and the run's held-out measurements.
 
-    Returns ranges by name, (2,): the least hours are for the fewest tokens at the device's full
-    rates, which must be known, the most for the most tokens at `REACHED` of these rates.
+    Returns ranges by name, (2,): the first end is for the fewest tokens at the device's full rates,
+    which must be known, the second for the most tokens at `REACHED` of these rates.
     """
     rates, processes = device.rates * (1e12, 1e9), device.processes  # operations, bytes a second
     hours_a_second = np.array((1, 1 / REACHED)) / 3600  # at the full rates, at `REACHED` of them
     # Seconds a token: products and traffic of memory come one after the other.
     training, measuring = (token_costs(config, shape) / rates).sum(axis=1)
-    epoch = text.tokens * training * hours_a_second / processes
+    epoch = text.tokens * training * hours_a_second / processes  # hours, (2,)
     read = mixing.run_steps(config, text.windows, processes) * effective_batch(config, processes)
     run = read * epoch / text.windows  # windows read, over those of an epoch
-    count, source_limit = held_out_limits(config, text.windows[1], processes)
+    count, source_limit = held_out_limits(config, text.windows[1], processes)  # windows of a source
     window_hours = config.data.max_length * measuring * hours_a_second  # one held out, one process
     windows = min(2 * source_limit, text.held_out)  # of both sources, of a measurement
     measurements = count * windows * window_hours / processes

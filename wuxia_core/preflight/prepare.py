@@ -24,14 +24,18 @@ def prepare_run(
 
     `folder` exists already. `start` is the checkpoint that a resumed run goes on from; its step is
     printed. `config` gets `folder` as its output_dir, and a number of warm-up steps if it has none.
-    Raises `ConfigError`, `DataError` or `MachineError` if the run cannot work. A run for which the
-    GPUs have too little memory is not refused: the forecast says so.
+    On GeForce RTX 40 environment variables for NCCL are set (`set_nccl_for_rtx40`).
+
+    Raises `ConfigError` if config, machine, model and number of processes do not go together,
+    `DataError` if texts are missing or too short, and `MachineError` if the tokenizer cannot be
+    loaded, GPUs do not answer, or the disk or the CPU's memory is too small. Too little memory of
+    GPUs is no error: the forecast says so.
     """
     config.training.output_dir = str(folder)
     device = plan.this_device(config, processes.total, processes.machines)
     check_device(config, device)
     check_packages(config)
-    shape = check_model(config)
+    shape = check_model(config)  # None if not known
     if shape:
         tokenizer = model.load_tokenizer(model.base_path(config.model))
         # raises `ConfigError` if `masking.mask_token` is no token of it
@@ -41,7 +45,7 @@ def prepare_run(
         fact = f"{processes.total} processes for {windows} training windows"
         raise ConfigError(f"{fact}: lower --nproc or data.max_length, or add text to data.data_dir")
     if config.training.warmup_steps is None:
-        steps = int(run_steps(config, windows, processes.total))
+        steps = int(run_steps(config, windows, processes.total))  # of the whole run
         config.training.warmup_steps = min(100, -(-steps // 20))  # 5 %, rounded up
     text = plan.describe_plan(config, shape, device, plan.measured_text(config, mixture))
     print(summary(config, processes.total, mixture), text, *set_nccl_for_rtx40(), sep="\n")
@@ -56,12 +60,12 @@ def prepare_run(
 def forecast(config: Config, processes: int | None) -> str:
     """Give the forecast of a run as text, for `--plan`: no text is mixed, no model is loaded.
 
-    The run is on this machine's GPUs; without any on those of the config's section plan, and if
-    that names none on this machine's CPU. `processes` is their number, by default one a GPU, or
-    two on the CPU.
+    The forecast is for this machine's GPUs. If the machine has none, it is for the card that the
+    config's section plan names, and if none is named for this machine's CPU. `processes` is the
+    number of processes; None means one a GPU (`plan.cards` of a named card), or two on the CPU.
 
-    Raises `ConfigError` or `DataError` if config, card or texts cannot work, `MachineError` if the
-    GPUs do not answer.
+    Raises `ConfigError` if a config key, the card or the number of processes is unfit, `DataError`
+    if texts are missing or too short, and `MachineError` if GPUs do not answer.
     """
     shape, card_named = check_model(config), config.plan.card or config.plan.card_gib
     if card_named and not torch.cuda.is_available():
@@ -100,9 +104,9 @@ def check_device(config: Config, device: plan.Device) -> None:
 def check_model(config: Config) -> plan.Shape | None:
     """Check windows and adapted layers against the model, before it is loaded; return its shape.
 
-    If the shape is not known, nothing is checked and None returned. Raises `ConfigError`, naming
-    the key, if `data.max_length` is more than the model reads, or `model.lora_target_modules` has a
-    name that is not in `plan.LAYERS`.
+    If the shape is not known (see `plan.read_shape`), nothing is checked and None is returned.
+    Raises `ConfigError`, naming the key, if `data.max_length` is more than the model reads, or
+    `model.lora_target_modules` has a name that is not in `plan.LAYERS`.
     """
     shape = plan.read_shape(config.model)
     model.check_length(config, shape)
@@ -115,7 +119,8 @@ def check_model(config: Config) -> plan.Shape | None:
 def check_packages(config: Config) -> None:
     """Raise `ConfigError`, naming the key, if bitsandbytes or a tracker is needed but missing.
 
-    The trackers are those of `training.report_to`; one that transformers does not know is missing.
+    The trackers are listed in `training.report_to`. A name that transformers does not know counts
+    as missing.
     """
     bits = config.model.quantization
     if bits != "none" and find_spec("bitsandbytes") is None:
@@ -135,7 +140,7 @@ def check_packages(config: Config) -> None:
 def check_disk(folder: Path, needed: float) -> None:
     """Raise `MachineError` if the disk of `folder` lacks the `needed` bytes for checkpoints.
 
-    The bytes of checkpoints that lie in `folder` already are not needed again.
+    Checkpoints that lie in `folder` already count as part of the needed bytes.
     """
     free = shutil.disk_usage(folder).free
     needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
@@ -148,9 +153,9 @@ def check_disk(folder: Path, needed: float) -> None:
 def set_nccl_for_rtx40() -> list[str]:
     """Switch off NCCL's peer-to-peer copies and InfiniBand if this machine has a GeForce RTX 40.
 
-    These cards have no peer-to-peer copy, and some drivers offer it all the same. A variable of the
-    environment that the user has set stays. Returns a line for each that was set here, such as
-    "NCCL_P2P_DISABLE=1 (GeForce RTX 40)"; no lines without such a card.
+    These cards have no peer-to-peer copy, and some drivers offer it all the same. NCCL reads both
+    settings from environment variables; one that the user has set stays. Returns a line for each
+    variable that was set here, "NCCL_P2P_DISABLE=1 (GeForce RTX 40)"; no lines without such a card.
     """
     if not any("GeForce RTX 40" in name for name, *_ in plan.machine_cards()):
         return []
@@ -162,7 +167,7 @@ def set_nccl_for_rtx40() -> list[str]:
 def summary(config: Config, processes: int, mixture: Mixture) -> str:
     """Give four lines of text: a run's effective batch, its novels, training and held-out text.
 
-    `processes` is their number on all machines.
+    `processes` is the number of processes on all machines.
     """
     training, rows = config.training, mixture.report.itertuples()  # a row a source
     size, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps

@@ -45,9 +45,9 @@ class MaskExplorer(widgets.VBox):
     text : str
         A novel, say. It is cut into passages, and one of the controls chooses a passage.
     tokenizer
-        That of the base model.
+        The tokenizer of the base model.
     masker : SpanMasker, optional
-        The settings that the controls start from; by default those of the recipe.
+        The controls start from its settings, by default those of the recipe; its seed is kept.
     segmenter : Segmenter, optional
         Cuts the passage into words if spans are drawn by words; by default without a lexicon.
     characters : int
@@ -79,8 +79,10 @@ class MaskExplorer(widgets.VBox):
     def _make_controls(self) -> list[Any]:
         """Make the controls, labelled in the reader's language; keep each as an attribute.
 
-        Returns all of them. The ratios and the span length start from the masker's.
+        Returns a list of all of them. The ratios and the span length start from those of the
+        masker.
         """
+        # `longest` is the right end of the slider of span lengths, in tokens.
         masker, longest = self._masker, max(12, *self._masker.span_length)
         share = {"min": 0, "max": 1, "step": 0.01, "readout_format": ".0%"}  # a slider of shares
         units = [(named(unit), unit) for unit in ("token", "word")]  # what is shown, and its value
@@ -97,7 +99,11 @@ class MaskExplorer(widgets.VBox):
         return [getattr(self, name) for name in names]
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        """Show the passage with the masks that the controls ask for, or why there can be none."""
+        """Show the passage with the masks that the controls ask for, or say why there are none.
+
+        A control calls this when its value changes, with a description of the change, which is not
+        used.
+        """
         passage = self._passages[self.passage.value - 1]
         segmenter = self._segmenter if self.unit.value == "word" else None
         draw = {"key": self.draw.value, "epoch": self.epoch.value}
@@ -118,9 +124,9 @@ class MaskExplorer(widgets.VBox):
 class GuessBox(widgets.VBox):
     """A box to type a text into, and below it its masks, then the model's guesses at them.
 
-    The box starts with `text`; `masker` has by default the settings of the recipe. The slider
-    `draw` is the key that the masks are drawn by. A model with an adapter guesses with and without
-    it.
+    The box starts with `text`. `masker` has by default the settings of the recipe; the slider
+    `draw` is the key by which it draws masks. `model` must be in evaluation mode. If it has an
+    adapter, the guesses without and with the adapter are shown side by side.
     """
 
     def __init__(
@@ -144,7 +150,8 @@ class GuessBox(widgets.VBox):
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
-            # all the model can read at once, so that it guesses where the masks stand
+            # Tokens that the model can read at once. A text that fits is one window for `xray`, as
+            # for `show_masks`, and both draw the same masks.
             whole = getattr(self._model.config, "max_position_embeddings", 256)
             guesses = xray(self._model, self._tokenizer, [text], self._masker, key, window=whole)
             self.view.value = masks + XRayView(guesses)._repr_html_()
@@ -158,8 +165,9 @@ class GuessBox(widgets.VBox):
 def strengths_table(writer: "Writer", prompts: Sequence[str], sampling: Sampling) -> pd.DataFrame:
     """Continue each prompt at the four strengths of `STRENGTHS`, always from the same seed.
 
-    `writer` is what `open_writer` returns. The table has a row a prompt: the column `prompt`, then
-    the continuation at each strength. Raises as `stream` does.
+    `writer` is what `open_writer` returns. The table has a row for each prompt: the column
+    `prompt`, then a column with the continuation at each strength. Raises `DataError` if a prompt
+    and its continuation do not fit into the model's context.
     """
     rows = []
     for prompt in prompts:
@@ -179,8 +187,8 @@ class WritingDesk(widgets.VBox):
     Parameters
     ----------
     writers : mapping
-        From the name of each adapter, at least one, to a function that opens it and returns what
-        `open_writer` does. The column "base" is written by the first one, with strength 0.
+        For the name of each adapter, at least one, a function that opens the adapter and returns
+        what `open_writer` does. The column "base" is written by the first of them, with strength 0.
     prompt : str
         The text in the box at first.
     sampling : Sampling
@@ -193,8 +201,8 @@ class WritingDesk(widgets.VBox):
         opened = {name: cache(writer) for name, writer in writers.items()}  # each opens once
         self._writers = {"base": next(iter(opened.values())), **opened}
         self._sampling, self._stopped = sampling, Event()
-        self._row: dict[str, Any] = {}  # prompt, settings and texts that are shown
-        # Whole texts, by the writer's name, prompt, strength and sampling.
+        self._row: dict[str, Any] = {}  # the prompt, settings and texts that are shown now
+        # Texts written to their end, by (writer's name, prompt, strength, sampling).
         self._memory: dict[tuple[object, ...], str] = {}
         self.kept = pd.DataFrame(columns=["prompt", *SETTINGS, *self._writers])
         self._make_controls(prompt, sampling.seed)
@@ -207,7 +215,8 @@ class WritingDesk(widgets.VBox):
     def _make_controls(self, prompt: str, seed: int) -> None:
         """Make the controls, each as an attribute; the button `write` calls `_write`, and so on."""
         labels, step = messages("desk"), {"step": 0.1, "readout_format": ".1f"}
-        # A control that is sent while it changes may reach the kernel after a click on `write`.
+        # A control sends its value when the change is done: one sent during the change may reach
+        # the kernel after a click on `write`.
         whole = {"continuous_update": False}
         self.prompt = widgets.Textarea(prompt, layout={"width": "auto"}, **whole)
         self.prompt.description = named("prompt")
@@ -222,7 +231,10 @@ class WritingDesk(widgets.VBox):
         self.write.button_style = "primary"
 
     def _write(self, _: widgets.Button) -> None:
-        """Start a thread that continues the prompt with the settings of the controls."""
+        """Start a thread that continues the prompt with the settings of the controls.
+
+        Nothing happens while the desk is busy writing.
+        """
         if self.write.disabled:  # clicked twice
             return
         self._stopped.clear()
@@ -233,18 +245,18 @@ class WritingDesk(widgets.VBox):
         Thread(target=self._write_row, args=(self._row, sampling), daemon=True).start()
 
     def _new_seed(self, button: widgets.Button) -> None:
-        """Draw a seed and write."""
+        """Draw a seed from 0 to 999, put it into its control, and write."""
         self.seed.value = random.randrange(1000)
         self._write(button)
 
     def _stop(self, _: widgets.Button) -> None:
-        """Have the thread stop at the next piece of text; `_echo` looks whether it is to."""
+        """Ask the thread to stop: `_echo` raises `Stopped` at the next piece of text."""
         self._stopped.set()
 
     def _keep(self, _: widgets.Button) -> None:
-        """Put the shown row on top of the table of kept ones, and show the table."""
+        """Put the row that is shown on top of the table of kept rows, and show the table."""
         rows = [self._row, *self.kept.to_dict("records")]
-        self.kept = pd.DataFrame(rows, columns=self.kept.columns).fillna("")  # not yet written
+        self.kept = pd.DataFrame(rows, columns=self.kept.columns).fillna("")  # no text yet
         styled = table(self.kept).set_properties(**ROW).set_table_styles(HEAD, overwrite=False)
         self.shelf.value = f"<h3>{messages('desk')['kept']}</h3>{styled._repr_html_()}"
         self.keep.disabled = True
@@ -252,7 +264,7 @@ class WritingDesk(widgets.VBox):
     def _set_busy(self, busy: bool, status: str = "") -> None:
         """Enable `stop` while the desk is busy writing, else the other buttons; show `status`.
 
-        A row can be kept once anything is written in it.
+        The button `keep` also needs a row in which a writer has written something.
         """
         self.write.disabled = self.new_seed.disabled = busy
         self.stop.disabled = not busy
@@ -260,9 +272,10 @@ class WritingDesk(widgets.VBox):
         self.status.value = f'<span class="{NO_MATH}">{escape(status)}</span>'
 
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
-        """Write the text of each writer into `row`, under its name; the thread runs this.
+        """Write the text of each writer into `row`, under the writer's name; the thread runs this.
 
-        At an error, or if the user pressed stop, the writers that are left write nothing.
+        If an error is raised, or the user pressed stop, the writers that come later write nothing,
+        and the reason is shown as the status.
         """
         error_text = ""
         try:
@@ -283,14 +296,17 @@ class WritingDesk(widgets.VBox):
             self._set_busy(False, error_text)
 
     def _echo(self, row: dict[str, Any], name: str, piece: str) -> None:
-        """Show a piece more of the text of writer `name`; raise `Stopped` if stop was pressed."""
+        """Add a piece to the text of writer `name` in `row`, and show it; `stream` calls this.
+
+        Raises `Stopped` if the button `stop` was pressed.
+        """
         if self._stopped.is_set():
             raise Stopped("stopped")
         row[name] += piece
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
-        """Show a column for each writer, the prompt and its text so far, and the settings below."""
+        """Show a column for each writer, the prompt and the text so far, and the settings below."""
         prompt = f"<b>{escape(row['prompt'])}</b>"
         heads = [f"<b>{escape(named(name))}</b>" for name in self._writers]
         texts = [prompt + escape(row.get(name, "")) for name in self._writers]

@@ -53,10 +53,11 @@ class Segment(NamedTuple):
 def _cut_by_look(text: str, marks: Iterable[tuple[int, int, Segment]]) -> tuple[Segment, ...]:
     """Cut a text into segments, wherever its look changes.
 
-    `marks` are (start, end, look). A look is a `Segment` whose text is empty; here it is filled in.
-    If marks overlap, the last counts; a character without a mark is shown as it is.
+    `marks` are (start, end, look), in characters of the text. A look is a `Segment` whose text is
+    empty; the segments that are returned have theirs filled in. If marks overlap, the last one
+    counts; a character without a mark is shown as it is.
     """
-    looks = [Segment("")] * len(text)  # one a character
+    looks = [Segment("")] * len(text)  # the look of each character
     for start, end, look in marks:
         looks[start:end] = [look] * (end - start)
     runs = groupby(zip(text, looks, strict=True), key=itemgetter(1))
@@ -68,8 +69,8 @@ class MaskView(NamedTuple):
 
     In a terminal 〔甲〕 is a single masked token, 【甲乙】 a span. ≠ stands behind a token that was
     replaced by a random one, = behind an unchanged one: 【甲】【乙≠】 is a span of two tokens, the
-    second of which was replaced by a random one. `kinds` and `actions` are (T,), those of each
-    token, as `SpanMasker` and `Corruption` draw them.
+    second of which was replaced by a random one. `kinds` and `actions`, (T,), have a number for
+    each of the T tokens, from `SpanMasker.kinds` and `Corruption.actions`.
     """
 
     segments: tuple[Segment, ...]
@@ -83,9 +84,11 @@ class MaskView(NamedTuple):
     def _repr_html_(self) -> str:
         """Draw the text, and below it how many tokens are of each kind.
 
-        If the mask token does not stand in every masked place, the numbers by action follow.
+        If some masked tokens are not replaced by the mask token, the number of tokens with each
+        action follows.
         """
         labels = messages("masks")
+        # Each entry has its CSS, its key in the messages, and flags of its tokens, (T,).
         entries = [(_mask_style(kind), NAMES[kind], self.kinds == kind) for kind in NAMES]
         if np.isin(self.actions, [RANDOM, UNCHANGED]).any():
             entries += [(_action_style(SPAN, n), ACTIONS[n], self.actions == n) for n in ACTIONS]
@@ -119,14 +122,15 @@ def _html(segments: Iterable[Segment]) -> str:
 
 
 def _mask_style(kind: int, *, filled: bool = True) -> str:
-    """Write the CSS of a masked token: underlined, and perhaps `filled`, in the kind's colour."""
+    """Write the CSS of a masked token in its kind's colour: underlined, and perhaps `filled`."""
     return f"background:{FILL[kind] if filled else 'transparent'};border-bottom:{LINE[kind]}"
 
 
 def _action_style(kind: int, action: int) -> str:
-    """Write the CSS of a masked token by its action: unchanged is not filled, random struck out.
+    """Write the CSS of a masked token of a `kind`, by the `action` on it.
 
-    All are underlined, and all but the unchanged ones filled, in the colour of the kind.
+    Every token is underlined in the colour of its kind. An unchanged token is not filled with that
+    colour, all others are. A token that was replaced by a random one is struck out, too.
     """
     struck = ";text-decoration:line-through" if action == RANDOM else ""
     return _mask_style(kind, filled=action != UNCHANGED) + struck
@@ -177,12 +181,14 @@ def mark_tokens(
 ) -> MaskView:
     """Mark the characters of masked tokens, and return the text with its marks.
 
-    `offsets` are the half-open spans of characters of T tokens, `kinds` and `actions` (T,) as in
-    `MaskView`; `names` describe the tokens in tooltips. Tokens of a byte-level vocabulary may share
-    a character: it is marked if any of them is masked. Characters of no token are shown as kept.
+    `offsets` are the half-open spans of characters of T tokens, `kinds` and `actions` are (T,) as
+    in `MaskView`, and `names` describe the T tokens in tooltips. Tokens of a byte-level vocabulary
+    may share a character: it is marked if any of them is masked. Characters of no token are shown
+    as kept.
     """
     marks, labels = [], messages("masks")
-    # The numbers of neighbouring tokens of one kind; two single ones are never neighbours.
+    # `block` has the indices of neighbouring tokens of one kind: a span, or one single token, since
+    # two masked blocks are never neighbours.
     for kind, block in groupby(range(len(kinds)), key=lambda token: int(kinds[token])):
         if kind == KEPT:
             continue
@@ -197,13 +203,14 @@ def mark_tokens(
 
 
 class XRayView(NamedTuple):
-    """One text of an X-ray, with a column a model, as a notebook shows it.
+    """One text of an X-ray, with a column for each model, as a notebook shows it.
 
-    Above each masked token stands the model's first guess; the token is filled if that is right.
+    Above each masked token stands the model's first guess; the token is filled if the guess is
+    right.
     """
 
     xray: XRay
-    number: int = 0  # of the text in `xray.texts`
+    number: int = 0  # index of the text in `xray.texts`
 
     def _repr_html_(self) -> str:
         """Draw a column for each model, and below them what the marks mean."""
@@ -215,7 +222,7 @@ class XRayView(NamedTuple):
     def _column(self, model: str) -> tuple[str, str]:
         """Draw the text with the guesses of `model`; return the pair (head, text), both HTML.
 
-        Of masked tokens that share a character only the first is marked.
+        If several masked tokens share a character, only the first of them is marked.
         """
         labels, kind_labels = messages("xray"), messages("masks")
         tokens = self.xray.tokens[self.xray.tokens["text"] == self.number]
@@ -240,7 +247,7 @@ class XRayView(NamedTuple):
 def _ruby(token: str, guess: str, style: str, tip: str) -> str:
     """Write the HTML of a token with the guess above it, a line break in either as ↵.
 
-    Behind the token come as many line breaks as it has.
+    As many line breaks as the token has follow it, so that the lines of the text stay.
     """
     below, above = (escape(part.replace("\n", "↵")) for part in (token, guess))
     small = f'<rt style="font-size:12px;line-height:1.2;color:inherit">{above}</rt>'

@@ -50,7 +50,10 @@ STYLE |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "axes.facecolor": "none
 
 @functools.cache
 def _fonts() -> tuple[list[str], frozenset[int]]:
-    """Load the bundled font; return the families of fonts, and all code points that they have."""
+    """Load the bundled font; return the families of fonts, and the code points that they cover.
+
+    A code point is covered if at least one of the fonts has it.
+    """
     font_manager.fontManager.addfont(FONT)
     names = [font_manager.FontProperties(fname=FONT).get_name(), "DejaVu Sans"]
     maps = [font_manager.get_font(font_manager.findfont(name)).get_charmap() for name in names]
@@ -68,9 +71,9 @@ def drawable(text: str) -> str:
 def axes(ax: Axes | None = None, *, rows: int | None = None) -> Axes:
     """Return `ax`, or new axes if it is None, without a line at the top and at the right.
 
-    From this call on all plots write Chinese, and `$` as a dollar sign. New axes are 9 cm high, or
-    as high as `rows` bars need. They have no background, and their words can be read on white and
-    on black.
+    New axes are 9 cm high, or as high as `rows` bars need. They have no background, and their words
+    can be read on white and on black. The call also changes matplotlib's settings: from then on all
+    plots write Chinese, and `$` as a dollar sign.
     """
     plt.rcParams.update(STYLE | {"font.family": _fonts()[0]})
     if ax is None:
@@ -83,7 +86,8 @@ def axes(ax: Axes | None = None, *, rows: int | None = None) -> Axes:
 def _finish_axes(ax: Axes, xlabel: str, ylabel: str = "") -> Axes:
     """Name the axes in the reader's language, and draw a legend if anything has a label.
 
-    If nothing is drawn, a sentence that says so takes the place of the axes.
+    `xlabel` and `ylabel` are translated by `named`. If nothing is drawn, a sentence that says so
+    takes the place of the axes.
     """
     ax.set(xlabel=named(xlabel), ylabel=named(ylabel))
     if not np.isfinite(ax.dataLim.get_points()).all():  # nothing is drawn: it has infinite bounds
@@ -97,11 +101,11 @@ def _finish_axes(ax: Axes, xlabel: str, ylabel: str = "") -> Axes:
 
 
 def plot_lines(lines: pd.DataFrame, *, xlabel: str, ylabel: str, ax: Axes | None = None) -> Axes:
-    """Draw a line for each column of `lines`, its values over the index.
+    """Draw a line for each column of `lines`: its values upwards, the index to the right.
 
-    Missing values are left out: the line joins the points beside them. Names of columns are
-    translated by `named` for the legend. A column without a colour in `COLOURS` has the next of
-    `LINE_COLOURS` and of `LINE_DASHES`.
+    Missing values are left out: the line joins the points beside them. The labels of the axes, and
+    the names of columns in the legend, are translated by `named`. A column that has no colour in
+    `COLOURS` takes the next colour of `LINE_COLOURS` and the next dashes of `LINE_DASHES`.
     """
     ax, styles = axes(ax), zip(cycle(LINE_COLOURS), cycle(LINE_DASHES), strict=False)
     for name, values in lines.items():
@@ -118,8 +122,9 @@ def plot_metric(
     """Draw `columns` of `metrics`, the table of `read_metrics`, over the steps of a run.
 
     Checkpoints are marked at the bottom, and the steps that the run was resumed from at the top. If
-    `columns` has the bits per character of held-out 武侠, a star marks their least value: the
-    adapter of that step is kept. Step 0 does not count, as it is the base.
+    `columns` has the bits per character of held-out 武侠, a star marks their least value: the run
+    keeps the adapter of that step. Step 0 does not count, since its adapter is untrained: it is the
+    base.
     """
     lines = metrics.set_index("step").reindex(columns=columns)
     ax = plot_lines(lines, xlabel="step", ylabel=ylabel, ax=ax)
@@ -139,8 +144,9 @@ def plot_metric(
 def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw learning against forgetting: held-out bits per character of 武侠 over general text.
 
-    `metrics` is the table of `read_metrics`. Each measurement is a point on a line, in the order in
-    which they were made; the first one, the base's, is a square.
+    Those of 武侠 go upwards, those of general text to the right. `metrics` is the table of
+    `read_metrics`. Each measurement is a point, and a line joins the points in the order in which
+    they were measured. The first point, that of the base, is a square.
     """
     course = metrics.reindex(columns=[GENERAL_BITS, WUXIA_BITS]).dropna().set_index(GENERAL_BITS)
     base, ax = course[:1], axes(ax)
@@ -152,12 +158,13 @@ def plot_forgetting(metrics: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_strengths(scorecard: dict[str, Any], *, ax: Axes | None = None) -> Axes:
     """Draw learning against forgetting by strength: bits per character of 武侠 over general text.
 
-    Each strength in `scorecard["strengths"]` is a point on a line, with its number beside it.
+    Those of 武侠 go upwards, those of general text to the right. Each strength in
+    `scorecard["strengths"]` is a point on a line, with the strength written beside it.
     """
     rows = pd.DataFrame(scorecard["strengths"], columns=["strength", "general", "wuxia"])
     line = rows.set_index("general")["wuxia"].rename("by strength").to_frame()
     ax = plot_lines(line, xlabel="forgetting", ylabel="learning", ax=ax)
-    ax.ticklabel_format(useOffset=False)  # whole figures at the ticks, not differences from one
+    ax.ticklabel_format(useOffset=False)  # ticks show full figures, not differences from one
     for strength, general, wuxia in rows.itertuples(index=False):
         ax.annotate(f"{strength:g}", (general, wuxia), (5, 3), textcoords="offset points")
     return ax
@@ -177,7 +184,7 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Ax
         shades = [(colour, SHADES[split]) for colour in colours]
         # At 0, 1, 2, …, since two rows may have one name.
         ax.barh(range(len(names)), table[split], left=left, color=shades, tick_label=names)
-        left = left + table[split].to_numpy()  # the next part begins at the ends of these
+        left = left + table[split].to_numpy()  # (bars,): where the next part of each bar begins
     handles = [Patch(color=(INK, SHADES[split]), label=named(split)) for split in splits]
     _finish_axes(ax, xlabel).legend(handles=handles, **LEGEND)
     ax.locator_params(axis="x", nbins=5)
@@ -188,8 +195,8 @@ def plot_bars(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Ax
 def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) -> Axes:
     """Draw each row of `table` as a line from its least to its greatest value, the first on top.
 
-    The index labels the lines. Each value is a dot on its line, in the colour of the column; those
-    of the columns `low` and `high`, the ends of an interval, have none.
+    The index labels the lines. Each value is a dot on its line, in the colour of its column; only
+    the columns `low` and `high`, the ends of an interval, have no dots.
     """
     rows = table[::-1].rename(index=drawable)
     ax = axes(ax, rows=len(rows))
@@ -202,17 +209,17 @@ def plot_intervals(table: pd.DataFrame, *, xlabel: str, ax: Axes | None = None) 
 
 
 def plot_typical(table: pd.DataFrame, top: int = 20, *, ax: Axes | None = None) -> Axes:
-    """Draw how often the first `top` words of `table` stand in 10,000 words of each kind of text.
+    """Draw how often the first `top` words of `table` are used, in 武侠 and in general text.
 
-    `table` is that of `corpus.words.typical`, of 武侠 against general text. The scale is
-    logarithmic above 1.
+    `table` is that of `corpus.words.typical`, of 武侠 against general text. The figures are uses in
+    10,000 words; their scale is logarithmic above 1.
     """
     rows = table[["here", "there"]].head(top).set_axis(["wuxia", "general"], axis=1)
     ax = plot_intervals(rows, xlabel="uses", ax=ax)
     if len(rows):
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xlim(left=-0.1)
-        ax.xaxis.set_major_formatter("{x:g}")  # the default one writes mathematics
+        ax.xaxis.set_major_formatter("{x:g}")  # the default formatter writes mathematics
     return ax
 
 
@@ -238,7 +245,7 @@ def plot_scorecard(scorecard: dict[str, Any], name: str, *, ax: Axes | None = No
 def plot_passages(
     scorecard: dict[str, Any], column: str, *, xlabel: str, threshold: float, ax: Axes | None = None
 ) -> Axes:
-    """Draw a figure of all passages by writer: the quartiles as a box, outliers as dots.
+    """Draw how a figure of the passages varies, by writer: quartiles as a box, outliers as dots.
 
     `column` names the figure in `scorecard["texts"]`: "copied" or "style". A dashed line marks the
     `threshold`. Passages without the figure are left out.

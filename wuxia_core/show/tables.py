@@ -63,8 +63,8 @@ def table(rows: pd.DataFrame) -> "Styler":
     """Style a table for a notebook: text escaped and left-aligned, numbers as 1,234 and 0.50.
 
     The index is hidden. Heads, and the values of the columns `TRANSLATED`, are in the reader's
-    language. A missing number is left blank. In place of a table without rows stands a sentence
-    that says so.
+    language. A missing number is left blank. For a table without rows a sentence that says so is
+    shown instead.
     """
     if rows.empty:
         caption = [{"selector": "caption", "props": "white-space: nowrap"}]
@@ -93,7 +93,7 @@ def _number(value: float) -> str:
 
 
 def advice(mixture: Mixture, config: Config) -> list[str]:
-    """Advise what to mend before a run, a sentence each; or say that all is well."""
+    """List what to mend before a run, a sentence each; without any, say that all is well."""
     sentences = [
         *_advise_files(mixture),
         *_advise_simplified(mixture),
@@ -105,10 +105,13 @@ def advice(mixture: Mixture, config: Config) -> list[str]:
 
 
 def _advise_files(mixture: Mixture) -> Iterator[str]:
-    """Say how many of the novels' files are not used at all: not read, empty, or copies."""
+    """Say how many of the novels' files are not used at all: not read, empty, or copies.
+
+    Yields a sentence if there are such files.
+    """
     files = mixture.preparation["files"]
-    copies = {copy["book"] for copy in mixture.preparation["same_books"]}
-    sources = ("wuxia", "")  # "": it is not read, so nobody knows
+    copies = {copy["book"] for copy in mixture.preparation["same_books"]}  # titles left out
+    sources = ("wuxia", "")  # "": a file that was not read, so its source is not known
     novels = [x for x in files if x["source"] in sources and not NO_NOVEL.search(x["refused"])]
     unused = [file for file in novels if not file["documents"] or file["book"] in copies]
     if unused:
@@ -116,13 +119,19 @@ def _advise_files(mixture: Mixture) -> Iterator[str]:
 
 
 def _advise_simplified(mixture: Mixture) -> Iterator[str]:
-    """Name the novels in traditional characters, unless all are."""
+    """Name the novels in traditional characters, if there are others beside them.
+
+    `preparation["traditional"]` is empty if all novels are traditional, and if none is.
+    """
     if books := mixture.preparation["traditional"]:
         yield messages("advice")["traditional"].format(books=_quote_three(books))
 
 
 def _advise_garbled(mixture: Mixture) -> Iterator[str]:
-    """Count the garbled places, such as 锟斤拷, and quote the first three, each with its book."""
+    """Count the garbled places, such as 锟斤拷, and quote the first three, each with its book.
+
+    Yields a sentence if there is such a place.
+    """
     rows = mixture.documents[["book", "text"]].itertuples(index=False)
     places = [f"{book}：{match[0]}" for book, text in rows for match in GARBLED.finditer(text)]
     if places:
@@ -134,6 +143,7 @@ def _advise_general(mixture: Mixture) -> Iterator[str]:
 
     The characters to add are rounded up to thousands.
     """
+    # `epochs`: how often general text is read while the novels are read once; 0 if never.
     epochs, outline = mixture.preparation["general_epochs"], mixture.outline
     if not epochs:
         yield messages("advice")["no general"]
@@ -144,7 +154,7 @@ def _advise_general(mixture: Mixture) -> Iterator[str]:
 
 
 def _advise_steps(mixture: Mixture, config: Config) -> Iterator[str]:
-    """Warn if a run in two processes has too few steps to learn from."""
+    """Warn if a run in two processes has fewer than 100 steps, which are too few to learn from."""
     size = run_size(mixture, config)
     if size["steps"] < FEWEST_STEPS:
         yield messages("advice")["steps"].format(steps=size["steps"], epoch=size["steps an epoch"])
@@ -158,12 +168,14 @@ def _quote_three(texts: Iterable[str]) -> str:
 
 
 def run_size(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, float]:
-    """Count what a run in `processes` processes takes.
+    """Count what a run in `processes` processes takes; return the counts by name.
 
-    Of an epoch: its `windows`, the `steps an epoch` and its `masked tokens`; `filled` is the share
-    of the windows' places that hold a token. Of the run: its `steps` and about its `tokens`.
+    For one epoch these are `windows`, `steps an epoch`, `masked tokens`, and `filled`, the share of
+    the windows' places that hold a token (0 to 1). For the whole run they are `steps` (of the
+    optimizer) and `tokens of the run`, which is an estimate.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())  # an epoch's
+    # `batch` is the windows of a step, `steps` those of the whole run.
     batch, steps = effective_batch(config, processes), int(run_steps(config, windows, processes))
     return {
         "windows": windows,
@@ -178,22 +190,25 @@ def run_size(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, 
 def progress(folder: Path, metrics: pd.DataFrame) -> str:
     """Say in a sentence how many of its steps a run has done, and how many minutes the rest takes.
 
-    `metrics` is the table of `read_metrics` for the run folder. The rate is that since the run was
-    last started or resumed; if no further step was logged since, that before. Other sentences are
-    for a run that is finished, was stopped, or has not logged a step.
+    `metrics` is the table of `read_metrics` for the run folder. The time of a step is measured
+    since the run was last started or resumed; if no further step has been logged since then, it is
+    the time of a step before that. A run that is finished, that was stopped, or that has not logged
+    a step gets another sentence.
     """
-    # Until figures are logged, the table lacks columns.
     templates = messages("advice")
+    # Until figures are logged, the table lacks columns; `reindex` adds them, empty.
     metrics = metrics.reindex(columns=["event", "step", "time", "epoch"])
     is_start = metrics["event"].isin(["started", "resumed"])
-    starts = metrics[["step", "time"]].where(is_start).ffill()  # of each row, the start before it
+    # For each row the step and time (seconds) of the last start or resumption before it.
+    starts = metrics[["step", "time"]].where(is_start).ffill()
     trained = metrics[metrics["epoch"].notna() & (metrics["step"] > starts["step"])]
     if trained.empty:
         return str(templates["not begun"])
     last, start = trained.iloc[-1], starts.loc[trained.index[-1]]
     config = load_config(folder / "config.yaml")
-    epoch_steps = round(last["step"] / last["epoch"])
-    # `run_steps` asks for windows: those that one process reads in `epoch_steps` steps.
+    epoch_steps = round(last["step"] / last["epoch"])  # steps of one epoch
+    # Steps of the whole run. `run_steps` wants the number of windows of an epoch: those that one
+    # process reads in `epoch_steps` steps.
     steps = int(run_steps(config, epoch_steps * effective_batch(config, 1), 1))
     step_seconds = (last["time"] - start["time"]) / (last["step"] - start["step"])
     figures = {"done": int(last["step"]), "steps": steps, "seconds": step_seconds}
@@ -209,8 +224,8 @@ def progress(folder: Path, metrics: pd.DataFrame) -> str:
 def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
     """Say how many words were counted, how often in all, and which are the commonest.
 
-    At most `limit` words are named, each with its count. `kind` is "idioms" or "moves", and chooses
-    the sentence, also that for no word.
+    At most `limit` words are named, each with its count. `kind` is "idioms" or "moves"; it chooses
+    the sentence, and if no word was counted the sentence that says so.
     """
     templates = messages("advice")
     if not counts:
@@ -223,9 +238,10 @@ def listing(counts: "Counter[str]", kind: str, limit: int = 40) -> str:
 def files_table(mixture: Mixture) -> pd.DataFrame:
     """List the files, a row each; `note` says what is odd, and why a file was left out.
 
-    `characters` are those before cleaning, `removed` those that cleaning took out. `chapters` is
-    empty for general text, for novels without headings and for files that gave no text. `repeated
-    paragraphs` counts those of the file's book that were left out, as they stand elsewhere too.
+    `characters` are counted before cleaning; `removed` are those that cleaning took out. `chapters`
+    is empty for general text, for novels without headings and for files that gave no text.
+    `repeated paragraphs` is the number of paragraphs of the file's book that were left out, because
+    they stand elsewhere too.
     """
     prepared, templates = mixture.preparation, messages("notes")
     files = pd.DataFrame(prepared["files"])
@@ -234,7 +250,8 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
     # A general file may have the name of a novel, but is never left out as its copy.
     copy_notes = files["book"].where(is_novel).map(lambda book: copies.get(book, ""))
     broken_notes = files["broken"].map(lambda n: templates["broken"].format(count=n) if n else "")
-    # Of each file why it is left out, a list of notes on its chapters, and two more; all may be "".
+    # For each file: why it is left out, a list of notes on its chapters, and the two notes made
+    # above. Each of these may be empty.
     parts = zip(files["refused"], files["notes"], broken_notes, copy_notes, strict=True)
     notes = [map(translated, filter(None, [why, *odd, *rest])) for why, odd, *rest in parts]
     has_headings = ~files["notes"].str.join("\n").str.contains(NO_HEADINGS)
@@ -250,8 +267,8 @@ def files_table(mixture: Mixture) -> pd.DataFrame:
 def cleaning_table(mixture: Mixture) -> pd.DataFrame:
     """List the rules of cleaning that changed any file, the one that removed most characters first.
 
-    A row has what the rule `does`, in how many `files` and `places` it changed the text, and how
-    many characters it `removed` and `inserted`.
+    A row has the name of the `rule`, what it `does`, in how many `files` and `places` it changed
+    the text, and how many characters it `removed` and `inserted`.
     """
     rows = [
         {"rule": name, "does": messages("rules")[name], "files": 1, **tally}
@@ -268,7 +285,7 @@ def cleaning_examples(mixture: Mixture, count: int = 2) -> pd.DataFrame:
 
     A row has the `rule`, the path of the `file`, and the place with its surroundings `before` and
     `after` this rule was applied, as `_example_text` writes them. The rules come in the order in
-    which they are applied, and of each rule the places in the first files.
+    which they are applied; the places of a rule come in the order of the files.
     """
     rows = [
         (rule, file["path"], _example_text(before), _example_text(after))
@@ -282,7 +299,7 @@ def cleaning_examples(mixture: Mixture, count: int = 2) -> pd.DataFrame:
 
 
 def _example_text(text: str) -> str:
-    """Cut a text behind 60 characters, and write its white space as signs: `剑 光` as `剑␣光`."""
+    """Cut a text off after 60 characters, and show its white space by signs: `剑 光` as `剑␣光`."""
     beginning = text if len(text) <= EXAMPLE_LENGTH else text[:EXAMPLE_LENGTH] + "…"
     return visible(beginning.translate(BLANKS))
 
@@ -303,8 +320,8 @@ def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: in
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:
     """Read a run's `metrics.jsonl` into a table: a row has logged figures, passages or an event.
 
-    `event` is None in a row that has none. Of steps that were done again after the run was
-    resumed, only the last time counts. Raises `DataError` if the folder has no such file.
+    `event` is None in a row that has none. If a run was resumed and did some steps again, only the
+    rows of the last time are in the table. Raises `DataError` if the folder has no such file.
     """
     if not (Path(output_dir) / METRICS).is_file():
         remedy = "name a run's folder as output_dir, or make one: python launch_ddp.py"
@@ -313,9 +330,10 @@ def read_metrics(output_dir: str | Path) -> pd.DataFrame:
 
 
 def passages_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Show the passages written in training: a row a measurement, its `step` and a column a prompt.
+    """Show the passages written in training: a row for each measurement, a column for each prompt.
 
-    The table is empty if `metrics`, that of `read_metrics`, has no passages.
+    The first column is the `step` of the measurement. The table is empty if `metrics`, the table of
+    `read_metrics`, has no passages.
     """
     measurements = metrics.reindex(columns=["step", "passages"]).dropna()
     rows = [
@@ -338,8 +356,8 @@ def scorecard_table(scorecard: dict[str, Any]) -> pd.DataFrame:
 def side_by_side(scorecard: dict[str, Any], count: int = 6) -> pd.DataFrame:
     """Put what base, tuned model and book have behind a prompt side by side, a row a prompt.
 
-    At most `count` prompts are taken, evenly spread from the first to the last. Each text is in one
-    line, and cut to 200 characters.
+    At most `count` prompts are taken, evenly spread from the first to the last. Each text is put
+    into one line and cut to 200 characters.
     """
     rows = pd.DataFrame(scorecard["passages"], columns=["prompt", "base", "tuned", "human"])
     places = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
@@ -349,8 +367,8 @@ def side_by_side(scorecard: dict[str, Any], count: int = 6) -> pd.DataFrame:
 def copied_table(scorecard: dict[str, Any]) -> pd.DataFrame:
     """List the longest runs of characters that tuned passages share with training text, a row each.
 
-    `generated` shows the run, in 【】, in the passage, `source` in the training text. ✓ marks the
-    `flagged` runs, which are so long that they count as copied.
+    `generated` shows the run, in 【】, in the passage, and `source` shows it in the training text.
+    In the column `flagged`, ✓ marks a run that is so long that it counts as copied.
     """
     columns = ["length", "flagged", "generated", "source", "title"]
     rows = pd.DataFrame(scorecard["copied"], columns=columns)
