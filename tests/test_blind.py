@@ -93,6 +93,11 @@ def test_faulty_sheets_are_named(tmp_path, passages, capsys):
     empty = fill(tmp_path, style=lambda _: "", quality=lambda _: "A")
     with pytest.raises(DataError, match="no style is filled in"):
         win_rates(tmp_path, [empty])
+    key = (tmp_path / "blind_key.csv").read_text()
+    (tmp_path / "blind_key.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"blind_key.csv: not the key"):
+        win_rates(tmp_path, [sheet])
+    (tmp_path / "blind_key.csv").write_text(key)
     with pytest.raises(DataError, match="named twice"):
         win_rates(tmp_path, [sheet, sheet])
     sheet.write_bytes("编号".encode("gb18030"))

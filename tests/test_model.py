@@ -407,6 +407,8 @@ def test_cards_that_torch_cannot_use_are_named_with_the_torch_to_install(
 def test_cards_that_are_hidden_or_not_there_are_done_without(nvidia_smi, monkeypatch):
     nvidia_smi("580.65.06", status=9)  # "couldn't communicate with the NVIDIA driver"
     assert best_device() == "cpu"
+    nvidia_smi("No devices were found")
+    assert best_device() == "cpu"
     nvidia_smi("580.65.06")
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

@@ -51,7 +51,7 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     status, output = getstatusoutput(DRIVER_QUERY)  # a line a GPU: "580.65.06, NVIDIA RTX 4090"
-    if status or not output or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if status or not output[:1].isdigit() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "cpu"
     driver, _, gpu = output.splitlines()[0].partition(", ")
     wheels = "cu130" if int(driver.partition(".")[0]) >= CUDA_13_DRIVER else "cu126"

@@ -80,7 +80,10 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
-    key = _read_csv(output_dir / KEY).set_index("id")["tuned"].to_dict()  # id: "A" or "B"
+    answers = _read_csv(output_dir / KEY)
+    if not {"id", "tuned"} <= set(answers):
+        raise DataError(f"{output_dir / KEY}: not the key that was written; copy it back")
+    key = answers.set_index("id")["tuned"].to_dict()  # id: "A" or "B"
     votes = pd.concat([_read_votes(sheet, key) for sheet in sheets])
     # For each question and prompt the share of raters who prefer the tuned model; a tie is half.
     prompt_rates = votes.groupby(["question", "id"], sort=False)["won"].mean()

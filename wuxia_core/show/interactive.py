@@ -157,6 +157,8 @@ class GuessBox(widgets.VBox):
             self.view.value = masks + XRayView(guesses)._repr_html_()
         except DataError:  # no text, or too few tokens for one to be masked
             self.view.value = f"<p>{messages('explorer')['too short']}</p>"
+        except ConfigError as error:  # the base has no token to mask with
+            self.view.value = f'<p class="{NO_MATH}">{escape(str(error))}</p>'
 
     def _repr_html_(self) -> str:
         return str(self.view.value)
