@@ -171,8 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(options: argparse.Namespace) -> None:
-    """Load the config, the sample's by default, and call `doctor`, `plan` or `train`."""
-    print(messages("training")["looking"], file=sys.stderr)  # where all progress is printed
+    """Load the config, the sample's by default; call `doctor`, or find texts and `plan` or `train`.
+
+    Raises `ConfigError` or `DataError` if config or texts are unfit, and what these three raise.
+    """
+    print(messages("training")["looking"], file=sys.stderr)  # "looking at settings, texts …"
     config = load_config(SAMPLE if options.config is None else options.config, settings(options))
     if options.doctor:
         doctor(options, config)

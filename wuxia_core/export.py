@@ -275,7 +275,8 @@ def _compare(
     is NaN.
     """
     delta = (exported - expected).abs()  # nats, (N,)
-    limit = LIMITS[dtype] * math.sqrt(max(1, model.config.num_hidden_layers / 4))
+    depth = max(1, model.config.num_hidden_layers / 4)  # LIMITS are for 4 layers
+    limit = LIMITS[dtype] * math.sqrt(depth)
     text = f"largest |Δ log p| of {len(delta):,} tokens {delta.max():.2g}, mean {delta.mean():.2g}"
     if not delta.max() <= limit:  # also if it is NaN
         raise DataError(f"not exported, for it computes something else: {text}, limit {limit:g}")

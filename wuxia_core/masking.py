@@ -377,7 +377,7 @@ def model_inputs(
 
     The keys are `input_ids`, `labels`, `logits_to_keep`, and `position_ids` unless that is None.
     `labels` are -100 except at targets; column 0 has no target. Token i is scored by the logits at
-    position i - 1, so `logits_to_keep` (bool) flags the positions one to the left of the
+    position i - 1, so `logits_to_keep`, (B, T) bool, flags the positions one to the left of the
     targets: labels `[-100, -100, 7, 8]` keep `[0, 1, 1, 0]`. No attention mask is needed: padding
     stands behind the text, where causal attention never looks. `position_ids` that restart within a
     row keep its chunks from seeing each other, at the price of a (B, 1, T, T) mask inside the

@@ -89,6 +89,7 @@ def _read_parameters(parameters: dict[str, object], source: Path) -> dict[str, o
     for name in parameters.keys() - known.keys():
         raise ConfigError(f"{source.name}: no parameter {name}; there are: {', '.join(known)}")
     given = {name: value for name, value in parameters.items() if isinstance(value, str)}
+    # The default is Python code: if it is a string or None, the value stays text.
     is_text = {name: known[name]["default"].startswith(('"', "'", "None")) for name in given}
     values = {name: read_value(value, text=is_text[name]) for name, value in given.items()}
     return parameters | values

@@ -219,12 +219,12 @@ def is_at_work(folder: Path) -> bool:
 def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write MANIFEST.json into the folder `checkpoint`, then flush all files there to the disk.
 
-    MANIFEST.json holds `facts`, the size and hash of each file by name (`files`), and a hash of all
-    that (`sha256`), by which the function `manifest` tells whether MANIFEST.json is damaged.
+    MANIFEST.json holds `facts`, such as the step; under `files` the size and hash of each file, by
+    name; and under `sha256` a hash of all that, by which `manifest` finds damage.
     """
     files = {path.name: _size_and_hash(path) for path in sorted(checkpoint.iterdir())}
-    manifest = facts | {"files": files}
-    text = json.dumps(manifest | {"sha256": _hash(manifest)}, indent=1)
+    content = facts | {"files": files}
+    text = json.dumps(content | {"sha256": _hash(content)}, indent=1)
     (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
     for path in checkpoint.iterdir():
         fsync(path)

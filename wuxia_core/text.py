@@ -100,7 +100,8 @@ def ngrams(characters: Codes, n: int) -> Hashes:
     if len(characters) < n:
         return np.empty(0, np.uint64)
     powers = np.array([pow(HASH_BASE, exponent, 1 << 64) for exponent in range(n)], np.uint64)
-    hashes = np.correlate(characters.astype(np.uint64), powers)
+    # at each place the sum of character · power over the run, modulo 2^64
+    hashes = np.correlate(characters.astype(np.uint64), powers, "valid")
     hashes ^= hashes >> np.uint64(31)  # the bits are mixed, as the low bits of the sum are poor
     hashes *= MULTIPLIER
     return np.asarray(hashes ^ (hashes >> np.uint64(29)))

@@ -404,14 +404,14 @@ def masked_cross_entropy(
     Parameters
     ----------
     outputs : CausalLMOutput
-        `.logits` is (N, V): one row for each target, because the collator's `logits_to_keep`
-        keeps position i - 1 for token i before the vocabulary projection. The logits are
-        overwritten by their gradient, so that no second (N, V) table is held.
+        `.logits` is (N, V): for a target i the collator's `logits_to_keep` has only the hidden
+        state at i - 1 projected to the vocabulary. The logits are overwritten by their gradient, so
+        that no second (N, V) table is held.
     labels : (B, T) int64
         Token ids at the N target positions, -100 elsewhere and in column 0.
     num_items_in_batch : scalar
-        Targets over all accumulation steps and all ranks. `Trainer` counts them, and multiplies
-        the loss by the number of ranks, since DDP averages gradients.
+        Targets over all accumulation steps and all ranks, as `Trainer` counts them. It multiplies
+        the loss by the number of ranks afterwards, which DDP's average of gradients undoes.
 
     Returns
     -------

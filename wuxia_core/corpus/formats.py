@@ -182,12 +182,13 @@ def _parse(text: str) -> BeautifulSoup:
     newline of the source. Tags lose their namespace: `<w:p>` becomes `<p>`.
 
     `<nav>-->` is put behind the page. It ends a comment or a tag that the page leaves open: without
-    it the parser would look for the end again and again. If nothing is open, it makes a `nav`,
+    it the parser would look for the end anew at each place. If nothing is open, it makes a `nav`,
     which `_page_text` leaves out.
     """
     text = "\r".join(map(str.rstrip, text.splitlines()))
-    # Word's <![if !x]> is deleted too: the parser rejects a page that has an unknown one.
-    text = re.sub(r"(</?)\w+:|<!\[(?!CDATA\[)[^<>\r]{0,99}>?", r"\1", text)
+    text = re.sub(r"(</?)\w+:", r"\1", text)
+    # Word's <![if !x]> is deleted: the parser rejects a page that has an unknown one.
+    text = re.sub(r"<!\[(?!CDATA\[)[^<>\r]{0,99}>?", "", text)
     text = re.sub(r"(?i)(?=<br\b)", "\n", text)
     text = re.sub(rf"(?i)(?=</?(?:{BLOCKS})\b)", "\v", text)
     return BeautifulSoup(f"<html>{text}<nav>-->", "html.parser")

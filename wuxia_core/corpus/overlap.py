@@ -182,7 +182,7 @@ class DuplicateIndex:
         self._paragraphs.frombytes(np.column_stack([document, line, runs, smallest]).tobytes())
 
     def same_books(self) -> list[SameBook]:
-        """List the books of which a better edition holds at least half.
+        """List the books of which a better edition has at least half of the hashes.
 
         A book is not listed if it is more than 1.25 times as long as the better edition, or if the
         better edition is itself listed. A book's length is the number of its distinct hashes. The
@@ -194,6 +194,8 @@ class DuplicateIndex:
         sizes = np.array([len(sketch) for sketch in sketches], np.int64)
         hashes = np.concatenate([np.empty(0, np.uint64), *sketches])
         copies: dict[int, SameBook] = {}  # the books to be left out, by their place in `names`
+        # Pairs, (2, E), have the better edition first, and come in the order of the better ones: so
+        # it is decided already whether that one is itself left out.
         for pairs, shared in _pairs(hashes, np.repeat(np.arange(len(names)), sizes)):
             better_sizes, other_sizes = sizes[pairs]
             same = (shared >= SAME_BOOK * other_sizes) & (other_sizes <= MUCH_LONGER * better_sizes)
@@ -259,7 +261,7 @@ def _look_up(table: Hashes, hashes: Hashes) -> tuple[Flags, Integers]:
     The table is in ascending order and ends with `LAST`. For a hash that the table does not have,
     the place is that of the next greater hash.
     """
-    places = np.searchsorted(table[:-1], hashes)
+    places = np.searchsorted(table[:-1], hashes)  # without `LAST`: a place is always in the table
     return table[places] == hashes, places
 
 

@@ -32,8 +32,8 @@ class Metric(NamedTuple):
     def row(self, n: int, **figures: Any) -> Row:
         """Make the metric's row of the scorecard: a dict with its labels, its figures and `n`.
 
-        `n` is the number of items. `figures` are values for the keys `FIGURES`. If the metric could
-        not be measured, give a `reason` instead: all figures are then None.
+        `n` is the number of items. `figures` are all of the keys `FIGURES`, or only a `reason` why
+        nothing could be measured: the figures that are not given are None.
         """
         labels = {"name": self.name, "unit": self.unit, "source": self.source}
         return {**labels, **dict.fromkeys(FIGURES), "n": n, **figures}

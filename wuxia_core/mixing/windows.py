@@ -92,14 +92,14 @@ def write_headers(tokens: BinaryIO, word_starts: BinaryIO) -> None:
     """Write an .npy header of `HEADER` bytes, with the number of tokens, at the start of two files.
 
     Call it twice: first on the empty files, to reserve the headers' bytes (with 0 as the number),
-    then after the data is written, to overwrite the headers with the final number. Each call leaves
-    the position in both files behind the header.
+    then with `word_starts` at its end, to overwrite the headers with the final number. Each call
+    leaves the position in both files right behind the header.
     """
     token_count = max(0, word_starts.tell() - HEADER)  # a token has one byte in this file
     for file, dtype in ((tokens, "<i4"), (word_starts, "|b1")):  # int32 and bool
         file.seek(0)
         header = {"descr": dtype, "fortran_order": False, "shape": (token_count,)}
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(file, header)  # padded to `HEADER` bytes
 
 
 def cut(length: int, data: DataConfig) -> list[tuple[int, int]]:

@@ -107,12 +107,12 @@ def read_shape(config: ModelConfig) -> Shape | None:
 
 
 def shape_of(base: Any) -> Shape | None:
-    """Give the shape of a transformers model; None if its linear layers are not `LAYERS`."""
+    """Give a transformers model's shape; None if decoder layers have other layers than `LAYERS`."""
     # The matrices, by layer: "model.layers.0.mlp.up_proj.weight" is of up_proj.
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
     others = len(weights) - len(LAYERS) * base.config.num_hidden_layers
-    if layers.keys() != LAYERS or others > 2:  # more than embedding and head: experts
+    if layers.keys() != LAYERS or others > 2:  # 2: embedding, head; a mixture of experts has more
         return None
     sizes = {name: getattr(base.config, name) for name in Shape._fields[:4]}
     return Shape(**sizes, layers=layers, parameters=base.num_parameters())

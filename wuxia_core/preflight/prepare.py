@@ -140,13 +140,13 @@ def check_packages(config: Config) -> None:
 def check_disk(folder: Path, needed: float) -> None:
     """Raise `MachineError` if the disk of `folder` lacks the `needed` bytes for checkpoints.
 
-    Checkpoints that lie in `folder` already count as part of the needed bytes.
+    `needed` is for all checkpoints of the run; the bytes of those in `folder` are subtracted.
     """
     free = shutil.disk_usage(folder).free
     needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
     if free < needed:
-        fact = f"checkpoints need {needed / 2**20:,.1f} MiB, free are {free / 2**20:,.1f}"
-        remedy = "free some, name another, or lower training.save_total_limit"
+        fact = f"checkpoints need {needed / 2**20:,.1f} MiB more, free are {free / 2**20:,.1f}"
+        remedy = "free some, name another folder, or lower training.save_total_limit"
         raise MachineError(f"training.output_dir {folder}: {fact}: {remedy}")
 
 
