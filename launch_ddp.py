@@ -89,7 +89,7 @@ def plan(options: argparse.Namespace, config: Config) -> None:
 
     The steps are timed in processes that `torchrun.launch` starts for a temporary run folder, and
     the first of them prints the result. Raises `ConfigError`, `DataError` or `MachineError` if the
-    run could not start, and with --measure `torchrun.Failure` or `Stopped` if timing fails.
+    run could not start; with --measure `torchrun.Failure` if timing fails, `Stopped` at a signal.
     """
     from wuxia_core import preflight, torchrun
 
@@ -105,7 +105,7 @@ def plan(options: argparse.Namespace, config: Config) -> None:
 def doctor(options: argparse.Namespace, config: Config) -> None:
     """Check the machine in as many processes as a run has; raise `MachineError` if a check fails.
 
-    The processes print a row for each check (`preflight.doctor`). They read the config from a
+    The first process prints a row for each check (`preflight.doctor`). All read the config from a
     temporary folder.
     """
     from wuxia_core import preflight, torchrun
@@ -123,8 +123,8 @@ def train(options: argparse.Namespace, config: Config) -> None:
     """Choose and prepare the run folder, train there, and `finish`.
 
     Raises `Stopped` after a signal, and `torchrun.Failure` if a process failed. The message names
-    the command that goes on with the run, unless the process failed for a reason that would make it
-    fail again, such as too little memory. Before the training begins, raises `ConfigError`,
+    the command that goes on with the run, unless the process gave a reason that would make it fail
+    again, such as too little GPU memory. Before the training begins, raises `ConfigError`,
     `DataError` or `MachineError` if settings, texts or machine are unfit.
     """
     from wuxia_core import preflight, run, torchrun

@@ -307,7 +307,7 @@ _Loader.add_implicit_resolver(
 
 
 def effective_batch(config: Config, processes: int) -> int:
-    """Count the windows of an optimizer step; `processes` is their number on all machines."""
+    """Count the windows of an optimizer step of `processes` processes, those on all machines."""
     training = config.training
     return training.per_device_train_batch_size * training.gradient_accumulation_steps * processes
 
@@ -393,7 +393,7 @@ def _find_places(root: yaml.Node, path: Path) -> dict[str, str]:
 
 
 def _apply_override(override: str, tree: dict[str, Any], places: dict[str, str]) -> None:
-    """Put the value of an override `section.key=value` into `tree`, and its text into `places`."""
+    """Put an override's value into `tree`, and `--set section.key=value` into `places`."""
     name, equals, value = override.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and key):

@@ -307,7 +307,7 @@ class Corruption:
     """Choose what the model sees in the place of each masked token.
 
     A choice depends only on (seed, epoch, key of the window). BERT's shares are `(0.8, 0.1, 0.1)`
-    (Devlin et al. 2019, section 3.1). Raises `ConfigError` if `shares` do not add up to 1.
+    (Devlin et al. 2019, section 3.1). Raises `ConfigError` unless `shares` are ≥ 0 and add up to 1.
     """
 
     mask_token_id: int  # of the token whose embedding row the adapter trains
@@ -403,8 +403,8 @@ class MaskCollator:
 
     `masked` masks tokens, and these are the targets; `clm` masks nothing, and every token is a
     target; `meap` masks tokens, and every token is a target (arXiv 2502.07490); `mixed` treats a
-    window as `masked` in one epoch and as `clm` in the next, and `trainer.EpochSampler` puts as
-    many of each kind into a batch. Tokens in `special_ids` and the first of each chunk are never
+    window as `masked` in one epoch and as `clm` in the next, and `trainer.EpochSampler` makes
+    half of a batch of each kind. Tokens in `special_ids` and the first of each chunk are never
     masked and never targets. With `span_unit` "word" spans cover whole words.
     """
 

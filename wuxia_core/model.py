@@ -158,8 +158,8 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 def tokenizer_files(name: str) -> list[Path]:
     """List the tokenizer's files in the folder `name` or, if there is none, download them first.
 
-    The download is of the model `name` on the Hugging Face hub; files in the hub's local cache are
-    not downloaded again. Raises `MachineError` if it fails.
+    Of the hub's model `name` only these files come; those in the hub's local cache are not
+    downloaded again. Raises `MachineError` if the download fails.
     """
     folder = locate(name)
     if not folder.is_dir():
@@ -172,7 +172,7 @@ def tokenizer_files(name: str) -> list[Path]:
 def fetch(name: str, load: Callable[[str], Any]) -> Any:
     """Call `load` with the folder `name` or, if there is none, with the name on the hub.
 
-    Returns what `load` returns. Raises `MachineError` if `load` fails, except for want of memory.
+    Returns what it returns. Raises `MachineError` if it fails; lack of memory is raised as it is.
     """
     path = locate(name)  # a name on the hub stays as it is
     # "", or why the hub does not answer: `load` then looks only into its cache
@@ -195,7 +195,7 @@ def fetch(name: str, load: Callable[[str], Any]) -> Any:
 def check_length(config: Config, base_config: Any) -> None:
     """Raise `ConfigError` if `data.max_length` exceeds the base's `max_position_embeddings`.
 
-    `base_config` is transformers' or a `plan.Shape`. If it lacks the number, any length passes.
+    `base_config` is transformers', a `plan.Shape` or None. Without the number, any length passes.
     """
     length, limit = config.data.max_length, getattr(base_config, "max_position_embeddings", None)
     if limit and length > limit:
@@ -215,7 +215,7 @@ def document_start_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 def mask_token_id(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, name: str | None = None
 ) -> int:
-    """Choose the mask token's id: that of `name`, or for None that of `<|mask|>` or of a spare row.
+    """Choose the mask token's id: that of `name`; for None that of `<|mask|>`, else a spare row.
 
     The embedding table has `vocab_size` rows. Its last rows are spare if no token uses them, in
     Qwen3 rows 151,669 to 151,935; the first of them is chosen. Raises `ConfigError` if `name` is

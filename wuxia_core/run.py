@@ -220,7 +220,7 @@ def write_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write MANIFEST.json into the folder `checkpoint`, then flush all files there to the disk.
 
     MANIFEST.json holds `facts`, such as the step; under `files` the size and hash of each file, by
-    name; and under `sha256` a hash of all that, by which `manifest` finds damage.
+    name; and under `sha256` a hash of all that, by which `manifest` sees damage to MANIFEST.json.
     """
     files = {path.name: _size_and_hash(path) for path in sorted(checkpoint.iterdir())}
     content = facts | {"files": files}
@@ -374,8 +374,8 @@ def check_unchanged(
     `checkpoint`. `checkpoint` is from `resume_point`; if it is None, any number will do. A
     `training.warmup_steps` of None is first set in `config` to the run's.
 
-    Raises `ConfigError` with all changes, or with `insist` logs them as a warning. Raises
-    `DataError` or `MachineError` if the texts or the tokenizer cannot be found.
+    Raises `ConfigError` with all changes, or with `insist` logs them as a warning. Raises also what
+    `mixing.manifest_of` raises if texts, a `data` key or the tokenizer are unfit.
     """
     saved = load_config(folder / CONFIG)  # as `write_setup` wrote it
     if config.training.warmup_steps is None:

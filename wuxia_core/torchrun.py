@@ -152,7 +152,7 @@ def supervise(
             return launch(folder, processes, *flags, *resume)
         except Failure as failure:
             newest = newest_checkpoint(folder) if failure.crashed and restarts else None
-            if newest is None or newest == start:  # none was saved since the last start
+            if newest is None or newest == start:  # none is due, or nothing new is saved
                 raise
             logger.warning("%s\nstarting afresh from %s", failure, newest)
         start, restarts = newest, restarts - 1
@@ -173,7 +173,7 @@ def read_failure(error: Any) -> Failure:
 def _rank_failure(process: Any) -> tuple[int, Failure]:
     """Return a number, which tells how far a process's failure is from the cause, and the failure.
 
-    0: the process gave a reason that is the user's to mend; 1: it was killed, or its GPU failed;
+    0: the process gave the reason, with a message; 1: it was killed, or its GPU failed;
     2: it reported that another process was gone; 3: it gave no reason, and so has a bug. New
     processes may succeed (`Failure.crashed`) except after a 0.
     """
@@ -196,7 +196,7 @@ def _rank_failure(process: Any) -> tuple[int, Failure]:
 def describe_saved(folder: Path, processes: int) -> str:
     """Say what a stopped run has saved, and with which command it goes on.
 
-    `processes` is their number on this machine, for `--nproc`. If the adapter is written already,
+    `processes` is the number on this machine, for `--nproc`. If the adapter is written already,
     the command measures it instead.
     """
     if (folder / ADAPTER_WEIGHTS).exists():
@@ -212,7 +212,7 @@ def with_next_step(failure: Failure, folder: Path, processes: int) -> Failure:
 
     After a crash that was the machine's fault (not a bug) the exit status becomes `STOPPED`, 75, if
     there is a checkpoint. A failure that is neither a crash nor a stop is returned as it is.
-    `processes` is their number on this machine.
+    `processes` is the number of processes on this machine.
     """
     if not failure.crashed and failure.exit_status != STOPPED:
         return failure

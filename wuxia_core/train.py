@@ -115,7 +115,8 @@ def train(options: Namespace) -> loop.SpanTrainer:
     done, and neither a checkpoint nor an adapter is saved. Returns the trainer.
 
     Raises `Stopped` if a signal stopped the run, `NonFiniteError` if loss or gradient became NaN or
-    infinite, and errors that `as_user_error` translates: of a full disk, memory, a lost process.
+    infinite, other `WuxiaError`s if config, base or mixture are unfit, and errors that
+    `as_user_error` translates: of a full disk, memory, a lost process.
     """
     folder, start = options.folder, options.start
     run.hold_lock(folder)

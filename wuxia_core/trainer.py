@@ -323,7 +323,7 @@ class SpanTrainer(Trainer):
         return sampler
 
     def get_batch_samples(self, *arguments: Any) -> Any:
-        """Give this rank's batches of a step, and all ranks' targets; count all ranks' tokens."""
+        """Give this rank's batches of a step, and how many targets all have; count all tokens."""
         batches, target_count = super().get_batch_samples(*arguments)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         total = self.accelerator.reduce(torch.tensor(tokens, device=self.args.device))
@@ -404,14 +404,14 @@ def masked_cross_entropy(
     Parameters
     ----------
     outputs : CausalLMOutput
-        `.logits` is (N, V): for a target i the collator's `logits_to_keep` has only the hidden
-        state at i - 1 projected to the vocabulary. The logits are overwritten by their gradient, so
-        that no second (N, V) table is held.
+        `.logits` is (N, V), a row for each target: for a target i, by `logits_to_keep`, only the
+        hidden state at i - 1 is projected to the vocabulary. The logits are overwritten by their
+        gradient, so that no second (N, V) table is held.
     labels : (B, T) int64
         Token ids at the N target positions, -100 elsewhere and in column 0.
     num_items_in_batch : scalar
-        Targets over all accumulation steps and all ranks, as `Trainer` counts them. It multiplies
-        the loss by the number of ranks afterwards, which DDP's average of gradients undoes.
+        Targets over all accumulation steps and all ranks, as `Trainer` counts them. Afterwards
+        `Trainer` multiplies the loss by the number of ranks, which DDP's average undoes.
 
     Returns
     -------

@@ -46,7 +46,7 @@ class Shape(NamedTuple):
     parameters: int  # all weights of the model, embedding and head among them
 
     def widths(self) -> tuple[int, int, int, int]:
-        """Give four widths, the numbers of a token in: hidden state, all queries, all keys, MLP."""
+        """Give four widths, numbers a token: of hidden state, all queries, all keys and MLP."""
         q, k, m = (self.layers[name][0] for name in ("q_proj", "k_proj", "up_proj"))
         return self.hidden_size, q, k, m
 
@@ -107,7 +107,7 @@ def read_shape(config: ModelConfig) -> Shape | None:
 
 
 def shape_of(base: Any) -> Shape | None:
-    """Give a transformers model's shape; None if decoder layers have other layers than `LAYERS`."""
+    """Give a transformers model's shape; None if its layers' matrices are not those of `LAYERS`."""
     # The matrices, by layer: "model.layers.0.mlp.up_proj.weight" is of up_proj.
     weights = [(name.split(".")[-2], w.shape) for name, w in base.named_parameters() if w.dim() > 1]
     layers = {name: (size[0], size[1]) for name, size in weights if name in LAYERS}
@@ -293,7 +293,7 @@ def measured_text(config: Config, mixture: mixing.Mixture) -> Text:
 def estimated_text(config: Config) -> Text:
     """Estimate the text of a mixture from the sizes of the novels' files, before they are read.
 
-    Raises `DataError` if texts are missing or short, `ConfigError` if a `data` key names no file.
+    Raises `DataError` or `ConfigError`, as `mixing.find_texts` says, if texts are missing or short.
     """
     data, files = config.data, mixing.find_texts(config)
     # An archive is there for each of its members; it is counted once, under the last one's book.
@@ -431,7 +431,7 @@ def run_hours(config: Config, shape: Shape, device: Device, text: Text) -> dict[
     epoch = text.tokens * training * hours_a_second / processes  # hours, (2,)
     read = mixing.run_steps(config, text.windows, processes) * effective_batch(config, processes)
     run = read * epoch / text.windows  # windows read, over those of an epoch
-    count, source_limit = held_out_limits(config, text.windows[1], processes)  # windows of a source
+    count, source_limit = held_out_limits(config, text.windows[1], processes)  # limit: windows
     window_hours = config.data.max_length * measuring * hours_a_second  # one held out, one process
     windows = min(2 * source_limit, text.held_out)  # of both sources, of a measurement
     measurements = count * windows * window_hours / processes

@@ -26,10 +26,10 @@ def prepare_run(
     printed. `config` gets `folder` as its output_dir, and a number of warm-up steps if it has none.
     On GeForce RTX 40 environment variables for NCCL are set (`set_nccl_for_rtx40`).
 
-    Raises `ConfigError` if config, machine, model and number of processes do not go together,
-    `DataError` if texts are missing or too short, and `MachineError` if the tokenizer cannot be
-    loaded, GPUs do not answer, or the disk or the CPU's memory is too small. Too little memory of
-    GPUs is no error: the forecast says so.
+    Raises `ConfigError` if config, machine, model and number of processes do not go together or the
+    mixture's folder is not free, `DataError` if texts are missing or too short, `MachineError` if
+    the tokenizer cannot be loaded, GPUs do not answer, a folder cannot be written, or the disk or
+    the CPU's memory is too small. Too little memory of GPUs is no error: the forecast says so.
     """
     config.training.output_dir = str(folder)
     device = plan.this_device(config, processes.total, processes.machines)
@@ -65,7 +65,7 @@ def forecast(config: Config, processes: int | None) -> str:
     number of processes; None means one a GPU (`plan.cards` of a named card), or two on the CPU.
 
     Raises `ConfigError` if a config key, the card or the number of processes is unfit, `DataError`
-    if texts are missing or too short, and `MachineError` if GPUs do not answer.
+    if texts are missing or too short, `MachineError` if GPUs or the tokenizer cannot be reached.
     """
     shape, card_named = check_model(config), config.plan.card or config.plan.card_gib
     if card_named and not torch.cuda.is_available():
@@ -140,7 +140,7 @@ def check_packages(config: Config) -> None:
 def check_disk(folder: Path, needed: float) -> None:
     """Raise `MachineError` if the disk of `folder` lacks the `needed` bytes for checkpoints.
 
-    `needed` is for all checkpoints of the run; the bytes of those in `folder` are subtracted.
+    `needed` is for those that are kept at a time; the bytes of those in `folder` are subtracted.
     """
     free = shutil.disk_usage(folder).free
     needed -= sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
