@@ -104,7 +104,7 @@ def _load_to_export(folder: Path, base: str, strength: float) -> "PeftModel":
 
     The embedding row of the mask token, which no prompt needs, is left out. Raises `ConfigError` if
     `strength` is not from 0 to 2; `DataError` if rows of several tokens were trained, or the
-    adapter is damaged or of another base; `MachineError` if the base cannot be loaded.
+    adapter is missing, damaged or of another base; `MachineError` if the base cannot be loaded.
     """
     check_strength(strength)
     if len(models.adapter_settings(folder).get("trainable_token_indices") or []) > 1:
@@ -202,8 +202,8 @@ def _convert(script: Path, new: Path, name: str, *options: str) -> None:
     """Have llama.cpp convert the folder `SOURCE` into the GGUF file `name` in the folder `new`.
 
     The two folders are side by side; `options` are more arguments of the script. If the script
-    fails, `OSError` is raised if the last line of its stderr begins with that name, as on a full
-    disk, and otherwise `DataError`.
+    fails, its last line of stderr is raised as `OSError` if it begins with "OSError", as on a full
+    disk, and otherwise as `DataError`.
     """
     command = [sys.executable, str(script), SOURCE, "--outfile", f"{new.name}/{name}", *options]
     done = subprocess.run(command, cwd=new.parent, capture_output=True, text=True)

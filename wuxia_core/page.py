@@ -35,7 +35,7 @@ PATHS |= {"processed_data_file"}
 PAIR = ("base", "tuned")
 MOST_FILES = 60  # that the page lists; it says how many more there are
 SIZE = (4.2, 3.3)  # inches, width and height of a plot; a phone shows that without scaling
-PREVIEW, PAPER, TEXT = (12, 6.3), "#fcfbf8", "#24211d"  # size and colours of a preview
+PREVIEW, PAPER, TEXT = (12, 6.3), "#fcfbf8", "#24211d"  # of a preview: size, inches, and colours
 PREVIEW_LINE = re.compile("[^\n]{1,29}[，。！？；：、”」]?")  # no line begins with such a sign
 # Parts of matplotlib's SVG that draw nothing.
 NO_DRAWING = re.compile(r"<metadata>.*?</metadata>|<!--.*?-->| xlink:href=\"\"", re.DOTALL)
@@ -193,7 +193,7 @@ def _plots(scorecard: Scorecard, metrics: pd.DataFrame) -> dict[str, Markup]:
 def _svg(name: str, plot: Callable[..., object]) -> Markup:
     """Draw a plot as SVG, for the page's colours, font and width; return it without `<svg …>`.
 
-    Only the opening tag is left out: page.html has one of its own. `plot` draws on the axes that it
+    The closing tag stays: page.html has only an opening tag of its own. `plot` draws on the axes it
     is given as `ax`. `name`, another for each plot of a page, goes into the ids by which the parts
     of a plot refer to each other, so that no two plots share these.
     """
@@ -224,7 +224,7 @@ def _files(mixture: Mixture) -> list[tuple[Markup, str, str]]:
     files = mixture.preparation["files"]
     for file in sorted(files, key=lambda x: (x["source"] == "general", -x["characters"])):
         fate = fates.get(file["book"], "")
-        if file["refused"]:  # why the file was left out; "" if it was read
+        if file["refused"]:  # why it, or the rest of it, was left out; ""
             fate = templates["fates"]["refused"].format(why=show.translated(file["refused"]))
         title, fate = (
             file["book"] or file["path"],

@@ -149,10 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _make(options: argparse.Namespace) -> Path:
     """Make the page of the run folder or notebook that `what` names; return the page's path.
 
-    A run is evaluated first, unless its scorecard is there already. With parameters (`-p`) `what`
-    is taken for the name of a notebook. Raises `ConfigError` if there is no such folder or
-    notebook, or a parameter or the run's config is wrong; `DataError` if a cell fails, or the run
-    has no finished adapter or no mixture; `MachineError` if the base, the kernel or the disk fails.
+    A run is evaluated first, unless it has a current scorecard. With parameters (`-p`) `what` is
+    taken for the name of a notebook. Raises `ConfigError` if there is no such folder or notebook, a
+    parameter or the config is wrong, or `--out` has another file; `DataError` if a cell fails, or
+    the run lacks adapter, mixture or metrics; `MachineError` if base, kernel or disk fails.
     """
     folder = Path(options.what)
     if (folder / "config.yaml").is_file() and not options.p:

@@ -122,8 +122,8 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, chat: bool)
     """Turn a prompt into token ids, for the model to continue.
 
     Without `chat` they are the token that starts a document and those of the prompt. With `chat`
-    they are the tokenizer's chat template, filled in with the prompt as the user's turn, and with
-    the template's thinking off. Special tokens in the prompt are read as plain text. Raises
+    they are those of the tokenizer's chat template, with the prompt as the user's turn and the
+    template's thinking off. Special tokens in the prompt are read as plain text. Raises
     `ConfigError` if `chat` is set and the tokenizer has no template.
     """
     if not chat:
@@ -228,9 +228,9 @@ def _write(options: argparse.Namespace) -> None:
     """Print the prompt and what the adapter writes behind it; with --base, then the base's text.
 
     Without a prompt, prompts are asked for until an empty line or the end of the input. A chat
-    prompt is not printed. Raises `ConfigError` if there is neither prompt nor input, or an option
-    is wrong; `DataError` if there is no adapter or a prompt is too long; `MachineError` if the base
-    fails to load.
+    prompt is not printed. Raises `ConfigError` if there is neither prompt nor input, or an option,
+    the prompt's encoding or the run's config is wrong; `DataError` if the adapter is missing or
+    unfit, or a prompt is too long; `MachineError` if the base or a GPU fails.
     """
     sampling = Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
     check_strength(options.strength)

@@ -2,8 +2,8 @@
 
 Every metric is measured for the base and for the tuned model on the same items: documents of
 held-out or training text, passages written after the same prompts, or questions. The interval of a
-difference comes from resampling whole items, never single tokens; only that of the questions comes
-from a formula.
+difference comes from resampling whole items, never single tokens; that of the questions, and that
+of recited prefixes if there are none, comes from a formula.
 """
 
 from wuxia_core.evaluate.copying import FLAGGED

@@ -43,9 +43,9 @@ def _measure(options: argparse.Namespace) -> None:
     be measured, the first passages come before them. With `--gate` one more sentence says that
     nothing speaks against publishing the adapter.
 
-    Raises `DataError` if something does speak against it (with `--gate`), or if the folder has no
-    finished adapter, or no mixture any more; `ConfigError` if the run's config, or the name of a
-    task, is wrong; `MachineError` if the base, a GPU or the network fails.
+    Raises `DataError` if something does speak against it (with `--gate`), or the folder lacks a
+    finished adapter of this base or its mixture; `ConfigError` if the run's config or a task's name
+    is wrong, or lm-eval is missing; `MachineError` if base, GPU, network or disk fails.
     """
     if options.harness:
         run_harness(options.output_dir, options.harness)

@@ -75,8 +75,8 @@ def win_rates(output_dir: Path, sheets: list[Path]) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If the key or a sheet cannot be read; if a sheet is named twice, is not this run's, or has
-        an answer that is not A, B or =; or if no sheet answers one of the two questions.
+        If the key or a sheet cannot be read, or is not this run's; if a sheet is named twice, or
+        has an answer that is not A, B or =; or if one of the questions is answered in no sheet.
     """
     if len({sheet.resolve() for sheet in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; each rater fills in one")
@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _write_or_count(options: argparse.Namespace) -> None:
     """Print the win rates in the filled sheets; if none is named, write a sheet to fill in.
 
-    Before a sheet is written, the run is evaluated, unless its scorecard is there already. Raises
-    `DataError` if a sheet is wrong (see `win_rates`), if one that is filled in would be
+    Before a sheet is written, the run is evaluated, unless it has a current scorecard. Raises
+    `DataError` if a sheet or the key is wrong (see `win_rates`), if a filled sheet would be
     overwritten, or if the run has no finished adapter or no mixture; `MachineError` if the base
     cannot be loaded or the folder cannot be written; `ConfigError` if the run's config is wrong.
     """

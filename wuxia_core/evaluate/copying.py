@@ -60,7 +60,7 @@ def overlap(
     for n in LOOKED_UP:
         unmatched = [text if longest[number] < n else "" for number, text in enumerate(squeezed)]
         index = _index(unmatched, n)
-        training = documents() if index else ()  # no pass if every text has a run already
+        training = documents() if index else ()  # no pass if no text is left to look up
         for title, text in tqdm(training, messages("bars")["copying"], leave=False):
             document = _squeeze(text)
             for place in range(len(document) - n + 1):

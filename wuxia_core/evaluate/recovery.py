@@ -104,16 +104,16 @@ def xray(
     """Mask tokens of `texts`, and let the base, and an adapter on it, predict them: an `XRay`.
 
     Each text is cut into windows of `window` tokens. `masker` (None: `SpanMasker()`) masks the
-    first window by `key` as `show_masks` does, the next one, of any text, by `key` + 1. `model` is
-    in evaluation mode. A pass has at most `tokens` tokens (None: `window`), or one window. Raises
-    `DataError` if no token is masked, `ConfigError` if there is no mask token to use.
+    first window by `key` as `show_masks` does, the next one, of any text, by `key` + 1. `model`
+    must be in evaluation mode. A pass has at most `tokens` tokens (None: `window`), or one window.
+    Raises `DataError` if no token is masked, `ConfigError` if there is no mask token to use.
     """
     masker, mask_id = masker or SpanMasker(), _mask_id(model, tokenizer)
     tables: list[pd.DataFrame] = []
     rows: list[Scored] = []  # a row a window, of all texts
     for number, text in enumerate(texts):
         encoded, offsets = Encoder(tokenizer, Segmenter()).passage(text)
-        masks = []  # kinds of each window's tokens, 0 if not masked; first comes <|endoftext|>
+        masks = []  # kinds of each window's tokens, 0: not masked; the text's first: <|endoftext|>
         for start in range(0, len(encoded.input_ids), window):
             ids = encoded.input_ids[start : start + window]
             kinds = masker.kinds(np.arange(len(ids))[None] > 0, [key + len(rows)])[0]
@@ -137,8 +137,8 @@ def _mask_id(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     """Return the id of the mask token.
 
     It is the token whose embedding the adapter trained; if there is no such adapter, it is the
-    token that `mask_token_id` chooses for the base. Raises `ConfigError` if that finds no spare row
-    in the base's embedding table.
+    token that `mask_token_id` chooses for the base. Raises `ConfigError` if the base's embedding
+    table has no spare row for that, or fewer rows than the tokenizer has tokens.
     """
     adapter = getattr(model, "peft_config", {}).get("default")
     trained = getattr(adapter, "trainable_token_indices", None)
@@ -261,7 +261,7 @@ def _xray_tokens(context: EvalContext, texts: Sequence[str], key: int) -> pd.Dat
 
     `key` is the key of the first window, as in `xray`. Raises `DataError` if no token is masked.
     """
-    # With the default ratios, not those of the run, so that runs can be compared.
+    # With the default ratios and lengths, not those of the run, so that runs can be compared.
     masker = SpanMasker(seed=context.seed)
     bounds = {"window": context.config.data.max_length, "tokens": context.pass_tokens}
     return xray(context.model, context.tokenizer, texts, masker, key, **bounds).tokens

@@ -55,13 +55,13 @@ logger = logging.getLogger(__name__)
 def evaluate(output_dir: str | Path, echo: Echo = logger.info) -> Scorecard:
     """Return a run folder's scorecard: read `scorecard.json`, or measure it and write that file.
 
-    It is measured if the file is missing, or if the adapter, a base in a folder, the texts, the
-    questions or a setting of the evaluation has changed since. A changed `max_copied` or
-    `max_extracted` does not count. When it is measured, `echo` is called with the first passages as
-    soon as they are written, before any figure is measured. Raises `DataError` if the folder holds
-    no finished adapter, or one of another base, or its mixture is gone; `MachineError` if the base
-    cannot be loaded, a GPU cannot be used or lacks memory, or the folder cannot be written;
-    `ConfigError` if the run's config is wrong.
+    It is measured if the file is missing, or if the adapter, a base in a folder, the texts, our
+    prompts or questions, the seed, `data.max_length` or a setting of the evaluation has changed
+    since, except `max_copied` and `max_extracted`. When it is measured, `echo` is called with the
+    first passages as soon as they are written, before any figure is measured. Raises `DataError` if
+    the folder holds no finished adapter, or one of another base, or its mixture is gone;
+    `MachineError` if the base cannot be loaded, a GPU cannot be used or lacks memory, or the folder
+    cannot be written; `ConfigError` if the run's config is wrong.
     """
     folder = Path(output_dir)
     digest = _digest(folder)
@@ -206,7 +206,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Hash everything that the measurements of a scorecard depend on: 16 hex digits.
+    """Hash what the measurements of a scorecard depend on: 16 hex digits.
 
     If the base is a folder, its JSON files and weights are hashed; of a base from the hub only the
     name is, as a part of the adapter's settings. `evaluation.max_copied` and `max_extracted` are
@@ -287,9 +287,9 @@ def gate_failures(scorecard: Scorecard, limits: EvaluationConfig) -> Iterator[st
     """Yield what speaks against publishing an adapter, a sentence each: it copied, or it forgot.
 
     There is a sentence for each copied run of `max_copied` characters or more; for each figure of
-    copying and of general text that was not measured; for a share of recited prefixes above
-    `max_extracted`; for general text that got worse; and for questions that are answered worse
-    (`wits`). It is no failure if the questions cannot tell whether the model forgot.
+    copying and of general text that was not measured; for a share of recited prefixes, training
+    less held out, above `max_extracted`; for general text that got worse; and for questions that
+    are answered worse (`wits`). It is no failure if the questions cannot tell whether it forgot.
     """
     rows = by_name(scorecard)
     extraction, general = rows["extraction_near", "training"], rows["bits_per_char", "general"]

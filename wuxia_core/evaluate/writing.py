@@ -277,8 +277,8 @@ class _HumanStyle:
 def _measures(human_style: _HumanStyle) -> list[tuple[Metric, Measure]]:
     """List the metrics of passages, each with the function that makes items of a writer's rows.
 
-    The functions raise `DataError` if there is too little human text to fit `human_style`, and the
-    statistic of `burrows_delta` also if all passages together have fewer than 2,000 characters.
+    The functions of the first two raise `DataError` if there is too little human text to fit
+    `human_style`, the statistic of `burrows_delta` if a writer has under 2,000 characters in all.
     """
 
     def pooled_delta(items: pd.DataFrame, weights: Floats) -> Floats:

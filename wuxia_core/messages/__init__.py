@@ -32,7 +32,7 @@ def messages(section: str) -> dict[str, Any]:
     """Read the messages of a section in the reader's language: templates with places for figures.
 
     In English `messages("page")["more"]` is `"{more} more files."`. Raises `ConfigError` if the
-    environment variable `WUXIA_LANG` names no language that there is.
+    environment variable `WUXIA_LANG` is neither `zh` nor `en`, nor empty or unset.
     """
     templates: dict[str, Any] = _read(language())[section]
     return templates

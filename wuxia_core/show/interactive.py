@@ -146,7 +146,7 @@ class GuessBox(widgets.VBox):
         self._update()
 
     def _update(self, _: dict[str, Any] | None = None) -> None:
-        """Show the masks and the guesses, or that the text is too short; the controls call this."""
+        """Show the masks and the guesses, or say why there are none; the controls call this."""
         text, key = self.text.value, self.draw.value
         try:
             masks = show_masks(text, self._tokenizer, self._masker, key)._repr_html_()
@@ -276,8 +276,8 @@ class WritingDesk(widgets.VBox):
     def _write_row(self, row: dict[str, Any], sampling: Sampling) -> None:
         """Write the text of each writer into `row`, under the writer's name; the thread runs this.
 
-        If an error is raised, or the user pressed stop, the writers that come later write nothing,
-        and the reason is shown as the status.
+        If the user pressed stop, or a `WuxiaError` or `RuntimeError` is raised, the writers that
+        come later write nothing, and the reason is shown as the status.
         """
         error_text = ""
         try:

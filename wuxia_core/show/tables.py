@@ -175,7 +175,7 @@ def run_size(mixture: Mixture, config: Config, processes: int = 2) -> dict[str, 
     optimizer) and `tokens of the run`, which is an estimate.
     """
     windows, tokens = len(train_windows(mixture)), int(mixture.report["tokens"].sum())  # an epoch's
-    # `batch` is the windows of a step, `steps` those of the whole run.
+    # `batch` is the number of windows of a step, `steps` the number of steps of the whole run.
     batch, steps = effective_batch(config, processes), int(run_steps(config, windows, processes))
     return {
         "windows": windows,
@@ -320,8 +320,8 @@ def window_table(mixture: Mixture, tokenizer: "PreTrainedTokenizerBase", key: in
 def read_metrics(output_dir: str | Path) -> pd.DataFrame:
     """Read a run's `metrics.jsonl` into a table: a row has logged figures, passages or an event.
 
-    `event` is None in a row that has none. If a run was resumed and did some steps again, only the
-    rows of the last time are in the table. Raises `DataError` if the folder has no such file.
+    `event` is None in a row that has none. If a run was resumed and did some steps again, the table
+    has of these steps only the rows of the last time. Raises `DataError` if there is no such file.
     """
     if not (Path(output_dir) / METRICS).is_file():
         remedy = "name a run's folder as output_dir, or make one: python launch_ddp.py"
