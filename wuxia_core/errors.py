@@ -253,7 +253,7 @@ class _ExpendableFile(io.FileIO):
 def _discard_output(descriptor: int) -> None:
     """Make a file descriptor lead to the null device, in child processes too."""
     null = os.open(os.devnull, os.O_WRONLY)
-    if null != descriptor:  # `open` takes the lowest free one: `descriptor`, if it was closed
+    if null != descriptor:  # `open` takes the lowest free one, maybe `descriptor` itself
         os.dup2(null, descriptor)
         os.close(null)
     os.set_inheritable(descriptor, True)

@@ -147,7 +147,7 @@ def _find_chapters(text: str) -> list[tuple[int, _Candidate]]:
 
 @functools.lru_cache(maxsize=1)
 def heading_spans(text: str) -> list[tuple[int, int]]:
-    """List `(start, end)` of the headings that open chapters, and of all lines like `HEADING`.
+    """List `(start, end)` of the headings that open chapters, and of all that `HEADING` matches.
 
     They are sorted. The result for the last text is cached.
     """
@@ -210,8 +210,8 @@ def _title_length(rest: str) -> int:
 def _choose_series(lines: list[_Candidate], text: str, start: int, end: int) -> list[_Candidate]:
     """Choose the headings of chapters from `start` to `end`, in any order; `[]` if there are none.
 
-    They are the best series of all lines there. Inside each chapter of over 30,000 characters that
-    this series leaves, another series is looked for: the headings may change their form there
+    They are the best series of all lines there and, for each chapter of over 30,000 characters that
+    it leaves, the series found inside it: the headings may change their form there
     (第41回 after 第40章), or a new book may begin. Changes `trusted` of lines, see `_drop_empty`.
     """
     series = _best_series([line for line in lines if start <= line.start < end], text, end - start)
@@ -277,8 +277,8 @@ def _best_chain(lines: list[_Candidate], family: tuple[int | str | bool, ...]) -
     """Choose the chain of lines with the highest score, by dynamic programming over pairs of lines.
 
     A chain's score is the sum of the points of its lines and of the `_pair_points` of neighbours in
-    it. A trusted line of the family has 2 points; another line of the family, if its style occurs
-    three times in the family, 0.3; any other line -1.2. The neighbour above a line is one of the
+    it. A trusted line of the family has 2 points; another line of the family, if three or more
+    have its style, 0.3; any other line -1.2. The neighbour above a line is one of the
     `LOOK_BACK` lines above it. Of chains with equal scores the one that ends first is chosen.
     """
     styles = Counter(line.style for line in lines if line.family == family)

@@ -213,7 +213,7 @@ def licence(text: str) -> Iterator[Edit]:
 
 
 def footnotes(text: str) -> Iterator[Edit]:
-    """Delete numbered notes: marks such as [12], and the later paragraphs that begin with a mark.
+    """Delete numbered notes: marks such as [12], and a later paragraph that begins with the mark.
 
     Such a paragraph is deleted with a heading right above it (注释). A mark without such a
     paragraph stays, and so does a paragraph whose mark does not occur before it.

@@ -42,7 +42,7 @@ RARE = ((0, 9), (14, 32), (0x3100, 0x3130), (0x3400, 0xA000), (0xE000, 0xFB00), 
 LINE_ENCODINGS = ("utf-8", "gb18030", "cp950")  # byte 10 is always a newline in them
 ENCODINGS = (*LINE_ENCODINGS, "utf-16-le", "utf-16-be")  # the ones that are detected
 SAMPLE = 49_152  # bytes at the beginning by which the encoding of the whole text is guessed
-MOST_BROKEN = 0.001  # share of undecodable characters: a text with more is in another encoding
+MOST_BROKEN = 0.001  # share of undecodable characters: a text with more is not in it
 MOST_MENDED = 0.1  # share of undecodable characters: with as many `_mend_pair` is not tried
 LEAST_GAIN = 5  # least score, or gain in score, for which a text is read in another encoding
 
@@ -161,9 +161,9 @@ def decode_block(data: bytes, path: Path, encoding: str | None, start: int) -> B
 
 
 def other_format(head: bytes) -> str:
-    """Return the suffix of the format in `MAGIC` whose mark `head` begins with, `""` if none.
+    """Return the suffix of the format in `MAGIC` whose mark begins `head` or is at byte 60.
 
-    `other_format(b"%PDF-1.7")` is `".pdf"`.
+    `other_format(b"%PDF-1.7")` is `".pdf"`; without such a mark the suffix is `""`.
     """
     for mark, kind in MAGIC.items():
         if head.startswith(mark) or head.startswith(mark, 60):  # a .mobi has its mark at byte 60
@@ -233,7 +233,7 @@ def _weights() -> npt.NDArray[np.int8]:
         # Of level 1 the first byte is B0 to D7 in GB2312, A4 to C6 in Big5.
         weights[code] = 0 if b"\xb0" <= gb < b"\xd8" or b"\xa4" <= big5 < b"\xc7" else -1
     weights[codes("".join(DATA["common"]))] = 1
-    weights[codes("\ufffd" + LOST[0])] = -5  # 锟 begins 锟斤拷, which is � read as GBK
+    weights[codes("\ufffd" + LOST[0])] = -5  # 锟 begins 锟斤拷, which is �� read as GBK
     return weights
 
 
@@ -256,8 +256,8 @@ def _mend_pair(error: UnicodeError) -> tuple[str, int]:
 
     In Big5, if Windows' code page 950 has a character for the bad byte and the next one, it is that
     character, and decoding goes on behind the two bytes. Else the character is �. Decoding then
-    goes on behind the first byte, or behind both if the second may belong to a pair: of the two
-    places the one is taken from which the next 16 bytes score higher, in a tie the later one.
+    goes on behind the first byte; but if the second may belong to a pair, behind it or behind both,
+    whichever place has next 16 bytes with the higher score, in a tie the later place.
     """
     assert isinstance(error, UnicodeDecodeError)
     data, start, name = error.object, error.start, error.encoding

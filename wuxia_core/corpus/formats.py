@@ -1,7 +1,7 @@
 """From the formats that books come in to text as a .txt has it: HTML, e-books, Word, archives.
 
-No file is unpacked to disk. Entities, scripts and links in a file are not followed. Text is neither
-cleaned nor cut into chapters here.
+No file is unpacked to disk, and nothing that a file defines (entities, scripts, links) is followed.
+Text is neither cleaned nor cut into chapters here.
 """
 
 import functools
@@ -158,7 +158,7 @@ def read(path: Path, member: str, encoding: str | None, size: int) -> Iterator[B
 
 
 def _convert(data: bytes, kind: str, place: Path, encoding: str | None) -> Book:
-    """Decode `data`, the bytes of a file of the suffix `kind`, and return its text without markup.
+    """Decode `data`, the bytes of a file of the suffix `kind`, to a book without markup.
 
     `place`, the file's path, becomes that of the book. Raises `CorpusError` if the file is no text
     or is encrypted, one of `DAMAGE_ERRORS` if it is damaged.

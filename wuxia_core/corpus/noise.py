@@ -82,8 +82,8 @@ MOST_USES = 6  # uses of a site's name for each advertisement with it; plain wor
 def _is_notice(line: str, points_around: int = 0, points_at_edge: int = 0) -> bool:
     """Whether a line, or a part of one, is a notice of a site or an author (see `ENOUGH`).
 
-    `points_around` are points for an address or brackets around it (-1 for brackets that prose has
-    too), `points_at_edge` are points for standing at a chapter's edge.
+    `points_around` are points for an address, brackets or a note around it (-1 for brackets that
+    prose has too), `points_at_edge` are points for standing at a chapter's edge.
     """
     line = pattern("title").sub("", line.translate(PLAIN))
     words = list(pattern("word").finditer(line))
@@ -322,7 +322,7 @@ def authors_notes(text: str) -> Iterator[Edit]:
     Only lines that end in a chapter's first 100 characters or begin in its last 300 are looked at.
     """
     spans = (x for x in heading_spans(text) if not pattern("note_opens").match(text, *x))
-    edges = [0, *chain(*spans), len(text)]  # begin and end of each chapter, by turns
+    edges = [0, *chain(*spans), len(text)]  # of chapters; a heading that opens a note is none
     for start, end in zip(edges[::2], edges[1::2], strict=True):  # of a chapter
         last_start = max(start, end - BEFORE_EDGE)
         first_end = text.rfind("\n", start, min(start + BEHIND_EDGE, last_start))
@@ -425,8 +425,8 @@ def _recurs(key: str, count: int, headings: int) -> bool:
     """Whether `key`, a line without its blanks near `count` of `headings` headings, is noise.
 
     Noise has 3 to 40 characters and no words of a story; if it ends as a sentence, it is a notice.
-    It is near three headings or more: one in eight of all if it is a title in 《》 or has a word
-    of sites or authors, else two in three, as stories repeat names and times (三日后).
+    It is near three headings or more, and near one in eight of all if it is a title in 《》 or has
+    a word of sites or authors, else near two in three, as stories repeat names and times (三日后).
     """
     if pattern("told").search(key) or not 2 < len(key) <= LONGEST_REPEAT:
         return False

@@ -50,7 +50,7 @@ NOISE = re.compile(f"[^{CJK}\U00020000-\U0003ffff\\s]")
 PARAGRAPH_END = re.compile("[。！？!?…—”’』」]$", re.MULTILINE)
 HEAD = 99  # characters at a chapter's beginning in which its heading stands
 NOISE_WEIGHT = 50  # 2 % of noise then make an edition as bad as the loss of half its chapters
-SAME_BOOK = 0.5  # least share of a book's hashes that its better edition has; of 水浒传 it is 0.65
+SAME_BOOK = 0.5  # least share of hashes that the better edition has; editions of 水浒传 share 0.65
 MUCH_LONGER = 1.25  # times the better edition's length: a book longer than that is kept
 
 # Paragraphs.
@@ -187,7 +187,7 @@ class DuplicateIndex:
         A book is not listed if it is more than 1.25 times as long as the better edition, or if the
         better edition is itself listed. A book's length is the number of its distinct hashes. The
         better edition (see `_quality`) is the simplified one, else the one with less noise and more
-        headings and paragraphs, else the longer one, else the first by name.
+        headings and paragraphs, else the one with more Han characters, else the first.
         """
         names = sorted(self._books, key=self._quality)
         sketches = [self._books[name].distinct_hashes() for name in names]
@@ -225,7 +225,7 @@ class DuplicateIndex:
 
         The columns `document` and `line` give the place of a paragraph to be left out,
         `kept_document` and `kept_line` that of the paragraph kept for it. The kept one is longer,
-        or as long and earlier, and the sketches share 6 of 8 hashes. Paragraphs of less than 40 Han
+        or as long and earlier, and they share 6 or more of 8 hashes. Paragraphs of less than 40 Han
         characters, and those of the documents `leaving_out`, are not compared. Lines are counted
         from 0; a paragraph's length is its number of runs.
         """

@@ -38,7 +38,7 @@ ADVICE = {kind: advice for advice, kinds in (
     ("if it is general text, name it as --general or data.general_file", ".jsonl"),
 ) for kind in kinds.split()}  # fmt: skip
 OTHER = "if it is a book, save it as .txt"
-# A file is taken for general text if this occurs in its name, which is made lower case first.
+# A file is no novel if this occurs in its path below `data_dir`, which is made lower case first.
 GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
 NOT_UTF8 = "its name is not UTF-8; rename it, or set PYTHONUTF8=1"
@@ -170,11 +170,11 @@ def _look_into(path: Path, root: Path, source: str = "", *also_read: str) -> Ite
     """Yield a file, or the members of a .zip, each with its source or the reason to leave it out.
 
     The `name` of each is the path from `root`, or the path's last part if it is not below `root`.
-    If `source` is given, that is the source. If not, a file called general.txt is general text. A
-    file otherwise called like general text, or in one of `OWN_FOLDERS`, is left out (in the second
-    case the entry is the folder). Any other file is a novel. `also_read` are suffixes that are read
-    besides `READABLE`. A file whose name `IGNORED` matches is not yielded, nor is a hidden file
-    that is left out.
+    What cannot be read, and a readme.md, is left out. Without a `source`, so is a file in one of
+    `OWN_FOLDERS` (the entry is the folder) or called like general text, except a general.txt, which
+    is general text. Any other file is of `source` or, without it, a novel. `also_read` are suffixes
+    that are read besides `READABLE`. A file whose name `IGNORED` matches is not yielded, nor is a
+    hidden file that is left out.
     """
     inside = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     if not source and inside.parts[0] in OWN_FOLDERS:
@@ -228,7 +228,7 @@ def read_documents(
     """Read the file of a report, clean it, yield its documents, and fill in the report.
 
     `encoding` is the name of the file's encoding; by default the encoding is detected. `skip` names
-    cleaning rules to leave out; rules for novels only are also left out for general text and JSONL.
+    cleaning rules to leave out; general text and JSONL go without rules for novels only, too.
     With `simplify` documents in traditional characters become simplified, see `to_simplified`. The
     report gets a `skip_reason` if the file, or the rest of it, cannot be read as text, or if no
     text is left after cleaning. A file that is `left_out` is not read.

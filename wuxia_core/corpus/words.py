@@ -1,7 +1,7 @@
 """Cut text into words with a user's lexicon, class its characters, count and compare its words.
 
-A word of the lexicon is not cut: if 白鹤亮翅 is in the lexicon, 使一招白鹤亮翅 becomes 使, 一招 and
-白鹤亮翅.
+A word of the lexicon is kept whole, unless it overlaps an earlier one: if 白鹤亮翅 is in it,
+使一招白鹤亮翅 becomes 使, 一招 and 白鹤亮翅.
 """
 
 import re

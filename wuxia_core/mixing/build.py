@@ -73,7 +73,7 @@ def _replace(
 ) -> None:
     """Build the mixture that `manifest` describes, and put it in the place of `folder`.
 
-    Raises `ConfigError` if a run uses the mixture in `folder`.
+    Raises `ConfigError` if a run uses the mixture in `folder`, and other errors as `mix` does.
     """
     with store.kept_unused(folder):
         texts_folder = _prepare_texts(config, files, manifest, folder)
@@ -119,8 +119,8 @@ def find_texts(config: Config) -> list[corpus.File]:
 
     They are in the order of `join_series`. Raises `DataError` if there is no novel, if
     `data.general_file` is set but has no text, or if the general text is far too short (see
-    `windows.check_sizes`); `ConfigError` if no file has a name that is in `data.encoding` or
-    `data.weights`.
+    `windows.check_sizes`); `ConfigError` if any name in `data.encoding` or
+    `data.weights` is no file's.
     """
     settings = config.data
     paths = (settings.general_file, settings.lexicon)
@@ -141,7 +141,7 @@ def find_texts(config: Config) -> list[corpus.File]:
 
 
 def _lexicon(config: Config) -> tuple[str, ...]:
-    """Read the words of `data.lexicon`, which are never cut; () if it is None."""
+    """Read the words of `data.lexicon`, which the segmenter keeps whole; () if it is None."""
     path = config.data.lexicon
     return () if path is None else corpus.read_lexicon(locate(path))
 
@@ -152,8 +152,7 @@ def _manifest(config: Config, files: list[corpus.File]) -> dict[str, Any]:
     Two equal manifests describe the same mixture. A file that is left out has the reason in place
     of the hash.
     """
-    # These settings are not in the manifest: the files to which they lead are hashed, wherever
-    # they are.
+    # These paths are not in the manifest: what is read from them is hashed, wherever it is.
     paths = {"data_dir", "general_file", "processed_data_file", "lexicon"}
     lexicon = "\n".join(sorted(_lexicon(config)))
     tokenizer = tokenizer_files(base_path(config.model))

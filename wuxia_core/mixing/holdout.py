@@ -79,7 +79,7 @@ def split(documents: pd.DataFrame, left_out: pd.Series, val_ratio: float, seed: 
     passages = general.groupby("book")["book"].transform("size")  # number of them in its file
     files = general["book"].where(passages >= MIN_PASSAGES, "")  # "" joins the short files
     for _, rows in general.groupby(files):
-        fewest = ceil(FEWEST / files.nunique())  # in each file, so that all files have FEWEST
+        fewest = ceil(FEWEST / files.nunique())  # in each file, so that it is FEWEST in all
         splits[_tail(rows["characters"], val_ratio, fewest)] = VALIDATION
     return splits
 

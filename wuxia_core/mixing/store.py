@@ -172,8 +172,8 @@ def open_run_mixture(run: Path, processed_data_file: str) -> Mixture:
     """Open the mixture that the run in the folder `run` was trained on.
 
     `processed_data_file` is the key `data.processed_data_file` of the run's config. Raises
-    `DataError` if `run` is no run folder, if the mixture is missing, or if there is another mixture
-    in its place: texts that the run was trained on could be held out in that one.
+    `DataError` if `run` is no run folder, or if the mixture is missing, damaged or replaced
+    by another one: texts that the run was trained on could be held out in that one.
     """
     folder = locate(str(mixture_folder(processed_data_file)))
     manifest = read_manifest(run, RUN_MIXTURE)
@@ -296,7 +296,7 @@ def kept_unused(folder: Path) -> Iterator[None]:
 def _open_beside(folder: Path, kind: str) -> TextIO:
     """Open a hidden file to read and append: `data/.mixed.lock` for `data/mixed` and "lock".
 
-    A missing file or folder is made. Raises `MachineError` if the file cannot be opened.
+    A missing file or folder is made. Raises `MachineError` if that, or opening the file, fails.
     """
     with raise_machine_error(f"data.processed_data_file {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
