@@ -5,9 +5,11 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -162,8 +164,10 @@ def lab(tmp_path_factory):
 def _port(folder: Path, server: subprocess.Popen) -> int:
     for _ in range(PATIENCE // 100):
         for path in folder.glob("jpserver-*.json"):
-            if found := path.read_text():
-                return json.loads(found)["port"]
+            with suppress(OSError, ValueError):  # the file may be there before the server listens
+                port = json.loads(path.read_text())["port"]
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return port
         assert server.poll() is None, "JupyterLab ended"
         time.sleep(0.1)
     raise TimeoutError("JupyterLab did not start in time")
