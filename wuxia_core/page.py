@@ -149,7 +149,7 @@ def _preview(title: str, passage: str) -> Markup:
     Returns a PNG as an address that holds its own data.
     """
     with rc_context(), io.BytesIO() as file:
-        show.axes(Figure().subplots())  # only to set the font
+        show.use_style()
         figure = Figure(PREVIEW, dpi=100, facecolor=PAPER)
         lines = "\n".join(PREVIEW_LINE.findall(show.drawable(passage))[:5])
         figure.text(0.06, 0.8, show.drawable(title), size=36, color=TEXT)
@@ -178,16 +178,13 @@ def _plots(scorecard: Scorecard, metrics: pd.DataFrame) -> dict[str, Markup]:
     losses = ["eval_wuxia_loss", "eval_general_loss", "loss"]
     is_measured = not metrics.reindex(columns=bits).dropna().empty
     has_strengths = len(scorecard["strengths"]) > 1
-    strengths, forgetting = (
-        partial(show.plot_strengths, scorecard),
-        partial(show.plot_forgetting, metrics),
-    )
-    return {
-        "strengths": _svg("strengths", strengths) if has_strengths else Markup(),
-        "forgetting": _svg("forgetting", forgetting) if is_measured else Markup(),
-        "bits": _svg("bits", partial(show.plot_metric, metrics, bits, ylabel="bits_per_char")),
-        "losses": _svg("losses", partial(show.plot_metric, metrics, losses, ylabel="nats")),
+    plots: dict[str, Callable[..., object] | None] = {
+        "strengths": partial(show.plot_strengths, scorecard) if has_strengths else None,
+        "forgetting": partial(show.plot_forgetting, metrics) if is_measured else None,
+        "bits": partial(show.plot_metric, metrics, bits, ylabel="bits_per_char"),
+        "losses": partial(show.plot_metric, metrics, losses, ylabel="nats"),
     }
+    return {name: _svg(name, plot) if plot else Markup() for name, plot in plots.items()}
 
 
 def _svg(name: str, plot: Callable[..., object]) -> Markup:
@@ -198,7 +195,7 @@ def _svg(name: str, plot: Callable[..., object]) -> Markup:
     of a plot refer to each other, so that no two plots share these.
     """
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), io.StringIO() as file:
-        show.axes(Figure().subplots())  # only to set the plots' style, which the next figure takes
+        show.use_style()  # before the figure is made, which takes it
         figure = Figure(SIZE, layout="constrained")
         ax = figure.subplots()
         plot(ax=ax)

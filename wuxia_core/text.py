@@ -9,7 +9,7 @@ cleaning proposes.
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,12 @@ def escape(text: str) -> str:
     `escape("<b>\u200b")` is `"&lt;b&gt;⟨U+200B⟩"`.
     """
     return html.escape(visible(text))
+
+
+def name_some(names: Sequence[str], count: int = 3) -> str:
+    """Name the first `count` of some names, and count the others: `甲, 乙, 丙 and 2 more`."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
 
 
 def _numbered(match: re.Match[str]) -> str:

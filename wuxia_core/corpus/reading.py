@@ -19,7 +19,7 @@ from wuxia_core.corpus.cleaning import NOVELS_ONLY, OFF, Tally, clean
 from wuxia_core.corpus.formats import READABLE, contents, read
 from wuxia_core.corpus.overlap import to_simplified
 from wuxia_core.errors import CorpusError, DataError
-from wuxia_core.text import visible
+from wuxia_core.text import name_some, visible
 
 logger = logging.getLogger(__name__)
 _warn = functools.cache(logger.warning)  # once a text: a launch lists the folder again and again
@@ -42,7 +42,6 @@ OTHER = "if it is a book, save it as .txt"
 GENERAL = re.compile("(?<![a-z])general(?![a-z])|wiki|baike|通用|维基|百科|语料")
 NO_NOVEL = "called like general text; name it as --general or data.general_file, or rename it"
 NOT_UTF8 = "its name is not UTF-8; rename it, or set PYTHONUTF8=1"
-NAMES_SHOWN = 3  # names of files at most, in a warning
 BLOCK = 32_000_000  # bytes read at a time
 
 # Documents, in characters.
@@ -123,8 +122,7 @@ def _require(files: list[File], source: str, message: str) -> None:
     warnings = []
     for reason in dict.fromkeys(file.left_out for file in files if file.left_out):
         names = [file.name for file in files if file.left_out == reason]
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        warnings.append(visible(f"{', '.join(names[:NAMES_SHOWN])}{more}: {reason}"))
+        warnings.append(visible(f"{name_some(names)}: {reason}"))
     if not any(file.source == source for file in files):
         raise DataError("\n".join([message, *warnings]))
     for warning in warnings:

@@ -29,6 +29,7 @@ from wuxia_core.mixing import store, windows
 from wuxia_core.mixing.holdout import describe_split, join_series, split
 from wuxia_core.mixing.store import TRAIN, UNUSED, VALIDATION, Mixture, Texts
 from wuxia_core.model import base_path, load_tokenizer, tokenizer_files
+from wuxia_core.text import name_some
 
 logger = logging.getLogger(__name__)
 
@@ -334,9 +335,8 @@ def _list_traditional(novels: pd.DataFrame, texts: Texts) -> list[str]:
     if len(books) == len(first):
         return []
     if books:
-        names = ", ".join(books[:3]) + (f" and {len(books) - 3} more" if books[3:] else "")
         remedy = "the other novels are not; set data.to_simplified=true"
-        logger.warning("in traditional characters: %s; %s", names, remedy)
+        logger.warning("in traditional characters: %s; %s", name_some(books), remedy)
     return books
 
 

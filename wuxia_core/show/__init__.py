@@ -16,6 +16,7 @@ from wuxia_core.show.plots import (
     plot_scorecard,
     plot_strengths,
     plot_typical,
+    use_style,
 )
 from wuxia_core.show.tables import (
     advice,

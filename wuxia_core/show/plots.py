@@ -68,14 +68,18 @@ def drawable(text: str) -> str:
     )
 
 
+def use_style() -> None:
+    """Set matplotlib: from now on all plots write Chinese, and `$` as a dollar sign."""
+    plt.rcParams.update(STYLE | {"font.family": _fonts()[0]})
+
+
 def axes(ax: Axes | None = None, *, rows: int | None = None) -> Axes:
     """Return `ax`, or new axes if it is None, without a line at the top and at the right.
 
     New axes are 9 cm high, or as high as `rows` bars need. They have no background, and their words
-    can be read on white and on black. The call also changes matplotlib's settings: from then on all
-    plots write Chinese, and `$` as a dollar sign.
+    can be read on white and on black. The call also changes matplotlib's settings, by `use_style`.
     """
-    plt.rcParams.update(STYLE | {"font.family": _fonts()[0]})
+    use_style()
     if ax is None:
         height = 3.6 if rows is None else 1.2 + 0.3 * rows  # inches
         _, ax = plt.subplots(figsize=(7.5, height), frameon=False, layout="constrained")

@@ -33,7 +33,7 @@ WIDE = 30  # characters; a longer text has `table` keep its column wide
 TRANSLATED = ["", "source", "split", "name", "unit", "condition", "read"]
 FEWEST_STEPS = 100  # of a run; `advice` warns of fewer
 # Reasons to leave a file out that is hardly a novel.
-NO_NOVEL = re.compile("^describes a folder|^called like|if it is a book")
+NO_NOVELS = re.compile("^describes a folder|^called like|if it is a book")
 # A replacement character, the same read as GBK (锟斤拷), or unset memory read as GBK (烫, 屯); with
 # up to 8 characters of the line on either side.
 GARBLED = re.compile("[^\n]{0,8}(?:\ufffd|锟斤拷|烫烫烫|屯屯屯)[^\n]{0,8}")
@@ -112,7 +112,7 @@ def _advise_files(mixture: Mixture) -> Iterator[str]:
     files = mixture.preparation["files"]
     copies = {copy["book"] for copy in mixture.preparation["same_books"]}  # titles left out
     sources = ("wuxia", "")  # "": a file that was not read, so its source is not known
-    novels = [x for x in files if x["source"] in sources and not NO_NOVEL.search(x["refused"])]
+    novels = [x for x in files if x["source"] in sources and not NO_NOVELS.search(x["refused"])]
     unused = [file for file in novels if not file["documents"] or file["book"] in copies]
     if unused:
         yield messages("advice")["files"].format(unused=len(unused), files=len(novels))
